@@ -1,0 +1,176 @@
+// Package btrfstest gives tests a real btrfs filesystem of their own. It needs
+// root, loop devices and btrfs-progs. A test fails without them unless
+// BTRFS_CSI_SKIP_ROOT_TESTS=1 says that it may be skipped: a suite that passes
+// because it did nothing is worse than one that fails.
+package btrfstest
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// SkipVariable is the environment variable that, set to 1, skips the tests that
+// need root.
+const SkipVariable = "BTRFS_CSI_SKIP_ROOT_TESTS"
+
+const defaultSize = 2 << 30
+
+type config struct {
+	size         int64
+	mkfsArgs     []string
+	mountOptions []string
+}
+
+// Option changes the filesystem that Mount makes.
+type Option func(*config)
+
+// Size sets the size in bytes; 2 GiB without it. The image is sparse. btrfs wants
+// 114 MiB at least.
+func Size(bytes int64) Option { return func(c *config) { c.size = bytes } }
+
+// MkfsArgs adds arguments to mkfs.btrfs.
+func MkfsArgs(args ...string) Option {
+	return func(c *config) { c.mkfsArgs = append(c.mkfsArgs, args...) }
+}
+
+// MountOptions adds mount options.
+func MountOptions(options ...string) Option {
+	return func(c *config) { c.mountOptions = append(c.mountOptions, options...) }
+}
+
+// images are the image files by mount point, for Image and PowerCut.
+var images sync.Map
+
+// RequireRoot fails the test unless it runs as root, or skips it when
+// SkipVariable says so.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Getenv(SkipVariable) == "1" {
+		t.Skipf("%s=1", SkipVariable)
+	}
+	if os.Geteuid() != 0 {
+		t.Fatalf("needs root and btrfs; set %s=1 to skip this test", SkipVariable)
+	}
+}
+
+// Mount makes a btrfs filesystem in a sparse file below t.TempDir and returns
+// where it is mounted. It is unmounted, and its loop device freed, when the test
+// ends, however it ends.
+func Mount(t testing.TB, options ...Option) string {
+	t.Helper()
+	RequireRoot(t)
+	c := config{size: defaultSize}
+	for _, option := range options {
+		option(&c)
+	}
+	image := filepath.Join(t.TempDir(), "btrfs.img")
+	truncate(t, image, c.size)
+	run(t, "mkfs.btrfs", append(append([]string{"-q", "-f", "-K"}, c.mkfsArgs...), image)...)
+	return mountImage(t, image, c.mountOptions)
+}
+
+// Image returns the file behind a filesystem that Mount made.
+func Image(t testing.TB, mountPoint string) string {
+	t.Helper()
+	image, ok := images.Load(mountPoint)
+	if !ok {
+		t.Fatalf("%s was not mounted by btrfstest", mountPoint)
+	}
+	return image.(string)
+}
+
+// PowerCut returns where a copy of a filesystem is mounted as a power cut at this
+// moment would leave it: with what has reached its device, without what the
+// kernel holds in memory. The original lives on. No one may write to it meanwhile.
+// It needs kernel 6.7, where a copy is mounted beside its original.
+func PowerCut(t testing.TB, mountPoint string) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "powercut.img")
+	run(t, "cp", "--sparse=always", Image(t, mountPoint), image)
+	return mountImage(t, image, nil)
+}
+
+// Grow makes the device under a filesystem larger, not the filesystem.
+func Grow(t testing.TB, mountPoint string, size int64) {
+	t.Helper()
+	image := Image(t, mountPoint)
+	truncate(t, image, size)
+	loop, err := exec.Command("losetup", "--noheadings", "--output", "NAME", "--associated", image).Output()
+	if err != nil {
+		t.Fatalf("loop device of %s: %v", image, err)
+	}
+	run(t, "losetup", "--set-capacity", strings.TrimSpace(string(loop)))
+}
+
+func mountImage(t testing.TB, image string, options []string) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "mnt")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// mount frees the loop device with the last unmount. Others may take the free
+	// device that it saw first, hence the attempts.
+	args := []string{"-t", "btrfs", "-o", strings.Join(append([]string{"loop"}, options...), ","), image, dir}
+	var out []byte
+	var err error
+	for range 5 {
+		if out, err = exec.Command("mount", args...).CombinedOutput(); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatalf("mount %s: %v: %s", strings.Join(args, " "), err, out)
+	}
+	images.Store(dir, image)
+	t.Cleanup(func() {
+		images.Delete(dir)
+		unmount(t, dir)
+	})
+	return dir
+}
+
+// unmount waits a while for descriptors that the test closes late. After that it
+// detaches, so that nothing outlives the test, and fails it.
+func unmount(t testing.TB, dir string) {
+	t.Helper()
+	var err error
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		// More may have been mounted on top, or it may be unmounted already.
+		for err = unix.Unmount(dir, 0); err == nil; {
+			err = unix.Unmount(dir, 0)
+		}
+		if errors.Is(err, unix.EINVAL) {
+			return
+		}
+	}
+	t.Errorf("unmount %s: %v; detaching it", dir, err)
+	_ = unix.Unmount(dir, unix.MNT_DETACH)
+}
+
+func truncate(t testing.TB, path string, size int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+}

@@ -1,0 +1,115 @@
+package btrfs
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+const openFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+
+// withDir opens a directory for the duration of fn and gives every error its
+// operation and path.
+func withDir(operation, path string, fn func(fd int) error) error {
+	fd, err := openDir(path)
+	if err == nil {
+		defer unix.Close(fd)
+		err = fn(fd)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %q: %w", operation, path, err)
+	}
+	return nil
+}
+
+func openDir(path string) (int, error) { return openDirAt(unix.AT_FDCWD, path) }
+
+func openDirAt(dir int, name string) (int, error) {
+	for {
+		fd, err := unix.Openat(dir, name, openFlags, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+}
+
+// withEntry opens the directory that holds an entry. The path is cut, never
+// cleaned: it may lead through /proc/self/fd, where ".." and links have their
+// own meaning.
+func withEntry(operation, path string, fn func(dir int, name string) error) error {
+	parent, name := filepath.Split(path)
+	if name == "" || name == "." || name == ".." {
+		return fmt.Errorf("%s %q: no name at the end of the path: %w", operation, path, unix.EINVAL)
+	}
+	if parent == "" {
+		parent = "."
+	}
+	fd, err := openDir(parent)
+	if err == nil {
+		defer unix.Close(fd)
+		err = fn(fd, name)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %q: %w", operation, path, err)
+	}
+	return nil
+}
+
+// fdPath is a path to an entry below an open directory, for a library that takes
+// paths only. It keeps the promise that no link is followed on the way.
+func fdPath(fd int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name) }
+
+// requireSubvolume fails with ErrNotSubvolume unless fd is the root directory of
+// a subvolume. Most ioctls answer for the subvolume around any directory, which
+// is never what was asked for.
+func requireSubvolume(fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Ino != firstFree {
+		return ErrNotSubvolume
+	}
+	return nil
+}
+
+// handleWithoutParent is FILEID_BTRFS_WITHOUT_PARENT of the kernel's exportfs.h.
+const handleWithoutParent = 0x4d
+
+// openInode opens a directory by subvolume and inode number, wherever it lies:
+// the way to directories whose path is longer than PATH_MAX. mount is any open
+// directory of the filesystem. An inode or subvolume that is gone gives ENOENT.
+func openInode(mount int, subvolume, inode uint64) (int, error) {
+	generation, err := inodeGeneration(mount, subvolume, inode)
+	if err != nil {
+		return -1, err
+	}
+	// struct btrfs_fid without parent: objectid, root_objectid, gen.
+	handle := make([]byte, 20)
+	binary.NativeEndian.PutUint64(handle[0:], inode)
+	binary.NativeEndian.PutUint64(handle[8:], subvolume)
+	binary.NativeEndian.PutUint32(handle[16:], uint32(generation))
+	for {
+		fd, err := unix.OpenByHandleAt(mount, unix.NewFileHandle(handleWithoutParent, handle), openFlags)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ESTALE):
+			return -1, unix.ENOENT
+		default:
+			return fd, err
+		}
+	}
+}
+
+// inodeGeneration reads what a file handle must carry: kernels before 6.2 refuse
+// a handle whose generation is left 0.
+func inodeGeneration(mount int, subvolume, inode uint64) (uint64, error) {
+	item, err := findItem(mount, subvolume, itemKey{inode, inodeItemKey, 0})
+	if err != nil {
+		return 0, err
+	}
+	return item.uint64(0)
+}

@@ -1,0 +1,230 @@
+package btrfs
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// NoLimit is the limit of a qgroup that has none.
+const NoLimit = ^uint64(0)
+
+const qgroupLevelShift = 48
+
+// QgroupID is the level of a qgroup in its upper 16 bits and its number below.
+type QgroupID uint64
+
+// NewQgroupID returns level/id. On level 0 id is that of a subvolume.
+func NewQgroupID(level uint16, id uint64) QgroupID {
+	return QgroupID(uint64(level)<<qgroupLevelShift | id&(1<<qgroupLevelShift-1))
+}
+
+// Level is 0 for the qgroup of a subvolume.
+func (q QgroupID) Level() uint16 { return uint16(q >> qgroupLevelShift) }
+
+// Subvolume is the number within the level; on level 0 that of the subvolume.
+func (q QgroupID) Subvolume() uint64 { return uint64(q) & (1<<qgroupLevelShift - 1) }
+
+// String returns the form of btrfs-progs, such as "0/257".
+func (q QgroupID) String() string { return fmt.Sprintf("%d/%d", q.Level(), q.Subvolume()) }
+
+// Qgroup is what was counted and what is allowed, in bytes. The counts are those
+// of the last commit: what was written since is not in them. Limits are current.
+type Qgroup struct {
+	ID            QgroupID
+	Referenced    uint64 // all that it references; with simple quota all it wrote
+	Exclusive     uint64 // of that what no other references; with simple quota the same
+	MaxReferenced uint64 // NoLimit for none
+}
+
+// CreateQgroup makes a qgroup and does nothing when it exists. Those of level 0
+// are the kernel's: it answers EINVAL from 6.8 on. Errors: ENOTCONN when quota is
+// off.
+func CreateQgroup(path string, id QgroupID) error {
+	return withQgroup("create qgroup", id, path, func(fd int) error {
+		args := qgroupCreateArgs{create: 1, qgroupID: uint64(id)}
+		_, err := ioctl(fd, iocQgroupCreate, unsafe.Pointer(&args))
+		if errors.Is(err, unix.EEXIST) {
+			return nil
+		}
+		return err
+	})
+}
+
+// RemoveQgroup removes a qgroup and does nothing when it is absent. Errors: EBUSY
+// while it has members, while its subvolume exists and, with simple quota, while
+// anything is still charged to it; ENOTCONN when quota is off.
+func RemoveQgroup(path string, id QgroupID) error {
+	return withQgroup("remove qgroup", id, path, func(fd int) error {
+		args := qgroupCreateArgs{qgroupID: uint64(id)}
+		_, err := ioctl(fd, iocQgroupCreate, unsafe.Pointer(&args))
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		return err
+	})
+}
+
+// AssignQgroup makes member count towards group, which is of a higher level, and
+// does nothing when it does. rescan is true when full quota could not follow and
+// is inconsistent until RescanQuota. Errors: ENOENT or EINVAL when one of them is
+// absent; ENOTCONN when quota is off.
+func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
+	err = withQgroup("assign qgroup "+member.String()+" to", group, path, func(fd int) error {
+		args := qgroupAssignArgs{assign: 1, src: uint64(member), dst: uint64(group)}
+		code, err := ioctl(fd, iocQgroupAssign, unsafe.Pointer(&args))
+		rescan = code > 0
+		if errors.Is(err, unix.EEXIST) {
+			return nil
+		}
+		return err
+	})
+	return rescan, err
+}
+
+// LimitQgroup limits what a qgroup may reference, in bytes; NoLimit lifts the
+// limit. Writing beyond it fails with EDQUOT. A limit below what is referenced is
+// taken. Errors: fs.ErrNotExist; ENOTCONN when quota is off.
+func LimitQgroup(path string, id QgroupID, maxReferenced uint64) error {
+	return withQgroup("limit qgroup", id, path, func(fd int) error {
+		// NoLimit is also what the ioctl takes to clear one.
+		args := qgroupLimitArgs{qgroupID: uint64(id), flags: qgroupLimitMaxRfer, maxRfer: maxReferenced}
+		_, err := ioctl(fd, iocQgroupLimit, unsafe.Pointer(&args))
+		return err
+	})
+}
+
+// QgroupOf returns one qgroup, in two lookups whatever the number of qgroups.
+// Errors: fs.ErrNotExist when it is absent or quota is off.
+func QgroupOf(path string, id QgroupID) (Qgroup, error) {
+	var group Qgroup
+	err := withQgroup("qgroup", id, path, func(fd int) error {
+		info, err := findItem(fd, quotaTree, itemKey{0, qgroupInfoKey, uint64(id)})
+		if err != nil {
+			return err
+		}
+		if group, err = decodeQgroup(info); err != nil {
+			return err
+		}
+		limit, err := findItem(fd, quotaTree, itemKey{0, qgroupLimitKey, uint64(id)})
+		if isNotFound(err) {
+			return nil
+		}
+		if err == nil {
+			group.MaxReferenced, err = decodeLimit(limit)
+		}
+		return err
+	})
+	return group, err
+}
+
+// WalkQgroups calls fn with every qgroup by rising ID, and with none when quota
+// is off. It reads the quota tree once, in bounded memory; qgroups made or removed
+// meanwhile may or may not be seen. It ends with the first error of fn.
+func WalkQgroups(path string, fn func(Qgroup) error) error {
+	return withDir("walk qgroups of", path, func(fd int) error {
+		infos := searchQgroups(fd, qgroupInfoKey)
+		limits := limitCursor{search: searchQgroups(fd, qgroupLimitKey)}
+		for {
+			info, ok, err := infos.next()
+			if isNotFound(err) {
+				return nil
+			}
+			if err != nil || !ok {
+				return err
+			}
+			group, err := decodeQgroup(info)
+			if err != nil {
+				return err
+			}
+			if group.MaxReferenced, err = limits.of(group.ID); err != nil {
+				return err
+			}
+			if err := fn(group); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// QgroupMembers reports whether any qgroup counts towards group. One with members
+// cannot be removed. On level 0 the answer is always no.
+func QgroupMembers(path string, group QgroupID) (bool, error) {
+	if group.Level() == 0 {
+		return false, nil
+	}
+	var found bool
+	err := withQgroup("members of qgroup", group, path, func(fd int) (err error) {
+		// Each relation is stored both ways: the keys that begin with group end in
+		// its members, which are of lower levels, and then in what it belongs to.
+		lower := uint64(group.Level())<<qgroupLevelShift - 1
+		_, found, err = findFirst(fd, quotaTree,
+			itemKey{uint64(group), qgroupRelation, 0}, itemKey{uint64(group), qgroupRelation, lower})
+		if isNotFound(err) {
+			return nil
+		}
+		return err
+	})
+	return found, err
+}
+
+// withQgroup is withDir with the qgroup in the error as well.
+func withQgroup(operation string, id QgroupID, path string, fn func(fd int) error) error {
+	return withDir(operation+" "+id.String()+" on", path, fn)
+}
+
+// searchQgroups begins a scan of the items of one type, which lie side by side.
+func searchQgroups(fd int, itemType uint32) *treeSearch {
+	return searchTree(fd, quotaTree, itemKey{0, itemType, 0}, itemKey{0, itemType, ^uint64(0)}, bulkBuffer)
+}
+
+// limitCursor follows a scan of qgroups through their limits: both are in order
+// of the ID, so neither has to be kept.
+type limitCursor struct {
+	search *treeSearch
+	item   treeItem
+	ended  bool
+	begun  bool
+}
+
+// of returns the limit of id, which must rise from call to call.
+func (c *limitCursor) of(id QgroupID) (uint64, error) {
+	for !c.ended && (!c.begun || c.item.offset < uint64(id)) {
+		item, ok, err := c.search.next()
+		if err != nil && !isNotFound(err) {
+			return 0, err
+		}
+		c.item, c.begun, c.ended = item, true, !ok
+	}
+	if c.ended || c.item.offset != uint64(id) {
+		return NoLimit, nil
+	}
+	return decodeLimit(c.item)
+}
+
+// decodeQgroup reads struct btrfs_qgroup_info_item: generation, rfer, rfer_cmpr,
+// excl, excl_cmpr.
+func decodeQgroup(item treeItem) (Qgroup, error) {
+	referenced, err := item.uint64(8)
+	if err != nil {
+		return Qgroup{}, err
+	}
+	exclusive, err := item.uint64(24)
+	return Qgroup{
+		ID:            QgroupID(item.offset),
+		Referenced:    referenced,
+		Exclusive:     exclusive,
+		MaxReferenced: NoLimit,
+	}, err
+}
+
+// decodeLimit reads struct btrfs_qgroup_limit_item: flags, max_rfer and others.
+func decodeLimit(item treeItem) (uint64, error) {
+	flags, err := item.uint64(0)
+	if err != nil || flags&qgroupLimitMaxRfer == 0 {
+		return NoLimit, err
+	}
+	return item.uint64(8)
+}

@@ -1,0 +1,169 @@
+package btrfs
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// QuotaMode is how a filesystem accounts.
+type QuotaMode string
+
+const (
+	QuotaNone   QuotaMode = "none"   // not at all
+	QuotaFull   QuotaMode = "full"   // exactly what each subvolume references
+	QuotaSimple QuotaMode = "simple" // what each subvolume wrote, while anyone holds it (kernel 6.7)
+)
+
+// QuotaStatus is the state of quota on a filesystem.
+type QuotaStatus struct {
+	Mode QuotaMode
+	// Enabled is false while limits are not enforced although a quota tree exists.
+	Enabled bool
+	// Inconsistent is true when numbers, and with them limits, are void until a
+	// rescan has ended. Simple quota never is.
+	Inconsistent bool
+	Rescanning   bool
+}
+
+// Quota returns the state of quota on the filesystem around path. It is read from
+// the status item of the quota tree, which every kernel has; where the kernel
+// tells its state in memory, by sysfs and QUOTA_RESCAN_STATUS, that is taken: the
+// item is written by commits only.
+func Quota(path string) (QuotaStatus, error) {
+	var status QuotaStatus
+	err := withDir("quota status of", path, func(fd int) (err error) {
+		status, err = quotaStatus(fd)
+		return err
+	})
+	return status, err
+}
+
+func quotaStatus(fd int) (QuotaStatus, error) {
+	const flagsOffset = 16 // of struct btrfs_qgroup_status_item
+	item, err := findItem(fd, quotaTree, itemKey{0, qgroupStatusKey, 0})
+	if isNotFound(err) {
+		return QuotaStatus{Mode: QuotaNone}, nil
+	}
+	if err != nil {
+		return QuotaStatus{}, err
+	}
+	flags, err := item.uint64(flagsOffset)
+	if err != nil {
+		return QuotaStatus{}, err
+	}
+	status := QuotaStatus{
+		Mode:         QuotaFull,
+		Enabled:      flags&qgroupStatusOn != 0,
+		Inconsistent: flags&qgroupStatusInconsistent != 0,
+		Rescanning:   flags&qgroupStatusRescan != 0,
+	}
+	if flags&qgroupStatusSimple != 0 {
+		status.Mode = QuotaSimple
+	}
+	return status, status.refresh(fd)
+}
+
+// refresh takes what the kernel has in memory.
+func (s *QuotaStatus) refresh(fd int) error {
+	info, err := fsInfo(fd)
+	if err != nil {
+		return err
+	}
+	if state := sysfsFlag(info.fsid, "qgroups/inconsistent"); state != flagUnknown {
+		s.Inconsistent = state == flagSet
+	}
+	var args quotaRescanArgs
+	if _, err := ioctl(fd, iocQuotaRescanStat, unsafe.Pointer(&args)); err != nil {
+		return err
+	}
+	s.Rescanning = args.flags != 0
+	return nil
+}
+
+// EnableQuota turns quota on for the whole filesystem around path (QUOTA_CTL), and
+// does nothing when it is on in this mode. Full quota starts a rescan, see
+// WaitRescan. It commits. Errors: ErrQuotaMode, ErrUnsupported, EROFS.
+func EnableQuota(path string, mode QuotaMode) error {
+	return withDir("enable "+string(mode)+" quota on", path, func(fd int) error {
+		if on, err := quotaIs(fd, mode); on || err != nil {
+			return err
+		}
+		if err := enableQuota(fd, mode); err != nil {
+			return err
+		}
+		// The kernel says yes as well to who came second with another mode.
+		if on, err := quotaIs(fd, mode); on || err != nil {
+			return err
+		}
+		return fmt.Errorf("quota was disabled meanwhile: %w", unix.EAGAIN)
+	})
+}
+
+// quotaIs reports whether quota is on in this mode. Another mode is ErrQuotaMode.
+func quotaIs(fd int, mode QuotaMode) (bool, error) {
+	status, err := quotaStatus(fd)
+	if err != nil || status.Mode == QuotaNone {
+		return false, err
+	}
+	if status.Mode != mode {
+		return false, fmt.Errorf("%w: wanted %s, found %s", ErrQuotaMode, mode, status.Mode)
+	}
+	return true, nil
+}
+
+func enableQuota(fd int, mode QuotaMode) error {
+	switch mode {
+	case QuotaFull:
+		return quotaCtl(fd, quotaCtlEnable)
+	case QuotaSimple:
+		err := quotaCtl(fd, quotaCtlEnableSimple)
+		if errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("simple quota needs kernel 6.7: %w (%w)", ErrUnsupported, err)
+		}
+		return err
+	}
+	return fmt.Errorf("unknown quota mode: %w", unix.EINVAL)
+}
+
+// DisableQuota turns quota off for the whole filesystem around path, with all
+// qgroups and limits, and does nothing when it is off.
+func DisableQuota(path string) error {
+	return withDir("disable quota on", path, func(fd int) error {
+		err := quotaCtl(fd, quotaCtlDisable)
+		if errors.Is(err, unix.ENOTCONN) {
+			return nil
+		}
+		return err
+	})
+}
+
+func quotaCtl(fd int, cmd uint64) error {
+	args := quotaCtlArgs{cmd: cmd}
+	_, err := ioctl(fd, iocQuotaCtl, unsafe.Pointer(&args))
+	return err
+}
+
+// RescanQuota starts to count a full quota anew (QUOTA_RESCAN) and does nothing
+// when that is under way. Errors: EINVAL or ENOTCONN when quota is simple or off.
+func RescanQuota(path string) error {
+	return withDir("rescan quota of", path, func(fd int) error {
+		var args quotaRescanArgs
+		_, err := ioctl(fd, iocQuotaRescan, unsafe.Pointer(&args))
+		if errors.Is(err, unix.EINPROGRESS) {
+			return nil
+		}
+		return err
+	})
+}
+
+// WaitRescan waits until no rescan runs (QUOTA_RESCAN_WAIT). It can take minutes,
+// and cannot be interrupted.
+func WaitRescan(path string) error {
+	return withDir("wait for quota rescan of", path, func(fd int) error {
+		_, err := ioctl(fd, iocQuotaRescanWait, nil)
+		return err
+	})
+}

@@ -1,0 +1,162 @@
+package btrfs
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Space is how full a filesystem is, in bytes. Total and Used are of the chunks
+// allocated so far and count data once, however many copies its profile keeps;
+// mixed chunks count as data. Unallocated is raw: what the present devices hold
+// outside of any chunk, before copies are made.
+type Space struct {
+	Size      int64 // as statfs and df tell it
+	Available int64 // as statfs and df tell it: an estimate, limits of quota ignored
+
+	DataTotal, DataUsed         int64
+	MetadataTotal, MetadataUsed int64
+	SystemTotal, SystemUsed     int64
+	// The global reserve lies within metadata. Used above 0 for longer is the sign
+	// of a filesystem out of metadata space.
+	GlobalReserveTotal, GlobalReserveUsed int64
+
+	Unallocated int64
+
+	// ReadOnly is also the state of a filesystem that the kernel stopped after an
+	// error.
+	ReadOnly bool
+}
+
+// SpaceOf returns how full the filesystem around path is (statfs, SPACE_INFO and
+// DEV_INFO).
+func SpaceOf(path string) (Space, error) {
+	var space Space
+	err := withDir("space of", path, func(fd int) error {
+		if err := space.addStatfs(fd); err != nil {
+			return err
+		}
+		if err := space.addChunks(fd); err != nil {
+			return err
+		}
+		devices, err := devices(fd)
+		for _, d := range devices {
+			if !d.Missing {
+				space.Unallocated += d.Size - d.Used
+			}
+		}
+		return err
+	})
+	return space, err
+}
+
+func (s *Space) addStatfs(fd int) error {
+	var st unix.Statfs_t
+	for {
+		err := unix.Fstatfs(fd, &st)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		s.Size = int64(st.Blocks) * int64(st.Bsize)
+		s.Available = int64(st.Bavail) * int64(st.Bsize)
+		s.ReadOnly = st.Flags&unix.ST_RDONLY != 0
+		return err
+	}
+}
+
+func (s *Space) addChunks(fd int) error {
+	var args spaceArgs
+	args.slots = uint64(len(args.spaces))
+	if _, err := ioctl(fd, iocSpaceInfo, unsafe.Pointer(&args)); err != nil {
+		return err
+	}
+	for _, info := range args.spaces[:min(args.totalSpaces, args.slots)] {
+		total, used := s.chunkCounters(info.flags)
+		*total += int64(info.totalBytes)
+		*used += int64(info.usedBytes)
+	}
+	return nil
+}
+
+// chunkCounters are those that chunks with these flags count towards. During a
+// balance there are several kinds of chunk for each.
+func (s *Space) chunkCounters(flags uint64) (total, used *int64) {
+	switch {
+	case flags&spaceGlobalReserve != 0:
+		return &s.GlobalReserveTotal, &s.GlobalReserveUsed
+	case flags&blockGroupData != 0:
+		return &s.DataTotal, &s.DataUsed
+	case flags&blockGroupMetadata != 0:
+		return &s.MetadataTotal, &s.MetadataUsed
+	default:
+		return &s.SystemTotal, &s.SystemUsed
+	}
+}
+
+// FilesystemInfo identifies a mounted filesystem.
+type FilesystemInfo struct {
+	// FSID is the one it is mounted by, under /sys/fs/btrfs. A copy mounted beside
+	// its original (kernel 6.7) has a temporary one.
+	FSID       UUID
+	Generation uint64 // of the last commit
+	NodeSize   uint32 // bytes
+	SectorSize uint32 // bytes
+	NumDevices int
+}
+
+// Filesystem returns what identifies the filesystem around path (FS_INFO).
+func Filesystem(path string) (FilesystemInfo, error) {
+	var info FilesystemInfo
+	err := withDir("filesystem info of", path, func(fd int) error {
+		args, err := fsInfo(fd)
+		info = FilesystemInfo{
+			FSID:       args.fsid,
+			Generation: args.generation,
+			NodeSize:   args.nodeSize,
+			SectorSize: args.sectorSize,
+			NumDevices: int(args.numDevices),
+		}
+		return err
+	})
+	return info, err
+}
+
+func fsInfo(fd int) (fsInfoArgs, error) {
+	args := fsInfoArgs{flags: fsInfoGeneration}
+	_, err := ioctl(fd, iocFsInfo, unsafe.Pointer(&args))
+	return args, err
+}
+
+// GrowToDevice grows the filesystem around path to the whole of each of its
+// devices (RESIZE), and does nothing where it already fills them. Errors: EBUSY
+// while a balance, device or other resize operation runs.
+func GrowToDevice(path string) error {
+	return withDir("grow filesystem of", path, func(fd int) error {
+		devices, err := devices(fd)
+		if err != nil {
+			return err
+		}
+		for _, d := range devices {
+			if d.Missing {
+				continue
+			}
+			if err := resize(fd, fmt.Sprintf("%d:max", d.ID)); err != nil {
+				return fmt.Errorf("device %d: %w", d.ID, err)
+			}
+		}
+		return nil
+	})
+}
+
+func resize(fd int, request string) error {
+	var args volArgs
+	copy(args.name[:], request)
+	code, err := ioctl(fd, iocResize, unsafe.Pointer(&args))
+	if err == nil && code > 0 {
+		// BTRFS_ERROR_DEV_EXCL_RUN_IN_PROGRESS, the one code it returns.
+		err = fmt.Errorf("another exclusive operation is running: %w", unix.EBUSY)
+	}
+	return err
+}

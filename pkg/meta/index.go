@@ -1,0 +1,415 @@
+package meta
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+const (
+	// indexVersion is raised when the schema in doc.go changes; an index of
+	// another version is made anew.
+	indexVersion = 1
+	// historyLimit is how many removals are remembered.
+	historyLimit = 10_000
+	// openTimeout is how long OpenIndex waits for another process to let go of
+	// the file.
+	openTimeout = 2 * time.Second
+)
+
+var (
+	bucketMeta     = []byte("meta")
+	bucketEntries  = []byte("entries")
+	bucketChildren = []byte("children")
+	bucketPools    = []byte("pools")
+	bucketRemoved  = []byte("removed")
+	keyVersion     = []byte("version")
+)
+
+// errUntrusted is returned inside the package for an index file that must be
+// made anew.
+var errUntrusted = errors.New("index cannot be trusted")
+
+// Index is a bbolt file over the entries of all pools of a node.
+// It is safe for concurrent use.
+type Index struct {
+	db *bolt.DB
+}
+
+// Removed is a line of the history: an entry that was removed, and when.
+type Removed struct {
+	Entry
+	RemovedAt time.Time `json:"removedAt"`
+}
+
+// poolState is what the index remembers of a pool.
+type poolState struct {
+	Name string `json:"name"`
+}
+
+// OpenIndex opens the index at path. A file that is missing, damaged or of
+// another version is replaced by an empty one; renewed then says why, for the
+// log. It fails when another process holds the file, or when none can be made.
+func OpenIndex(path string) (x *Index, renewed string, err error) {
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		renewed = "there was none"
+	}
+	db, err := openVerified(path)
+	if errors.Is(err, errUntrusted) {
+		renewed = err.Error()
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, "", fmt.Errorf("replace index: %w", err)
+		}
+		db, err = openVerified(path)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("open index %s: %w", path, err)
+	}
+	return &Index{db: db}, renewed, nil
+}
+
+// openVerified opens the file and reads all of it. bbolt maps the file and
+// trusts its pages: noise makes it panic and a cut file raises SIGBUS, so both
+// are caught here, where nothing depends on the file yet.
+func openVerified(path string) (db *bolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			if db != nil {
+				_ = db.Close()
+			}
+			db, err = nil, fmt.Errorf("%w: %v", errUntrusted, r)
+		}
+	}()
+	db, err = bolt.Open(path, 0o600, &bolt.Options{
+		Timeout:        openTimeout,
+		NoSync:         true, // a cache over the ledger: an fsync would buy nothing
+		NoFreelistSync: true,
+		FreelistType:   bolt.FreelistMapType,
+	})
+	switch {
+	case errors.Is(err, bolt.ErrTimeout):
+		return nil, fmt.Errorf("in use by another process: %w", err)
+	case errors.Is(err, os.ErrPermission):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
+	}
+	if err := errors.Join(verify(db), initialise(db)); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
+	}
+	return db, nil
+}
+
+// initialise makes the buckets, and refuses another version's.
+func initialise(db *bolt.DB) error {
+	return db.Update(func(tx *bolt.Tx) error {
+		for _, name := range [][]byte{bucketMeta, bucketEntries, bucketChildren, bucketPools, bucketRemoved} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		m := tx.Bucket(bucketMeta)
+		switch v := m.Get(keyVersion); {
+		case v == nil:
+			return m.Put(keyVersion, []byte{indexVersion})
+		case !bytes.Equal(v, []byte{indexVersion}):
+			return fmt.Errorf("version %v, want %d", v, indexVersion)
+		}
+		return nil
+	})
+}
+
+// verify checks bbolt's pages and our values.
+func verify(db *bolt.DB) error {
+	return db.View(func(tx *bolt.Tx) error {
+		var errs []error
+		for err := range tx.Check() { // drained: the checker stops only at the end
+			errs = append(errs, err)
+		}
+		if len(errs) > 0 {
+			return fmt.Errorf("%d faults, the first: %w", len(errs), errs[0])
+		}
+		return checkValues(tx)
+	})
+}
+
+// checkValues proves that every entry decodes and stands at its key, and that
+// children and entries agree.
+func checkValues(tx *bolt.Tx) error {
+	entries := tx.Bucket(bucketEntries)
+	if entries == nil {
+		return nil // a file that was never initialised
+	}
+	links := 0
+	err := entries.ForEach(func(k, v []byte) error {
+		e, err := decodeEntry(v)
+		if err != nil {
+			return fmt.Errorf("entry %q: %w", k, err)
+		}
+		if !bytes.Equal(k, entryKey(e)) {
+			return fmt.Errorf("entry %q stands at %q", entryKey(e), k)
+		}
+		if e.Source.IsZero() {
+			return nil
+		}
+		links++
+		if tx.Bucket(bucketChildren).Get(childKey(e)) == nil {
+			return fmt.Errorf("entry %q is missing from the children of its source", k)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if n := tx.Bucket(bucketChildren).Stats().KeyN; n != links {
+		return fmt.Errorf("%d children of %d entries with a source", n, links)
+	}
+	return nil
+}
+
+// Check verifies the whole file: bbolt's structure, every value, and that the
+// buckets agree. Its cost grows with the number of entries.
+func (x *Index) Check() error { return verify(x.db) }
+
+// Close closes the file.
+func (x *Index) Close() error { return x.db.Close() }
+
+// Put adds e, or replaces the entry of the same class, ID and pool.
+func (x *Index) Put(e Entry) error {
+	return x.db.Update(func(tx *bolt.Tx) error { return putEntry(tx, e) })
+}
+
+// Remove takes the entry of ref in a pool out and adds it to the history. An
+// absent one is no error.
+func (x *Index) Remove(ref Ref, poolID string) error {
+	return x.db.Update(func(tx *bolt.Tx) error {
+		old, err := getEntry(tx, append(refPrefix(ref), poolID...))
+		if err != nil || old == nil {
+			return err
+		}
+		if err := deleteEntry(tx, *old); err != nil {
+			return err
+		}
+		return addHistory(tx, Removed{Entry: *old, RemovedAt: time.Now().UTC()})
+	})
+}
+
+// Lookup returns the entries of ref, one for each pool that holds or held it:
+// also those of pools that are away now.
+func (x *Index) Lookup(ref Ref) ([]Entry, error) {
+	var found []Entry
+	err := x.db.View(func(tx *bolt.Tx) error {
+		return walkPrefix(tx.Bucket(bucketEntries), refPrefix(ref), nil, func(_, v []byte) error {
+			e, err := decodeEntry(v)
+			found = append(found, e)
+			return err
+		})
+	})
+	return found, err
+}
+
+// Walk calls fn for every entry of class with an ID greater than after, ordered
+// by ID, until fn returns false. fn must not call the index.
+func (x *Index) Walk(class Class, after string, fn func(Entry) bool) error {
+	return x.db.View(func(tx *bolt.Tx) error {
+		return walkPrefix(tx.Bucket(bucketEntries), classPrefix(class), afterKey(classPrefix(class), after),
+			func(_, v []byte) error {
+				e, err := decodeEntry(v)
+				if err == nil && !fn(e) {
+					return errStop
+				}
+				return err
+			})
+	})
+}
+
+// WalkChildren is Walk over what was made from source; class picks volumes or
+// snapshots.
+func (x *Index) WalkChildren(source Ref, class Class, after string, fn func(Entry) bool) error {
+	return x.db.View(func(tx *bolt.Tx) error {
+		prefix := append(refPrefix(source), classPrefix(class)...)
+		return walkPrefix(tx.Bucket(bucketChildren), prefix, afterKey(prefix, after), func(k, _ []byte) error {
+			e, err := getEntry(tx, k[len(refPrefix(source)):])
+			if err == nil && e != nil && !fn(*e) {
+				return errStop
+			}
+			return err
+		})
+	})
+}
+
+// SyncPool makes the entries of one pool exactly those of want, writing only
+// what differs, and remembers the pool's name. It returns the number of entries
+// that it had to change. Entries of other pools stay.
+func (x *Index) SyncPool(poolID, name string, want []Entry) (changed int, err error) {
+	err = x.db.Update(func(tx *bolt.Tx) error {
+		changed = 0
+		missing := make(map[string]Entry, len(want))
+		for _, e := range want {
+			missing[string(entryKey(e))] = e
+		}
+		gone, err := diffPool(tx, poolID, missing)
+		if err != nil {
+			return err
+		}
+		for _, e := range gone {
+			if err := deleteEntry(tx, e); err != nil {
+				return err
+			}
+		}
+		for _, e := range missing {
+			if err := putEntry(tx, e); err != nil {
+				return err
+			}
+		}
+		changed = len(gone) + len(missing)
+		return putJSON(tx.Bucket(bucketPools), []byte(poolID), poolState{Name: name})
+	})
+	return changed, err
+}
+
+// diffPool takes out of missing what the index already holds unchanged, and
+// returns the entries of the pool that are not wanted any more.
+func diffPool(tx *bolt.Tx, poolID string, missing map[string]Entry) (gone []Entry, err error) {
+	suffix := append([]byte{0}, poolID...)
+	err = tx.Bucket(bucketEntries).ForEach(func(k, v []byte) error {
+		if !bytes.HasSuffix(k, suffix) {
+			return nil
+		}
+		want, ok := missing[string(k)]
+		if !ok {
+			e, err := decodeEntry(v)
+			gone = append(gone, e)
+			return err
+		}
+		data, err := json.Marshal(want)
+		if bytes.Equal(data, v) {
+			delete(missing, string(k))
+		}
+		return err
+	})
+	return gone, err
+}
+
+// History returns up to limit removals, the newest first.
+func (x *Index) History(limit int) ([]Removed, error) {
+	var history []Removed
+	err := x.db.View(func(tx *bolt.Tx) error {
+		c := tx.Bucket(bucketRemoved).Cursor()
+		for k, v := c.Last(); k != nil && len(history) < limit; k, v = c.Prev() {
+			var r Removed
+			if err := json.Unmarshal(v, &r); err != nil {
+				return err
+			}
+			history = append(history, r)
+		}
+		return nil
+	})
+	return history, err
+}
+
+func addHistory(tx *bolt.Tx, r Removed) error {
+	b := tx.Bucket(bucketRemoved)
+	seq, err := b.NextSequence()
+	if err != nil {
+		return err
+	}
+	if seq > historyLimit {
+		if err := b.Delete(binary.BigEndian.AppendUint64(nil, seq-historyLimit)); err != nil {
+			return err
+		}
+	}
+	return putJSON(b, binary.BigEndian.AppendUint64(nil, seq), r)
+}
+
+func putEntry(tx *bolt.Tx, e Entry) error {
+	old, err := getEntry(tx, entryKey(e))
+	if err != nil {
+		return err
+	}
+	if old != nil && old.Source != e.Source {
+		if err := deleteEntry(tx, *old); err != nil {
+			return err
+		}
+	}
+	if !e.Source.IsZero() {
+		if err := tx.Bucket(bucketChildren).Put(childKey(e), []byte{}); err != nil {
+			return err
+		}
+	}
+	return putJSON(tx.Bucket(bucketEntries), entryKey(e), e)
+}
+
+func deleteEntry(tx *bolt.Tx, e Entry) error {
+	if !e.Source.IsZero() {
+		if err := tx.Bucket(bucketChildren).Delete(childKey(e)); err != nil {
+			return err
+		}
+	}
+	return tx.Bucket(bucketEntries).Delete(entryKey(e))
+}
+
+func getEntry(tx *bolt.Tx, key []byte) (*Entry, error) {
+	v := tx.Bucket(bucketEntries).Get(key)
+	if v == nil {
+		return nil, nil
+	}
+	e, err := decodeEntry(v)
+	return &e, err
+}
+
+func decodeEntry(v []byte) (e Entry, err error) {
+	err = json.Unmarshal(v, &e)
+	return e, err
+}
+
+func putJSON(b *bolt.Bucket, key []byte, value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return b.Put(key, data)
+}
+
+// errStop ends a walk early.
+var errStop = errors.New("stop")
+
+// walkPrefix calls fn for the keys that begin with prefix, from seek on.
+func walkPrefix(b *bolt.Bucket, prefix, seek []byte, fn func(k, v []byte) error) error {
+	if seek == nil {
+		seek = prefix
+	}
+	c := b.Cursor()
+	for k, v := c.Seek(seek); k != nil && bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		if err := fn(k, v); err != nil {
+			if errors.Is(err, errStop) {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func classPrefix(c Class) []byte { return append([]byte(c), 0) }
+func refPrefix(r Ref) []byte     { return append(append(classPrefix(r.Class), r.ID...), 0) }
+func entryKey(e Entry) []byte    { return append(refPrefix(e.Ref()), e.PoolID...) }
+func childKey(e Entry) []byte    { return append(refPrefix(e.Source), entryKey(e)...) }
+
+// afterKey is the first key behind all those of the ID after: IDs are followed
+// by 0x00, and no ID holds 0x01.
+func afterKey(prefix []byte, after string) []byte {
+	if after == "" {
+		return nil
+	}
+	return append(append(bytes.Clone(prefix), after...), 1)
+}

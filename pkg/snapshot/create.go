@@ -1,0 +1,340 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Spec says what a new volume or snapshot shall be.
+type Spec struct {
+	// Name identifies it: the same name again is the same request again.
+	Name string
+	// Pool is where to make it; empty for the source's, or the default one.
+	Pool string
+	// Size is asked of volumes; a snapshot has its volume's.
+	Size       Range
+	Parameters meta.Parameters
+	Labels     map[string]string
+}
+
+// Prepare makes a read-write volume: empty, or a copy-on-write child of the
+// volume or snapshot source. When it returns, the volume is durable. A repeated
+// request returns the volume that is there; ErrExists if it differs from what
+// is asked for now.
+func (e *Engine) Prepare(ctx context.Context, spec Spec, source meta.Ref) (meta.Entry, error) {
+	return e.create(ctx, meta.Active, spec, source)
+}
+
+// View makes a read-only volume of a snapshot. Else it is like Prepare.
+func (e *Engine) View(ctx context.Context, spec Spec, source meta.Ref) (meta.Entry, error) {
+	if source.Class != meta.Snapshots {
+		return meta.Entry{}, fmt.Errorf("read-only volume %q of %s: %w: only a snapshot can be its source", spec.Name, source, ErrInvalid)
+	}
+	return e.create(ctx, meta.View, spec, source)
+}
+
+// Commit makes a read-only snapshot of a volume, which lives on. Else it is
+// like Prepare.
+func (e *Engine) Commit(ctx context.Context, spec Spec, volume string) (meta.Entry, error) {
+	return e.create(ctx, meta.Committed, spec, meta.Volume(volume))
+}
+
+func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source meta.Ref) (meta.Entry, error) {
+	ref := meta.Ref{Class: kind.Class(), ID: meta.ID(spec.Name)}
+	release, err := e.locks.acquire(ref, source)
+	if err != nil {
+		return meta.Entry{}, err
+	}
+	defer release()
+
+	there, entry, err := e.settled(ref)
+	if err == nil {
+		e.note(ctx, entry)
+		return entry, sameRequest(there.record, there.name, kind, spec, source)
+	}
+	if !errors.Is(err, ErrNotFound) {
+		return meta.Entry{}, err
+	}
+	p, from, err := e.origin(spec, source)
+	if err != nil {
+		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
+	}
+	if kind == meta.Committed {
+		spec.Size = Range{}
+	}
+	size, err := p.size(spec.Size, from)
+	if err != nil {
+		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return meta.Entry{}, err
+	}
+	entry, err = p.make(meta.Record{
+		ID: ref.ID, Name: spec.Name, Kind: kind, State: meta.Creating, Size: size, Created: time.Now().UTC(),
+		Source: source, Parameters: spec.Parameters, Labels: spec.Labels,
+	}, from)
+	if err != nil {
+		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
+	}
+	e.note(ctx, entry)
+	return entry, nil
+}
+
+// sameRequest holds a request against what an earlier one of its name made, and
+// names every difference.
+func sameRequest(have meta.Record, pool string, kind meta.Kind, spec Spec, source meta.Ref) error {
+	var differ []string
+	add := func(format string, args ...any) { differ = append(differ, fmt.Sprintf(format, args...)) }
+	if have.Name != spec.Name {
+		add("name %q, not %q", have.Name, spec.Name)
+	}
+	if have.Kind != kind {
+		add("kind %s, not %s", have.Kind, kind)
+	}
+	if have.Source != source {
+		add("source %v, not %v", have.Source, source)
+	}
+	if spec.Pool != "" && spec.Pool != pool {
+		add("pool %q, not %q", pool, spec.Pool)
+	}
+	if have.Parameters != spec.Parameters {
+		add("parameters %+v, not %+v", have.Parameters, spec.Parameters)
+	}
+	if kind != meta.Committed && !spec.Size.holds(have.Size) {
+		add("size %d, not between %d and %d", have.Size, spec.Size.Required, spec.Size.Limit)
+	}
+	if len(differ) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: it has %s", have.Ref(), ErrExists, strings.Join(differ, "; "))
+}
+
+// origin returns the pool to make something in, and the source in it, if any.
+func (e *Engine) origin(spec Spec, source meta.Ref) (*pool, *located, error) {
+	if source.IsZero() {
+		p, err := e.pool(spec.Pool)
+		return p, nil, err
+	}
+	from, err := e.find(source)
+	if err != nil {
+		return nil, nil, fmt.Errorf("source %w", err)
+	}
+	if _, err := from.Info(from.slot); err != nil {
+		_, err := from.entry()
+		return nil, nil, fmt.Errorf("source %w", err)
+	}
+	if spec.Pool != "" && spec.Pool != from.name {
+		return nil, nil, fmt.Errorf("source %s is in pool %q, pool %q is asked for: %w: a copy-on-write child lives beside its source; leave the pool out or name the source's",
+			source, from.name, spec.Pool, ErrInvalid)
+	}
+	return from.pool, &from, nil
+}
+
+// size picks the size and sees to it that the pool has room for what it adds to
+// the source's. Promises may exceed the pool together, but none alone.
+func (p *pool) size(want Range, from *located) (int64, error) {
+	var least int64
+	if from != nil {
+		least = from.record.Size
+	}
+	size, err := want.choose(least)
+	if err != nil {
+		return 0, err
+	}
+	return size, p.room(size - least)
+}
+
+// room fails when the pool cannot be written or has less than growth bytes left.
+func (p *pool) room(growth int64) error {
+	space, err := p.Space()
+	if err != nil {
+		return p.explain(err)
+	}
+	if space.ReadOnly {
+		return fmt.Errorf("pool %q: %w: remount it read-write", p.name, ErrReadOnly)
+	}
+	if growth > space.Available {
+		return fmt.Errorf("%d bytes wanted in pool %q, which has %d of %d left: %w", growth, p.name, space.Available, space.Size, ErrNoSpace)
+	}
+	return nil
+}
+
+// make runs the protocol: declare, act, one commit. See the table in doc.go.
+func (p *pool) make(record meta.Record, from *located) (meta.Entry, error) {
+	l := &located{pool: p, slot: slotOf(record.Kind, record.ID), record: record}
+	if err := l.claim(); err != nil {
+		return meta.Entry{}, p.explain(err)
+	}
+	if err := l.write(); err != nil {
+		return meta.Entry{}, l.undo(err)
+	}
+	if err := l.populate(from); err != nil {
+		return meta.Entry{}, l.undo(err)
+	}
+	entry, err := l.complete(from == nil)
+	if err != nil {
+		return meta.Entry{}, l.undo(err)
+	}
+	return entry, nil
+}
+
+// claim makes the slot, empty and without a record; so may a crash have left it.
+func (l *located) claim() error {
+	err := l.Mkdir(l.slot)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := l.Rmdir(l.slot); errors.Is(err, ErrNotEmpty) {
+		return fmt.Errorf("%s in pool %q: %w: move it away", l.slot, l.name, ErrForeign)
+	} else if err != nil {
+		return err
+	}
+	return l.Mkdir(l.slot)
+}
+
+// populate makes the subvolume.
+func (l *located) populate(from *located) error {
+	if from == nil {
+		return l.Create(l.slot)
+	}
+	if err := from.refuseNested(l.record); err != nil {
+		return err
+	}
+	if err := l.Snapshot(from.slot, l.slot, l.record.Kind.ReadOnly()); err != nil {
+		return err
+	}
+	// Asked again: a pod may have made one in between, which would be missing
+	// from the snapshot without a word.
+	return from.refuseNested(l.record)
+}
+
+// refuseNested returns ErrNested with the paths of the subvolumes inside from,
+// unless its class or that of what is made allows to leave them out.
+func (from *located) refuseNested(record meta.Record) error {
+	if record.Parameters.SkipNested || from.record.Parameters.SkipNested {
+		return nil
+	}
+	nested, err := from.Nested(from.slot)
+	if err != nil || len(nested) == 0 {
+		return err
+	}
+	const most = 10
+	more := ""
+	if n := len(nested); n > most {
+		more = fmt.Sprintf(" and %d more", n-most)
+		nested = nested[:most]
+	}
+	return fmt.Errorf("%s holds %w, which would be empty in a copy: %q%s: delete them, or set nestedSubvolumes to skip in the class",
+		from.record.Ref(), ErrNested, nested, more)
+}
+
+// complete does what is left once the subvolume is there, and marks the record.
+// Every step may be repeated. durable asks for a commit of its own; a snapshot
+// has had one, and what is not in that is done again by settle.
+func (l *located) complete(durable bool) (meta.Entry, error) {
+	info, err := l.Info(l.slot)
+	if err != nil {
+		return meta.Entry{}, err
+	}
+	if l.record.Kind == meta.Active {
+		if err := l.Apply(l.slot, l.record.Parameters); err != nil {
+			return meta.Entry{}, err
+		}
+		if err := l.SetLimit(info.ID, l.record.Size); err != nil {
+			return meta.Entry{}, err
+		}
+	}
+	l.record.State = meta.Ready
+	if err := l.write(); err != nil {
+		return meta.Entry{}, err
+	}
+	if durable {
+		if err := l.Sync(l.slot); err != nil {
+			return meta.Entry{}, err
+		}
+	}
+	return entryOf(l.pool, l.record, info), nil
+}
+
+// write declares the record in the ledger.
+func (l *located) write() error {
+	data, err := l.record.Encode()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return l.SetRecord(l.slot, data)
+}
+
+// resume goes on where a crash stopped the making of l: fs.ErrNotExist if it
+// has to start anew.
+func (l *located) resume() (meta.Entry, error) {
+	_, err := l.Info(l.slot)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := l.Rmdir(l.slot); err != nil {
+			return meta.Entry{}, unfinished(l.explain(err))
+		}
+		return meta.Entry{}, fs.ErrNotExist
+	}
+	entry, err := l.complete(true)
+	if err != nil {
+		return meta.Entry{}, unfinished(l.explain(err))
+	}
+	return entry, nil
+}
+
+// undo takes back what make did, durably, so that the cause can be told as
+// final. Where that fails too the answer is ErrUnfinished.
+func (l *located) undo(cause error) error {
+	cause = l.explain(cause)
+	if err := l.erase(l.slot); err != nil {
+		return unfinished(fmt.Errorf("%w; and it could not be undone: %w", cause, err))
+	}
+	return cause
+}
+
+// erase removes a slot with its subvolume, durably where there was one. An
+// absent slot is no error.
+func (p *pool) erase(slot Slot) error {
+	info, err := p.Info(slot)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	default:
+		if err := p.eraseSubvolume(slot, info.ID); err != nil {
+			return err
+		}
+	}
+	if err := p.Rmdir(slot); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (p *pool) eraseSubvolume(slot Slot, subvolume uint64) error {
+	if err := p.LiftLimit(subvolume); err != nil {
+		return err
+	}
+	if err := p.Destroy(slot); err != nil {
+		return err
+	}
+	p.leftovers.add(subvolume)
+	return p.Sync(slot)
+}
+
+func entryOf(p *pool, record meta.Record, info btrfs.SubvolumeInfo) meta.Entry {
+	return meta.Entry{
+		Record: record, Pool: p.name, PoolID: p.PoolID(),
+		Lineage: meta.Lineage{
+			SubvolumeID: info.ID, UUID: info.UUID.String(), ParentUUID: info.ParentUUID.String(),
+			ReceivedUUID: info.ReceivedUUID.String(), CreatedTransid: info.CreatedTransid,
+		},
+	}
+}

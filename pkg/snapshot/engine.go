@@ -1,0 +1,351 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// DefaultPool is the pool of a request that names none, where there is one of
+// that name or no choice.
+const DefaultPool = "default"
+
+// maintenance is the time between two looks at the quota of every pool.
+const maintenance = 30 * time.Second
+
+// Engine makes, changes and removes the volumes and snapshots of one node.
+// It is safe for concurrent use: operations on different volumes never wait for
+// each other, two on the same one do not wait either (ErrBusy).
+type Engine struct {
+	host  Host
+	index *meta.Index
+	locks locks
+
+	// indexBehind is set when a write to the index failed.
+	indexBehind atomic.Bool
+	// indexing is held by who reads a ledger to make the index anew, and shared
+	// by who adds to both: what is added in between would be taken out again.
+	indexing sync.RWMutex
+
+	mu     sync.RWMutex     // protects pools and broken; never held across I/O
+	pools  map[string]*pool // by name
+	broken map[string]error // what looks like a pool and is none, by name
+}
+
+// pool is one pool in use. Its fields do not change.
+type pool struct {
+	name string
+	Filesystem
+
+	leftovers leftovers
+}
+
+// Open finds the pools of the host, reconciles each with its ledger, and
+// returns an engine that serves them. The index belongs to the engine from then
+// on. A pool that cannot be used does not keep Open from serving the others.
+func Open(ctx context.Context, host Host, index *meta.Index) (*Engine, error) {
+	e := &Engine{host: host, index: index, pools: map[string]*pool{}, broken: map[string]error{}}
+	return e, e.refresh(ctx)
+}
+
+// Close releases the index. Operations under way must have ended.
+func (e *Engine) Close() error { return e.index.Close() }
+
+// Run follows the pools as they come and go and maintains their quota, until
+// ctx ends.
+func (e *Engine) Run(ctx context.Context) {
+	go e.maintain(ctx)
+	for ctx.Err() == nil {
+		e.host.Wait(ctx)
+		if err := e.refresh(ctx); err != nil && ctx.Err() == nil {
+			klog.FromContext(ctx).Error(err, "Pools cannot be read")
+		}
+	}
+}
+
+// refresh brings the pools in use in line with those that are there.
+func (e *Engine) refresh(ctx context.Context) error {
+	names, refused, err := e.host.Pools()
+	if err != nil {
+		return fmt.Errorf("look for pools: %w", err)
+	}
+	for _, p := range e.allPools() {
+		if err := p.Alive(); err != nil || !slices.Contains(names, p.name) {
+			e.drop(ctx, p, err)
+		}
+	}
+	e.forget(names, refused)
+	for _, name := range names {
+		if _, err := e.pool(name); err == nil {
+			continue
+		}
+		if err := e.addPool(ctx, name); err != nil {
+			e.refuse(ctx, name, err)
+		}
+	}
+	for name, err := range refused {
+		e.refuse(ctx, name, err)
+	}
+	return nil
+}
+
+// addPool opens a pool, reconciles it and takes it into use.
+func (e *Engine) addPool(ctx context.Context, name string) error {
+	filesystem, err := e.host.Open(ctx, name)
+	if err != nil {
+		return err
+	}
+	p := &pool{name: name, Filesystem: filesystem}
+	for _, other := range e.allPools() {
+		if other.PoolID() == p.PoolID() {
+			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
+				name, p.PoolID(), other.name)
+		}
+	}
+	findings, err := e.repair(ctx, p)
+	if err != nil {
+		return fmt.Errorf("pool %q: reconcile: %w", name, err)
+	}
+	e.indexed(ctx, e.syncPool(p)) // nothing works in the pool yet
+	logger := klog.FromContext(ctx)
+	for _, f := range findings {
+		logger.Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem, "detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
+	}
+	e.mu.Lock()
+	e.pools[name] = p
+	delete(e.broken, name)
+	e.mu.Unlock()
+	logger.Info("Pool in use", "pool", name, "poolID", p.PoolID())
+	return nil
+}
+
+func (e *Engine) drop(ctx context.Context, p *pool, reason error) {
+	e.mu.Lock()
+	delete(e.pools, p.name)
+	e.mu.Unlock()
+	klog.FromContext(ctx).Info("Pool is gone", "pool", p.name, "poolID", p.PoolID(), "reason", reason)
+}
+
+func (e *Engine) refuse(ctx context.Context, name string, reason error) {
+	e.mu.Lock()
+	known := e.broken[name]
+	e.broken[name] = reason
+	e.mu.Unlock()
+	if known == nil || known.Error() != reason.Error() {
+		klog.FromContext(ctx).Error(reason, "Pool cannot be used", "pool", name)
+	}
+}
+
+// forget drops what was said of directories that are not there any more.
+func (e *Engine) forget(names []string, refused map[string]error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for name := range e.broken {
+		if _, ok := refused[name]; !ok && !slices.Contains(names, name) {
+			delete(e.broken, name)
+		}
+	}
+}
+
+// allPools returns the pools in use, by name.
+func (e *Engine) allPools() []*pool {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	all := make([]*pool, 0, len(e.pools))
+	for _, p := range e.pools {
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b *pool) int { return strings.Compare(a.name, b.name) })
+	return all
+}
+
+// pool returns the pool of a name; an empty name stands for DefaultPool, or for
+// the only pool there is.
+func (e *Engine) pool(name string) (*pool, error) {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	wanted := name
+	if wanted == "" {
+		wanted = DefaultPool
+	}
+	if p, ok := e.pools[wanted]; ok {
+		return p, nil
+	}
+	if name == "" && len(e.pools) == 1 {
+		for _, p := range e.pools {
+			return p, nil
+		}
+	}
+	if reason, ok := e.broken[wanted]; ok {
+		return nil, fmt.Errorf("pool %q: %w: %w", wanted, ErrNoPool, reason)
+	}
+	have := make([]string, 0, len(e.pools))
+	for name := range e.pools {
+		have = append(have, name)
+	}
+	slices.Sort(have)
+	return nil, fmt.Errorf("pool %q: %w, which has %q: name one of them, or mount a btrfs filesystem at pools/%s", wanted, ErrNoPool, have, wanted)
+}
+
+// located is a slot and its record, in the pool that holds it.
+type located struct {
+	*pool
+	slot   Slot
+	record meta.Record
+}
+
+// find looks a volume or snapshot up in the ledgers of all pools. What no pool
+// here holds, but a pool that is away held when it was last seen, is
+// ErrPoolAway, not ErrNotFound: nobody may conclude that it is gone.
+func (e *Engine) find(ref meta.Ref) (located, error) {
+	if !meta.ValidID(ref.ID) {
+		return located{}, fmt.Errorf("%s: %w", ref, ErrNotFound)
+	}
+	var found []located
+	for _, p := range e.allPools() {
+		for _, kind := range ref.Class.Kinds() {
+			l, err := p.read(slotOf(kind, ref.ID))
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return l, fmt.Errorf("%s: %w", ref, err)
+			}
+			found = append(found, l)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return located{}, e.notHere(ref)
+	}
+	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)
+}
+
+// read returns the record of a slot; fs.ErrNotExist for none, and also for an
+// empty directory, which a crash left before it wrote the record.
+func (p *pool) read(slot Slot) (located, error) {
+	l := located{pool: p, slot: slot}
+	data, err := p.Record(slot)
+	switch {
+	case err != nil:
+		return l, p.explain(err)
+	case data == nil:
+		if _, err := p.Info(slot); errors.Is(err, fs.ErrNotExist) {
+			return l, fs.ErrNotExist
+		}
+		return l, fmt.Errorf("%s in pool %q: %w: move it away", slot, p.name, ErrForeign)
+	}
+	if l.record, err = meta.DecodeRecord(data); err != nil {
+		return l, fmt.Errorf("%s in pool %q: %w: %w", slot, p.name, ErrUnreadable, err)
+	}
+	if slotOf(l.record.Kind, l.record.ID) != slot {
+		return l, fmt.Errorf("%s in pool %q: %w: it is that of %s", slot, p.name, ErrUnreadable, slotOf(l.record.Kind, l.record.ID))
+	}
+	return l, nil
+}
+
+// notHere tells an ID that is unknown from one whose pool is away.
+func (e *Engine) notHere(ref meta.Ref) error {
+	known, err := e.index.Lookup(ref)
+	if err != nil {
+		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
+	}
+	for _, k := range known {
+		if !slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.PoolID() == k.PoolID }) {
+			return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, k.Pool, k.PoolID, ErrPoolAway, k.Pool)
+		}
+	}
+	return fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
+}
+
+// settled is find for callers that need the subvolume itself: what a crash left
+// half made is completed, what it left declared only is undone (ErrNotFound),
+// and a subvolume that is gone is ErrLost. The caller holds the lock.
+func (e *Engine) settled(ref meta.Ref) (located, meta.Entry, error) {
+	l, err := e.find(ref)
+	if err != nil {
+		return l, meta.Entry{}, err
+	}
+	entry, err := l.settle()
+	if errors.Is(err, fs.ErrNotExist) {
+		return l, entry, fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
+	}
+	return l, entry, err
+}
+
+func (l *located) settle() (meta.Entry, error) {
+	if l.record.State == meta.Creating {
+		return l.resume()
+	}
+	return l.entry()
+}
+
+// entry reads the lineage beside the record.
+func (l *located) entry() (meta.Entry, error) {
+	info, err := l.Info(l.slot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return meta.Entry{}, fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it",
+			l.record.Ref(), l.name, ErrLost)
+	}
+	if err != nil {
+		return meta.Entry{}, l.explain(err)
+	}
+	return entryOf(l.pool, l.record, info), nil
+}
+
+// note writes to the index that an entry is there. Its failure fails nothing:
+// the ledger has it, and the index is made anew from that.
+func (e *Engine) note(ctx context.Context, entry meta.Entry) {
+	e.indexing.RLock()
+	defer e.indexing.RUnlock()
+	e.indexed(ctx, e.index.Put(entry))
+}
+
+// unnote takes an entry out of the index.
+func (e *Engine) unnote(ctx context.Context, p *pool, ref meta.Ref) {
+	e.indexing.RLock()
+	defer e.indexing.RUnlock()
+	e.indexed(ctx, e.index.Remove(ref, p.PoolID()))
+}
+
+// syncIndex brings the index in line with the ledgers of all pools.
+func (e *Engine) syncIndex() error {
+	e.indexing.Lock()
+	defer e.indexing.Unlock()
+	for _, p := range e.allPools() {
+		if err := e.syncPool(p); err != nil {
+			return err
+		}
+	}
+	e.indexBehind.Store(false)
+	return nil
+}
+
+func (e *Engine) syncPool(p *pool) error {
+	entries, err := p.entries()
+	if err != nil {
+		return err
+	}
+	_, err = e.index.SyncPool(p.PoolID(), p.name, entries)
+	return err
+}
+
+// indexed notices a failed write to the index.
+func (e *Engine) indexed(ctx context.Context, err error) {
+	if err != nil {
+		e.indexBehind.Store(true)
+		klog.FromContext(ctx).Error(err, "Index not written, it will be made anew from the ledger")
+	}
+}

@@ -1,0 +1,68 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+)
+
+// What the caller asked for cannot be.
+var (
+	// ErrNotFound: no volume or snapshot has this ID on this node.
+	ErrNotFound = errors.New("not found")
+	// ErrExists: the name is taken by something made with other options.
+	ErrExists = errors.New("exists with other properties")
+	// ErrInvalid: the request contradicts itself.
+	ErrInvalid = errors.New("invalid request")
+	// ErrOutOfRange: no size satisfies the request.
+	ErrOutOfRange = errors.New("size out of range")
+	// ErrNested: the volume holds subvolumes of its own, which a snapshot would
+	// show as empty directories.
+	ErrNested = errors.New("nested subvolumes")
+)
+
+// The node cannot do it, or not now.
+var (
+	// ErrBusy: another operation on the same volume or snapshot is under way.
+	ErrBusy = errors.New("another operation is under way")
+	// ErrNoSpace: the pool has not the room; nothing was left behind.
+	ErrNoSpace = errors.New("not enough space")
+	// ErrNoPool: no such pool on this node; nothing was left behind.
+	ErrNoPool = errors.New("no such pool on this node")
+	// ErrPoolAway: the pool that holds it is not there, or not usable, now.
+	ErrPoolAway = errors.New("pool is away")
+	// ErrReadOnly: the pool's filesystem is mounted, or has turned, read-only.
+	ErrReadOnly = errors.New("pool is read-only")
+)
+
+// What is on disk is not as it should be; nothing is touched.
+var (
+	// ErrLost: the record is there and says the subvolume was made, but the
+	// subvolume is gone.
+	ErrLost = errors.New("subvolume is lost")
+	// ErrForeign: something that is not ours stands in the way.
+	ErrForeign = errors.New("not made by btrfs-csi")
+	// ErrUnreadable: the record is damaged or of a later version.
+	ErrUnreadable = errors.New("record cannot be read")
+	// ErrAmbiguous: two pools hold the same ID.
+	ErrAmbiguous = errors.New("found in more than one pool")
+)
+
+// ErrUnfinished marks a failure after which work may be left behind: a retry of
+// the same request, or the next reconcile, completes or undoes it.
+var ErrUnfinished = errors.New("unfinished")
+
+// What a Filesystem answers, apart from fs.ErrNotExist and fs.ErrExist.
+var (
+	// ErrNotEmpty: a slot that holds something cannot be taken away.
+	ErrNotEmpty = errors.New("not empty")
+	// ErrNoQuota: usage is not known because the pool has no quota.
+	ErrNoQuota = errors.New("no quota")
+)
+
+// unfinished marks err where work may be left behind.
+func unfinished(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", ErrUnfinished, err)
+}

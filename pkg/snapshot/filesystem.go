@@ -1,0 +1,150 @@
+package snapshot
+
+import (
+	"context"
+	"strings"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Area is a directory of a pool: one for each kind, and one for what is on its
+// way out.
+type Area string
+
+// AreaRemoving holds slots that were removed and whose subvolume may be there
+// still.
+const AreaRemoving Area = "removing"
+
+// areas are all areas of a pool.
+var areas = []Area{Area(meta.Active), Area(meta.Committed), Area(meta.View), AreaRemoving}
+
+// Slot is the place of one subvolume: the directory <area>/<name>, which bears
+// the record, and the subvolume fs in it. Each subvolume has a directory of its
+// own because the kernel locks the directory that a snapshot is made in until
+// the transaction has been committed: in separate directories concurrent
+// snapshots share one commit.
+type Slot struct {
+	Area Area
+	Name string
+}
+
+// slotOf is where the subvolume of a kind and ID lives.
+func slotOf(kind meta.Kind, id string) Slot { return Slot{Area(kind), id} }
+
+// removing is where a slot goes on its way out. The kind keeps a volume and a
+// snapshot of one ID apart.
+func (s Slot) removing() Slot { return Slot{AreaRemoving, string(s.Area) + "-" + s.Name} }
+
+// ref is what a slot in AreaRemoving was, as far as its name tells.
+func (s Slot) ref() (meta.Ref, bool) {
+	kind, id, ok := string(s.Area), s.Name, true
+	if s.Area == AreaRemoving {
+		kind, id, ok = strings.Cut(s.Name, "-")
+	}
+	return meta.Ref{Class: meta.Kind(kind).Class(), ID: id}, ok && meta.ValidID(id)
+}
+
+// String returns the slot's path within its pool.
+func (s Slot) String() string { return string(s.Area) + "/" + s.Name }
+
+// Filesystem is what the engine needs of the filesystem below a pool. Every
+// method that changes something is one step of the kernel's: it happened or it
+// did not. Unless said otherwise a step is not durable before the next Sync or
+// Snapshot in the same pool returns. What is absent gives fs.ErrNotExist, what
+// is in the way fs.ErrExist. All methods may be called at the same time.
+type Filesystem interface {
+	// PoolID returns the pool's UUID.
+	PoolID() string
+	// Alive fails when the filesystem that was opened is no longer the one
+	// mounted there.
+	Alive() error
+	// Space returns the room in the pool.
+	Space() (btrfs.Space, error)
+	// Devices returns the devices and their error counters.
+	Devices() ([]btrfs.Device, error)
+	// SlotPath returns the absolute path of the subvolume, to be mounted.
+	SlotPath(Slot) string
+
+	Ledger
+	Subvolumes
+	Quota
+}
+
+// Ledger keeps the slots and their records.
+type Ledger interface {
+	// List returns the names in an area, in no order.
+	List(Area) ([]string, error)
+	// Mkdir makes an empty slot.
+	Mkdir(Slot) error
+	// Rmdir takes an empty slot away; ErrNotEmpty for any other.
+	Rmdir(Slot) error
+	// Move renames a slot with all that is in it; fs.ErrExist if to is there.
+	Move(from, to Slot) error
+	// Record returns what SetRecord wrote, nil for a slot without a record.
+	Record(Slot) ([]byte, error)
+	SetRecord(Slot, []byte) error
+	// Sync makes everything durable that was done before in the slot.
+	Sync(Slot) error
+}
+
+// Subvolumes makes and removes the subvolume of a slot.
+type Subvolumes interface {
+	// Create makes an empty subvolume.
+	Create(Slot) error
+	// Snapshot makes to from the subvolume of from. It is durable, and so is
+	// all that came before it, when it returns.
+	Snapshot(from, to Slot, readOnly bool) error
+	// Destroy removes the subvolume with all that is nested in it.
+	Destroy(Slot) error
+	// Info returns what btrfs knows of the subvolume.
+	Info(Slot) (btrfs.SubvolumeInfo, error)
+	// Nested returns the paths of the subvolumes inside, relative to it, one
+	// level deep.
+	Nested(Slot) ([]string, error)
+	// Apply sets the properties of the subvolume's root directory, which what
+	// is created in it inherits.
+	Apply(Slot, meta.Parameters) error
+}
+
+// Quota limits and counts, by subvolume ID. Where the pool has no quota, limits
+// are accepted and void.
+type Quota interface {
+	// QuotaStatus returns the state of the accounting.
+	QuotaStatus() (btrfs.QuotaStatus, error)
+	// Rescan starts to count anew; nil if that is under way.
+	Rescan() error
+	// SetLimit bounds what a subvolume holds, in bytes. It may be repeated.
+	SetLimit(subvolume uint64, bytes int64) error
+	// LiftLimit takes the limit away: at it, simple quota refuses even Destroy.
+	LiftLimit(subvolume uint64) error
+	// Limits returns all limits set, by subvolume ID, read in one pass.
+	Limits() (map[uint64]int64, error)
+	// Usage returns what a subvolume holds; ErrNoQuota where nobody counts.
+	Usage(subvolume uint64) (Usage, error)
+	// ForgetQuota removes the accounting of a destroyed subvolume. It fails
+	// while the kernel still needs it, and is tried again later.
+	ForgetQuota(subvolume uint64) error
+	// StaleQuota returns the destroyed subvolumes whose accounting is left.
+	StaleQuota() ([]uint64, error)
+}
+
+// Usage is what a subvolume holds, in bytes. Numbers are those of the last
+// transaction, at most 30 s old.
+type Usage struct {
+	Used      int64 `json:"used"`      // referenced: shared with others or not
+	Exclusive int64 `json:"exclusive"` // freed by its removal; not known in simple mode
+	Limit     int64 `json:"limit"`     // 0: none
+}
+
+// Host finds the pools of a node.
+type Host interface {
+	// Pools returns the names of the pools that are there now, and of the
+	// directories that look like one and are not, with the reason.
+	Pools() (names []string, refused map[string]error, err error)
+	// Open makes a pool ready for use: it is given an ID and areas if it has
+	// none, and its quota is turned on.
+	Open(ctx context.Context, name string) (Filesystem, error)
+	// Wait returns when the pools may have changed, or ctx has ended.
+	Wait(ctx context.Context)
+}

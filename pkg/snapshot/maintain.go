@@ -1,0 +1,82 @@
+package snapshot
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+// leftovers are destroyed subvolumes whose accounting the kernel may keep: for
+// as long as it still drops the tree, or, in simple mode, while a snapshot holds
+// what they wrote. Left alone they pile up by the thousand.
+type leftovers struct {
+	mu         sync.Mutex // protects subvolumes
+	subvolumes map[uint64]struct{}
+}
+
+func (l *leftovers) add(subvolume uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.subvolumes == nil {
+		l.subvolumes = map[uint64]struct{}{}
+	}
+	l.subvolumes[subvolume] = struct{}{}
+}
+
+// take returns all and forgets them.
+func (l *leftovers) take() []uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := make([]uint64, 0, len(l.subvolumes))
+	for subvolume := range l.subvolumes {
+		all = append(all, subvolume)
+	}
+	l.subvolumes = nil
+	return all
+}
+
+// maintain looks after every pool's quota until ctx ends.
+func (e *Engine) maintain(ctx context.Context) {
+	tick := time.NewTicker(maintenance)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, p := range e.allPools() {
+			p.maintain(ctx)
+		}
+		if e.indexBehind.Load() {
+			e.indexed(ctx, e.syncIndex())
+		}
+	}
+}
+
+// maintain forgets the accounting of what was destroyed, and has a full quota
+// that has become inconsistent, whose limits are void, counted anew.
+func (p *pool) maintain(ctx context.Context) {
+	for _, subvolume := range p.leftovers.take() {
+		if err := p.ForgetQuota(subvolume); err != nil {
+			p.leftovers.add(subvolume)
+		}
+	}
+	logger := klog.FromContext(ctx).WithValues("pool", p.name)
+	status, err := p.QuotaStatus()
+	if err != nil {
+		logger.Error(err, "Quota status cannot be read")
+		return
+	}
+	if needsRescan(status) {
+		logger.Info("Quota is inconsistent, limits are void until it has been rescanned", "rescanError", p.Rescan())
+	}
+}
+
+func needsRescan(s btrfs.QuotaStatus) bool {
+	return s.Mode == btrfs.QuotaFull && s.Inconsistent && !s.Rescanning
+}

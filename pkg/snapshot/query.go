@@ -1,0 +1,217 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Mount says what to bind-mount for a volume.
+type Mount struct {
+	Source   string // absolute path of the subvolume
+	ReadOnly bool   // a view: it cannot be written whatever the mount says
+}
+
+// Capacity is the room for volumes in a pool, in bytes.
+type Capacity struct {
+	Available   int64 `json:"available"`   // what can be written now
+	MaximumSize int64 `json:"maximumSize"` // of one volume
+	MinimumSize int64 `json:"minimumSize"` // of one volume
+}
+
+// PoolStatus is what there is to say of a pool.
+type PoolStatus struct {
+	Name    string            `json:"name"`
+	ID      string            `json:"id,omitempty"`
+	Error   string            `json:"error,omitempty"` // why it cannot be used
+	Space   btrfs.Space       `json:"space,omitzero"`
+	Quota   btrfs.QuotaStatus `json:"quota,omitzero"`
+	Devices []btrfs.Device    `json:"devices,omitempty"`
+}
+
+// Stat returns a volume or snapshot; ErrNotFound, ErrLost or ErrPoolAway where
+// it cannot. It takes no lock: what is being made is not found yet.
+func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
+	l, err := e.find(ref)
+	if err != nil {
+		return meta.Entry{}, err
+	}
+	if l.record.State == meta.Creating {
+		if _, err := l.Info(l.slot); errors.Is(err, fs.ErrNotExist) {
+			return meta.Entry{}, fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
+		}
+	}
+	return l.entry()
+}
+
+// Mounts returns what to mount for a volume.
+func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
+	l, err := e.find(meta.Volume(volume))
+	if err != nil {
+		return Mount{}, err
+	}
+	if _, err := l.entry(); err != nil {
+		return Mount{}, err
+	}
+	return Mount{Source: l.SlotPath(l.slot), ReadOnly: l.record.Kind.ReadOnly()}, nil
+}
+
+// Usage returns what a volume or snapshot holds; ErrNoQuota where its pool does
+// not count.
+func (e *Engine) Usage(_ context.Context, ref meta.Ref) (Usage, error) {
+	l, err := e.find(ref)
+	if err != nil {
+		return Usage{}, err
+	}
+	entry, err := l.entry()
+	if err != nil {
+		return Usage{}, err
+	}
+	usage, err := l.pool.Usage(entry.SubvolumeID)
+	if err != nil {
+		return Usage{}, fmt.Errorf("%s: %w", ref, l.explain(err))
+	}
+	return usage, nil
+}
+
+// Walk calls fn for the volumes or snapshots with an ID greater than after,
+// ordered by ID, until it returns false. fn must not call the engine. Pools
+// that are away are left out.
+func (e *Engine) Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error {
+	return e.walk(ctx, func(fn func(meta.Entry) bool) error { return e.index.Walk(class, after, fn) }, fn,
+		func(entry meta.Entry) bool { return entry.Kind.Class() == class && entry.ID > after })
+}
+
+// WalkSnapshots is Walk over the snapshots of one volume, which may be gone.
+func (e *Engine) WalkSnapshots(ctx context.Context, volume, after string, fn func(meta.Entry) bool) error {
+	source := meta.Volume(volume)
+	return e.walk(ctx, func(fn func(meta.Entry) bool) error {
+		return e.index.WalkChildren(source, meta.Snapshots, after, fn)
+	}, fn, func(entry meta.Entry) bool {
+		return entry.Kind == meta.Committed && entry.Source == source && entry.ID > after
+	})
+}
+
+// walk lists from the index, or, when that is behind and cannot be mended, from
+// the ledgers themselves.
+func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) error, fn, match func(meta.Entry) bool) error {
+	if e.indexBehind.Load() {
+		e.indexed(ctx, e.syncIndex())
+	}
+	if !e.indexBehind.Load() {
+		inUse := map[string]bool{}
+		for _, p := range e.allPools() {
+			inUse[p.PoolID()] = true
+		}
+		return indexed(func(entry meta.Entry) bool { return !inUse[entry.PoolID] || fn(entry) })
+	}
+	var entries []meta.Entry
+	for _, p := range e.allPools() {
+		found, err := p.entries()
+		if err != nil {
+			return err
+		}
+		entries = append(entries, slices.DeleteFunc(found, func(entry meta.Entry) bool { return !match(entry) })...)
+	}
+	slices.SortFunc(entries, func(a, b meta.Entry) int { return strings.Compare(a.ID, b.ID) })
+	for _, entry := range entries {
+		if !fn(entry) {
+			break
+		}
+	}
+	return nil
+}
+
+// History returns up to limit removals, the newest first.
+func (e *Engine) History(limit int) ([]meta.Removed, error) { return e.index.History(limit) }
+
+// Capacity returns the room in a pool; empty for the default one. A pool that
+// cannot be written has none.
+func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
+	p, err := e.pool(name)
+	if err != nil {
+		return Capacity{}, err
+	}
+	space, err := p.Space()
+	if err != nil {
+		return Capacity{}, p.explain(err)
+	}
+	c := Capacity{MinimumSize: MinSize}
+	if !space.ReadOnly {
+		c.Available = max(0, space.Available) / MinSize * MinSize
+		c.MaximumSize = c.Available
+	}
+	return c, nil
+}
+
+// Space returns the room of the filesystem that a volume lies on.
+func (e *Engine) Space(_ context.Context, ref meta.Ref) (btrfs.Space, error) {
+	l, err := e.find(ref)
+	if err != nil {
+		return btrfs.Space{}, err
+	}
+	return l.pool.Space()
+}
+
+// PoolIDs returns the IDs of the pools in use, by name.
+func (e *Engine) PoolIDs() map[string]string {
+	ids := map[string]string{}
+	for _, p := range e.allPools() {
+		ids[p.name] = p.PoolID()
+	}
+	return ids
+}
+
+// Pools returns the state of every pool, also of those that cannot be used,
+// ordered by name.
+func (e *Engine) Pools(context.Context) []PoolStatus {
+	var all []PoolStatus
+	for _, p := range e.allPools() {
+		all = append(all, p.status())
+	}
+	e.mu.RLock()
+	for name, err := range e.broken {
+		all = append(all, PoolStatus{Name: name, Error: err.Error()})
+	}
+	e.mu.RUnlock()
+	slices.SortFunc(all, func(a, b PoolStatus) int { return strings.Compare(a.Name, b.Name) })
+	return all
+}
+
+func (p *pool) status() PoolStatus {
+	s := PoolStatus{Name: p.name, ID: p.PoolID()}
+	var errSpace, errQuota, errDevices error
+	s.Space, errSpace = p.Space()
+	s.Quota, errQuota = p.QuotaStatus()
+	s.Devices, errDevices = p.Devices()
+	if err := errors.Join(errSpace, errQuota, errDevices); err != nil {
+		s.Error = p.explain(err).Error()
+	}
+	return s
+}
+
+// explain turns what the kernel answers into what it means for the request.
+func (p *pool) explain(err error) error {
+	var meaning error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		meaning = ErrNoSpace
+	case errors.Is(err, unix.EROFS):
+		meaning = ErrReadOnly
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.ESTALE):
+		meaning = ErrPoolAway
+	default:
+		return err
+	}
+	return fmt.Errorf("pool %q: %w: %w", p.name, meaning, err)
+}

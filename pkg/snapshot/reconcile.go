@@ -1,0 +1,409 @@
+package snapshot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strings"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Problem names what is wrong with a place on disk.
+type Problem string
+
+const (
+	// UnfinishedCreate is a slot whose making was cut short. Repair: completed
+	// where the subvolume is there, undone where it is not.
+	UnfinishedCreate Problem = "UnfinishedCreate"
+	// UnfinishedRemove is a slot whose removal was cut short. Repair: completed.
+	UnfinishedRemove Problem = "UnfinishedRemove"
+	// WrongLimit is a volume whose limit is not its size. Repair: set again.
+	WrongLimit Problem = "WrongLimit"
+	// StaleQuota is accounting of subvolumes that are gone. Repair: removed.
+	StaleQuota Problem = "StaleQuota"
+	// QuotaInconsistent means that limits are void. Repair: rescan.
+	QuotaInconsistent Problem = "QuotaInconsistent"
+	// Lost is a record whose subvolume is gone. Never made anew, as empty.
+	Lost Problem = "Lost"
+	// Foreign is something that nobody declared. Kept.
+	Foreign Problem = "Foreign"
+	// UnreadableRecord is a record that is damaged, of a later version, or in
+	// the wrong place. Kept.
+	UnreadableRecord Problem = "UnreadableRecord"
+	// Writable is a snapshot or view that somebody made writable. Kept: its
+	// content may have changed.
+	Writable Problem = "Writable"
+	// Unusable is a directory that should be a pool and cannot be used.
+	Unusable Problem = "Unusable"
+	// Duplicate is an ID that is in two pools.
+	Duplicate Problem = "Duplicate"
+)
+
+// Finding is one thing that is not as it should be.
+type Finding struct {
+	Pool     string  `json:"pool"`
+	Path     string  `json:"path,omitempty"` // within the pool
+	Problem  Problem `json:"problem"`
+	Detail   string  `json:"detail"`
+	Repair   string  `json:"repair,omitempty"` // what reconciling does; empty where it is for people
+	Repaired bool    `json:"repaired"`
+	Error    string  `json:"error,omitempty"` // why the repair failed
+}
+
+// action is a finding with its repair; none for what is only reported.
+type action struct {
+	Finding
+	slot Slot // zero for what concerns the whole pool
+	run  func() error
+}
+
+// Plan compares every pool with its ledger and returns what Reconcile would do.
+// It changes nothing. What an operation under way is at is left out.
+func (e *Engine) Plan(context.Context) ([]Finding, error) {
+	return e.eachPool(func(p *pool) ([]Finding, error) {
+		var findings []Finding
+		actions, err := p.plan()
+		for _, a := range actions {
+			e.confirm(p, a, func(a action) { findings = append(findings, a.Finding) })
+		}
+		return findings, err
+	})
+}
+
+// Reconcile does what Plan tells, and brings the index in line with the ledger.
+// Each finding says what came of it. It may run beside other operations: what
+// one of them holds is passed over.
+func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
+	findings, err := e.eachPool(func(p *pool) ([]Finding, error) { return e.repair(ctx, p) })
+	return findings, errors.Join(err, e.syncIndex())
+}
+
+func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) {
+	findings := e.unusable()
+	var errs []error
+	for _, p := range e.allPools() {
+		f, err := fn(p)
+		findings = append(findings, f...)
+		errs = append(errs, err)
+	}
+	duplicates, err := e.duplicates()
+	return append(findings, duplicates...), errors.Join(append(errs, err)...)
+}
+
+// repair runs the plan of one pool.
+func (e *Engine) repair(ctx context.Context, p *pool) ([]Finding, error) {
+	actions, err := p.plan()
+	if err != nil {
+		return nil, err
+	}
+	var findings []Finding
+	for _, a := range actions {
+		if err := ctx.Err(); err != nil {
+			return findings, err
+		}
+		e.confirm(p, a, func(a action) { findings = append(findings, a.apply(p)) })
+	}
+	return findings, nil
+}
+
+// confirm looks at the slot of a finding again with its lock held, since what
+// was under way at the first look may have ended by now, and hands what is
+// still wrong to fn.
+func (e *Engine) confirm(p *pool, a action, fn func(action)) {
+	if a.slot == (Slot{}) {
+		fn(a)
+		return
+	}
+	ref, _ := a.slot.ref()
+	release, err := e.locks.acquire(ref, meta.Ref{})
+	if err != nil {
+		return
+	}
+	defer release()
+	s, err := p.look(a.slot)
+	if err != nil {
+		return // it is gone
+	}
+	if again, wrong := s.judge(p.limitOf); wrong {
+		fn(again)
+	}
+}
+
+// limitOf returns the limit of one subvolume, in bytes, 0 for none; false where
+// the pool has no limits.
+func (p *pool) limitOf(subvolume uint64) (int64, bool) {
+	usage, err := p.Usage(subvolume)
+	return usage.Limit, err == nil
+}
+
+// apply runs the repair, if there is one.
+func (a action) apply(p *pool) Finding {
+	if a.run == nil {
+		return a.Finding
+	}
+	if err := a.run(); err != nil {
+		a.Error = p.explain(err).Error()
+	} else {
+		a.Repaired = true
+	}
+	return a.Finding
+}
+
+// unusable reports the directories that should be pools and are not.
+func (e *Engine) unusable() []Finding {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	var findings []Finding
+	for name, err := range e.broken {
+		findings = append(findings, Finding{Pool: name, Problem: Unusable, Detail: err.Error()})
+	}
+	slices.SortFunc(findings, func(a, b Finding) int { return cmp.Compare(a.Pool, b.Pool) })
+	return findings
+}
+
+// duplicates reports the IDs that more than one pool holds. Which is meant is
+// for people to say.
+func (e *Engine) duplicates() ([]Finding, error) {
+	first := map[meta.Ref]string{}
+	var findings []Finding
+	for _, p := range e.allPools() {
+		slots, err := p.scan()
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range slots {
+			if s.state != slotReady {
+				continue
+			}
+			ref := s.record.Ref()
+			if other, ok := first[ref]; ok && other != p.name {
+				findings = append(findings, Finding{Pool: p.name, Path: s.slot.String(), Problem: Duplicate,
+					Detail: fmt.Sprintf("%s is also in pool %q; remove one of them", ref, other)})
+				continue
+			}
+			first[ref] = p.name
+		}
+	}
+	return findings, nil
+}
+
+// slotState is what a look at a slot shows.
+type slotState int
+
+const (
+	slotReady      slotState = iota // record and subvolume, complete
+	slotDeclared                    // a record, or nothing at all, and no subvolume yet
+	slotHalf                        // subvolume there, record not marked ready
+	slotLost                        // record marked ready, no subvolume
+	slotForeign                     // something without a record
+	slotUnreadable                  // a record that makes no sense
+	slotRemoving                    // on its way out
+)
+
+// scanned is a slot, what it holds and what that means.
+type scanned struct {
+	located
+	info  btrfs.SubvolumeInfo
+	state slotState
+	err   error
+}
+
+// scan reads every slot of the pool, ordered by path. Slots that vanish while it
+// runs are left out.
+func (p *pool) scan() ([]scanned, error) {
+	var all []scanned
+	for _, area := range areas {
+		names, err := p.List(area)
+		if err != nil {
+			return nil, p.explain(err)
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			s, err := p.look(Slot{area, name})
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, p.explain(err)
+			}
+			all = append(all, s)
+		}
+	}
+	return all, nil
+}
+
+// look classifies one slot.
+func (p *pool) look(slot Slot) (scanned, error) {
+	s := scanned{located: located{pool: p, slot: slot}}
+	data, err := p.Record(slot)
+	if err != nil {
+		return s, err
+	}
+	info, err := p.Info(slot)
+	there := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.state, s.err = slotForeign, err
+		return s, nil
+	}
+	s.info = info
+	_, named := slot.ref()
+	switch {
+	case !named:
+		s.state = slotForeign
+	case slot.Area == AreaRemoving && (data != nil || !there):
+		s.state = slotRemoving
+	case data == nil && there:
+		s.state = slotForeign
+	case data == nil:
+		s.state = slotDeclared
+	default:
+		s.classify(there)
+	}
+	return s, nil
+}
+
+// classify reads the record of a slot.
+func (s *scanned) classify(there bool) {
+	l, err := s.read(s.slot)
+	s.record = l.record
+	switch {
+	case err != nil:
+		s.state, s.err = slotUnreadable, err
+	case l.record.State == meta.Ready && there:
+		s.state = slotReady
+	case l.record.State == meta.Ready:
+		s.state = slotLost
+	case there:
+		s.state = slotHalf
+	default:
+		s.state = slotDeclared
+	}
+}
+
+// entries returns what the index should say of the pool.
+func (p *pool) entries() ([]meta.Entry, error) {
+	slots, err := p.scan()
+	var entries []meta.Entry
+	for _, s := range slots {
+		if s.state == slotReady {
+			entries = append(entries, entryOf(p, s.record, s.info))
+		}
+	}
+	return entries, err
+}
+
+// plan compares the pool with its ledger.
+func (p *pool) plan() ([]action, error) {
+	slots, err := p.scan()
+	if err != nil {
+		return nil, err
+	}
+	limits, err := p.Limits()
+	if err != nil {
+		return nil, p.explain(err)
+	}
+	limit := func(subvolume uint64) (int64, bool) { return limits[subvolume], limits != nil }
+	var actions []action
+	for _, s := range slots {
+		if a, wrong := s.judge(limit); wrong {
+			actions = append(actions, a)
+		}
+	}
+	quota, err := p.planQuota()
+	return append(actions, quota...), err
+}
+
+// judge says what is wrong with a slot, and what mends it.
+func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) (action, bool) {
+	a := action{Finding: Finding{Pool: s.name, Path: s.slot.String()}, slot: s.slot}
+	report := func(problem Problem, detail, repair string, run func() error) (action, bool) {
+		a.Problem, a.Detail, a.Repair, a.run = problem, detail, repair, run
+		return a, true
+	}
+	switch s.state {
+	case slotDeclared:
+		return report(UnfinishedCreate, "declared, but no subvolume was made", "undo", func() error { return s.undeclare() })
+	case slotHalf:
+		return report(UnfinishedCreate, "subvolume was made, but not completed", "complete", func() error { _, err := s.resume(); return err })
+	case slotRemoving:
+		return report(UnfinishedRemove, "on its way out", "complete", func() error { return s.dispose(s.slot) })
+	case slotLost:
+		return report(Lost, "its record is there, its data is not; restore a snapshot, or delete it", "", nil)
+	case slotForeign:
+		return report(Foreign, s.foreignDetail(), "", nil)
+	case slotUnreadable:
+		return report(UnreadableRecord, s.err.Error(), "", nil)
+	}
+	if s.record.Kind.ReadOnly() && !s.info.ReadOnly {
+		return report(Writable, "was made writable; its content may have changed", "", nil)
+	}
+	if have, limited := limit(s.info.ID); limited && s.record.Kind == meta.Active && have != s.record.Size {
+		return report(WrongLimit, fmt.Sprintf("limit is %d bytes, size is %d", have, s.record.Size), "set",
+			func() error { return s.SetLimit(s.info.ID, s.record.Size) })
+	}
+	return a, false
+}
+
+func (s *scanned) foreignDetail() string {
+	if s.err != nil {
+		return fmt.Sprintf("was not made by btrfs-csi (%v); it is kept", s.err)
+	}
+	return "was not made by btrfs-csi; it is kept"
+}
+
+// undeclare takes an empty slot away. Files in it are somebody's, and stay.
+func (s *scanned) undeclare() error {
+	err := s.Rmdir(s.slot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// planQuota looks at what belongs to no single slot.
+func (p *pool) planQuota() ([]action, error) {
+	var actions []action
+	stale, err := p.StaleQuota()
+	if err != nil {
+		return nil, p.explain(err)
+	}
+	if len(stale) > 0 {
+		actions = append(actions, action{
+			Finding: Finding{Pool: p.name, Problem: StaleQuota, Detail: fmt.Sprintf("accounting of %d subvolumes that are gone", len(stale)), Repair: "remove"},
+			run:     func() error { return p.forgetAll(stale) },
+		})
+	}
+	status, err := p.QuotaStatus()
+	if err != nil {
+		return nil, p.explain(err)
+	}
+	if needsRescan(status) {
+		actions = append(actions, action{
+			Finding: Finding{Pool: p.name, Problem: QuotaInconsistent, Detail: "limits are void until it has been rescanned", Repair: "rescan"},
+			run:     p.Rescan,
+		})
+	}
+	return actions, nil
+}
+
+// forgetAll removes stale accounting; what the kernel still needs is tried
+// again by maintain.
+func (p *pool) forgetAll(subvolumes []uint64) error {
+	for _, subvolume := range subvolumes {
+		if err := p.ForgetQuota(subvolume); err != nil {
+			p.leftovers.add(subvolume)
+		}
+	}
+	return nil
+}
+
+// String returns one line for people.
+func (f Finding) String() string {
+	parts := []string{f.Pool, f.Path, string(f.Problem), f.Detail}
+	return strings.Join(slices.DeleteFunc(parts, func(s string) bool { return s == "" }), ": ")
+}

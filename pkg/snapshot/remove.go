@@ -1,0 +1,119 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Remove removes a volume or snapshot, whatever was made from it or it was made
+// from. When it returns, the removal is durable. What is not there is no error;
+// what is there but is not ours, or cannot be read, is not touched.
+func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
+	release, err := e.locks.acquire(ref, meta.Ref{})
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	if err := e.finishRemovals(ctx, ref); err != nil {
+		return err
+	}
+	l, err := e.find(ref)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := l.remove(); err != nil {
+		return unfinished(fmt.Errorf("%s: %w", ref, l.explain(err)))
+	}
+	e.unnote(ctx, l.pool, ref)
+	return nil
+}
+
+// remove renames the slot out of its area, the point of no return, and erases
+// it there.
+func (l *located) remove() error {
+	if err := l.Move(l.slot, l.slot.removing()); err != nil {
+		return err
+	}
+	return l.dispose(l.slot.removing())
+}
+
+// dispose erases a slot in AreaRemoving. The Sync in between is for a slot
+// without a subvolume, whose rename would not be durable else.
+func (p *pool) dispose(slot Slot) error {
+	if _, err := p.Info(slot); errors.Is(err, fs.ErrNotExist) {
+		if err := p.Sync(slot); err != nil {
+			return err
+		}
+	}
+	return p.erase(slot)
+}
+
+// finishRemovals completes an earlier removal of ref that was cut short, so
+// that the answer "it is gone" is true.
+func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
+	if !meta.ValidID(ref.ID) {
+		return nil
+	}
+	for _, p := range e.allPools() {
+		for _, kind := range ref.Class.Kinds() {
+			slot := slotOf(kind, ref.ID).removing()
+			if _, err := p.Record(slot); errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err := p.dispose(slot); err != nil {
+				return unfinished(fmt.Errorf("%s: %w", ref, p.explain(err)))
+			}
+			e.unnote(ctx, p, ref)
+		}
+	}
+	return nil
+}
+
+// Resize grows a volume to at least want.Required bytes, online, and returns it
+// with its new size. A volume that is large enough already is returned as it
+// is; none is ever shrunk. When it returns, the size is durable.
+func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.Entry, error) {
+	ref := meta.Volume(volume)
+	release, err := e.locks.acquire(ref, meta.Ref{})
+	if err != nil {
+		return meta.Entry{}, err
+	}
+	defer release()
+
+	l, entry, err := e.settled(ref)
+	if err != nil {
+		return meta.Entry{}, err
+	}
+	old := l.record.Size
+	size, err := want.grow(old)
+	if err != nil {
+		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
+	}
+	if size == old {
+		return entry, nil
+	}
+	if err := l.room(size - old); err != nil {
+		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return meta.Entry{}, err
+	}
+	l.record.Size = size
+	entry, err = l.complete(true)
+	if err != nil {
+		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, l.explain(err)))
+	}
+	e.note(ctx, entry)
+	return entry, nil
+}

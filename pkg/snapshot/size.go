@@ -1,0 +1,82 @@
+package snapshot
+
+import (
+	"fmt"
+	"math"
+)
+
+const (
+	// MinSize is the least size of a volume, and what sizes are rounded up to a
+	// multiple of, in bytes.
+	MinSize = 1 << 20
+	// DefaultSize is the size of a volume whose request names none, in bytes.
+	DefaultSize = 1 << 30
+)
+
+// Range is the size that is asked for, in bytes. 0 leaves a bound open.
+type Range struct {
+	Required int64 // at least
+	Limit    int64 // at most
+}
+
+// choose picks the size of something made from a source of size least, 0 where
+// there is none: what is required, rounded up, never down, and never above the
+// limit. It returns ErrOutOfRange where there is no such size.
+func (r Range) choose(least int64) (int64, error) {
+	if r.Required < 0 || r.Limit < 0 {
+		return 0, fmt.Errorf("required %d and limit %d bytes: negative: %w", r.Required, r.Limit, ErrOutOfRange)
+	}
+	want := r.Required
+	switch {
+	case want == 0 && least > 0:
+		want = least
+	case want == 0:
+		want = DefaultSize
+		if r.Limit > 0 {
+			want = min(want, r.Limit)
+		}
+	}
+	size, err := roundUp(want)
+	if err != nil {
+		return 0, err
+	}
+	if r.Limit > 0 && want <= r.Limit {
+		size = min(size, r.Limit)
+	}
+	switch {
+	case size < least:
+		return 0, fmt.Errorf("%d bytes wanted, but the source has %d: ask for at least that: %w", want, least, ErrOutOfRange)
+	case r.Limit > 0 && size > r.Limit:
+		return 0, fmt.Errorf("at least %d and at most %d bytes wanted, the least possible is %d: %w", r.Required, r.Limit, size, ErrOutOfRange)
+	case size < MinSize:
+		return 0, fmt.Errorf("at most %d bytes wanted, the least size is %d: %w", r.Limit, MinSize, ErrOutOfRange)
+	}
+	return size, nil
+}
+
+// holds reports whether an existing size answers the request.
+func (r Range) holds(size int64) bool {
+	return size >= r.Required && (r.Limit == 0 || size <= r.Limit)
+}
+
+func roundUp(size int64) (int64, error) {
+	if size > math.MaxInt64-MinSize {
+		return 0, fmt.Errorf("%d bytes wanted, more than any filesystem holds: %w", size, ErrOutOfRange)
+	}
+	return (size + MinSize - 1) / MinSize * MinSize, nil
+}
+
+// grow picks the new size of a volume of size old; old where that will do.
+func (r Range) grow(old int64) (int64, error) {
+	if r.Required < 0 || r.Limit < 0 || r.Limit > 0 && r.Limit < max(old, r.Required) {
+		return 0, fmt.Errorf("required %d and limit %d bytes, it has %d and is never shrunk: %w", r.Required, r.Limit, old, ErrOutOfRange)
+	}
+	if r.Required <= old {
+		return old, nil
+	}
+	size, err := roundUp(r.Required)
+	if r.Limit > 0 {
+		size = min(size, r.Limit)
+	}
+	return size, err
+}

@@ -1,0 +1,360 @@
+package snapshot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// subvolumeName is the name of every subvolume, in its slot.
+const subvolumeName = "fs"
+
+// disk is a pool on a real btrfs. It holds no descriptor open, so that the
+// filesystem can be unmounted at any time; instead every operation opens the
+// pool's directory, proves that it is still the one that was opened first, and
+// goes on from that descriptor. After an unmount nothing can end up on the
+// filesystem below.
+type disk struct {
+	path   string // of the pool's directory
+	device uint64 // st_dev of the pool's directory: a number that no two subvolumes share
+	id     string // of the pool
+	mode   btrfs.QuotaMode
+}
+
+var _ Filesystem = (*disk)(nil)
+
+// within calls fn with a path to the pool's directory that no unmount can
+// redirect.
+func (d *disk) within(fn func(root string) error) error {
+	fd, err := unix.Open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("%w: open %s: %w", ErrPoolAway, d.path, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return fmt.Errorf("%w: stat %s: %w", ErrPoolAway, d.path, err)
+	}
+	if st.Dev != d.device {
+		return fmt.Errorf("%w: another filesystem is mounted at %s", ErrPoolAway, d.path)
+	}
+	return fn(fmt.Sprintf("/proc/self/fd/%d", fd))
+}
+
+// inSlot is within for the directory of a slot, inSubvolume for its subvolume.
+func (d *disk) inSlot(s Slot, fn func(dir string) error) error {
+	return d.within(func(root string) error { return fn(filepath.Join(root, string(s.Area), s.Name)) })
+}
+
+func (d *disk) inSubvolume(s Slot, fn func(path string) error) error {
+	return d.inSlot(s, func(dir string) error { return fn(filepath.Join(dir, subvolumeName)) })
+}
+
+// inRoot is within for the functions that want a directory of the filesystem.
+func (d *disk) inRoot(fn func(path string) error) error {
+	return d.within(func(root string) error { return fn(root + "/.") })
+}
+
+func (d *disk) PoolID() string { return d.id }
+
+func (d *disk) Alive() error { return d.within(func(string) error { return nil }) }
+
+func (d *disk) SlotPath(s Slot) string {
+	return filepath.Join(d.path, string(s.Area), s.Name, subvolumeName)
+}
+
+func (d *disk) Space() (space btrfs.Space, err error) {
+	err = d.inRoot(func(path string) error { space, err = btrfs.SpaceOf(path); return err })
+	return space, err
+}
+
+func (d *disk) Devices() (devices []btrfs.Device, err error) {
+	err = d.inRoot(func(path string) error { devices, err = btrfs.Devices(path); return err })
+	return devices, err
+}
+
+// Ledger.
+
+func (d *disk) List(a Area) (names []string, err error) {
+	err = d.within(func(root string) error {
+		dir, err := os.Open(filepath.Join(root, string(a)))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		names, err = dir.Readdirnames(-1)
+		return err
+	})
+	return names, err
+}
+
+func (d *disk) Mkdir(s Slot) error {
+	return d.inSlot(s, func(dir string) error { return os.Mkdir(dir, 0o700) })
+}
+
+func (d *disk) Rmdir(s Slot) error {
+	return d.inSlot(s, func(dir string) error {
+		err := unix.Rmdir(dir)
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) {
+			return fmt.Errorf("rmdir %s: %w", s, ErrNotEmpty)
+		}
+		return pathError("rmdir", s, err)
+	})
+}
+
+func (d *disk) Move(from, to Slot) error {
+	return d.within(func(root string) error {
+		err := unix.Renameat2(unix.AT_FDCWD, filepath.Join(root, string(from.Area), from.Name),
+			unix.AT_FDCWD, filepath.Join(root, string(to.Area), to.Name), unix.RENAME_NOREPLACE)
+		return pathError("rename", from, err)
+	})
+}
+
+func (d *disk) Record(s Slot) (record []byte, err error) {
+	err = d.inSlot(s, func(dir string) error {
+		buf := make([]byte, 2*meta.MaxRecordSize)
+		n, err := unix.Lgetxattr(dir, meta.LedgerXattr, buf)
+		switch {
+		case errors.Is(err, unix.ENODATA):
+			return nil
+		case errors.Is(err, unix.ERANGE): // nothing that we wrote
+			record = []byte{}
+			return nil
+		case err != nil:
+			return pathError("getxattr", s, err)
+		}
+		record = buf[:n]
+		return nil
+	})
+	return record, err
+}
+
+func (d *disk) SetRecord(s Slot, record []byte) error {
+	return d.inSlot(s, func(dir string) error {
+		return pathError("setxattr", s, unix.Lsetxattr(dir, meta.LedgerXattr, record, 0))
+	})
+}
+
+func (d *disk) Sync(s Slot) error { return d.inSlot(s, btrfs.Sync) }
+
+// Subvolumes.
+
+func (d *disk) Create(s Slot) error {
+	return d.inSubvolume(s, func(path string) error {
+		if err := btrfs.Create(path); err != nil {
+			return err
+		}
+		return os.Chmod(path, 0o755) // whatever our umask is
+	})
+}
+
+func (d *disk) Snapshot(from, to Slot, readOnly bool) error {
+	return d.within(func(root string) error {
+		path := func(s Slot) string { return filepath.Join(root, string(s.Area), s.Name, subvolumeName) }
+		return btrfs.Snapshot(path(to), path(from), readOnly)
+	})
+}
+
+func (d *disk) Destroy(s Slot) error { return d.inSubvolume(s, btrfs.Destroy) }
+
+// Info takes what is named fs but is no subvolume for none: it is not ours, and
+// Rmdir will not remove it.
+func (d *disk) Info(s Slot) (info btrfs.SubvolumeInfo, err error) {
+	err = d.inSubvolume(s, func(path string) error { info, err = btrfs.Info(path); return err })
+	if errors.Is(err, btrfs.ErrNotSubvolume) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		err = fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return info, err
+}
+
+func (d *disk) Nested(s Slot) (paths []string, err error) {
+	err = d.inSubvolume(s, func(path string) error {
+		nested, err := btrfs.NestedSubvolumes(path)
+		for _, n := range nested {
+			if n.Path == "" {
+				n.Path = fmt.Sprintf("subvolume %d", n.ID)
+			}
+			paths = append(paths, n.Path)
+		}
+		return err
+	})
+	return paths, err
+}
+
+// Apply leaves alone what is as it should be: a clone has its source's
+// properties, and setting one is a transaction.
+func (d *disk) Apply(s Slot, p meta.Parameters) error {
+	return d.inSubvolume(s, func(path string) error {
+		if p.NoDataCow {
+			if err := btrfs.SetNoDataCow(path, true); err != nil {
+				return err
+			}
+		}
+		if p.Compression == "" {
+			return nil
+		}
+		have, err := btrfs.Compression(path)
+		if err != nil || have == p.Compression {
+			return err
+		}
+		return btrfs.SetCompression(path, p.Compression)
+	})
+}
+
+// Quota. In full mode the limit is on the subvolume's own group 0/<id>. In
+// simple mode it is on 1/<id>, which what a pod nests in the volume inherits.
+
+func (d *disk) QuotaStatus() (status btrfs.QuotaStatus, err error) {
+	err = d.inRoot(func(path string) error { status, err = btrfs.Quota(path); return err })
+	return status, err
+}
+
+func (d *disk) Rescan() error { return d.inRoot(btrfs.RescanQuota) }
+
+// group is the group that bears the limit of a subvolume.
+func (d *disk) group(subvolume uint64) btrfs.QgroupID {
+	if d.mode == btrfs.QuotaSimple {
+		return btrfs.NewQgroupID(1, subvolume)
+	}
+	return btrfs.NewQgroupID(0, subvolume)
+}
+
+func (d *disk) SetLimit(subvolume uint64, bytes int64) error {
+	return d.limit(subvolume, uint64(bytes))
+}
+
+func (d *disk) LiftLimit(subvolume uint64) error {
+	err := d.limit(subvolume, btrfs.NoLimit)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (d *disk) limit(subvolume, bytes uint64) error {
+	if d.mode == btrfs.QuotaNone {
+		return nil
+	}
+	return d.inRoot(func(path string) error {
+		group := d.group(subvolume)
+		if d.mode == btrfs.QuotaSimple && bytes != btrfs.NoLimit {
+			if err := btrfs.CreateQgroup(path, group); err != nil {
+				return err
+			}
+			if _, err := btrfs.AssignQgroup(path, btrfs.NewQgroupID(0, subvolume), group); err != nil {
+				return err
+			}
+		}
+		return btrfs.LimitQgroup(path, group, bytes)
+	})
+}
+
+func (d *disk) Limits() (limits map[uint64]int64, err error) {
+	if d.mode == btrfs.QuotaNone {
+		return nil, nil
+	}
+	limits = map[uint64]int64{}
+	err = d.inRoot(func(path string) error {
+		return btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
+			if id := q.ID.Subvolume(); q.ID == d.group(id) {
+				limits[id] = limitOf(q)
+			}
+			return nil
+		})
+	})
+	return limits, err
+}
+
+func (d *disk) Usage(subvolume uint64) (usage Usage, err error) {
+	if d.mode == btrfs.QuotaNone {
+		return usage, ErrNoQuota
+	}
+	err = d.inRoot(func(path string) error {
+		q, err := btrfs.QgroupOf(path, d.group(subvolume))
+		if errors.Is(err, fs.ErrNotExist) { // no limit yet, or a snapshot in simple mode
+			q, err = btrfs.QgroupOf(path, btrfs.NewQgroupID(0, subvolume))
+			q.MaxReferenced = btrfs.NoLimit
+		}
+		usage = Usage{Used: clamp(q.Referenced), Limit: limitOf(q)}
+		if d.mode == btrfs.QuotaFull {
+			usage.Exclusive = clamp(q.Exclusive)
+		}
+		return err
+	})
+	return usage, err
+}
+
+func (d *disk) ForgetQuota(subvolume uint64) error {
+	if d.mode == btrfs.QuotaNone {
+		return nil
+	}
+	return d.inRoot(func(path string) error {
+		// Before the tree is dropped its numbers are still needed.
+		if there, err := btrfs.Exists(path, subvolume); there || err != nil {
+			return errors.Join(err, unix.EBUSY)
+		}
+		if err := btrfs.RemoveQgroup(path, btrfs.NewQgroupID(0, subvolume)); err != nil {
+			return err
+		}
+		if d.mode != btrfs.QuotaSimple {
+			return nil
+		}
+		return btrfs.RemoveQgroup(path, btrfs.NewQgroupID(1, subvolume))
+	})
+}
+
+// StaleQuota takes every group of a subvolume that is gone for stale: they are
+// of no use to anyone, whoever made the subvolume. Of the groups 1/<id> only
+// those that look like ours are: no limit any more, and no members.
+func (d *disk) StaleQuota() (stale []uint64, err error) {
+	if d.mode == btrfs.QuotaNone {
+		return nil, nil
+	}
+	err = d.inRoot(func(path string) error {
+		groups := map[uint64]bool{}
+		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
+			id := q.ID.Subvolume()
+			if id >= firstSubvolume && (q.ID.Level() == 0 || q.ID == d.group(id) && q.MaxReferenced == btrfs.NoLimit) {
+				groups[id] = true
+			}
+			return nil
+		})
+		if err != nil || len(groups) == 0 {
+			return err
+		}
+		err = btrfs.WalkSubvolumeIDs(path, func(id uint64) error { delete(groups, id); return nil })
+		for id := range groups {
+			stale = append(stale, id)
+		}
+		return err
+	})
+	return stale, err
+}
+
+// firstSubvolume is the least ID of a subvolume (BTRFS_FIRST_FREE_OBJECTID).
+const firstSubvolume = 256
+
+func limitOf(q btrfs.Qgroup) int64 {
+	if q.MaxReferenced == btrfs.NoLimit {
+		return 0
+	}
+	return clamp(q.MaxReferenced)
+}
+
+// clamp keeps a counter of the kernel's within int64.
+func clamp(bytes uint64) int64 { return int64(min(bytes, math.MaxInt64)) }
+
+func pathError(operation string, s Slot, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %s: %w", operation, s, err)
+}

@@ -1,0 +1,281 @@
+package snapshot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+	"k8s.io/mount-utils"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+const (
+	// poolsDir is where the pools are, in the state directory.
+	poolsDir = "pools"
+	// identityFile holds the ID of a pool, in the pool's directory.
+	identityFile = "pool.json"
+	// poolVersion is raised when the layout of a pool changes so that an older
+	// driver must not touch it.
+	poolVersion = 1
+	// pollPools is how long the end of a pool may stay unnoticed where the kernel
+	// does not tell: a detached mount below a mount, an exchanged directory.
+	pollPools = 10 * time.Second
+)
+
+// QuotaAuto takes the mode that a filesystem has, or else full.
+const QuotaAuto btrfs.QuotaMode = "auto"
+
+// poolName is what can be a StorageClass parameter and a directory.
+var poolName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
+
+// ValidPoolName reports whether name can be that of a pool: up to 63 lower-case
+// letters, digits, dots and dashes.
+func ValidPoolName(name string) bool { return poolName.MatchString(name) }
+
+// node is the real Host: every btrfs mounted at <state dir>/pools/<name> is a
+// pool, and <state dir>/pools/default is one also as a plain directory, where
+// the state directory itself is on btrfs. Other plain directories are not: the
+// mount point of a disk that failed to mount would become a pool on the wrong
+// filesystem.
+type node struct {
+	pools string
+	quota btrfs.QuotaMode
+}
+
+// NewHost returns the pools of this machine below stateDir. Where that is on
+// btrfs the pool DefaultPool is made. quota is QuotaAuto or the mode to turn on.
+func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
+	n := &node{pools: filepath.Join(stateDir, poolsDir), quota: quota}
+	if err := os.MkdirAll(n.pools, 0o700); err != nil {
+		return nil, err
+	}
+	return n, n.makeDefault()
+}
+
+func (n *node) makeDefault() error {
+	if ok, err := btrfs.IsBtrfs(n.pools); err != nil || !ok {
+		return err
+	}
+	err := os.Mkdir(filepath.Join(n.pools, DefaultPool), 0o700)
+	if errors.Is(err, os.ErrExist) || errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	return err
+}
+
+func (n *node) Pools() (names []string, refused map[string]error, err error) {
+	mounted, err := n.mountPoints()
+	if err != nil {
+		return nil, nil, err
+	}
+	dirs, err := os.ReadDir(n.pools)
+	if err != nil {
+		return nil, nil, err
+	}
+	refused = map[string]error{}
+	for _, dir := range dirs {
+		name := dir.Name()
+		if err := n.acceptable(name, dir.IsDir(), mounted); err != nil {
+			refused[name] = err
+			continue
+		}
+		names = append(names, name)
+	}
+	return names, refused, nil
+}
+
+// acceptable says why a name in the pools directory is no pool.
+func (n *node) acceptable(name string, dir bool, mounted []string) error {
+	path := filepath.Join(n.pools, name)
+	switch {
+	case !ValidPoolName(name):
+		return fmt.Errorf("pool %q: a name of up to 63 lower-case letters, digits, dots and dashes is wanted; rename %s", name, path)
+	case !dir:
+		return fmt.Errorf("pool %q: %s is no directory; mount a btrfs filesystem on a directory there", name, path)
+	case name != DefaultPool && !slices.Contains(mounted, path):
+		return fmt.Errorf("pool %q: nothing is mounted at %s; mount a btrfs filesystem there, or remove the directory", name, path)
+	}
+	ok, err := btrfs.IsBtrfs(path)
+	if err != nil {
+		return fmt.Errorf("pool %q: %w", name, err)
+	}
+	if !ok {
+		return fmt.Errorf("pool %q: not on btrfs; mount a btrfs filesystem at %s", name, path)
+	}
+	return nil
+}
+
+// mountPoints returns what is mounted in the pools directory.
+func (n *node) mountPoints() ([]string, error) {
+	resolved, err := filepath.EvalSymlinks(n.pools) // as the mount table names it
+	if err != nil {
+		return nil, err
+	}
+	table, err := mount.ParseMountInfo("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for _, m := range table {
+		if filepath.Dir(m.MountPoint) == resolved {
+			points = append(points, filepath.Join(n.pools, filepath.Base(m.MountPoint)))
+		}
+	}
+	return points, nil
+}
+
+// Wait polls the mount table, which the kernel flags when it has changed.
+func (n *node) Wait(ctx context.Context) {
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(pollPools):
+		}
+		return
+	}
+	defer table.Close()
+	fds := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}}
+	for waited := time.Duration(0); waited < pollPools && ctx.Err() == nil; waited += pollSlice {
+		if changed, err := unix.Poll(fds, int(pollSlice.Milliseconds())); changed > 0 && err == nil {
+			return
+		}
+	}
+}
+
+// pollSlice is how long the end of ctx may stay unnoticed by Wait.
+const pollSlice = 250 * time.Millisecond
+
+func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
+	d := &disk{path: filepath.Join(n.pools, name)}
+	var st unix.Stat_t
+	if err := unix.Lstat(d.path, &st); err != nil {
+		return nil, fmt.Errorf("pool %q: %w", name, err)
+	}
+	d.device = st.Dev
+	if err := d.identify(); err != nil {
+		return nil, fmt.Errorf("pool %q: %w", name, err)
+	}
+	if err := d.enableQuota(ctx, n.quota); err != nil {
+		return nil, fmt.Errorf("pool %q: quota %s: %w", name, n.quota, err)
+	}
+	return d, nil
+}
+
+// identity is the content of identityFile.
+type identity struct {
+	Version int    `json:"version"`
+	ID      string `json:"id"`
+}
+
+// identify reads the pool's ID, or gives it one. A pool has one of its own
+// because that of the filesystem is copied with the disk, and changed by tools.
+func (d *disk) identify() error {
+	return d.within(func(root string) error {
+		path := filepath.Join(root, identityFile)
+		data, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			return d.initialise(root)
+		}
+		if err != nil {
+			return err
+		}
+		var id identity
+		if err := json.Unmarshal(data, &id); err != nil || uuid.Validate(id.ID) != nil {
+			return fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
+		}
+		if id.Version > poolVersion {
+			return fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
+		}
+		d.id = id.ID
+		return d.makeAreas(root)
+	})
+}
+
+// initialise makes a pool of an empty directory. One that holds volumes and has
+// lost its ID gets no new one: PersistentVolumes name the old.
+func (d *disk) initialise(root string) error {
+	for _, area := range areas {
+		names, err := os.ReadDir(filepath.Join(root, string(area)))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if len(names) > 0 {
+			return fmt.Errorf("%s is missing, but %s/ is not empty; restore the file: volumes are found by its ID", identityFile, area)
+		}
+	}
+	if err := d.makeAreas(root); err != nil {
+		return err
+	}
+	d.id = uuid.NewString()
+	data, err := json.Marshal(identity{Version: poolVersion, ID: d.id})
+	if err != nil {
+		return err
+	}
+	return writeDurably(filepath.Join(root, identityFile), append(data, '\n'))
+}
+
+// makeAreas makes the areas that are missing. Only root may pass: what is in
+// them belongs to whoever the pod runs as.
+func (d *disk) makeAreas(root string) error {
+	for _, area := range areas {
+		if err := os.Mkdir(filepath.Join(root, string(area)), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeDurably makes a file that is whole or not there after a power cut.
+func writeDurably(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already, if all went well
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return btrfs.Sync(filepath.Dir(path) + "/.")
+}
+
+// enableQuota turns on the mode that is wanted. A filesystem that has another
+// one is refused rather than served with limits of another meaning, or none.
+func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode) error {
+	status, err := d.QuotaStatus()
+	if err != nil {
+		return err
+	}
+	switch {
+	case want == QuotaAuto && status.Mode != btrfs.QuotaNone:
+		want = status.Mode
+	case want == QuotaAuto:
+		want = btrfs.QuotaFull
+	}
+	d.mode = want
+	if want == btrfs.QuotaNone || status.Mode == want {
+		return nil
+	}
+	if status.Mode != btrfs.QuotaNone {
+		return fmt.Errorf("the filesystem has %s quota: %w; disable it there (btrfs quota disable), or take --quota auto", status.Mode, btrfs.ErrQuotaMode)
+	}
+	if space, err := d.Space(); err != nil || space.ReadOnly {
+		return err // cannot be written, so there is nothing to limit
+	}
+	klog.FromContext(ctx).Info("Enabling quota on the whole filesystem", "path", d.path, "mode", want)
+	return d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })
+}

@@ -1,0 +1,432 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// node is the node service.
+type node struct {
+	csi.UnimplementedNodeServer
+	*Driver
+}
+
+func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequest) (*csi.NodeGetCapabilitiesResponse, error) {
+	response := &csi.NodeGetCapabilitiesResponse{}
+	for _, t := range []csi.NodeServiceCapability_RPC_Type{
+		csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
+		csi.NodeServiceCapability_RPC_EXPAND_VOLUME,
+		csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
+		csi.NodeServiceCapability_RPC_GET_VOLUME_HEALTH,
+		csi.NodeServiceCapability_RPC_GET_STORAGE_HEALTH,
+	} {
+		response.Capabilities = append(response.Capabilities, &csi.NodeServiceCapability{
+			Type: &csi.NodeServiceCapability_Rpc{Rpc: &csi.NodeServiceCapability_RPC{Type: t}},
+		})
+	}
+	return response, nil
+}
+
+func (s *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
+	segments := map[string]string{}
+	for _, id := range s.engine.PoolIDs() {
+		segments[TopologyKey(id)] = TopologyValue
+	}
+	return &csi.NodeGetInfoResponse{NodeId: s.options.NodeID, AccessibleTopology: &csi.Topology{Segments: segments}}, nil
+}
+
+func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolumeRequest) (*csi.NodeStageVolumeResponse, error) {
+	if err := required("volume_id", request.GetVolumeId()); err != nil {
+		return nil, err
+	}
+	u, err := parseUse(request.GetVolumeCapability())
+	if err != nil {
+		return nil, err
+	}
+	at, err := s.targets.parse("staging_target_path", request.GetStagingTargetPath())
+	if err != nil {
+		return nil, err
+	}
+	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.path))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	b, err := s.bindingOf(ctx, request.GetVolumeId(), u, request.GetVolumeContext())
+	if err != nil {
+		return nil, err
+	}
+	if there, err := b.isAt(at); there || err != nil {
+		return &csi.NodeStageVolumeResponse{}, err
+	}
+	if err := at.checkEmptyDir(); err != nil {
+		return nil, err
+	}
+	if err := s.bind(ctx, b, at); err != nil {
+		return nil, err
+	}
+	klog.FromContext(ctx).Info("Volume staged", "volumeID", b.volume, "path", at.path, "flags", b.flags)
+	return &csi.NodeStageVolumeResponse{}, nil
+}
+
+// NodeUnstageVolume leaves the directory, which is the CO's.
+func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
+	at, err := s.unmount(ctx, request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), func(target) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	klog.FromContext(ctx).Info("Volume unstaged", "volumeID", request.GetVolumeId(), "path", at.path)
+	return &csi.NodeUnstageVolumeResponse{}, nil
+}
+
+// NodePublishVolume mounts from the pool, not from the staging path: what the
+// engine says is the truth, whatever somebody mounted over the staging path or
+// remounted it to. That it is staged is asked for as CSI wants it.
+func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
+	u, at, staging, err := s.parsePublish(request)
+	if err != nil {
+		return nil, err
+	}
+	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.path))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	b, err := s.bindingOf(ctx, request.GetVolumeId(), u, request.GetVolumeContext())
+	if err != nil {
+		return nil, err
+	}
+	if err := b.checkStaged(staging); err != nil {
+		return nil, err
+	}
+	if there, err := b.isAt(at); there || err != nil {
+		return &csi.NodePublishVolumeResponse{}, err
+	}
+	if err := s.checkSingleTarget(b, u, staging); err != nil {
+		return nil, err
+	}
+	if err := s.publish(ctx, b, at); err != nil {
+		return nil, err
+	}
+	klog.FromContext(ctx).Info("Volume published", "volumeID", b.volume, "path", at.path, "flags", b.flags)
+	return &csi.NodePublishVolumeResponse{}, nil
+}
+
+func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, staging target, err error) {
+	if err = required("volume_id", request.GetVolumeId()); err != nil {
+		return u, at, staging, err
+	}
+	if at, err = s.targets.parse("target_path", request.GetTargetPath()); err != nil {
+		return u, at, staging, err
+	}
+	if u, err = parseUse(request.GetVolumeCapability()); err != nil {
+		return u, at, staging, err
+	}
+	if request.GetReadonly() {
+		u.readOnly = true
+	}
+	if request.GetStagingTargetPath() == "" {
+		return u, at, staging, precondition("staging_target_path is not set: stage the volume first")
+	}
+	staging, err = s.targets.parse("staging_target_path", request.GetStagingTargetPath())
+	return u, at, staging, err
+}
+
+// publish makes the directory and mounts; what it made it takes back on failure.
+func (s *node) publish(ctx context.Context, b binding, at target) error {
+	made, err := at.ensureDir()
+	if err == nil {
+		err = s.bind(ctx, b, at)
+	}
+	if err != nil && made {
+		return errors.Join(err, at.removeDir())
+	}
+	return err
+}
+
+func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
+	at, err := s.unmount(ctx, request.GetVolumeId(), "target_path", request.GetTargetPath(), target.removeDir)
+	if err != nil {
+		return nil, err
+	}
+	klog.FromContext(ctx).Info("Volume unpublished", "volumeID", request.GetVolumeId(), "path", at.path)
+	return &csi.NodeUnpublishVolumeResponse{}, nil
+}
+
+// unmount unmounts a volume, also one that the engine does not know any more,
+// and calls then if nothing is mounted there afterwards.
+func (s *node) unmount(ctx context.Context, volume, field, path string, then func(target) error) (target, error) {
+	if err := required("volume_id", volume); err != nil {
+		return target{}, err
+	}
+	at, err := s.targets.parse(field, path)
+	if err != nil {
+		return at, err
+	}
+	release, err := s.locks.acquire(volumeLock(volume), pathLock(at.path))
+	if err != nil {
+		return at, err
+	}
+	defer release()
+	if err := s.unbind(ctx, volume, at); err != nil {
+		return at, err
+	}
+	return at, then(at)
+}
+
+func (s *node) NodeGetVolumeStats(ctx context.Context, request *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
+	entry, err := s.volumeAt(ctx, request.GetVolumeId(), request.GetVolumePath())
+	if err != nil {
+		return nil, err
+	}
+	usage, err := s.usage(ctx, entry)
+	if err != nil {
+		return nil, err
+	}
+	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{usage}}, nil
+}
+
+// usage tells of the volume, not of the filesystem around it, as far as the pool
+// counts. btrfs has no limit of inodes, so none are told.
+func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, error) {
+	space, err := s.engine.Space(ctx, entry.Ref())
+	if err != nil {
+		return nil, err
+	}
+	usage, err := s.engine.Usage(ctx, entry.Ref())
+	if errors.Is(err, snapshot.ErrNoQuota) {
+		return &csi.VolumeUsage{
+			Unit: csi.VolumeUsage_BYTES, Total: space.Size, Used: max(0, space.Size-space.Available), Available: max(0, space.Available),
+		}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &csi.VolumeUsage{
+		Unit: csi.VolumeUsage_BYTES, Total: entry.Size, Used: usage.Used, Available: max(0, min(entry.Size-usage.Used, space.Available)),
+	}, nil
+}
+
+func (s *node) NodeExpandVolume(ctx context.Context, request *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
+	size, err := parseRange(request.GetCapacityRange())
+	if err != nil {
+		return nil, err
+	}
+	if request.GetVolumeCapability() != nil {
+		if _, err := parseUse(request.GetVolumeCapability()); err != nil {
+			return nil, err
+		}
+	}
+	entry, err := s.volumeAt(ctx, request.GetVolumeId(), request.GetVolumePath())
+	if err != nil {
+		return nil, err
+	}
+	if size != (snapshot.Range{}) {
+		if entry, err = s.engine.Resize(ctx, entry.ID, size); err != nil {
+			return nil, err
+		}
+	}
+	return &csi.NodeExpandVolumeResponse{CapacityBytes: entry.Size}, nil
+}
+
+// volumeAt returns the volume that is at a path; NOT_FOUND for anything else
+// there, as CSI wants it.
+func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, error) {
+	if err := errors.Join(required("volume_id", volume), required("volume_path", path)); err != nil {
+		return meta.Entry{}, err
+	}
+	entry, err := s.engine.Stat(ctx, meta.Volume(volume))
+	if err != nil {
+		return entry, err
+	}
+	source, err := s.engine.Mounts(ctx, volume)
+	if err != nil {
+		return entry, err
+	}
+	want, err := lookAt(source.Source)
+	if err != nil {
+		return entry, err
+	}
+	at, err := s.targets.parse("volume_path", path)
+	if err == nil {
+		var have place
+		if have, err = at.placeAt(); err == nil && have.same(want) {
+			return entry, nil
+		}
+	}
+	return entry, status.Errorf(codes.NotFound, "volume %q is not mounted at %q: %v", volume, path, err)
+}
+
+// binding is a volume and how it is to be mounted.
+type binding struct {
+	volume string
+	source string
+	place  place
+	flags  mountFlags
+}
+
+// bindingOf asks the engine for a volume and settles the flags of its mount.
+func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContext map[string]string) (binding, error) {
+	entry, err := s.engine.Stat(ctx, meta.Volume(volume))
+	if err != nil {
+		return binding{}, err
+	}
+	if err := errors.Join(allowUse(u, entry), checkContext(volumeContext, entry)); err != nil {
+		return binding{}, precondition("%v", err)
+	}
+	source, err := s.engine.Mounts(ctx, volume)
+	if err != nil {
+		return binding{}, err
+	}
+	b := binding{volume: volume, source: source.Source}
+	if b.place, err = lookAt(source.Source); err != nil {
+		return b, err
+	}
+	asked := u.flags
+	if u.readOnly || source.ReadOnly {
+		asked |= readOnlyFlag
+	} else if b.place.flags.readOnly() {
+		return b, fmt.Errorf("volume %q is wanted read-write: pool %q: %w: remount it read-write, or mount the volume read-only", volume, entry.Pool, snapshot.ErrReadOnly)
+	}
+	b.flags = asked.over(b.place.flags)
+	return b, nil
+}
+
+// lookAt looks at a path of the engine's.
+func lookAt(path string) (place, error) {
+	f, err := os.OpenFile(path, pathOnly, 0)
+	if err != nil {
+		return place{}, err
+	}
+	defer f.Close()
+	return placeOf(f)
+}
+
+// isAt reports whether the volume is mounted at a target as it is wanted. It
+// fails when anything else is, or the volume is, otherwise.
+func (b binding) isAt(at target) (bool, error) {
+	have, err := at.placeAt()
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	top, isMount, err := topAt(at.path)
+	switch {
+	case err != nil || !isMount:
+		return false, err
+	case !have.same(b.place):
+		return false, precondition("volume %q: something else is mounted at %q: %s: unmount it", b.volume, at.path, top)
+	case have.flags != b.flags:
+		return false, status.Errorf(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.path, have.flags, b.flags)
+	}
+	return true, nil
+}
+
+// checkStaged fails unless the volume is mounted at its staging path.
+func (b binding) checkStaged(staging target) error {
+	have, err := staging.placeAt()
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err != nil || !have.same(b.place) {
+		return precondition("volume %q is not mounted at its staging path %q: stage it first", b.volume, staging.path)
+	}
+	return nil
+}
+
+// checkSingleTarget fails for a volume that may be published once only and is
+// published elsewhere. SINGLE_NODE_WRITER is not held to that, as CSI would have
+// it: it is what ReadWriteOnce was called by older kubelets, and any number of
+// pods of a node may share such a volume.
+func (s *node) checkSingleTarget(b binding, u use, staging target) error {
+	if !u.singleTarget {
+		return nil
+	}
+	table, err := mountTable()
+	if err != nil {
+		return err
+	}
+	for _, m := range table {
+		if m.isVolume(b.volume) && m.at != staging.path && s.targets.holds(m.at) {
+			return precondition("volume %q has access mode SINGLE_NODE_SINGLE_WRITER and is published at %q: unpublish it there first", b.volume, m.at)
+		}
+	}
+	return nil
+}
+
+// bind mounts a volume and proves that what is there afterwards is what was
+// asked for. It undoes the mount else.
+func (s *node) bind(ctx context.Context, b binding, at target) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	err := s.mounter.Mount(b.source, at.path, "", []string{"bind"})
+	if err == nil {
+		err = b.settle(at)
+	}
+	if err != nil {
+		err = fmt.Errorf("mount volume %q at %q: %w", b.volume, at.path, err)
+		return errors.Join(err, s.unbind(context.WithoutCancel(ctx), b.volume, at))
+	}
+	return nil
+}
+
+// settle sets the flags of a fresh mount, and looks what came of it. It goes by
+// a descriptor of the mount, which nobody can put another in the place of.
+func (b binding) settle(at target) error {
+	f, err := at.open()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	have, err := placeOf(f)
+	if err != nil {
+		return err
+	}
+	if !have.same(b.place) {
+		return fmt.Errorf("something else is there after the mount: device %d, inode %d", have.dev, have.ino)
+	}
+	if err := remount(procPath(f), b.flags); err != nil {
+		return err
+	}
+	if have, err = placeOf(f); err != nil {
+		return err
+	}
+	if have.flags != b.flags {
+		return fmt.Errorf("it has %s, wanted %s", have.flags, b.flags)
+	}
+	return nil
+}
+
+// unbind unmounts a volume from a target, as often as it is mounted there. It
+// fails for what is not that volume, and touches no directory.
+func (s *node) unbind(ctx context.Context, volume string, at target) error {
+	for ctx.Err() == nil {
+		top, isMount, err := topAt(at.path)
+		if err != nil || !isMount {
+			return err
+		}
+		if !top.isVolume(volume) {
+			return precondition("volume %q: something else is mounted at %q: %s: unmount it by hand", volume, at.path, top)
+		}
+		if err := s.mounter.Unmount(at.path); err != nil {
+			return fmt.Errorf("volume %q stays mounted at %q: %s", volume, at.path, strings.Join(strings.Fields(err.Error()), " "))
+		}
+	}
+	return ctx.Err()
+}

@@ -1,0 +1,296 @@
+package driver
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// Parameters of a StorageClass; nestedSubvolumes also of a VolumeSnapshotClass.
+const (
+	paramPool             = "pool"
+	paramCompression      = "compression"
+	paramNoDataCow        = "nodatacow"
+	paramNestedSubvolumes = "nestedSubvolumes"
+)
+
+// sidecarPrefix marks the parameters that the CSI sidecars add.
+const sidecarPrefix = "csi.storage.k8s.io/"
+
+// labels are the parameters of the sidecars that are kept with a volume or
+// snapshot, so that people can tell whose it is.
+var labels = []string{
+	"pvc/name", "pvc/namespace", "pv/name",
+	"volumesnapshot/name", "volumesnapshot/namespace", "volumesnapshotcontent/name",
+}
+
+// maxNameBytes is the general size limit of CSI for a name.
+const maxNameBytes = 128
+
+var (
+	// controlCharacters are those that the CSI spec bans from names.
+	controlCharacters = regexp.MustCompile(`[\x{00}-\x{08}\x{0B}\x{0C}\x{0E}-\x{1F}\x{7F}-\x{9F}]`)
+
+	compressionValue = regexp.MustCompile(`^(zstd(:([1-9]|1[0-5]))?|zlib(:[1-9])?|lzo|none)$`)
+)
+
+func invalid(format string, args ...any) error {
+	return status.Errorf(codes.InvalidArgument, format, args...)
+}
+
+// required refuses an empty field.
+func required(field, value string) error {
+	if value == "" {
+		return invalid("%s is missing", field)
+	}
+	return nil
+}
+
+// checkName holds a name against the rules of the CSI spec.
+func checkName(name string) error {
+	switch {
+	case name == "":
+		return invalid("name is missing")
+	case len(name) > maxNameBytes:
+		return invalid("name has %d bytes, at most %d are allowed", len(name), maxNameBytes)
+	case !utf8.ValidString(name):
+		return invalid("name %q is not UTF-8", name)
+	case controlCharacters.MatchString(name):
+		return invalid("name %q holds control characters", name)
+	}
+	return nil
+}
+
+// classOptions are the parameters of a class, read.
+type classOptions struct {
+	pool       string
+	parameters meta.Parameters
+	labels     map[string]string
+}
+
+// volumeParameters reads the parameters of CreateVolume.
+func volumeParameters(params map[string]string) (classOptions, error) {
+	return readParameters(params, paramPool, paramCompression, paramNoDataCow, paramNestedSubvolumes)
+}
+
+// snapshotParameters reads the parameters of CreateSnapshot.
+func snapshotParameters(params map[string]string) (classOptions, error) {
+	return readParameters(params, paramNestedSubvolumes)
+}
+
+// readParameters refuses every parameter that is not known here by its name: a
+// misspelt one would else be ignored for the life of the volume.
+func readParameters(params map[string]string, known ...string) (o classOptions, err error) {
+	for _, key := range slices.Sorted(maps.Keys(params)) {
+		value := params[key]
+		if label, ok := strings.CutPrefix(key, sidecarPrefix); ok {
+			o.addLabel(label, value)
+			continue
+		}
+		if !slices.Contains(known, key) {
+			return o, invalid("parameter %q is unknown; known are %s", key, strings.Join(known, ", "))
+		}
+		if err := o.set(key, value); err != nil {
+			return o, err
+		}
+	}
+	if o.parameters.NoDataCow && o.parameters.Compression != "" && o.parameters.Compression != "none" {
+		return o, invalid("parameters %s and %s=%s contradict each other: data that is not copied on write cannot be compressed; leave one out",
+			paramNoDataCow, paramCompression, o.parameters.Compression)
+	}
+	return o, nil
+}
+
+func (o *classOptions) addLabel(label, value string) {
+	if !slices.Contains(labels, label) || value == "" {
+		return
+	}
+	if o.labels == nil {
+		o.labels = map[string]string{}
+	}
+	o.labels[label] = value
+}
+
+func (o *classOptions) set(key, value string) error {
+	bad := func(wanted string) error {
+		return invalid("parameter %s: %s is wanted, found %q", key, wanted, value)
+	}
+	switch key {
+	case paramPool:
+		if !snapshot.ValidPoolName(value) {
+			return bad("a pool's name of up to 63 lower-case letters, digits, dots and dashes")
+		}
+		o.pool = value
+	case paramCompression:
+		if !compressionValue.MatchString(value) {
+			return bad("zstd, zstd:1 to zstd:15, zlib, zlib:1 to zlib:9, lzo or none")
+		}
+		o.parameters.Compression = value
+	case paramNoDataCow:
+		if value != "true" && value != "false" {
+			return bad("true or false")
+		}
+		o.parameters.NoDataCow = value == "true"
+	case paramNestedSubvolumes:
+		if value != "refuse" && value != "skip" {
+			return bad("refuse or skip")
+		}
+		o.parameters.SkipNested = value == "skip"
+	}
+	return nil
+}
+
+// sizeRange reads a capacity range; what no size can satisfy is the engine's to
+// say.
+func sizeRange(r *csi.CapacityRange) (snapshot.Range, error) {
+	if r.GetRequiredBytes() < 0 || r.GetLimitBytes() < 0 {
+		return snapshot.Range{}, invalid("capacity range: required %d and limit %d bytes must not be negative", r.GetRequiredBytes(), r.GetLimitBytes())
+	}
+	return snapshot.Range{Required: r.GetRequiredBytes(), Limit: r.GetLimitBytes()}, nil
+}
+
+// contentSource reads what a volume shall be made from; zero for nothing.
+func contentSource(s *csi.VolumeContentSource) (meta.Ref, error) {
+	if s == nil {
+		return meta.Ref{}, nil
+	}
+	var ref meta.Ref
+	switch {
+	case s.GetSnapshot() != nil:
+		ref = meta.Snapshot(s.GetSnapshot().GetSnapshotId())
+	case s.GetVolume() != nil:
+		ref = meta.Volume(s.GetVolume().GetVolumeId())
+	default:
+		return ref, invalid("volume content source: a snapshot or a volume is wanted")
+	}
+	if ref.ID == "" {
+		return ref, invalid("volume content source: the ID of the %s is missing", ref.Class)
+	}
+	return ref, nil
+}
+
+// singleNodeModes are the access modes that any volume serves.
+var singleNodeModes = []csi.VolumeCapability_AccessMode_Mode{
+	csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER,
+	csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
+	csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
+	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
+}
+
+// mountFlags are the mount options that hold for a mount, not for the whole
+// filesystem, and so can be had for a volume.
+var mountFlags = []string{"ro", "rw", "nodev", "nosuid", "noexec", "noatime", "nodiratime", "relatime"}
+
+// checkCapabilities refuses a set of capabilities that a volume made from source
+// cannot have.
+func checkCapabilities(caps []*csi.VolumeCapability, source meta.Ref) error {
+	if len(caps) == 0 {
+		return invalid("volume capabilities are missing")
+	}
+	for _, c := range caps {
+		if err := checkCapability(c, source.Class == meta.Snapshots); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkCapability refuses what no volume has. Readers on many nodes can only be
+// promised for a volume that nobody writes, and see it on its own node only.
+func checkCapability(c *csi.VolumeCapability, readOnlyMany bool) error {
+	if c == nil {
+		return invalid("volume capability is missing")
+	}
+	if c.GetBlock() != nil {
+		return invalid("volume mode Block is not supported; use Filesystem")
+	}
+	m := c.GetMount()
+	if m == nil {
+		return invalid("volume capability: access type mount is wanted")
+	}
+	if t := m.GetFsType(); t != "" && t != "btrfs" {
+		return invalid("filesystem type %q is not supported; leave it out or use btrfs", t)
+	}
+	for _, flag := range m.GetMountFlags() {
+		if !slices.Contains(mountFlags, flag) {
+			return invalid("mount flag %q is not supported; supported are %s", flag, strings.Join(mountFlags, ", "))
+		}
+	}
+	if slices.Contains(m.GetMountFlags(), "ro") && slices.Contains(m.GetMountFlags(), "rw") {
+		return invalid("mount flags ro and rw contradict each other")
+	}
+	return checkAccessMode(c.GetAccessMode().GetMode(), readOnlyMany)
+}
+
+func checkAccessMode(mode csi.VolumeCapability_AccessMode_Mode, readOnlyMany bool) error {
+	switch {
+	case mode == csi.VolumeCapability_AccessMode_UNKNOWN:
+		return invalid("volume capability: access mode is missing")
+	case slices.Contains(singleNodeModes, mode):
+		return nil
+	case mode == csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY && readOnlyMany:
+		return nil
+	case mode == csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:
+		return invalid("access mode %s is only supported for a volume made from a snapshot", mode)
+	}
+	return invalid("access mode %s is not supported: a volume lives on one node; use ReadWriteOnce or ReadWriteOncePod", mode)
+}
+
+// onlyReads reports whether nobody may write by these capabilities.
+func onlyReads(caps []*csi.VolumeCapability) bool {
+	return !slices.ContainsFunc(caps, func(c *csi.VolumeCapability) bool { return !readOnlyMode(c) })
+}
+
+func readOnlyMode(c *csi.VolumeCapability) bool {
+	mode := c.GetAccessMode().GetMode()
+	return mode == csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY ||
+		mode == csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY
+}
+
+// mountOptions returns the options of a bind mount, without contradictions.
+func mountOptions(c *csi.VolumeCapability, readOnly bool) []string {
+	options := slices.DeleteFunc(slices.Clone(c.GetMount().GetMountFlags()), func(f string) bool { return f == "ro" || f == "rw" })
+	if readOnly || readOnlyMode(c) || slices.Contains(c.GetMount().GetMountFlags(), "ro") {
+		options = append(options, "ro")
+	}
+	return options
+}
+
+// Topology: one key for each pool, with the same value everywhere, so that a
+// node is known by the set of the pools it has.
+const (
+	// TopologyPrefix comes before the pool's ID in a topology key.
+	TopologyPrefix = "topology." + Name + "/"
+	topologyValue  = "true"
+)
+
+func topologyOf(poolID string) *csi.Topology {
+	return &csi.Topology{Segments: map[string]string{TopologyPrefix + poolID: topologyValue}}
+}
+
+// reachable reports whether a pool lies in one of the requisite topologies;
+// none is no requirement. Keys of others are none of ours to judge.
+func reachable(requisite []*csi.Topology, poolID string) bool {
+	return len(requisite) == 0 || slices.ContainsFunc(requisite, func(t *csi.Topology) bool {
+		return t.GetSegments()[TopologyPrefix+poolID] == topologyValue
+	})
+}
+
+// describe lists topologies for a message.
+func describe(topologies []*csi.Topology) string {
+	terms := make([]string, 0, len(topologies))
+	for _, t := range topologies {
+		terms = append(terms, fmt.Sprint(slices.Sorted(maps.Keys(t.GetSegments()))))
+	}
+	return strings.Join(terms, " or ")
+}

@@ -1,0 +1,63 @@
+package driver
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// meanings is how an error of the engine's is told to the CO. The first that
+// matches counts: whatever went wrong, ErrUnfinished means that work may be left
+// behind, and only ABORTED makes a sidecar try again rather than forget it.
+var meanings = []struct {
+	err  error
+	code codes.Code
+}{
+	{snapshot.ErrUnfinished, codes.Aborted},
+	{context.Canceled, codes.Canceled},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+	{snapshot.ErrBusy, codes.Aborted},
+	{snapshot.ErrNotFound, codes.NotFound},
+	{snapshot.ErrExists, codes.AlreadyExists},
+	{snapshot.ErrInvalid, codes.InvalidArgument},
+	{snapshot.ErrOutOfRange, codes.OutOfRange},
+	{snapshot.ErrNested, codes.FailedPrecondition},
+	{snapshot.ErrForeign, codes.FailedPrecondition},
+	{snapshot.ErrUnreadable, codes.FailedPrecondition},
+	{snapshot.ErrAmbiguous, codes.FailedPrecondition},
+	{snapshot.ErrNoSpace, codes.ResourceExhausted},
+	{snapshot.ErrNoPool, codes.ResourceExhausted},
+	{snapshot.ErrReadOnly, codes.Unavailable},
+	{snapshot.ErrPoolAway, codes.Unavailable},
+	{snapshot.ErrLost, codes.DataLoss},
+}
+
+// statusOf gives err its code; what has one keeps it. What nobody thought of is
+// ABORTED: the provisioner takes INTERNAL as final and would leak a volume.
+func statusOf(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	for _, m := range meanings {
+		if errors.Is(err, m.err) {
+			return status.Error(m.code, err.Error())
+		}
+	}
+	return status.Error(codes.Aborted, err.Error())
+}
+
+// statusOfCreate is statusOf for what could be made on another node as well: a
+// pool that cannot be written is to the scheduler like one that is full.
+func statusOfCreate(err error) error {
+	if errors.Is(err, snapshot.ErrReadOnly) && !errors.Is(err, snapshot.ErrUnfinished) {
+		return status.Error(codes.ResourceExhausted, err.Error())
+	}
+	return statusOf(err)
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -28,7 +29,7 @@ const maintenance = 30 * time.Second
 // each other, two on the same one do not wait either (ErrBusy).
 type Engine struct {
 	host  Host
-	index *meta.Index
+	index *meta.Index // nil for Inspect
 	locks locks
 
 	// indexBehind is set when a write to the index failed.
@@ -58,8 +59,21 @@ func Open(ctx context.Context, host Host, index *meta.Index) (*Engine, error) {
 	return e, e.refresh(ctx)
 }
 
+// Inspect returns an engine over the pools of a state directory that changes
+// nothing by itself, for looking at them beside a running driver: for Inventory,
+// Plan and Pools. Reconcile may be called where no driver runs.
+func Inspect(ctx context.Context, stateDir string) (*Engine, error) {
+	host := &node{pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true}
+	return Open(ctx, host, nil)
+}
+
 // Close releases the index. Operations under way must have ended.
-func (e *Engine) Close() error { return e.index.Close() }
+func (e *Engine) Close() error {
+	if e.index == nil {
+		return nil
+	}
+	return e.index.Close()
+}
 
 // Run follows the pools as they come and go and maintains their quota, until
 // ctx ends.
@@ -112,20 +126,30 @@ func (e *Engine) addPool(ctx context.Context, name string) error {
 				name, p.PoolID(), other.name)
 		}
 	}
-	findings, err := e.repair(ctx, p)
-	if err != nil {
-		return fmt.Errorf("pool %q: reconcile: %w", name, err)
-	}
-	e.indexed(ctx, e.syncPool(p)) // nothing works in the pool yet
-	logger := klog.FromContext(ctx)
-	for _, f := range findings {
-		logger.Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem, "detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
+	if e.index != nil {
+		if err := e.adopt(ctx, p); err != nil {
+			return fmt.Errorf("pool %q: reconcile: %w", name, err)
+		}
 	}
 	e.mu.Lock()
 	e.pools[name] = p
 	delete(e.broken, name)
 	e.mu.Unlock()
-	logger.Info("Pool in use", "pool", name, "poolID", p.PoolID())
+	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", name, "poolID", p.PoolID())
+	return nil
+}
+
+// adopt reconciles a pool in which nothing works yet.
+func (e *Engine) adopt(ctx context.Context, p *pool) error {
+	findings, err := e.repair(ctx, p)
+	if err != nil {
+		return err
+	}
+	for _, f := range findings {
+		klog.FromContext(ctx).Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem,
+			"detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
+	}
+	e.indexed(ctx, e.syncPool(p))
 	return nil
 }
 
@@ -322,6 +346,9 @@ func (e *Engine) unnote(ctx context.Context, p *pool, ref meta.Ref) {
 
 // syncIndex brings the index in line with the ledgers of all pools.
 func (e *Engine) syncIndex() error {
+	if e.index == nil {
+		return nil
+	}
 	e.indexing.Lock()
 	defer e.indexing.Unlock()
 	for _, p := range e.allPools() {

@@ -48,8 +48,9 @@ func ValidPoolName(name string) bool { return poolName.MatchString(name) }
 // mount point of a disk that failed to mount would become a pool on the wrong
 // filesystem.
 type node struct {
-	pools string
-	quota btrfs.QuotaMode
+	pools   string
+	quota   btrfs.QuotaMode
+	passive bool // changes nothing: makes no pool, turns on no quota
 }
 
 // NewHost returns the pools of this machine below stateDir. Where that is on
@@ -163,10 +164,10 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
 	d.device = st.Dev
-	if err := d.identify(); err != nil {
+	if err := d.identify(n.passive); err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
-	if err := d.enableQuota(ctx, n.quota); err != nil {
+	if err := d.enableQuota(ctx, n.quota, n.passive); err != nil {
 		return nil, fmt.Errorf("pool %q: quota %s: %w", name, n.quota, err)
 	}
 	return d, nil
@@ -180,11 +181,11 @@ type identity struct {
 
 // identify reads the pool's ID, or gives it one. A pool has one of its own
 // because that of the filesystem is copied with the disk, and changed by tools.
-func (d *disk) identify() error {
+func (d *disk) identify(passive bool) error {
 	return d.within(func(root string) error {
 		path := filepath.Join(root, identityFile)
 		data, err := os.ReadFile(path)
-		if errors.Is(err, os.ErrNotExist) {
+		if errors.Is(err, os.ErrNotExist) && !passive {
 			return d.initialise(root)
 		}
 		if err != nil {
@@ -198,6 +199,9 @@ func (d *disk) identify() error {
 			return fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
 		}
 		d.id = id.ID
+		if passive {
+			return nil
+		}
 		return d.makeAreas(root)
 	})
 }
@@ -226,10 +230,11 @@ func (d *disk) initialise(root string) error {
 }
 
 // makeAreas makes the areas that are missing. Only root may pass: what is in
-// them belongs to whoever the pod runs as.
+// them belongs to whoever the pod runs as. A file system that cannot be written
+// is served as it is.
 func (d *disk) makeAreas(root string) error {
 	for _, area := range areas {
-		if err := os.Mkdir(filepath.Join(root, string(area)), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.Mkdir(filepath.Join(root, string(area)), 0o700); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, unix.EROFS) {
 			return err
 		}
 	}
@@ -255,7 +260,7 @@ func writeDurably(path string, data []byte) error {
 
 // enableQuota turns on the mode that is wanted. A filesystem that has another
 // one is refused rather than served with limits of another meaning, or none.
-func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode) error {
+func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode, passive bool) error {
 	status, err := d.QuotaStatus()
 	if err != nil {
 		return err
@@ -267,7 +272,10 @@ func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode) error {
 		want = btrfs.QuotaFull
 	}
 	d.mode = want
-	if want == btrfs.QuotaNone || status.Mode == want {
+	if passive {
+		d.mode = status.Mode
+	}
+	if passive || want == btrfs.QuotaNone || status.Mode == want {
 		return nil
 	}
 	if status.Mode != btrfs.QuotaNone {

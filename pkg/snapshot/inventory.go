@@ -1,0 +1,69 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Item is what a look at one slot shows, for people.
+type Item struct {
+	meta.Entry
+	Path   string `json:"path"`   // within the pool
+	Status string `json:"status"` // see slotState
+	Detail string `json:"detail,omitempty"`
+	Usage  *Usage `json:"usage,omitempty"` // nil where nobody counts
+}
+
+// statuses are the slot states in the words of users.
+var statuses = map[slotState]string{
+	slotReady:      "Ready",
+	slotDeclared:   "Creating",
+	slotHalf:       "Creating",
+	slotLost:       "Lost",
+	slotForeign:    "Foreign",
+	slotUnreadable: "Unreadable",
+	slotRemoving:   "Removing",
+}
+
+// Inventory reads every slot of every pool from the ledgers, ordered by pool and
+// path, with what it holds. Its cost grows with the number of slots.
+func (e *Engine) Inventory(context.Context) ([]Item, error) {
+	var items []Item
+	for _, p := range e.allPools() {
+		slots, err := p.scan()
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range slots {
+			item, err := s.item()
+			if err != nil {
+				return nil, fmt.Errorf("%s in pool %q: %w", s.slot, p.name, err)
+			}
+			items = append(items, item)
+		}
+	}
+	return items, nil
+}
+
+func (s *scanned) item() (Item, error) {
+	item := Item{Entry: entryOf(s.pool, s.record, s.info), Path: s.slot.String(), Status: statuses[s.state]}
+	if s.err != nil {
+		item.Detail = s.err.Error()
+	}
+	if item.ID == "" { // no record to tell
+		ref, _ := s.slot.ref()
+		item.ID = ref.ID
+	}
+	if s.info.ID == 0 {
+		return item, nil
+	}
+	usage, err := s.Usage(s.info.ID)
+	if errors.Is(err, ErrNoQuota) {
+		return item, nil
+	}
+	item.Usage = &usage
+	return item, err
+}

@@ -11,7 +11,7 @@ const compressionAttr = "btrfs.compression"
 // SetCompression sets how files created in the subvolume at path from now on are
 // compressed: "zstd", "zlib" or "lzo", or "none" against a mount option; ""
 // returns to the mount's. The kernel keeps a level such as "zstd:3" in the
-// attribute but does not hand it down to new files. Errors: EINVAL for a value
+// attribute and heeds only the name: it compresses at the default level. Errors: EINVAL for a value
 // the kernel does not know, and when copy on write is off; EROFS.
 func SetCompression(path, value string) error {
 	return withDir("set compression of", path, func(fd int) error {

@@ -21,10 +21,10 @@ const destroyRounds = 16
 // of the directories that hold nested ones. After an error some of it may be gone
 // and such flags cleared; Destroy again takes up from there.
 //
-// Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT when a simple quota is at its
-// limit, lift that first; EPERM while one of the subvolumes is being sent, holds
-// an active swap file or is the default subvolume; ENOTEMPTY when somebody keeps
-// creating nested ones.
+// Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT when it is at its limit and holds
+// nested ones, lift the limit first; EPERM while one of the subvolumes is being
+// sent, holds an active swap file or is the default subvolume; ENOTEMPTY when
+// somebody keeps creating nested ones.
 func Destroy(path string) error {
 	return withEntry("destroy subvolume", path, func(dir int, name string) error {
 		volume, err := openDirAt(dir, name)

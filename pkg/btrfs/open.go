@@ -104,8 +104,8 @@ func openInode(mount int, subvolume, inode uint64) (int, error) {
 	}
 }
 
-// inodeGeneration reads what a file handle must carry: kernels before 6.2 refuse
-// a handle whose generation is left 0.
+// inodeGeneration reads what a file handle must carry. Only newer kernels take 0
+// for "any".
 func inodeGeneration(mount int, subvolume, inode uint64) (uint64, error) {
 	item, err := findItem(mount, subvolume, itemKey{inode, inodeItemKey, 0})
 	if err != nil {

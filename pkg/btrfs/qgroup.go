@@ -40,8 +40,8 @@ type Qgroup struct {
 }
 
 // CreateQgroup makes a qgroup and does nothing when it exists. Those of level 0
-// are the kernel's: it answers EINVAL from 6.8 on. Errors: ENOTCONN when quota is
-// off.
+// are the kernel's own, and newer kernels answer EINVAL. Errors: ENOTCONN when
+// quota is off.
 func CreateQgroup(path string, id QgroupID) error {
 	return withQgroup("create qgroup", id, path, func(fd int) error {
 		args := qgroupCreateArgs{create: 1, qgroupID: uint64(id)}
@@ -53,14 +53,15 @@ func CreateQgroup(path string, id QgroupID) error {
 	})
 }
 
-// RemoveQgroup removes a qgroup and does nothing when it is absent. Errors: EBUSY
-// while it has members, while its subvolume exists and, with simple quota, while
-// anything is still charged to it; ENOTCONN when quota is off.
+// RemoveQgroup removes a qgroup and does nothing when it is absent or quota is
+// off. Errors: EBUSY while it has members and, on newer kernels, while its
+// subvolume exists or, with simple quota, anything is still charged to it. Older
+// kernels remove the qgroup of a live subvolume, and its limit: ask Exists first.
 func RemoveQgroup(path string, id QgroupID) error {
 	return withQgroup("remove qgroup", id, path, func(fd int) error {
 		args := qgroupCreateArgs{qgroupID: uint64(id)}
 		_, err := ioctl(fd, iocQgroupCreate, unsafe.Pointer(&args))
-		if errors.Is(err, unix.ENOENT) {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTCONN) {
 			return nil
 		}
 		return err

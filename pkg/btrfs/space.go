@@ -100,7 +100,7 @@ type FilesystemInfo struct {
 	// FSID is the one it is mounted by, under /sys/fs/btrfs. A copy mounted beside
 	// its original (kernel 6.7) has a temporary one.
 	FSID       UUID
-	Generation uint64 // of the last commit
+	Generation uint64 // of the newest transaction, committed or running
 	NodeSize   uint32 // bytes
 	SectorSize uint32 // bytes
 	NumDevices int

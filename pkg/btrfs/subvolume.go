@@ -43,7 +43,7 @@ func Create(path string) error {
 // Errors: ErrNotSubvolume and fs.ErrNotExist for src, fs.ErrExist for dst, EDQUOT.
 func Snapshot(dst, src string, readOnly bool) error {
 	return withDir("snapshot", src, func(source int) error {
-		// Kernels before 6.6 take any directory for the subvolume around it.
+		// Older kernels take any directory for the subvolume around it.
 		if err := requireSubvolume(source); err != nil {
 			return err
 		}

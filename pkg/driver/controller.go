@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -45,6 +47,56 @@ func (s *controller) ControllerGetCapabilities(context.Context, *csi.ControllerG
 	return response, nil
 }
 
+// creation is a CreateVolumeRequest, read.
+type creation struct {
+	spec      snapshot.Spec
+	source    meta.Ref // zero for none
+	view      bool     // a read-only view of the source is what is asked for
+	requisite []*csi.Topology
+}
+
+// newCreation checks a CreateVolumeRequest.
+func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
+	if err := checkName(request.GetName()); err != nil {
+		return c, err
+	}
+	if c.source, err = contentSource(request.GetVolumeContentSource()); err != nil {
+		return c, err
+	}
+	if err := checkUses(request.GetVolumeCapabilities(), c.source); err != nil {
+		return c, err
+	}
+	if names := request.GetMutableParameters(); len(names) > 0 {
+		return c, invalid("mutable_parameters %q: a volume's parameters cannot be changed; set them in the StorageClass", slices.Sorted(maps.Keys(names)))
+	}
+	options, err := volumeParameters(request.GetParameters())
+	if err != nil {
+		return c, err
+	}
+	size, err := sizeRange(request.GetCapacityRange())
+	c.spec = snapshot.Spec{Name: request.GetName(), Pool: options.pool, Size: size, Parameters: options.parameters, Labels: options.labels}
+	c.requisite = request.GetAccessibilityRequirements().GetRequisite()
+	c.view = c.source.Class == meta.Snapshots && onlyReads(request.GetVolumeCapabilities())
+	if c.view && (options.parameters.Compression != "" || options.parameters.NoDataCow) {
+		return c, invalid("parameters %s and %s say how to write, and a read-only volume of a snapshot is never written; leave them out", paramCompression, paramNoDataCow)
+	}
+	return c, err
+}
+
+// checkUses refuses capabilities that a volume of a source cannot have, and
+// mount flags that no mount can have.
+func checkUses(capabilities []*csi.VolumeCapability, source meta.Ref) error {
+	if err := checkCapabilities(capabilities, source); err != nil {
+		return err
+	}
+	for _, capability := range capabilities {
+		if _, err := newUse(capability, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *controller) CreateVolume(ctx context.Context, request *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
 	c, err := newCreation(request)
 	if err != nil {
@@ -61,36 +113,34 @@ func (s *controller) CreateVolume(ctx context.Context, request *csi.CreateVolume
 	if err != nil {
 		return nil, err
 	}
-	if !reaches(c.reach, entry.PoolID) {
-		return nil, fmt.Errorf("%s: %w: it is in pool %q, wanted is one of %q", entry.Ref(), snapshot.ErrExists, entry.Pool, c.reach)
+	if !reachable(c.requisite, entry.PoolID) {
+		return nil, fmt.Errorf("%s: %w: it is in pool %q, wanted is one with %s", entry.Ref(), snapshot.ErrExists, entry.Pool, describe(c.requisite))
 	}
 	klog.FromContext(ctx).Info("Volume created", "volumeID", entry.ID, "pool", entry.Pool, "kind", entry.Kind, "size", entry.Size, "source", entry.Source)
 	return &csi.CreateVolumeResponse{Volume: volumeOf(entry)}, nil
 }
 
-// checkReach fails when the volume would be made, or is, where the CO cannot use
-// it: before it is made, since the CO never learns of what it could not use.
+// checkReach fails when the volume would be made where the CO cannot use it,
+// before it is made: afterwards nobody would delete it.
 func (s *controller) checkReach(ctx context.Context, c creation) error {
-	if c.reach == nil {
+	if len(c.requisite) == 0 {
 		return nil
+	}
+	_, err := s.engine.Stat(ctx, meta.Volume(meta.ID(c.spec.Name)))
+	if !errors.Is(err, snapshot.ErrNotFound) {
+		return err // it is there: the engine says whether it is the same request
 	}
 	name, id, err := s.destination(ctx, c)
-	if err != nil {
+	if err != nil || reachable(c.requisite, id) {
 		return err
 	}
-	if reaches(c.reach, id) {
-		return nil
-	}
-	return status.Errorf(codes.ResourceExhausted, "pool %q of this node has the topology key %s, wanted is one of %q: choose another node, or name another pool in the StorageClass",
-		name, TopologyKey(id), c.reach)
+	return answer(codes.ResourceExhausted, "pool %q of this node has the topology key %s, wanted is one with %s: choose another node, or name another pool in the StorageClass",
+		name, TopologyPrefix+id, describe(c.requisite))
 }
 
 // destination returns the name and ID of the pool that a volume is to be made
-// in: where it is already, beside its source, or where the class says.
+// in: beside its source, or where the class says.
 func (s *controller) destination(ctx context.Context, c creation) (name, id string, err error) {
-	if entry, err := s.engine.Stat(ctx, meta.Volume(meta.ID(c.spec.Name))); err == nil {
-		return entry.Pool, entry.PoolID, nil
-	}
 	if !c.source.IsZero() {
 		entry, err := s.engine.Stat(ctx, c.source)
 		if err != nil {
@@ -108,13 +158,13 @@ func (s *Driver) poolNamed(wanted string) (name, id string, err error) {
 	if wanted == "" {
 		wanted = snapshot.DefaultPool
 		if _, ok := pools[wanted]; !ok && len(pools) == 1 {
-			wanted = keys(pools)[0]
+			wanted = slices.Sorted(maps.Keys(pools))[0]
 		}
 	}
 	if id, ok := pools[wanted]; ok {
 		return wanted, id, nil
 	}
-	return "", "", fmt.Errorf("pool %q: %w, which has %q: name one of them, or mount a btrfs filesystem at pools/%s", wanted, snapshot.ErrNoPool, keys(pools), wanted)
+	return "", "", fmt.Errorf("pool %q: %w, which has %q: name one of them, or mount a btrfs filesystem at pools/%s", wanted, snapshot.ErrNoPool, slices.Sorted(maps.Keys(pools)), wanted)
 }
 
 // DeleteVolume holds the lock of the volume while it looks at the mount table
@@ -168,56 +218,68 @@ func (s *controller) ValidateVolumeCapabilities(ctx context.Context, request *cs
 
 // confirm says what a volume is not, of what is asked.
 func confirm(request *csi.ValidateVolumeCapabilitiesRequest, entry meta.Entry) error {
-	uses, err := parseUses(request.GetVolumeCapabilities())
-	if err != nil {
+	if err := checkUses(request.GetVolumeCapabilities(), entry.Source); err != nil {
 		return err
 	}
-	for _, u := range uses {
-		if err := allowUse(u, entry); err != nil {
-			return err
-		}
+	if entry.Kind.ReadOnly() && !onlyReads(request.GetVolumeCapabilities()) {
+		return readOnlyView(entry)
 	}
 	if err := checkContext(request.GetVolumeContext(), entry); err != nil {
 		return err
 	}
 	if len(request.GetMutableParameters()) > 0 {
-		return invalid("mutable_parameters %q are not supported", keys(request.GetMutableParameters()))
+		return errors.New("mutable_parameters are not supported")
 	}
 	if len(request.GetParameters()) == 0 {
 		return nil
 	}
-	spec, err := parseParameters(request.GetParameters(), volumeParameters)
+	want, err := volumeParameters(request.GetParameters())
 	if err != nil {
 		return err
 	}
-	if spec.Parameters != entry.Parameters || spec.Pool != "" && spec.Pool != entry.Pool {
-		return fmt.Errorf("parameters %+v in pool %q wanted, the volume has %+v in pool %q", spec.Parameters, spec.Pool, entry.Parameters, entry.Pool)
+	if want.parameters != entry.Parameters || want.pool != "" && want.pool != entry.Pool {
+		return fmt.Errorf("parameters %+v in pool %q wanted, the volume has %+v in pool %q", want.parameters, want.pool, entry.Parameters, entry.Pool)
 	}
 	return nil
 }
 
-// allowUse fails for a use that a volume is not made for.
-func allowUse(u use, entry meta.Entry) error {
-	switch {
-	case entry.Kind.ReadOnly() && !u.readOnly:
-		return precondition("volume %q is a read-only view of %s: use a read-only access mode, or make a volume of that snapshot with a writable one", entry.ID, entry.Source)
-	case u.manyNodes && entry.Source.Class != meta.Snapshots:
-		return precondition("volume %q was not made from a snapshot: access mode MULTI_NODE_READER_ONLY is supported for those only", entry.ID)
+// readOnlyView is the answer to who wants to write to a view.
+func readOnlyView(entry meta.Entry) error {
+	return precondition("volume %q is a read-only view of %s: use a read-only access mode, or make a volume of that snapshot with a writable one", entry.ID, entry.Source)
+}
+
+// contextPoolID is the key of the volume context. The pool's name would not do:
+// it may change, and the context may not.
+const contextPoolID = "poolID"
+
+func volumeContext(entry meta.Entry) map[string]string {
+	return map[string]string{contextPoolID: entry.PoolID}
+}
+
+// checkContext holds a volume context against the volume's. Kubernetes adds keys
+// of its own, which bear a prefix.
+func checkContext(have map[string]string, entry meta.Entry) error {
+	want := volumeContext(entry)
+	for _, key := range slices.Sorted(maps.Keys(have)) {
+		if !strings.Contains(key, "/") && have[key] != want[key] {
+			return fmt.Errorf("volume_context %s is %q, of this volume it is %q", key, have[key], want[key])
+		}
 	}
 	return nil
 }
 
 func (s *controller) ListVolumes(ctx context.Context, request *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
-	page, err := newPage(meta.Volumes, request.GetMaxEntries(), request.GetStartingToken(), func(entry meta.Entry) *csi.ListVolumesResponse_Entry {
-		return &csi.ListVolumesResponse_Entry{Volume: volumeOf(entry), Status: &csi.ListVolumesResponse_VolumeStatus{}}
+	found, next, err := page(request.GetStartingToken(), request.GetMaxEntries(), func(after string, fn func(meta.Entry) bool) error {
+		return s.engine.Walk(ctx, meta.Volumes, after, fn)
 	})
 	if err != nil {
 		return nil, err
 	}
-	if err := s.engine.Walk(ctx, meta.Volumes, page.after, page.add); err != nil {
-		return nil, err
+	response := &csi.ListVolumesResponse{NextToken: next}
+	for _, entry := range found {
+		response.Entries = append(response.Entries, &csi.ListVolumesResponse_Entry{Volume: volumeOf(entry), Status: &csi.ListVolumesResponse_VolumeStatus{}})
 	}
-	return &csi.ListVolumesResponse{Entries: page.entries, NextToken: page.next}, nil
+	return response, nil
 }
 
 func (s *controller) ControllerGetVolume(ctx context.Context, request *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
@@ -234,17 +296,17 @@ func (s *controller) ControllerGetVolume(ctx context.Context, request *csi.Contr
 // GetCapacity answers 0 for what this node cannot provide, and fails for what
 // no node can.
 func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
-	spec, err := parseParameters(request.GetParameters(), volumeParameters)
+	options, err := volumeParameters(request.GetParameters())
 	if err != nil {
 		return nil, err
 	}
 	for _, capability := range request.GetVolumeCapabilities() {
-		if _, err := parseUse(capability); err != nil {
+		if checkCapability(capability, true) != nil {
 			return &csi.GetCapacityResponse{}, nil
 		}
 	}
-	name, id, err := s.poolNamed(spec.Pool)
-	if err != nil || request.GetAccessibleTopology() != nil && !reaches(topologyKeys(request.GetAccessibleTopology()), id) {
+	name, id, err := s.poolNamed(options.pool)
+	if topology := request.GetAccessibleTopology(); err != nil || topology != nil && !reachable([]*csi.Topology{topology}, id) {
 		return &csi.GetCapacityResponse{}, nil
 	}
 	capacity, err := s.engine.Capacity(ctx, name)
@@ -265,14 +327,12 @@ func (s *controller) ControllerExpandVolume(ctx context.Context, request *csi.Co
 	if err := required("volume_id", request.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	size, err := parseExpansion(request.GetCapacityRange())
+	size, err := expansion(request.GetCapacityRange(), request.GetVolumeCapability())
 	if err != nil {
 		return nil, err
 	}
-	if request.GetVolumeCapability() != nil {
-		if _, err := parseUse(request.GetVolumeCapability()); err != nil {
-			return nil, err
-		}
+	if size == (snapshot.Range{}) {
+		return nil, invalid("capacity_range is missing")
 	}
 	entry, err := s.engine.Resize(ctx, request.GetVolumeId(), size)
 	if err != nil {
@@ -280,6 +340,31 @@ func (s *controller) ControllerExpandVolume(ctx context.Context, request *csi.Co
 	}
 	klog.FromContext(ctx).Info("Volume expanded", "volumeID", entry.ID, "size", entry.Size)
 	return &csi.ControllerExpandVolumeResponse{CapacityBytes: entry.Size}, nil
+}
+
+// expansion checks what both RPCs that expand a volume have in common.
+func expansion(size *csi.CapacityRange, capability *csi.VolumeCapability) (snapshot.Range, error) {
+	if capability != nil {
+		if err := checkCapability(capability, true); err != nil {
+			return snapshot.Range{}, err
+		}
+	}
+	return sizeRange(size)
+}
+
+// newCommit checks a CreateSnapshotRequest.
+func newCommit(request *csi.CreateSnapshotRequest) (snapshot.Spec, error) {
+	if err := checkName(request.GetName()); err != nil {
+		return snapshot.Spec{}, err
+	}
+	if err := required("source_volume_id", request.GetSourceVolumeId()); err != nil {
+		return snapshot.Spec{}, err
+	}
+	if request.GetAccessibilityRequirements() != nil {
+		return snapshot.Spec{}, invalid("accessibility_requirements of a snapshot are not supported: it lies beside its volume; leave them out")
+	}
+	options, err := snapshotParameters(request.GetParameters())
+	return snapshot.Spec{Name: request.GetName(), Parameters: options.parameters, Labels: options.labels}, err
 }
 
 func (s *controller) CreateSnapshot(ctx context.Context, request *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
@@ -318,47 +403,41 @@ func (s *controller) GetSnapshot(ctx context.Context, request *csi.GetSnapshotRe
 }
 
 func (s *controller) ListSnapshots(ctx context.Context, request *csi.ListSnapshotsRequest) (*csi.ListSnapshotsResponse, error) {
-	page, err := newPage(meta.Snapshots, request.GetMaxEntries(), request.GetStartingToken(), func(entry meta.Entry) *csi.ListSnapshotsResponse_Entry {
-		return &csi.ListSnapshotsResponse_Entry{Snapshot: snapshotOf(entry)}
+	found, next, err := page(request.GetStartingToken(), request.GetMaxEntries(), func(after string, fn func(meta.Entry) bool) error {
+		return s.walkSnapshots(ctx, request.GetSnapshotId(), request.GetSourceVolumeId(), after, fn)
 	})
 	if err != nil {
 		return nil, err
 	}
-	volume, id := request.GetSourceVolumeId(), request.GetSnapshotId()
-	switch {
-	case id != "":
-		err = s.addSnapshot(ctx, page, id, volume)
-	case volume != "":
-		err = s.engine.WalkSnapshots(ctx, volume, page.after, page.add)
-	default:
-		err = s.engine.Walk(ctx, meta.Snapshots, page.after, page.add)
+	response := &csi.ListSnapshotsResponse{NextToken: next}
+	for _, entry := range found {
+		response.Entries = append(response.Entries, &csi.ListSnapshotsResponse_Entry{Snapshot: snapshotOf(entry)})
 	}
-	if err != nil {
-		return nil, err
-	}
-	return &csi.ListSnapshotsResponse{Entries: page.entries, NextToken: page.next}, nil
+	return response, nil
 }
 
-// addSnapshot adds one snapshot, if it is there and of the volume, if one is
-// named.
-func (s *controller) addSnapshot(ctx context.Context, page *page[*csi.ListSnapshotsResponse_Entry], id, volume string) error {
+// walkSnapshots walks over the snapshots of one ID, or of one volume, or all.
+func (s *controller) walkSnapshots(ctx context.Context, id, volume, after string, fn func(meta.Entry) bool) error {
+	switch {
+	case id == "" && volume == "":
+		return s.engine.Walk(ctx, meta.Snapshots, after, fn)
+	case id == "":
+		return s.engine.WalkSnapshots(ctx, volume, after, fn)
+	}
 	entry, err := s.engine.Stat(ctx, meta.Snapshot(id))
 	if errors.Is(err, snapshot.ErrNotFound) {
 		return nil
 	}
-	if err != nil {
-		return err
+	if err == nil && entry.ID > after && (volume == "" || entry.Source.ID == volume) {
+		fn(entry)
 	}
-	if (volume == "" || entry.Source.ID == volume) && strings.Compare(entry.ID, page.after) > 0 {
-		page.add(entry)
-	}
-	return nil
+	return err
 }
 
 func volumeOf(entry meta.Entry) *csi.Volume {
 	return &csi.Volume{
 		VolumeId: entry.ID, CapacityBytes: entry.Size, VolumeContext: volumeContext(entry), ContentSource: sourceOf(entry.Source),
-		AccessibleTopology: []*csi.Topology{{Segments: map[string]string{TopologyKey(entry.PoolID): TopologyValue}}},
+		AccessibleTopology: []*csi.Topology{topologyOf(entry.PoolID)},
 	}
 }
 

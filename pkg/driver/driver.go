@@ -26,12 +26,6 @@ import (
 const (
 	// Name is the name of the CSI driver.
 	Name = "btrfs-csi.github.io"
-	// TopologyPrefix and a pool's ID are the key of the topology segment of that
-	// pool, so that volumes follow a disk to another node.
-	TopologyPrefix = "topology." + Name
-	// TopologyValue is the value of every topology segment.
-	TopologyValue = "true"
-
 	// DefaultKubeletDir is where a kubelet keeps its files unless told otherwise.
 	DefaultKubeletDir = "/var/lib/kubelet"
 
@@ -41,9 +35,6 @@ const (
 	// accept a connection.
 	answerTimeout = time.Second
 )
-
-// TopologyKey returns the topology key of a pool.
-func TopologyKey(poolID string) string { return TopologyPrefix + "/" + poolID }
 
 // Engine is what the driver needs of *snapshot.Engine, whose documentation says
 // what each method promises. All may be called at the same time.

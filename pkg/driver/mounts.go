@@ -10,16 +10,20 @@ import (
 	"k8s.io/mount-utils"
 )
 
-// mountInfo is the mount table of this process.
-const mountInfo = "/proc/self/mountinfo"
+const (
+	// mountInfo is the mount table of this process.
+	mountInfo = "/proc/self/mountinfo"
+	// fsType is the filesystem of every volume.
+	fsType = "btrfs"
+)
 
-// mountFlags are flags of one mount, as statfs tells them.
-type mountFlags int64
+// flagSet are flags of one mount, as statfs tells them.
+type flagSet int64
 
 // mountFlag is one flag, as mount(8), statfs and the mount system call have it.
 type mountFlag struct {
 	name   string
-	statfs mountFlags
+	statfs flagSet
 	mount  uintptr
 }
 
@@ -36,34 +40,32 @@ var flagTable = []mountFlag{
 }
 
 const (
-	readOnlyFlag = mountFlags(unix.ST_RDONLY)
-	atimeFlags   = mountFlags(unix.ST_NOATIME | unix.ST_RELATIME)
+	readOnlyFlag = flagSet(unix.ST_RDONLY)
+	atimeFlags   = flagSet(unix.ST_NOATIME | unix.ST_RELATIME)
 	allFlags     = readOnlyFlag | atimeFlags | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NODIRATIME
 )
 
-// parseMountFlags checks the mount flags of a capability.
-func parseMountFlags(names []string) (mountFlags, error) {
-	var flags mountFlags
-	for _, name := range names {
-		i := slices.IndexFunc(flagTable, func(f mountFlag) bool { return f.name == name })
-		switch {
-		case i >= 0:
-			flags |= flagTable[i].statfs
-		case name != "rw":
-			return 0, invalid("mount flag %q is not supported: use noatime, relatime, nodiratime, nodev, nosuid, noexec, ro or rw", name)
+// flagsOf returns the flags for mount options of request.go.
+func flagsOf(options []string) (flagSet, error) {
+	var flags flagSet
+	for _, option := range options {
+		i := slices.IndexFunc(flagTable, func(f mountFlag) bool { return f.name == option })
+		if i < 0 {
+			return 0, invalid("mount flag %q is not supported", option)
 		}
+		flags |= flagTable[i].statfs
 	}
-	if flags.readOnly() && slices.Contains(names, "rw") || flags&atimeFlags == atimeFlags {
-		return 0, invalid("mount flags %q contradict each other", names)
+	if flags&atimeFlags == atimeFlags {
+		return 0, invalid("mount flags noatime and relatime contradict each other")
 	}
 	return flags, nil
 }
 
-func (f mountFlags) readOnly() bool { return f&readOnlyFlag != 0 }
+func (f flagSet) readOnly() bool { return f&readOnlyFlag != 0 }
 
 // over returns the flags of a mount for which f is asked, of a pool mounted with
 // those of base: what the administrator took away there is not given back.
-func (f mountFlags) over(base mountFlags) mountFlags {
+func (f flagSet) over(base flagSet) flagSet {
 	if f&atimeFlags != 0 {
 		base &^= atimeFlags
 	}
@@ -72,7 +74,7 @@ func (f mountFlags) over(base mountFlags) mountFlags {
 
 // remount returns the flags as the mount system call takes them. One of those
 // for access times is always among them: the call leaves them alone else.
-func (f mountFlags) remount() uintptr {
+func (f flagSet) remount() uintptr {
 	var flags uintptr = unix.MS_REMOUNT | unix.MS_BIND
 	for _, line := range flagTable {
 		if f&line.statfs != 0 {
@@ -87,7 +89,7 @@ func (f mountFlags) remount() uintptr {
 
 // remount gives a mount its flags. It is a system call and not mount(8), which
 // would add those of the pool, relatime to noatime for example.
-func remount(path string, flags mountFlags) error {
+func remount(path string, flags flagSet) error {
 	if err := unix.Mount("", path, "", flags.remount(), ""); err != nil {
 		return fmt.Errorf("set flags %s: %w", flags, err)
 	}
@@ -95,7 +97,7 @@ func remount(path string, flags mountFlags) error {
 }
 
 // String returns for example "nodev,relatime,rw".
-func (f mountFlags) String() string {
+func (f flagSet) String() string {
 	names := []string{}
 	for _, line := range flagTable {
 		if f&line.statfs != 0 {

@@ -10,12 +10,15 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
+
+// mostMounts is how often a volume is unmounted from one path before that is
+// given up.
+const mostMounts = 100
 
 // node is the node service.
 type node struct {
@@ -43,7 +46,7 @@ func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequ
 func (s *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
 	segments := map[string]string{}
 	for _, id := range s.engine.PoolIDs() {
-		segments[TopologyKey(id)] = TopologyValue
+		segments[TopologyPrefix+id] = topologyValue
 	}
 	return &csi.NodeGetInfoResponse{NodeId: s.options.NodeID, AccessibleTopology: &csi.Topology{Segments: segments}}, nil
 }
@@ -52,7 +55,7 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 	if err := required("volume_id", request.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	u, err := parseUse(request.GetVolumeCapability())
+	u, err := newUse(request.GetVolumeCapability(), false)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +87,7 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 
 // NodeUnstageVolume leaves the directory, which is the CO's.
 func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	at, err := s.unmount(ctx, request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), func(target) error { return nil })
+	at, err := s.unmount(request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), func(target) error { return nil })
 	if err != nil {
 		return nil, err
 	}
@@ -132,11 +135,8 @@ func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, s
 	if at, err = s.targets.parse("target_path", request.GetTargetPath()); err != nil {
 		return u, at, staging, err
 	}
-	if u, err = parseUse(request.GetVolumeCapability()); err != nil {
+	if u, err = newUse(request.GetVolumeCapability(), request.GetReadonly()); err != nil {
 		return u, at, staging, err
-	}
-	if request.GetReadonly() {
-		u.readOnly = true
 	}
 	if request.GetStagingTargetPath() == "" {
 		return u, at, staging, precondition("staging_target_path is not set: stage the volume first")
@@ -152,13 +152,13 @@ func (s *node) publish(ctx context.Context, b binding, at target) error {
 		err = s.bind(ctx, b, at)
 	}
 	if err != nil && made {
-		return errors.Join(err, at.removeDir())
+		return undone(err, at.removeDir())
 	}
 	return err
 }
 
 func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	at, err := s.unmount(ctx, request.GetVolumeId(), "target_path", request.GetTargetPath(), target.removeDir)
+	at, err := s.unmount(request.GetVolumeId(), "target_path", request.GetTargetPath(), target.removeDir)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +168,7 @@ func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpubli
 
 // unmount unmounts a volume, also one that the engine does not know any more,
 // and calls then if nothing is mounted there afterwards.
-func (s *node) unmount(ctx context.Context, volume, field, path string, then func(target) error) (target, error) {
+func (s *node) unmount(volume, field, path string, then func(target) error) (target, error) {
 	if err := required("volume_id", volume); err != nil {
 		return target{}, err
 	}
@@ -181,7 +181,7 @@ func (s *node) unmount(ctx context.Context, volume, field, path string, then fun
 		return at, err
 	}
 	defer release()
-	if err := s.unbind(ctx, volume, at); err != nil {
+	if err := s.unbind(volume, at); err != nil {
 		return at, err
 	}
 	return at, then(at)
@@ -221,14 +221,9 @@ func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, e
 }
 
 func (s *node) NodeExpandVolume(ctx context.Context, request *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
-	size, err := parseRange(request.GetCapacityRange())
+	size, err := expansion(request.GetCapacityRange(), request.GetVolumeCapability())
 	if err != nil {
 		return nil, err
-	}
-	if request.GetVolumeCapability() != nil {
-		if _, err := parseUse(request.GetVolumeCapability()); err != nil {
-			return nil, err
-		}
 	}
 	entry, err := s.volumeAt(ctx, request.GetVolumeId(), request.GetVolumePath())
 	if err != nil {
@@ -245,7 +240,10 @@ func (s *node) NodeExpandVolume(ctx context.Context, request *csi.NodeExpandVolu
 // volumeAt returns the volume that is at a path; NOT_FOUND for anything else
 // there, as CSI wants it.
 func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, error) {
-	if err := errors.Join(required("volume_id", volume), required("volume_path", path)); err != nil {
+	if err := required("volume_id", volume); err != nil {
+		return meta.Entry{}, err
+	}
+	if err := required("volume_path", path); err != nil {
 		return meta.Entry{}, err
 	}
 	entry, err := s.engine.Stat(ctx, meta.Volume(volume))
@@ -267,7 +265,30 @@ func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, e
 			return entry, nil
 		}
 	}
-	return entry, status.Errorf(codes.NotFound, "volume %q is not mounted at %q: %v", volume, path, err)
+	return entry, answer(codes.NotFound, "volume %q is not mounted at %q: %v", volume, path, err)
+}
+
+// use is one way to mount a volume.
+type use struct {
+	readOnlyMode bool // by its access mode nobody writes
+	singleTarget bool // at one target path at a time
+	flags        flagSet
+}
+
+// newUse checks a capability for the mounting of a volume.
+func newUse(capability *csi.VolumeCapability, readOnly bool) (use, error) {
+	if err := checkCapability(capability, true); err != nil {
+		return use{}, err
+	}
+	if capability.GetMount().GetVolumeMountGroup() != "" {
+		return use{}, invalid("volume_mount_group is not supported; leave it out")
+	}
+	flags, err := flagsOf(mountOptions(capability, readOnly))
+	return use{
+		readOnlyMode: readOnlyMode(capability),
+		singleTarget: capability.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
+		flags:        flags,
+	}, err
 }
 
 // binding is a volume and how it is to be mounted.
@@ -275,7 +296,7 @@ type binding struct {
 	volume string
 	source string
 	place  place
-	flags  mountFlags
+	flags  flagSet
 }
 
 // bindingOf asks the engine for a volume and settles the flags of its mount.
@@ -284,7 +305,10 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 	if err != nil {
 		return binding{}, err
 	}
-	if err := errors.Join(allowUse(u, entry), checkContext(volumeContext, entry)); err != nil {
+	if entry.Kind.ReadOnly() && !u.readOnlyMode {
+		return binding{}, readOnlyView(entry)
+	}
+	if err := checkContext(volumeContext, entry); err != nil {
 		return binding{}, precondition("%v", err)
 	}
 	source, err := s.engine.Mounts(ctx, volume)
@@ -295,13 +319,10 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 	if b.place, err = lookAt(source.Source); err != nil {
 		return b, err
 	}
-	asked := u.flags
-	if u.readOnly || source.ReadOnly {
-		asked |= readOnlyFlag
-	} else if b.place.flags.readOnly() {
+	if b.place.flags.readOnly() && !u.flags.readOnly() {
 		return b, fmt.Errorf("volume %q is wanted read-write: pool %q: %w: remount it read-write, or mount the volume read-only", volume, entry.Pool, snapshot.ErrReadOnly)
 	}
-	b.flags = asked.over(b.place.flags)
+	b.flags = u.flags.over(b.place.flags)
 	return b, nil
 }
 
@@ -332,7 +353,7 @@ func (b binding) isAt(at target) (bool, error) {
 	case !have.same(b.place):
 		return false, precondition("volume %q: something else is mounted at %q: %s: unmount it", b.volume, at.path, top)
 	case have.flags != b.flags:
-		return false, status.Errorf(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.path, have.flags, b.flags)
+		return false, answer(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.path, have.flags, b.flags)
 	}
 	return true, nil
 }
@@ -380,8 +401,7 @@ func (s *node) bind(ctx context.Context, b binding, at target) error {
 		err = b.settle(at)
 	}
 	if err != nil {
-		err = fmt.Errorf("mount volume %q at %q: %w", b.volume, at.path, err)
-		return errors.Join(err, s.unbind(context.WithoutCancel(ctx), b.volume, at))
+		return undone(fmt.Errorf("mount volume %q at %q: %w", b.volume, at.path, err), s.unbind(b.volume, at))
 	}
 	return nil
 }
@@ -415,8 +435,8 @@ func (b binding) settle(at target) error {
 
 // unbind unmounts a volume from a target, as often as it is mounted there. It
 // fails for what is not that volume, and touches no directory.
-func (s *node) unbind(ctx context.Context, volume string, at target) error {
-	for ctx.Err() == nil {
+func (s *node) unbind(volume string, at target) error {
+	for range mostMounts {
 		top, isMount, err := topAt(at.path)
 		if err != nil || !isMount {
 			return err
@@ -428,5 +448,14 @@ func (s *node) unbind(ctx context.Context, volume string, at target) error {
 			return fmt.Errorf("volume %q stays mounted at %q: %s", volume, at.path, strings.Join(strings.Fields(err.Error()), " "))
 		}
 	}
-	return ctx.Err()
+	return fmt.Errorf("volume %q stays mounted at %q: unmounted %d times in vain", volume, at.path, mostMounts)
+}
+
+// undone adds to the cause of a failure that taking back failed too. The kubelet
+// cleans up after ABORTED, not after most others.
+func undone(cause, undo error) error {
+	if undo == nil {
+		return cause
+	}
+	return fmt.Errorf("%w: %v; and it could not be undone: %v", snapshot.ErrUnfinished, cause, undo)
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 )
 
 // targetMode is the mode of a target directory. Pods see the volume's own.
@@ -83,7 +84,7 @@ func (t target) openBelow(rel string) (*os.File, error) {
 	defer unix.Close(root)
 	fd, err := openBeneath(root, rel)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
-		return nil, invalid("path %q: has a symbolic link below %s: remove the link", t.path, t.root)
+		return nil, answer(codes.InvalidArgument, "path %q: has a symbolic link below %s: remove the link", t.path, t.root)
 	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: t.path, Err: err}
@@ -213,7 +214,7 @@ func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()
 // place identifies a directory, and tells how it is mounted.
 type place struct {
 	dev, ino uint64
-	flags    mountFlags
+	flags    flagSet
 }
 
 // same reports whether both are one directory. Every btrfs subvolume has a
@@ -230,7 +231,7 @@ func placeOf(f *os.File) (place, error) {
 	if err := unix.Fstatfs(int(f.Fd()), &sfs); err != nil {
 		return place{}, &fs.PathError{Op: "statfs", Path: f.Name(), Err: err}
 	}
-	return place{uint64(st.Dev), st.Ino, mountFlags(sfs.Flags) & allFlags}, nil
+	return place{uint64(st.Dev), st.Ino, flagSet(sfs.Flags) & allFlags}, nil
 }
 
 // placeAt looks at what is at the target.

@@ -110,6 +110,30 @@ func Grow(t testing.TB, mountPoint string, size int64) {
 	run(t, "losetup", "--set-capacity", strings.TrimSpace(string(loop)))
 }
 
+// Loop returns a loop device of its own over a new sparse file, for filesystems
+// of several devices. It is freed when the test ends; what is mounted from it is
+// the test's to unmount before.
+func Loop(t testing.TB, size int64) string {
+	t.Helper()
+	RequireRoot(t)
+	image := filepath.Join(t.TempDir(), "loop.img")
+	truncate(t, image, size)
+	var out []byte
+	var err error
+	for range 5 { // others may take the free device that it saw first
+		if out, err = exec.Command("losetup", "--find", "--show", image).Output(); err == nil {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err != nil {
+		t.Fatalf("losetup %s: %v", image, err)
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { run(t, "losetup", "--detach", device) })
+	return device
+}
+
 func mountImage(t testing.TB, image string, options []string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "mnt")

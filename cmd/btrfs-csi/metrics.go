@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc/codes"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// metrics are what Prometheus scrapes. What is known of the pools is read at
+// each scrape, at a cost that does not grow with the number of volumes.
+type metrics struct {
+	registry   *prometheus.Registry
+	operations *prometheus.HistogramVec
+	engine     *atomic.Pointer[snapshot.Engine]
+}
+
+func newMetrics(engine *atomic.Pointer[snapshot.Engine]) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		operations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "btrfs_csi_operation_duration_seconds",
+			Help:    "Time that CSI requests took, by method and grpc code.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+		}, []string{"method", "code"}),
+		engine: engine,
+	}
+	m.registry.MustRegister(m.operations, m,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+}
+
+func (m *metrics) observe(method string, code codes.Code, d time.Duration) {
+	m.operations.WithLabelValues(method, code.String()).Observe(d.Seconds())
+}
+
+func poolMetric(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("btrfs_csi_pool_"+name, help, append([]string{"pool", "pool_id"}, labels...), nil)
+}
+
+var (
+	descUp            = poolMetric("usable", "1 if the pool is in use, 0 if it cannot be.")
+	descSize          = poolMetric("size_bytes", "Size of the pool's filesystem.")
+	descAvailable     = poolMetric("available_bytes", "What can still be written to the pool's filesystem.")
+	descUnallocated   = poolMetric("unallocated_bytes", "Raw bytes that belong to no chunk yet.")
+	descMetadataUsed  = poolMetric("metadata_used_bytes", "Metadata in use.")
+	descMetadataTotal = poolMetric("metadata_bytes", "Metadata chunks allocated.")
+	descReadOnly      = poolMetric("read_only", "1 if the pool's filesystem is, or has turned, read-only.")
+	descInconsistent  = poolMetric("quota_inconsistent", "1 if limits are void until a rescan has ended.", "mode")
+	descDeviceErrors  = poolMetric("device_errors_total", "Error counters of the pool's devices.", "device", "type")
+)
+
+// Describe makes m a prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
+
+// Collect makes m a prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	e := m.engine.Load()
+	if e == nil {
+		return
+	}
+	for _, p := range e.Pools(context.Background()) {
+		collectPool(ch, p)
+	}
+}
+
+func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
+	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, append([]string{p.Name, p.ID}, labels...)...)
+	}
+	gauge(descUp, flagValue(p.Error == ""))
+	if p.Error != "" {
+		return
+	}
+	gauge(descSize, float64(p.Space.Size))
+	gauge(descAvailable, float64(p.Space.Available))
+	gauge(descUnallocated, float64(p.Space.Unallocated))
+	gauge(descMetadataUsed, float64(p.Space.MetadataUsed))
+	gauge(descMetadataTotal, float64(p.Space.MetadataTotal))
+	gauge(descReadOnly, flagValue(p.Space.ReadOnly))
+	gauge(descInconsistent, flagValue(p.Quota.Inconsistent), string(p.Quota.Mode))
+	for _, d := range p.Devices {
+		for kind, count := range map[string]uint64{
+			"write": d.WriteErrors, "read": d.ReadErrors, "flush": d.FlushErrors,
+			"corruption": d.CorruptionErrors, "generation": d.GenerationErrors,
+		} {
+			ch <- prometheus.MustNewConstMetric(descDeviceErrors, prometheus.CounterValue, float64(count), p.Name, p.ID, d.Path, kind)
+		}
+	}
+}
+
+func flagValue(set bool) float64 {
+	if set {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/apimachinery/pkg/util/duration"
+)
+
+// outputFlag is the -o of the commands that show data.
+type outputFlag string
+
+func (o *outputFlag) add(cmd *cobra.Command) {
+	cmd.Flags().StringVarP((*string)(o), "output", "o", "", "output format: empty for a table, or json")
+}
+
+// print writes data as JSON, or the table that fill makes of it.
+func (o *outputFlag) print(w io.Writer, data any, fill func(*table)) error {
+	switch *o {
+	case "json":
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(data)
+	case "":
+		t := &table{w: tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)}
+		fill(t)
+		return t.w.Flush()
+	}
+	return fmt.Errorf("unknown output format %q; json is known", string(*o))
+}
+
+// table prints aligned columns.
+type table struct{ w *tabwriter.Writer }
+
+func (t *table) row(cells ...string) {
+	for i, cell := range cells {
+		if cell == "" {
+			cells[i] = "-"
+		}
+	}
+	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
+}
+
+// size prints bytes as Kubernetes does, in powers of 1024 with one decimal.
+func size(bytes int64) string {
+	const units = "KMGTPE"
+	if bytes < 1024 {
+		return fmt.Sprintf("%d", bytes)
+	}
+	value, unit := float64(bytes)/1024, 0
+	for value >= 1024 && unit < len(units)-1 {
+		value, unit = value/1024, unit+1
+	}
+	return strings.TrimSuffix(fmt.Sprintf("%.1f", value), ".0") + units[unit:unit+1] + "i"
+}
+
+// age prints the time since t as kubectl does.
+func age(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return duration.HumanDuration(time.Since(t))
+}

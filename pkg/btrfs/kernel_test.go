@@ -1,0 +1,474 @@
+package btrfs
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/containerd/btrfs/v2"
+	"golang.org/x/sys/unix"
+)
+
+// The tests here prove the facts of the kernel that docs/design.md rests on and
+// that concern this package. They count and compare; none measures time.
+
+// commits is how many transactions a filesystem has committed since it was
+// mounted.
+func commits(t testing.TB, path string) int {
+	t.Helper()
+	text, err := os.ReadFile("/sys/fs/btrfs/" + value(Filesystem(path))(t).FSID.String() + "/commit_stats")
+	must(t, err)
+	var n int
+	if _, err := fmt.Sscanf(string(text), "commits %d", &n); err != nil {
+		t.Fatalf("commit_stats %q: %v", text, err)
+	}
+	return n
+}
+
+// noCommits keeps the kernel from committing by itself while a test counts.
+var noCommits = btrfstest.MountOptions("commit=300")
+
+// syncFilesystem is sync -f. The ioctl beneath it, unlike the system call, also
+// wakes the cleaner that drops destroyed subvolumes.
+func syncFilesystem(path string) error {
+	const iocSync = iocMagic | 8
+	return withDir("sync filesystem of", path, func(fd int) error {
+		_, err := ioctl(fd, iocSync, nil)
+		return err
+	})
+}
+
+// eventually repeats what the kernel does in the background.
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func absent(t testing.TB, path string) bool {
+	t.Helper()
+	_, err := os.Lstat(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatal(err)
+	}
+	return err != nil
+}
+
+func TestKernelCreateAndDestroyDoNotCommitAndSyncCommitsOnce(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t, noCommits)
+	dir := mkdir(t, mnt, "dir")
+	base := commits(t, mnt)
+	for i, step := range []struct {
+		name string
+		do   func() error
+		want int // commits so far
+	}{
+		{"create", func() error { return Create(dir + "/fs") }, 0},
+		{"sync", func() error { return Sync(dir) }, 1},
+		{"sync again", func() error { return Sync(dir) }, 1},
+		{"destroy", func() error { return Destroy(dir + "/fs") }, 1},
+		{"sync", func() error { return Sync(dir) }, 2},
+		{"sync again", func() error { return Sync(dir) }, 2},
+		{"create", func() error { return Create(dir + "/fs") }, 2},
+		{"snapshot", func() error { return Snapshot(dir+"/s", dir+"/fs", true) }, 3},
+		{"sync", func() error { return Sync(dir) }, 3},
+	} {
+		must(t, step.do())
+		if got := commits(t, mnt) - base; got != step.want {
+			t.Errorf("step %d, %s: %d commits so far, wanted %d", i, step.name, got, step.want)
+		}
+	}
+}
+
+func TestKernelSyncsShareOneCommit(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t, noCommits)
+	for i := range 32 {
+		must(t, Create(mkdir(t, mnt, fmt.Sprint(i))+"/fs"))
+	}
+	base := commits(t, mnt)
+	results := make(chan error)
+	for i := range 32 {
+		go func() { results <- Sync(filepath.Join(mnt, fmt.Sprint(i))) }()
+	}
+	for range 32 {
+		must(t, <-results)
+	}
+	// One would do; a straggler that saw the first commit begin may want another.
+	if got := commits(t, mnt) - base; got < 1 || got > 2 {
+		t.Errorf("%d commits for 32 directories", got)
+	}
+}
+
+func TestKernelPowerCut(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t, noCommits)
+	mkdir(t, mnt, "synced")
+	mkdir(t, mnt, "lost")
+	destroyed, _ := create(t, mkdir(t, mnt, "destroyed"), "fs")
+	must(t, Sync(mnt))
+	must(t, Sync(filepath.Dir(destroyed)))
+
+	must(t, Create(mnt+"/synced/fs"))
+	must(t, Sync(mnt+"/synced"))
+	must(t, Create(mnt+"/lost/fs"))
+	must(t, Destroy(destroyed))
+	after := btrfstest.PowerCut(t, mnt)
+	for path, want := range map[string]bool{"/synced/fs": true, "/lost/fs": false, "/destroyed/fs": true} {
+		if got := !absent(t, after+path); got != want {
+			t.Errorf("after a power cut %s is there: %v", path, got)
+		}
+	}
+
+	must(t, Sync(filepath.Dir(destroyed)))
+	after = btrfstest.PowerCut(t, mnt)
+	if !absent(t, after+"/destroyed/fs") {
+		t.Error("destroyed and synced, yet there after a power cut")
+	}
+}
+
+func TestKernelSnapshotIsDurableWithItsData(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t, noCommits)
+	volume, _ := create(t, mnt, "volume")
+	must(t, os.WriteFile(volume+"/file", []byte("written, not synced"), 0o644))
+	must(t, Snapshot(mnt+"/snapshot", volume, true))
+	text, err := os.ReadFile(btrfstest.PowerCut(t, mnt) + "/snapshot/file")
+	if err != nil || string(text) != "written, not synced" {
+		t.Errorf("got %q, %v", text, err)
+	}
+}
+
+func TestKernelCopyMountsBesideItsOriginal(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t)
+	other := btrfstest.PowerCut(t, mnt)
+	a, b := value(Filesystem(mnt))(t).FSID, value(Filesystem(other))(t).FSID
+	if a == b {
+		t.Errorf("both are %s", a)
+	}
+	create(t, other, "volume")
+	if !absent(t, mnt+"/volume") {
+		t.Error("it is the same filesystem")
+	}
+}
+
+// TestKernelDestroyOpensNoDirectory watches a directory of a volume. The control
+// is the library's own removal, which walks.
+func TestKernelDestroyOpensNoDirectory(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name   string
+		remove func(string) error
+		opened bool
+	}{
+		{"Destroy", Destroy, false},
+		{"SubvolDelete of containerd", btrfs.SubvolDelete, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			mnt := btrfstest.Mount(t)
+			volume, _ := create(t, mnt, "volume")
+			dir := mkdir(t, volume, "dir")
+			must(t, os.WriteFile(dir+"/file", nil, 0o644))
+			create(t, volume, "nested")
+			fd := value(unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC))(t)
+			defer unix.Close(fd)
+			value(unix.InotifyAddWatch(fd, dir, unix.IN_OPEN|unix.IN_ACCESS))(t)
+			must(t, test.remove(volume))
+			n, err := unix.Read(fd, make([]byte, 4096))
+			if opened := err == nil && n > 0; opened != test.opened {
+				t.Errorf("opened: %v, wanted %v (%v)", opened, test.opened, err)
+			}
+		})
+	}
+}
+
+func TestKernelRenameOfReadOnlySubvolume(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t)
+	subvolume, _ := create(t, mkdir(t, mnt, "a"), "fs")
+	mkdir(t, mnt, "b")
+	must(t, SetReadOnly(subvolume, true))
+	must(t, os.Rename(mnt+"/a/fs", mnt+"/a/renamed"))
+	wantError(t, os.Rename(mnt+"/a/renamed", mnt+"/b/fs"), unix.EROFS)
+	must(t, os.Rename(mnt+"/a", mnt+"/b/a"))
+	if !value(Info(mnt + "/b/a/renamed"))(t).ReadOnly {
+		t.Error("not read-only")
+	}
+}
+
+func TestKernelNestedSubvolumes(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t)
+	volume, id := create(t, mnt, "volume")
+	nested, _ := create(t, volume, "nested")
+	must(t, os.WriteFile(nested+"/file", nil, 0o644))
+
+	wantError(t, plainDestroy(mnt, "volume"), unix.ENOTEMPTY)
+	wantError(t, destroyByID(t, mnt, id), unix.ENOTEMPTY)
+
+	must(t, Snapshot(mnt+"/snapshot", volume, true))
+	entries, err := os.ReadDir(mnt + "/snapshot/nested")
+	if err != nil || len(entries) != 0 {
+		t.Errorf("in a snapshot it holds %v, %v", entries, err)
+	}
+	_, err = Info(mnt + "/snapshot/nested")
+	wantError(t, err, ErrNotSubvolume)
+	if found := value(NestedSubvolumes(mnt + "/snapshot"))(t); len(found) != 0 {
+		t.Errorf("the snapshot holds %v", found)
+	}
+	must(t, Destroy(mnt+"/snapshot"))
+}
+
+func plainDestroy(dir, name string) error {
+	return withDir("destroy in", dir, func(fd int) error { return snapDestroy(fd, name) })
+}
+
+func TestKernelFullQuotaIsEscapedByNesting(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaFull)
+	volume, id := create(t, mnt, "volume")
+	must(t, LimitQgroup(mnt, NewQgroupID(0, id), 8<<20))
+	nested, _ := create(t, volume, "nested")
+	must(t, writeFile(nested+"/file", 32<<20))
+	wantError(t, writeFile(volume+"/file", 32<<20), unix.EDQUOT)
+}
+
+func TestKernelFullQuotaChargesNoSnapshots(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaFull)
+	volume, id := create(t, mnt, "volume")
+	qgroup := NewQgroupID(0, id)
+	must(t, LimitQgroup(mnt, qgroup, 12<<20))
+	for i := range 4 { // each round replaces what the snapshots hold
+		must(t, writeFile(volume+"/file", 8<<20))
+		must(t, Snapshot(fmt.Sprint(mnt, "/snapshot", i), volume, true))
+		must(t, os.Remove(volume+"/file"))
+		must(t, syncFilesystem(mnt))
+	}
+	if got := value(QgroupOf(mnt, qgroup))(t); got.Referenced > 1<<20 {
+		t.Errorf("charged for snapshots: %+v", got)
+	}
+	if status := value(Quota(mnt))(t); status.Inconsistent {
+		t.Errorf("got %+v", status)
+	}
+	// What is made from one starts with all that it references.
+	must(t, Snapshot(mnt+"/restored", mnt+"/snapshot0", false))
+	restored := NewQgroupID(0, value(Info(mnt+"/restored"))(t).ID)
+	if got := value(QgroupOf(mnt, restored))(t); got.Referenced < 8<<20 {
+		t.Errorf("restored: %+v", got)
+	}
+}
+
+func TestKernelFullQuotaGroupIsVoidAfterSnapshot(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaFull)
+	volume, id := create(t, mnt, "volume")
+	group := NewQgroupID(1, id)
+	must(t, CreateQgroup(mnt, group))
+	value(AssignQgroup(mnt, NewQgroupID(0, id), group))(t)
+	must(t, writeFile(volume+"/file", 1<<20))
+	if value(Quota(mnt))(t).Inconsistent {
+		t.Fatal("inconsistent before the snapshot")
+	}
+	must(t, Snapshot(mnt+"/snapshot", volume, true))
+	if !value(Quota(mnt))(t).Inconsistent {
+		t.Error("still consistent")
+	}
+}
+
+func TestKernelSimpleQuotaGroupHoldsNested(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaSimple)
+	volume, id := create(t, mnt, "volume")
+	group := NewQgroupID(1, id)
+	must(t, CreateQgroup(mnt, group))
+	value(AssignQgroup(mnt, NewQgroupID(0, id), group))(t)
+	must(t, LimitQgroup(mnt, group, 8<<20))
+
+	nested, _ := create(t, mkdir(t, volume, "dir"), "nested")
+	deeper, _ := create(t, nested, "deeper")
+	must(t, Snapshot(volume+"/snapshot", nested, false))
+	for _, path := range []string{nested, deeper, volume + "/snapshot"} {
+		wantError(t, writeFile(path+"/file", 32<<20), unix.EDQUOT)
+	}
+	must(t, syncFilesystem(mnt))
+	if got := value(QgroupOf(mnt, group))(t); got.Referenced > 8<<20 {
+		t.Errorf("beyond its limit: %+v", got)
+	}
+}
+
+// TestKernelDestroyAtTheLimit is why removing lifts the limit first. What destroying
+// needs is charged to the subvolume that holds the entry: one at its limit can go,
+// but nothing nested in it can.
+func TestKernelDestroyAtTheLimit(t *testing.T) {
+	t.Parallel()
+	eachQuota(t, func(t *testing.T, mode QuotaMode) {
+		mnt := withQuota(t, mode)
+		for _, test := range []struct {
+			name   string
+			nested bool
+			want   error
+		}{
+			{"alone", false, nil},
+			{"with nested", true, unix.EDQUOT},
+		} {
+			t.Run(test.name, func(t *testing.T) {
+				volume, id := create(t, mnt, test.name)
+				if test.nested {
+					create(t, volume, "nested")
+				}
+				must(t, LimitQgroup(mnt, NewQgroupID(0, id), 8<<20))
+				wantError(t, fillUp(volume), unix.EDQUOT)
+				wantError(t, Destroy(volume), test.want)
+				must(t, LimitQgroup(mnt, NewQgroupID(0, id), NoLimit))
+				if test.want != nil {
+					must(t, Destroy(volume))
+				}
+			})
+		}
+	})
+}
+
+// fillUp writes until the kernel says no, in ever smaller pieces: what is left
+// must be less than a piece of metadata.
+func fillUp(dir string) error {
+	var last error
+	for size := 1 << 20; size >= 4<<10; size /= 2 {
+		for i := 0; i < 4096; i++ {
+			if last = writeFile(fmt.Sprintf("%s/fill-%d-%d", dir, size, i), size); last != nil {
+				break
+			}
+		}
+	}
+	return last
+}
+
+func TestKernelSimpleQuotaChargesTheWriter(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaSimple)
+	volume, id := create(t, mnt, "volume")
+	must(t, writeFile(volume+"/file", 8<<20))
+	must(t, Snapshot(mnt+"/snapshot", volume, true))
+	must(t, Snapshot(mnt+"/restored", mnt+"/snapshot", false))
+	must(t, os.Remove(volume+"/file"))
+	must(t, syncFilesystem(mnt))
+	if got := value(QgroupOf(mnt, NewQgroupID(0, id)))(t); got.Referenced < 8<<20 {
+		t.Errorf("what the snapshot holds is not charged to its writer: %+v", got)
+	}
+	restored := NewQgroupID(0, value(Info(mnt+"/restored"))(t).ID)
+	if got := value(QgroupOf(mnt, restored))(t); got.Referenced > 1<<20 {
+		t.Errorf("restored: %+v", got)
+	}
+}
+
+// TestKernelQgroupsOfDestroyedSubvolumes finds out which become stale: the reason
+// for a sweep. (Older kernels leave all of
+// them.)
+func TestKernelQgroupsOfDestroyedSubvolumes(t *testing.T) {
+	t.Parallel()
+	dropped := func(t *testing.T, mnt string, id QgroupID) bool {
+		must(t, syncFilesystem(mnt))
+		_, err := QgroupOf(mnt, id)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return err != nil
+	}
+	eachQuota(t, func(t *testing.T, mode QuotaMode) {
+		mnt := withQuota(t, mode)
+		// Alone it goes by itself, when the cleaner has dropped it.
+		alone, id := create(t, mnt, "alone")
+		must(t, writeFile(alone+"/file", 4<<20))
+		must(t, Destroy(alone))
+		eventually(t, "qgroup removed", func() bool { return dropped(t, mnt, NewQgroupID(0, id)) })
+
+		// With a snapshot of it left, simple quota goes on charging it.
+		volume, id := create(t, mnt, "volume")
+		stale := NewQgroupID(0, id)
+		must(t, writeFile(volume+"/file", 4<<20))
+		must(t, Snapshot(mnt+"/snapshot", volume, true))
+		snapshot := NewQgroupID(0, value(Info(mnt+"/snapshot"))(t).ID)
+		must(t, Destroy(volume))
+		if mode == QuotaFull {
+			eventually(t, "qgroup removed", func() bool { return dropped(t, mnt, stale) })
+			return
+		}
+		must(t, Destroy(mnt+"/snapshot"))
+		eventually(t, "qgroup of the snapshot removed", func() bool { return dropped(t, mnt, snapshot) })
+		eventually(t, "nothing charged", func() bool {
+			must(t, syncFilesystem(mnt))
+			return value(QgroupOf(mnt, stale))(t).Referenced == 0
+		})
+		must(t, RemoveQgroup(mnt, stale))
+		must(t, RemoveQgroup(mnt, stale))
+	})
+}
+
+func TestKernelStatfsIgnoresLimits(t *testing.T) {
+	t.Parallel()
+	eachQuota(t, func(t *testing.T, mode QuotaMode) {
+		mnt := withQuota(t, mode)
+		volume, id := create(t, mnt, "volume")
+		must(t, LimitQgroup(mnt, NewQgroupID(0, id), 8<<20))
+		pool, inside := value(SpaceOf(mnt))(t), value(SpaceOf(volume))(t)
+		if inside.Size != pool.Size || inside.Available < pool.Available/2 {
+			t.Errorf("inside %+v, pool %+v", inside, pool)
+		}
+	})
+}
+
+func TestKernelQuotaCountsWhatWasThere(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t)
+	volume, id := create(t, mnt, "volume")
+	must(t, writeFile(volume+"/file", 4<<20))
+	must(t, EnableQuota(mnt, QuotaFull))
+	must(t, WaitRescan(mnt))
+	if got := value(QgroupOf(mnt, NewQgroupID(0, id)))(t); got.Referenced < 4<<20 {
+		t.Errorf("got %+v", got)
+	}
+}
+
+// TestKernelTreeSearchSeesTheRunningTransaction is what Exists and the handles of
+// fresh directories rest on.
+func TestKernelTreeSearchSeesTheRunningTransaction(t *testing.T) {
+	t.Parallel()
+	const fsIocGetVersion = iocRead | 'v'<<8 | 1 | 8<<16 // FS_IOC_GETVERSION
+	mnt := btrfstest.Mount(t, noCommits)
+	volume, id := create(t, mnt, "volume")
+	dir := mkdir(t, volume, strings.Repeat("d", 10))
+	base := commits(t, mnt)
+	var st unix.Stat_t
+	must(t, unix.Stat(dir, &st))
+	must(t, withDir("", mnt, func(fd int) error {
+		opened, err := openInode(fd, id, st.Ino)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(opened)
+		var got uint32
+		if _, err := ioctl(opened, fsIocGetVersion, unsafe.Pointer(&got)); err != nil {
+			return err
+		}
+		want, err := inodeGeneration(fd, id, st.Ino)
+		if uint64(got) != want {
+			t.Errorf("generation %d, the handle carried %d", got, want)
+		}
+		return err
+	}))
+	if !value(Exists(mnt, id))(t) || commits(t, mnt) != base {
+		t.Error("not seen before a commit")
+	}
+}

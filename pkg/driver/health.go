@@ -1,0 +1,140 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// lostTable says what it means for a volume that the engine cannot give it.
+// Other errors are no state of a volume.
+var lostTable = []struct {
+	err    error
+	status csi.VolumeHealthErrorType
+	reason string
+}{
+	{snapshot.ErrLost, csi.VolumeHealthErrorType_DATA_LOSS, "SubvolumeLost"},
+	{snapshot.ErrPoolAway, csi.VolumeHealthErrorType_INACCESSIBLE, "PoolAway"},
+	{snapshot.ErrUnreadable, csi.VolumeHealthErrorType_INACCESSIBLE, "RecordUnreadable"},
+	{snapshot.ErrAmbiguous, csi.VolumeHealthErrorType_INACCESSIBLE, "FoundInTwoPools"},
+}
+
+// ControllerGetVolumeHealth and NodeGetVolumeHealth tell the same: controller
+// and node of a volume are one process. ControllerListVolumeHealth is not
+// served: listings leave lost volumes out, which is what it would be for.
+func (s *controller) ControllerGetVolumeHealth(ctx context.Context, request *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
+	health, err := s.volumeHealth(ctx, request.GetVolumeId())
+	return &csi.ControllerGetVolumeHealthResponse{VolumeHealth: health}, err
+}
+
+func (s *node) NodeGetVolumeHealth(ctx context.Context, request *csi.NodeGetVolumeHealthRequest) (*csi.NodeGetVolumeHealthResponse, error) {
+	health, err := s.volumeHealth(ctx, request.GetVolumeId())
+	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, err
+}
+
+func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth, error) {
+	if err := required("volume_id", id); err != nil {
+		return nil, err
+	}
+	health := &csi.VolumeHealth{VolumeId: id}
+	add := func(status csi.VolumeHealthErrorType, reason, message string) {
+		health.HealthStatuses = append(health.HealthStatuses, &csi.VolumeHealth_VolumeHealthEntry{Status: status, Reason: reason, Message: message})
+	}
+	entry, err := s.engine.Stat(ctx, meta.Volume(id))
+	for _, line := range lostTable {
+		if errors.Is(err, line.err) {
+			add(line.status, line.reason, err.Error())
+			return health, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, pool := range s.engine.Pools(ctx) {
+		if pool.ID != entry.PoolID {
+			continue
+		}
+		for _, f := range faultsOf(pool) {
+			add(csi.VolumeHealthErrorType_DEGRADED, f.reason, f.message)
+		}
+	}
+	return health, nil
+}
+
+// NodeGetStorageHealth tells of all pools. CSI allows each reason once, so that
+// the pools that have it are told together.
+func (s *node) NodeGetStorageHealth(ctx context.Context, _ *csi.NodeGetStorageHealthRequest) (*csi.NodeGetStorageHealthResponse, error) {
+	response := &csi.NodeGetStorageHealthResponse{}
+	for _, pool := range s.engine.Pools(ctx) {
+		for _, f := range faultsOf(pool) {
+			addBackend(response, f)
+		}
+	}
+	return response, nil
+}
+
+func addBackend(response *csi.NodeGetStorageHealthResponse, f fault) {
+	status := csi.StorageHealthErrorType_STORAGE_DEGRADED
+	if f.reason == unusable {
+		status = csi.StorageHealthErrorType_STORAGE_UNREACHABLE
+	}
+	at := slices.IndexFunc(response.BackendHealth, func(b *csi.NodeGetStorageHealthResponse_StorageBackendHealth) bool {
+		return b.Reason == f.reason
+	})
+	if at >= 0 {
+		response.BackendHealth[at].Message += "; " + f.message
+		return
+	}
+	response.BackendHealth = append(response.BackendHealth, &csi.NodeGetStorageHealthResponse_StorageBackendHealth{
+		Status: status, Reason: f.reason, Message: f.message,
+	})
+}
+
+// fault is something wrong with a pool.
+type fault struct{ reason, message string }
+
+// unusable is the reason of a pool that cannot be used at all.
+const unusable = "PoolUnusable"
+
+// faultsOf returns what is wrong with a pool, each reason once.
+func faultsOf(pool snapshot.PoolStatus) []fault {
+	if pool.ID == "" {
+		return []fault{{unusable, fmt.Sprintf("pool %q: %s", pool.Name, pool.Error)}}
+	}
+	var faults []fault
+	add := func(wrong bool, reason, format string, args ...any) {
+		if wrong {
+			faults = append(faults, fault{reason, fmt.Sprintf("pool %q: ", pool.Name) + fmt.Sprintf(format, args...)})
+		}
+	}
+	missing, failing := devicesOf(pool.Devices)
+	add(pool.Error != "", "PoolUnreadable", "%s", pool.Error)
+	add(pool.Space.ReadOnly, "PoolReadOnly", "the filesystem is mounted, or has turned, read-only: look for btrfs in the kernel's log")
+	add(pool.Quota.Inconsistent, "QuotaInconsistent", "limits of volumes are void until the quota has been rescanned, which the driver does")
+	add(missing != "", "DeviceMissing", "devices are missing: %s: replace them", missing)
+	add(failing != "", "DeviceErrors", "devices had errors: %s: check them, then reset the counters with btrfs device stats --reset", failing)
+	return faults
+}
+
+// devicesOf describes the devices that are missing and those that had errors.
+func devicesOf(devices []btrfs.Device) (missing, failing string) {
+	var absent, faulty []string
+	for _, d := range devices {
+		if d.Missing {
+			absent = append(absent, fmt.Sprintf("%d", d.ID))
+		}
+		if d.WriteErrors+d.ReadErrors+d.FlushErrors+d.CorruptionErrors+d.GenerationErrors > 0 {
+			faulty = append(faulty, fmt.Sprintf("%s (write %d, read %d, flush %d, corruption %d, generation %d)",
+				d.Path, d.WriteErrors, d.ReadErrors, d.FlushErrors, d.CorruptionErrors, d.GenerationErrors))
+		}
+	}
+	return strings.Join(absent, ", "), strings.Join(faulty, ", ")
+}

@@ -51,7 +51,7 @@ func loopPool(ctx context.Context, stateDir, text string) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(makeImage(ctx, image, want)); err != nil {
+	if err := makeImage(ctx, image, want); err != nil {
 		return fmt.Errorf("loop pool: %w", err)
 	}
 	grown, err := growImage(image, want)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/spf13/cobra"
@@ -174,5 +175,5 @@ func lockState(stateDir string) (release func(), err error) {
 // makeSocketDir makes the directory of the default endpoint, which nobody else
 // would.
 func makeSocketDir(endpoint string) error {
-	return os.MkdirAll(filepath.Dir(driver.SocketPath(endpoint)), 0o755)
+	return os.MkdirAll(filepath.Dir(strings.TrimPrefix(endpoint, "unix://")), 0o755)
 }

@@ -34,6 +34,9 @@ func precondition(format string, args ...any) error {
 	return answer(codes.FailedPrecondition, format, args...)
 }
 
+// plain returns the text of an error without a code, to be part of another.
+func plain(err error) string { return status.Convert(err).Message() }
+
 // creating are the RPCs whose work another node could do as well.
 var creating = []string{"CreateVolume", "CreateSnapshot"}
 

@@ -181,6 +181,9 @@ func (s *node) unmount(volume, field, path string, then func(target) error) (tar
 		return at, err
 	}
 	defer release()
+	if err := at.check(); err != nil {
+		return at, err
+	}
 	if err := s.unbind(volume, at); err != nil {
 		return at, err
 	}
@@ -265,7 +268,10 @@ func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, e
 			return entry, nil
 		}
 	}
-	return entry, answer(codes.NotFound, "volume %q is not mounted at %q: %v", volume, path, err)
+	if err != nil {
+		return entry, answer(codes.NotFound, "volume %q is not mounted at %q: %s", volume, path, plain(err))
+	}
+	return entry, answer(codes.NotFound, "volume %q is not what is at %q", volume, path)
 }
 
 // use is one way to mount a volume.
@@ -309,7 +315,7 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 		return binding{}, readOnlyView(entry)
 	}
 	if err := checkContext(volumeContext, entry); err != nil {
-		return binding{}, precondition("%v", err)
+		return binding{}, precondition("%s", plain(err))
 	}
 	source, err := s.engine.Mounts(ctx, volume)
 	if err != nil {
@@ -457,5 +463,5 @@ func undone(cause, undo error) error {
 	if undo == nil {
 		return cause
 	}
-	return fmt.Errorf("%w: %v; and it could not be undone: %v", snapshot.ErrUnfinished, cause, undo)
+	return fmt.Errorf("%w: %s; and it could not be undone: %s", snapshot.ErrUnfinished, plain(cause), plain(undo))
 }

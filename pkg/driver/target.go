@@ -73,6 +73,18 @@ func (t *targets) parse(field, path string) (target, error) {
 // answered with INVALID_ARGUMENT, what is absent with fs.ErrNotExist.
 func (t target) open() (*os.File, error) { return t.openBelow(t.rel) }
 
+// check fails for a target that open refuses; an absent one will do.
+func (t target) check() error {
+	f, err := t.open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // openParent opens the directory that the target is in, like open.
 func (t target) openParent() (*os.File, error) { return t.openBelow(filepath.Dir(t.rel)) }
 
@@ -85,6 +97,9 @@ func (t target) openBelow(rel string) (*os.File, error) {
 	fd, err := openBeneath(root, rel)
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
 		return nil, answer(codes.InvalidArgument, "path %q: has a symbolic link below %s: remove the link", t.path, t.root)
+	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, precondition("path %q: has a file where a directory is wanted: move it away", t.path)
 	}
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: t.path, Err: err}

@@ -1,0 +1,86 @@
+package driver
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// creation is a CreateVolumeRequest, read.
+type creation struct {
+	spec      snapshot.Spec
+	source    meta.Ref // zero for none
+	view      bool     // a read-only view of the source is what is asked for
+	requisite []*csi.Topology
+}
+
+// newCreation checks a CreateVolumeRequest.
+func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
+	if err := checkName(request.GetName()); err != nil {
+		return c, err
+	}
+	if c.source, err = contentSource(request.GetVolumeContentSource()); err != nil {
+		return c, err
+	}
+	if err := checkUses(request.GetVolumeCapabilities(), c.source); err != nil {
+		return c, err
+	}
+	if names := request.GetMutableParameters(); len(names) > 0 {
+		return c, invalid("mutable_parameters %q: a volume's parameters cannot be changed; set them in the StorageClass", slices.Sorted(maps.Keys(names)))
+	}
+	options, err := volumeParameters(request.GetParameters())
+	if err != nil {
+		return c, err
+	}
+	size, err := sizeRange(request.GetCapacityRange())
+	c.spec = snapshot.Spec{Name: request.GetName(), Pool: options.pool, Size: size, Parameters: options.parameters, Labels: options.labels}
+	c.requisite = request.GetAccessibilityRequirements().GetRequisite()
+	c.view = c.source.Class == meta.Snapshots && onlyReads(request.GetVolumeCapabilities())
+	if c.view && (options.parameters.Compression != "" || options.parameters.NoDataCow) {
+		return c, invalid("parameters %s and %s say how to write, and a read-only volume of a snapshot is never written; leave them out", paramCompression, paramNoDataCow)
+	}
+	return c, err
+}
+
+// checkUses refuses capabilities that a volume of a source cannot have, and
+// mount flags that no mount can have.
+func checkUses(capabilities []*csi.VolumeCapability, source meta.Ref) error {
+	if err := checkCapabilities(capabilities, source); err != nil {
+		return err
+	}
+	for _, capability := range capabilities {
+		if _, err := newUse(capability, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// expansion checks what both RPCs that expand a volume have in common.
+func expansion(size *csi.CapacityRange, capability *csi.VolumeCapability) (snapshot.Range, error) {
+	if capability != nil {
+		if err := checkCapability(capability, true); err != nil {
+			return snapshot.Range{}, err
+		}
+	}
+	return sizeRange(size)
+}
+
+// newCommit checks a CreateSnapshotRequest.
+func newCommit(request *csi.CreateSnapshotRequest) (snapshot.Spec, error) {
+	if err := checkName(request.GetName()); err != nil {
+		return snapshot.Spec{}, err
+	}
+	if err := required("source_volume_id", request.GetSourceVolumeId()); err != nil {
+		return snapshot.Spec{}, err
+	}
+	if request.GetAccessibilityRequirements() != nil {
+		return snapshot.Spec{}, invalid("accessibility_requirements of a snapshot are not supported: it lies beside its volume; leave them out")
+	}
+	options, err := snapshotParameters(request.GetParameters())
+	return snapshot.Spec{Name: request.GetName(), Parameters: options.parameters, Labels: options.labels}, err
+}

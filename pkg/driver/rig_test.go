@@ -1,0 +1,358 @@
+package driver
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+const mib = 1 << 20
+
+// rig is a driver on a real socket, over a real engine on a real btrfs.
+type rig struct {
+	csi.IdentityClient
+	csi.ControllerClient
+	csi.NodeClient
+
+	t       *testing.T
+	driver  *Driver
+	engine  *snapshot.Engine
+	state   string // the state directory, which is the btrfs
+	kubelet string
+	socket  string
+}
+
+// rigOptions change what newRig makes.
+type rigOptions struct {
+	Options
+	quota btrfs.QuotaMode
+	pools []string // more pools, each on a btrfs of its own
+	mount []string // mount options of the pool default
+	wrap  func(e Engine) Engine
+}
+
+func newRig(t *testing.T, o rigOptions) *rig {
+	t.Helper()
+	r := &rig{t: t, state: btrfstest.Mount(t, btrfstest.MountOptions(o.mount...))}
+	for _, name := range o.pools {
+		r.addPool(name)
+	}
+	if o.quota == "" {
+		o.quota = snapshot.QuotaAuto
+	}
+	r.openEngine(o.quota)
+	if o.KubeletDir == "" {
+		o.KubeletDir = filepath.Join(t.TempDir(), "kubelet")
+		mkdir(t, o.KubeletDir)
+	}
+	r.kubelet = o.KubeletDir
+	t.Cleanup(func() { unmountBelow(t, r.kubelet) })
+	o.NodeID, o.Version = "node-1", "v0.0.0-test"
+	engine := Engine(r.engine)
+	if o.wrap != nil {
+		engine = o.wrap(engine)
+	}
+	var err error
+	if r.driver, err = New(engine, o.Options); err != nil {
+		t.Fatal(err)
+	}
+	r.serve()
+	return r
+}
+
+func (r *rig) addPool(name string) {
+	at := filepath.Join(r.state, "pools", name)
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		r.t.Fatal(err)
+	}
+	bindMount(r.t, btrfstest.Mount(r.t), at)
+	r.t.Cleanup(func() { _ = unix.Unmount(at, 0) })
+}
+
+func (r *rig) openEngine(quota btrfs.QuotaMode) {
+	host, err := snapshot.NewHost(r.state, quota)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	index, _, err := meta.OpenIndex(filepath.Join(r.t.TempDir(), "index.db"))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if r.engine, err = snapshot.Open(context.Background(), host, index); err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { _ = r.engine.Close() })
+}
+
+func (r *rig) serve() {
+	r.socket = filepath.Join(r.t.TempDir(), "csi.sock")
+	stop := serve(r.t, r.driver, "unix://"+r.socket)
+	r.t.Cleanup(stop)
+	connection := dial(r.t, r.socket)
+	r.IdentityClient = csi.NewIdentityClient(connection)
+	r.ControllerClient = csi.NewControllerClient(connection)
+	r.NodeClient = csi.NewNodeClient(connection)
+}
+
+// serve runs a driver until the function that it returns is called.
+func serve(t *testing.T, d *Driver, endpoint string) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Serve(ctx, endpoint) }()
+	waitFor(t, "socket", func() bool {
+		_, err := os.Lstat(strings.TrimPrefix(endpoint, "unix://"))
+		return err == nil
+	})
+	return func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}
+
+func dial(t *testing.T, socket string) *grpc.ClientConn {
+	t.Helper()
+	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = connection.Close() })
+	return connection
+}
+
+func waitFor(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s within 10 s", what)
+		}
+	}
+}
+
+func writer() *csi.VolumeCapability {
+	return capability(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
+}
+
+func reader() *csi.VolumeCapability {
+	return capability(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
+}
+
+func capability(mode csi.VolumeCapability_AccessMode_Mode, flags ...string) *csi.VolumeCapability {
+	return &csi.VolumeCapability{
+		AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode},
+		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{MountFlags: flags}},
+	}
+}
+
+func sized(bytes int64) *csi.CapacityRange { return &csi.CapacityRange{RequiredBytes: bytes} }
+
+func fromSnapshot(id string) *csi.VolumeContentSource { return sourceOf(meta.Snapshot(id)) }
+func fromVolume(id string) *csi.VolumeContentSource   { return sourceOf(meta.Volume(id)) }
+
+// create makes a volume of 100 MiB and returns its ID.
+func (r *rig) create(name string) string {
+	r.t.Helper()
+	return r.createAs(&csi.CreateVolumeRequest{Name: name, CapacityRange: sized(100 * mib)}).GetVolumeId()
+}
+
+// createAs makes a volume, read-write unless the request says otherwise.
+func (r *rig) createAs(request *csi.CreateVolumeRequest) *csi.Volume {
+	r.t.Helper()
+	if request.VolumeCapabilities == nil {
+		request.VolumeCapabilities = []*csi.VolumeCapability{writer()}
+	}
+	response, err := r.CreateVolume(r.t.Context(), request)
+	if err != nil {
+		r.t.Fatalf("create %q: %v", request.GetName(), err)
+	}
+	return response.GetVolume()
+}
+
+func (r *rig) snapshot(name, volume string) string {
+	r.t.Helper()
+	response, err := r.CreateSnapshot(r.t.Context(), &csi.CreateSnapshotRequest{Name: name, SourceVolumeId: volume})
+	if err != nil {
+		r.t.Fatalf("snapshot %q: %v", name, err)
+	}
+	return response.GetSnapshot().GetSnapshotId()
+}
+
+func (r *rig) delete(volume string) error {
+	_, err := r.DeleteVolume(r.t.Context(), &csi.DeleteVolumeRequest{VolumeId: volume})
+	return err
+}
+
+// source returns where a volume is in its pool.
+func (r *rig) source(volume string) string {
+	r.t.Helper()
+	m, err := r.engine.Mounts(r.t.Context(), volume)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return m.Source
+}
+
+// stagingPath and targetPath are made the way the kubelet does: the staging
+// directory itself, and the parent of the target.
+func (r *rig) stagingPath(volume string) string {
+	at := filepath.Join(r.kubelet, "plugins", "csi", volume, "globalmount")
+	mkdir(r.t, at)
+	return at
+}
+
+func (r *rig) targetPath(pod, volume string) string {
+	at := filepath.Join(r.kubelet, "pods", pod, "volumes", volume)
+	mkdir(r.t, at)
+	return filepath.Join(at, "mount")
+}
+
+func (r *rig) stage(volume string, c *csi.VolumeCapability) error {
+	_, err := r.NodeStageVolume(r.t.Context(), &csi.NodeStageVolumeRequest{
+		VolumeId: volume, StagingTargetPath: r.stagingPath(volume), VolumeCapability: c,
+	})
+	return err
+}
+
+func (r *rig) unstage(volume string) error {
+	_, err := r.NodeUnstageVolume(r.t.Context(), &csi.NodeUnstageVolumeRequest{VolumeId: volume, StagingTargetPath: r.stagingPath(volume)})
+	return err
+}
+
+func (r *rig) publish(volume, target string, c *csi.VolumeCapability, readOnly bool) error {
+	_, err := r.NodePublishVolume(r.t.Context(), &csi.NodePublishVolumeRequest{
+		VolumeId: volume, StagingTargetPath: r.stagingPath(volume), TargetPath: target, VolumeCapability: c, Readonly: readOnly,
+	})
+	return err
+}
+
+func (r *rig) unpublish(volume, target string) error {
+	_, err := r.NodeUnpublishVolume(r.t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: volume, TargetPath: target})
+	return err
+}
+
+// sync commits a transaction, which is when usage is counted.
+func (r *rig) sync() {
+	r.t.Helper()
+	dir, err := os.Open(r.state)
+	must(r.t, err)
+	defer dir.Close()
+	must(r.t, unix.Syncfs(int(dir.Fd())))
+}
+
+// published makes, stages and publishes a volume, and returns ID and target.
+func (r *rig) published(name string) (volume, target string) {
+	r.t.Helper()
+	volume = r.create(name)
+	target = r.targetPath("pod-1", volume)
+	must(r.t, r.stage(volume, writer()))
+	must(r.t, r.publish(volume, target, writer(), false))
+	return volume, target
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantCode fails the test unless err has a code, and a text with all words.
+func wantCode(t *testing.T, err error, code codes.Code, words ...string) {
+	t.Helper()
+	if status.Code(err) != code {
+		t.Errorf("want code %s, got %v", code, err)
+		return
+	}
+	for _, word := range words {
+		if !strings.Contains(status.Convert(err).Message(), word) {
+			t.Errorf("want %q in the message, got %q", word, status.Convert(err).Message())
+		}
+	}
+	if strings.Contains(status.Convert(err).Message(), "rpc error") {
+		t.Errorf("a code within the message: %q", status.Convert(err).Message())
+	}
+}
+
+func mkdir(t *testing.T, path string) {
+	t.Helper()
+	must(t, os.MkdirAll(path, 0o750))
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	must(t, os.WriteFile(path, []byte(text), 0o600))
+}
+
+func wantFile(t *testing.T, path, text string) {
+	t.Helper()
+	if data, err := os.ReadFile(path); err != nil || string(data) != text {
+		t.Errorf("%s: want %q, got %q, %v", path, text, data, err)
+	}
+}
+
+func wantGone(t *testing.T, path string) {
+	t.Helper()
+	if _, err := os.Lstat(path); !os.IsNotExist(err) {
+		t.Errorf("%s: want it gone, got %v", path, err)
+	}
+}
+
+func bindMount(t *testing.T, from, to string) {
+	t.Helper()
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("bind %s to %s: %v", from, to, err)
+	}
+}
+
+// mountsAt returns how many mounts are at a path.
+func mountsAt(t *testing.T, path string) int {
+	t.Helper()
+	path, err := filepath.EvalSymlinks(path)
+	must(t, err)
+	table, err := mountTable()
+	must(t, err)
+	return len(slices.DeleteFunc(table, func(m mounted) bool { return m.at != path }))
+}
+
+func wantMounts(t *testing.T, path string, n int) {
+	t.Helper()
+	if got := mountsAt(t, path); got != n {
+		t.Errorf("%s: want %d mounts, got %d", path, n, got)
+	}
+}
+
+func unmountBelow(t *testing.T, dir string) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return
+	}
+	table, err := mountTable()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, m := range slices.Backward(table) {
+		if strings.HasPrefix(m.at, dir+"/") {
+			if err := unix.Unmount(m.at, unix.MNT_DETACH); err != nil {
+				t.Errorf("unmount %s: %v", m.at, err)
+			}
+		}
+	}
+}

@@ -1,5 +1,349 @@
 package main
 
-import "github.com/spf13/cobra"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
-func newDemo() *cobra.Command { return &cobra.Command{Use: "demo"} }
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+func newDemo() *cobra.Command {
+	return &cobra.Command{
+		Use:   "demo",
+		Short: "Take a volume through its whole life, on a pool of its own",
+		Long: `Demo makes a btrfs filesystem in a sparse file, serves CSI on it with a driver of
+its own, and takes a volume through its whole life with real data: snapshot,
+restore, clone, expansion, deletion, and a driver that is killed in the middle.
+Every step prints what it did, how long that took, and what proves it. Nothing
+is left behind. It needs root, and mkfs.btrfs.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if os.Geteuid() != 0 {
+				return errors.New("the demo mounts filesystems: run it as root")
+			}
+			d := &demo{out: cmd.OutOrStdout()}
+			d.rig, err = newRig(cmd.Context())
+			if d.rig != nil {
+				defer func() { err = errors.Join(err, d.leave()) }()
+			}
+			if err != nil {
+				return err
+			}
+			return d.run(cmd.Context())
+		},
+	}
+}
+
+// Sizes of the demo, in bytes.
+const (
+	mebi         = 1 << 20
+	demoFile     = 256 * mebi
+	demoSmall    = 10_000 // files
+	demoVolume   = 512 * mebi
+	demoRestored = 1024 * mebi
+	demoTight    = 64 * mebi
+	demoCreated  = 200 // volumes made around the kill
+)
+
+type demo struct {
+	*rig
+	out   io.Writer
+	began time.Time
+	sums  map[string]string // of the data, by where it is said to be
+}
+
+// run is the story. Each step names what it proves.
+func (d *demo) run(ctx context.Context) error {
+	d.began, d.sums = time.Now(), map[string]string{}
+	steps := []struct {
+		what string
+		do   func(context.Context) (proof string, err error)
+	}{
+		{"start the driver on a btrfs pool of 4 GiB in a sparse file", d.startDriver},
+		{"create a volume of 512 MiB and mount it", d.createVolume},
+		{"write 256 MiB and 10,000 small files", d.writeData},
+		{"take a snapshot", d.takeSnapshot},
+		{"overwrite the volume", d.overwrite},
+		{"restore the snapshot into a volume of 1 GiB", d.restore},
+		{"clone the overwritten volume", d.cloneVolume},
+		{"write past the limit of a volume of 64 MiB", d.hitLimit},
+		{"expand it to 128 MiB while it is mounted, and write on", d.expand},
+		{"delete the volume and the snapshot before their copies", d.deleteSources},
+		{"kill the driver with SIGKILL while it makes 200 volumes", d.killDriver},
+		{"start it again and ask for the same 200 volumes", d.goOn},
+		{"show what was made from what", d.showTree},
+		{"compare the disk with the ledger", d.showCheck},
+		{"delete everything", d.deleteAll},
+	}
+	for i, step := range steps {
+		fmt.Fprintf(d.out, "%2d. %s\n", i+1, step.what)
+		start := time.Now()
+		proof, err := step.do(ctx)
+		if err != nil {
+			return fmt.Errorf("step %d, %s: %w", i+1, step.what, err)
+		}
+		fmt.Fprintf(d.out, "    %8s  %s\n", time.Since(start).Round(100*time.Microsecond), proof)
+	}
+	return nil
+}
+
+// leave proves that nothing is left.
+func (d *demo) leave() error {
+	if err := d.close(); err != nil {
+		return fmt.Errorf("clean up %s: %w", d.dir, err)
+	}
+	if d.began.IsZero() {
+		return nil
+	}
+	fmt.Fprintf(d.out, "Done in %s. Nothing is left mounted, %s is gone.\n", time.Since(d.began).Round(100*time.Millisecond), d.dir)
+	return nil
+}
+
+func (d *demo) startDriver(ctx context.Context) (string, error) {
+	return "csi socket " + d.socket(), d.start(ctx)
+}
+
+func (d *demo) createVolume(ctx context.Context) (string, error) {
+	if err := d.create(ctx, "data", demoVolume, nil); err != nil {
+		return "", err
+	}
+	target, err := d.publish(ctx, "data")
+	return "mounted at " + target, err
+}
+
+func (d *demo) writeData(context.Context) (string, error) {
+	err := errors.Join(fill(filepath.Join(d.target("data"), "big"), demoFile, 1), fillSmall(d.target("data"), demoSmall))
+	if err != nil {
+		return "", err
+	}
+	return d.sum("data")
+}
+
+// sum remembers the checksum of a volume.
+func (d *demo) sum(volume string) (string, error) {
+	sum, files, err := checksum(d.target(volume))
+	d.sums[volume] = sum
+	return fmt.Sprintf("%d files, checksum %s", files, sum), err
+}
+
+// same proves that a volume holds what is remembered under a name.
+func (d *demo) same(volume, as string) (string, error) {
+	sum, files, err := checksum(d.target(volume))
+	if err == nil && sum != d.sums[as] {
+		err = fmt.Errorf("%s has checksum %s, %s had %s", volume, sum, as, d.sums[as])
+	}
+	return fmt.Sprintf("%d files, checksum %s as %s", files, sum, as), err
+}
+
+func (d *demo) takeSnapshot(ctx context.Context) (string, error) {
+	snap, err := d.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "before", SourceVolumeId: "data"})
+	d.sums["the snapshot"] = d.sums["data"]
+	return fmt.Sprintf("ready: %v", snap.GetSnapshot().GetReadyToUse()), err
+}
+
+func (d *demo) overwrite(context.Context) (string, error) {
+	if err := fill(filepath.Join(d.target("data"), "big"), demoFile, 2); err != nil {
+		return "", err
+	}
+	return d.sum("data")
+}
+
+func (d *demo) restore(ctx context.Context) (string, error) {
+	start := time.Now()
+	if err := d.create(ctx, "restored", demoRestored, fromSnapshot("before")); err != nil {
+		return "", err
+	}
+	took := time.Since(start)
+	if _, err := d.publish(ctx, "restored"); err != nil {
+		return "", err
+	}
+	proof, err := d.same("restored", "the snapshot")
+	return fmt.Sprintf("%s (the restore itself: %s)", proof, took.Round(100*time.Microsecond)), err
+}
+
+func (d *demo) cloneVolume(ctx context.Context) (string, error) {
+	start := time.Now()
+	if err := d.create(ctx, "cloned", demoVolume, fromVolume("data")); err != nil {
+		return "", err
+	}
+	took := time.Since(start)
+	if _, err := d.publish(ctx, "cloned"); err != nil {
+		return "", err
+	}
+	d.sums["the volume"] = d.sums["data"]
+	proof, err := d.same("cloned", "the volume")
+	return fmt.Sprintf("%s (the clone itself: %s)", proof, took.Round(100*time.Microsecond)), err
+}
+
+func (d *demo) hitLimit(ctx context.Context) (string, error) {
+	if err := d.create(ctx, "tight", demoTight, nil); err != nil {
+		return "", err
+	}
+	if _, err := d.publish(ctx, "tight"); err != nil {
+		return "", err
+	}
+	err := fill(filepath.Join(d.target("tight"), "f"), demoTight+demoTight/4, 3)
+	if !errors.Is(err, unix.EDQUOT) {
+		return "", fmt.Errorf("80 MiB went into a volume of 64 MiB: %w", err)
+	}
+	return "refused: " + unix.EDQUOT.Error(), nil
+}
+
+func (d *demo) expand(ctx context.Context) (string, error) {
+	answer, err := d.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
+		VolumeId: "tight", CapacityRange: &csi.CapacityRange{RequiredBytes: 2 * demoTight},
+	})
+	if err != nil {
+		return "", err
+	}
+	if err := fill(filepath.Join(d.target("tight"), "f"), demoTight+demoTight/4, 3); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("80 MiB written into %s", size(answer.GetCapacityBytes())), nil
+}
+
+func (d *demo) deleteSources(ctx context.Context) (string, error) {
+	if err := d.remove(ctx, "data"); err != nil {
+		return "", err
+	}
+	if _, err := d.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: "before"}); err != nil {
+		return "", err
+	}
+	restored, err := d.same("restored", "the snapshot")
+	if err != nil {
+		return "", err
+	}
+	cloned, err := d.same("cloned", "the volume")
+	return restored + "; " + cloned, err
+}
+
+// createMany asks for the same volumes each time, 16 at once, and calls
+// acknowledged for each that is made.
+func (d *demo) createMany(ctx context.Context, acknowledged func()) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex // protects first
+	var first error
+	slots := make(chan struct{}, 16)
+	for i := range demoCreated {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := d.create(ctx, fmt.Sprintf("many-%03d", i), demoTight, nil); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				if first == nil {
+					first = err
+				}
+				return
+			}
+			acknowledged()
+		})
+	}
+	wg.Wait()
+	return first
+}
+
+func (d *demo) killDriver(ctx context.Context) (string, error) {
+	var done atomic.Int64
+	half := make(chan struct{})
+	killed := make(chan error)
+	go func() { <-half; killed <- d.kill() }()
+	err := d.createMany(ctx, func() {
+		if done.Add(1) == demoCreated/2 {
+			close(half)
+		}
+	})
+	if err := <-killed; err != nil {
+		return "", err
+	}
+	if code := status.Code(err); code != codes.Unavailable && code != codes.Canceled {
+		return "", fmt.Errorf("the driver was killed, a request ended with: %w", err)
+	}
+	return fmt.Sprintf("%d were acknowledged", done.Load()), nil
+}
+
+func (d *demo) goOn(ctx context.Context) (string, error) {
+	if err := d.start(ctx); err != nil {
+		return "", err
+	}
+	if err := d.createMany(ctx, func() {}); err != nil {
+		return "", err
+	}
+	list, err := d.ListVolumes(ctx, &csi.ListVolumesRequest{})
+	many := 0
+	for _, e := range list.GetEntries() {
+		if strings.HasPrefix(e.GetVolume().GetVolumeId(), "many-") {
+			many++
+		}
+	}
+	if err == nil && many != demoCreated {
+		err = fmt.Errorf("%d volumes are there, %d were asked for", many, demoCreated)
+	}
+	return fmt.Sprintf("%d are there, each once", many), err
+}
+
+func (d *demo) showTree(ctx context.Context) (string, error) {
+	for i := 3; i < demoCreated; i++ { // a few tell as much
+		if _, err := d.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: fmt.Sprintf("many-%03d", i)}); err != nil {
+			return "", err
+		}
+	}
+	return "btrfs-csi tree", d.self(ctx, "tree")
+}
+
+func (d *demo) showCheck(ctx context.Context) (string, error) {
+	return "btrfs-csi check", d.self(ctx, "check")
+}
+
+// self runs another command of this binary on the demo's state.
+func (d *demo) self(ctx context.Context, args ...string) error {
+	cmd := newCommand()
+	cmd.SetArgs(append(args, "--state-dir", d.state()))
+	cmd.SetOut(&indent{Writer: d.out})
+	return cmd.ExecuteContext(ctx)
+}
+
+func (d *demo) deleteAll(ctx context.Context) (string, error) {
+	list, err := d.ListVolumes(ctx, &csi.ListVolumesRequest{})
+	if err != nil {
+		return "", err
+	}
+	for _, e := range list.GetEntries() {
+		if err := d.remove(ctx, e.GetVolume().GetVolumeId()); err != nil {
+			return "", err
+		}
+	}
+	list, err = d.ListVolumes(ctx, &csi.ListVolumesRequest{})
+	return fmt.Sprintf("%d volumes are left", len(list.GetEntries())), err
+}
+
+// indent shifts what a command prints to the right.
+type indent struct {
+	io.Writer
+	inLine bool // the last write ended within a line
+}
+
+func (w *indent) Write(p []byte) (int, error) {
+	for line := range strings.Lines(string(p)) {
+		if !w.inLine {
+			line = "    " + line
+		}
+		if _, err := io.WriteString(w.Writer, line); err != nil {
+			return 0, err
+		}
+		w.inLine = !strings.HasSuffix(line, "\n")
+	}
+	return len(p), nil
+}

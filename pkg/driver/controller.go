@@ -65,7 +65,7 @@ func (s *controller) CreateVolume(ctx context.Context, request *csi.CreateVolume
 	if !reachable(c.requisite, entry.PoolID) {
 		return nil, fmt.Errorf("%s: %w: it is in pool %q, wanted is one with %s", entry.Ref(), snapshot.ErrExists, entry.Pool, describe(c.requisite))
 	}
-	klog.FromContext(ctx).Info("Volume created", "volumeID", entry.ID, "pool", entry.Pool, "kind", entry.Kind, "size", entry.Size, "source", entry.Source)
+	klog.FromContext(ctx).Info("Volume created", "volumeID", entry.ID, "pool", entry.Pool, "kind", entry.Kind, "size", entry.Size, "sourceID", entry.Source.ID)
 	return &csi.CreateVolumeResponse{Volume: volumeOf(entry)}, nil
 }
 

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"runtime/debug"
@@ -50,7 +51,7 @@ func (d *Driver) observe(logger klog.Logger) grpc.UnaryServerInterceptor {
 		response, err := handler(klog.NewContext(ctx, logger), request)
 		took, code := time.Since(begin), status.Code(err)
 		if err != nil {
-			logger.Error(err, "RPC failed", "code", code, "duration", took)
+			logger.Error(errors.New(plain(err)), "RPC failed", "code", code, "duration", took)
 		} else {
 			logger.V(4).Info("RPC done", "response", protosanitizer.StripSecrets(response), "duration", took)
 		}

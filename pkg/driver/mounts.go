@@ -154,7 +154,7 @@ func topAt(at string) (mounted, bool, error) {
 // slotRoot finds the slot of a volume in the root of a mount. The first one
 // counts: whatever follows it is within the volume, where pods choose the names,
 // and the kubelet mounts them for a subPath.
-var slotRoot = regexp.MustCompile(`^.*?/(?:active|view|removing/active|removing/view)[/-]([A-Za-z0-9][A-Za-z0-9_.-]*)/fs(/.*)?$`)
+var slotRoot = regexp.MustCompile(`^.*?/(?:(?:active|view)/|removing/(?:active|view)-)([A-Za-z0-9][A-Za-z0-9_.-]*)/fs(/.*)?$`)
 
 // volume returns the volume that a mount is of, and whether it is of the whole
 // of it; an empty ID for anything else. The mount table tells by name, also of a

@@ -1,0 +1,77 @@
+package sanity
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// poolSize is sparse: the suite makes volumes of 10 GiB, several at a time, and
+// a pool promises none of more than it has left.
+const poolSize = 40 << 30
+
+func TestSanity(t *testing.T) {
+	engine := openEngine(t, btrfstest.Mount(t, btrfstest.Size(poolSize)))
+	dir := t.TempDir()
+	kubelet := filepath.Join(dir, "kubelet")
+	if err := os.Mkdir(kubelet, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "csi.sock")
+	serve(t, engine, kubelet, socket)
+
+	config := sanity.NewTestConfig()
+	config.Address = "unix://" + socket
+	config.TargetPath = filepath.Join(kubelet, "target")
+	config.StagingPath = filepath.Join(kubelet, "staging")
+	sanity.Test(t, config)
+}
+
+func openEngine(t *testing.T, state string) *snapshot.Engine {
+	host, err := snapshot.NewHost(state, snapshot.QuotaAuto)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, _, err := meta.OpenIndex(filepath.Join(t.TempDir(), "index.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine, err := snapshot.Open(context.Background(), host, index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = engine.Close() })
+	return engine
+}
+
+func serve(t *testing.T, engine *snapshot.Engine, kubelet, socket string) {
+	d, err := driver.New(engine, driver.Options{NodeID: "sanity", Version: "sanity", KubeletDir: kubelet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Serve(ctx, "unix://"+socket) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	for range 1000 {
+		if _, err := os.Lstat(socket); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("no socket within 10 s")
+}

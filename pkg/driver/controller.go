@@ -128,20 +128,40 @@ func (s *controller) DeleteVolume(ctx context.Context, request *csi.DeleteVolume
 		return nil, err
 	}
 	defer release()
-	table, err := mountTable()
-	if err != nil {
+	if err := s.checkUnused(ctx, id); err != nil {
 		return nil, err
-	}
-	for _, m := range table {
-		if m.uses(id) {
-			return nil, precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, m.at)
-		}
 	}
 	if err := s.engine.Remove(ctx, meta.Volume(id)); err != nil {
 		return nil, err
 	}
 	klog.FromContext(ctx).Info("Volume deleted", "volumeID", id)
 	return &csi.DeleteVolumeResponse{}, nil
+}
+
+// checkUnused fails for a volume that is mounted anywhere on the node, or a
+// directory in it is. One of the same name on a filesystem of others is not it.
+func (s *controller) checkUnused(ctx context.Context, id string) error {
+	source, err := s.engine.Mounts(ctx, id)
+	if errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrLost) {
+		return nil // there is nothing to lose
+	}
+	if err != nil {
+		return err
+	}
+	table, err := mountTable()
+	if err != nil {
+		return err
+	}
+	device, err := filesystemOf(table, source.Source)
+	if err != nil {
+		return err
+	}
+	for _, m := range table {
+		if m.device == device && m.uses(id) {
+			return precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, m.at)
+		}
+	}
+	return nil
 }
 
 func (s *controller) ValidateVolumeCapabilities(ctx context.Context, request *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {

@@ -40,9 +40,6 @@ func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
 	c.spec = snapshot.Spec{Name: request.GetName(), Pool: options.pool, Size: size, Parameters: options.parameters, Labels: options.labels}
 	c.requisite = request.GetAccessibilityRequirements().GetRequisite()
 	c.view = c.source.Class == meta.Snapshots && onlyReads(request.GetVolumeCapabilities())
-	if c.view && (options.parameters.Compression != "" || options.parameters.NoDataCow) {
-		return c, invalid("parameters %s and %s say how to write, and a read-only volume of a snapshot is never written; leave them out", paramCompression, paramNoDataCow)
-	}
 	return c, err
 }
 

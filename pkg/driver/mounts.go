@@ -2,6 +2,7 @@ package driver
 
 import (
 	"fmt"
+	"io/fs"
 	"regexp"
 	"slices"
 	"strings"
@@ -113,6 +114,8 @@ func (f flagSet) String() string {
 
 // mounted is one line of the mount table.
 type mounted struct {
+	id     uint64
+	device string // of the filesystem, the same for all its subvolumes
 	at     string
 	root   string // within its filesystem
 	fsType string
@@ -132,7 +135,10 @@ func mountTable() ([]mounted, error) {
 	}
 	table := make([]mounted, len(lines))
 	for i, line := range lines {
-		table[i] = mounted{unescape.Replace(line.MountPoint), unescape.Replace(line.Root), line.FsType}
+		table[i] = mounted{
+			id: uint64(line.ID), device: fmt.Sprintf("%d:%d", line.Major, line.Minor),
+			at: unescape.Replace(line.MountPoint), root: unescape.Replace(line.Root), fsType: line.FsType,
+		}
 	}
 	return table, nil
 }
@@ -149,6 +155,21 @@ func topAt(at string) (mounted, bool, error) {
 		}
 	}
 	return mounted{}, false, nil
+}
+
+// filesystemOf returns the device of the filesystem around a path as the mount
+// table has it. stat tells another one for every subvolume.
+func filesystemOf(table []mounted, path string) (string, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
+		return "", &fs.PathError{Op: "statx", Path: path, Err: err}
+	}
+	for _, m := range table {
+		if st.Mask&unix.STATX_MNT_ID != 0 && m.id == st.Mnt_id {
+			return m.device, nil
+		}
+	}
+	return "", fmt.Errorf("the mount that %s is on is not in the mount table", path)
 }
 
 // slotRoot finds the slot of a volume in the root of a mount. The first one

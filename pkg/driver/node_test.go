@@ -127,6 +127,24 @@ func TestFlagsHold(t *testing.T) {
 	}
 }
 
+// freezingMount has the filesystem turn read-only just after the mount.
+type freezingMount struct {
+	mount.Interface
+	state string
+}
+
+func (m freezingMount) Mount(source, target, fstype string, options []string) error {
+	return errors.Join(m.Interface.Mount(source, target, fstype, options), unix.Mount("", m.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+}
+
+func TestFlagsThatDoNotHoldAreAFailure(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	volume := r.create("pvc-1")
+	r.driver.mounter = freezingMount{r.driver.mounter, r.state}
+	wantCode(t, r.stage(volume, writer()), codes.Aborted, "relatime,ro", "relatime,rw")
+	wantMounts(t, r.stagingPath(volume), 0)
+}
+
 func TestPublishOtherwiseIsAlreadyExists(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
@@ -400,6 +418,17 @@ func TestDirectoriesInAVolumeDoNotKeepAnotherVolume(t *testing.T) {
 	bindMount(t, inside, subPath)
 	must(t, r.delete(victim))
 	wantCode(t, r.delete(volume), codes.FailedPrecondition)
+}
+
+func TestVolumeOfTheSameNameElsewhereDoesNotKeepIt(t *testing.T) {
+	elsewhere := newRig(t, rigOptions{})
+	elsewhere.published("pvc-1")
+	r := newRig(t, rigOptions{})
+	volume, target := r.published("pvc-1")
+	wantCode(t, r.delete(volume), codes.FailedPrecondition, r.kubelet)
+	must(t, r.unpublish(volume, target))
+	must(t, r.unstage(volume))
+	must(t, r.delete(volume))
 }
 
 // Whoever wins, no volume is deleted under a mount.

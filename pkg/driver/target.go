@@ -33,6 +33,9 @@ func newTargets(kubeletDir string) (*targets, error) {
 	}
 	given := filepath.Clean(kubeletDir)
 	resolved, err := filepath.EvalSymlinks(given)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &targets{given: given, resolved: given}, nil // no kubelet was here yet
+	}
 	if err != nil {
 		return nil, fmt.Errorf("kubelet directory %s: %w: set it to the kubelet's --root-dir", given, err)
 	}

@@ -304,7 +304,11 @@ func (d *demo) showTree(ctx context.Context) (string, error) {
 }
 
 func (d *demo) showCheck(ctx context.Context) (string, error) {
-	return "btrfs-csi check", d.self(ctx, "check")
+	err := d.self(ctx, "check")
+	if errors.Is(err, errFindings) {
+		err = errors.New("something is wrong on disk")
+	}
+	return "btrfs-csi check", err
 }
 
 // self runs another command of this binary on the demo's state.

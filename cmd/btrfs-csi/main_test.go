@@ -1,0 +1,305 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// asCommand makes the test binary be the command: what the tests start is a real
+// process, with the race detector in it.
+const asCommand = "BTRFS_CSI_TEST_AS_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) == "1" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// command prepares a run of the command.
+func command(ctx context.Context, args ...string) *exec.Cmd {
+	self, err := os.Executable()
+	if err != nil {
+		panic(err)
+	}
+	cmd := exec.CommandContext(ctx, self, args...)
+	cmd.Env = append(os.Environ(), asCommand+"=1")
+	return cmd
+}
+
+// run runs the command to its end and returns what it printed and its exit code.
+func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd := command(t.Context(), args...)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// running is a driver that serves.
+type running struct {
+	*exec.Cmd
+	log    *bytes.Buffer
+	conn   *grpc.ClientConn
+	client csi.ControllerClient
+}
+
+// startDriver runs serve and waits until it is ready.
+func startDriver(t *testing.T, stateDir string, args ...string) *running {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "csi.sock")
+	r := &running{log: &bytes.Buffer{}}
+	r.Cmd = command(context.Background(), append([]string{
+		"serve", "--node-id=test", "--state-dir=" + stateDir, "--endpoint=unix://" + socket, "--kubelet-dir=" + t.TempDir(),
+	}, args...)...)
+	r.Stdout, r.Stderr = r.log, r.log
+	if err := r.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.stop(t) })
+	var err error
+	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := csi.NewIdentityClient(r.conn).Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true)); err != nil {
+		t.Fatalf("driver is not ready: %v\n%s", err, r.log)
+	}
+	r.client = csi.NewControllerClient(r.conn)
+	return r
+}
+
+// stop ends the driver as a kubelet does, and fails the test unless it ends well.
+func (r *running) stop(t *testing.T) {
+	t.Helper()
+	if r.ProcessState != nil {
+		return
+	}
+	_ = r.Process.Signal(unix.SIGTERM)
+	if err := r.Wait(); err != nil {
+		t.Errorf("driver ended with %v\n%s", err, r.log)
+	}
+	if r.conn != nil {
+		_ = r.conn.Close()
+	}
+}
+
+func (r *running) createVolume(t *testing.T, name string) {
+	t.Helper()
+	_, err := r.client.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
+		Name: name, VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDemo(t *testing.T) {
+	btrfstest.RequireRoot(t)
+	t.Setenv("TMPDIR", t.TempDir())
+	stdout, stderr, code := run(t, "demo")
+	if code != 0 {
+		t.Fatalf("exit code %d\n%s\n%s", code, stdout, stderr)
+	}
+	for _, want := range []string{"disk quota exceeded", "200 are there, each once", "└── restored", "Nothing is wrong.", "0 volumes are left", "Nothing is left mounted"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%q is not in the output:\n%s", want, stdout)
+		}
+	}
+	if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestLoopPoolIsKeptAndGrown(t *testing.T) {
+	btrfstest.RequireRoot(t)
+	state := t.TempDir()
+	if on, err := btrfs.IsBtrfs(state); err != nil || on {
+		t.Skipf("the temporary directory is on btrfs, where no loop pool is made (%v)", err)
+	}
+	pool := filepath.Join(state, "pools", "default")
+	t.Cleanup(func() {
+		if err := unix.Unmount(pool, 0); err != nil {
+			t.Errorf("unmount %s: %v", pool, err)
+		}
+	})
+	sizeOf := func() int64 {
+		space, err := btrfs.SpaceOf(pool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return space.Size
+	}
+
+	d := startDriver(t, state, "--loop-pool=512Mi")
+	d.createVolume(t, "kept")
+	if got := sizeOf(); got != 512<<20 {
+		t.Errorf("size is %d, want 512 MiB", got)
+	}
+	d.stop(t)
+	if got := sizeOf(); got != 512<<20 {
+		t.Errorf("after the driver stopped the pool has %d bytes, want it mounted still", got)
+	}
+
+	d = startDriver(t, state, "--loop-pool=1Gi")
+	if got := sizeOf(); got != 1<<30 {
+		t.Errorf("grown while mounted: size is %d, want 1 GiB", got)
+	}
+	d.stop(t)
+	if err := unix.Unmount(pool, 0); err != nil {
+		t.Fatal(err)
+	}
+
+	d = startDriver(t, state, "--loop-pool=2Gi")
+	defer d.stop(t)
+	if got := sizeOf(); got != 2<<30 {
+		t.Errorf("grown while unmounted: size is %d, want 2 GiB", got)
+	}
+	list, err := d.client.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+	if err != nil || len(list.GetEntries()) != 1 || list.GetEntries()[0].GetVolume().GetVolumeId() != "kept" {
+		t.Errorf("volumes are %v, %v, want the one that was made first", list, err)
+	}
+}
+
+func TestInspectWithAndWithoutDriver(t *testing.T) {
+	state := btrfstest.Mount(t)
+	d := startDriver(t, state)
+	d.createVolume(t, "pvc-1")
+	if _, err := d.client.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "snap-1", SourceVolumeId: "pvc-1"}); err != nil {
+		t.Fatal(err)
+	}
+	look := func(t *testing.T) {
+		stdout, _, code := run(t, "ls", "-o", "json", "--state-dir", state)
+		var items []snapshot.Item
+		if err := json.Unmarshal([]byte(stdout), &items); err != nil || code != 0 {
+			t.Fatalf("ls: exit code %d, %v\n%s", code, err, stdout)
+		}
+		if len(items) != 2 || items[0].ID != "pvc-1" || items[0].Size != 16<<20 || items[0].Usage == nil || items[1].Source != meta.Volume("pvc-1") {
+			t.Errorf("ls: %+v", items)
+		}
+		stdout, _, code = run(t, "tree", "--state-dir", state)
+		if code != 0 || !strings.Contains(stdout, "pvc-1 ") || !strings.Contains(stdout, "└── snap-1") {
+			t.Errorf("tree: exit code %d\n%s", code, stdout)
+		}
+		stdout, _, code = run(t, "pools", "--state-dir", state)
+		if code != 0 || !strings.Contains(stdout, "default ") || !strings.Contains(stdout, "Ready") {
+			t.Errorf("pools: exit code %d\n%s", code, stdout)
+		}
+		stdout, stderr, code := run(t, "check", "--state-dir", state)
+		if code != 0 || stdout != "Nothing is wrong.\n" {
+			t.Errorf("check: exit code %d\n%s%s", code, stdout, stderr)
+		}
+	}
+	t.Run("with", look)
+	d.stop(t)
+	t.Run("without", look)
+}
+
+// TestCheckRepairs plants what a crash leaves, and what only people may mend.
+func TestCheckRepairs(t *testing.T) {
+	for _, served := range []bool{true, false} {
+		t.Run(map[bool]string{true: "with driver", false: "without driver"}[served], func(t *testing.T) {
+			state := btrfstest.Mount(t)
+			d := startDriver(t, state)
+			if !served {
+				d.stop(t)
+			}
+			active := filepath.Join(state, "pools", "default", "active")
+			if err := errors.Join(os.Mkdir(filepath.Join(active, "half"), 0o700), os.Mkdir(filepath.Join(active, "theirs"), 0o700),
+				btrfs.Create(filepath.Join(active, "theirs", "fs"))); err != nil {
+				t.Fatal(err)
+			}
+			expect := func(args []string, want ...string) {
+				t.Helper()
+				stdout, stderr, code := run(t, append(args, "--state-dir", state)...)
+				if code != 1 {
+					t.Errorf("%v: exit code %d, want 1\n%s", args, code, stderr)
+				}
+				for _, w := range want {
+					if !strings.Contains(stdout, w) {
+						t.Errorf("%v: %q is not in the output:\n%s", args, w, stdout)
+					}
+				}
+			}
+			expect([]string{"check"}, "active/half", "UnfinishedCreate", "active/theirs", "Foreign")
+			if _, err := os.Stat(filepath.Join(active, "half")); err != nil {
+				t.Errorf("check changed something: %v", err)
+			}
+			expect([]string{"check", "--repair"}, "undo: done", "Foreign")
+			if _, err := os.Stat(filepath.Join(active, "half")); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("not undone: %v", err)
+			}
+			if _, err := btrfs.Info(filepath.Join(active, "theirs", "fs")); err != nil {
+				t.Errorf("what was not ours is gone: %v", err)
+			}
+		})
+	}
+}
+
+func TestSecondDriverIsRefused(t *testing.T) {
+	state := btrfstest.Mount(t)
+	startDriver(t, state)
+	_, stderr, code := run(t, "serve", "--state-dir", state, "--endpoint", filepath.Join(t.TempDir(), "s"), "--kubelet-dir", t.TempDir())
+	if code != 1 || !strings.Contains(stderr, "in use by another btrfs-csi") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestBadFlags(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"quota", []string{"serve", "--quota", "some"}, "auto, full, simple or none"},
+		{"loop pool", []string{"serve", "--loop-pool", "many"}, "a quantity such as 20Gi"},
+		{"loop pool too small", []string{"serve", "--loop-pool", "1Mi"}, "at least 256Mi"},
+		{"output", []string{"version", "-o", "yaml"}, "json is known"},
+		{"argument", []string{"ls", "what"}, `unknown command "what"`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			args := test.args
+			if args[0] == "serve" {
+				args = append(args, "--state-dir", t.TempDir(), "--endpoint", filepath.Join(t.TempDir(), "s"))
+			}
+			_, stderr, code := run(t, args...)
+			if code != 1 || !strings.Contains(stderr, test.want) {
+				t.Errorf("exit code %d: %s, want %q", code, stderr, test.want)
+			}
+		})
+	}
+}
+
+func TestSize(t *testing.T) {
+	for bytes, want := range map[int64]string{0: "0", 1023: "1023", 1024: "1Ki", 1536: "1.5Ki", 1 << 20: "1Mi", 5 << 30: "5Gi", 1<<63 - 1: "8Ei"} {
+		if got := size(bytes); got != want {
+			t.Errorf("size(%d) = %s, want %s", bytes, got, want)
+		}
+	}
+}

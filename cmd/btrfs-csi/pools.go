@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// poolRow is what pools shows of a pool. Sizes are in bytes.
+type poolRow struct {
+	Name              string `json:"name"`
+	ID                string `json:"id,omitempty"`
+	Size              int64  `json:"size"`
+	Available         int64  `json:"available"`
+	MetadataSize      int64  `json:"metadataSize"`
+	MetadataUsed      int64  `json:"metadataUsed"`
+	Unallocated       int64  `json:"unallocated"`
+	Quota             string `json:"quota"`
+	QuotaInconsistent bool   `json:"quotaInconsistent"`
+	ReadOnly          bool   `json:"readOnly"`
+	DeviceErrors      uint64 `json:"deviceErrors"`
+	Status            string `json:"status"`
+	Error             string `json:"error,omitempty"`
+}
+
+func newPools() *cobra.Command {
+	var o inspectOptions
+	cmd := &cobra.Command{
+		Use:   "pools",
+		Short: "List the pools and their state",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			engine, err := snapshot.Inspect(cmd.Context(), o.stateDir)
+			if err != nil {
+				return err
+			}
+			defer engine.Close()
+			var rows []poolRow
+			for _, p := range engine.Pools(cmd.Context()) {
+				if o.pool == "" || o.pool == p.Name {
+					rows = append(rows, poolRowOf(p))
+				}
+			}
+			return o.output.print(cmd.OutOrStdout(), nonNil(rows), func(t *table) {
+				t.row("NAME", "ID", "SIZE", "AVAILABLE", "QUOTA", "DEVICE ERRORS", "STATUS", "DETAIL")
+				for _, r := range rows {
+					t.row(r.Name, r.ID, size(r.Size), size(r.Available), r.Quota, fmt.Sprint(r.DeviceErrors), r.Status, r.Error)
+				}
+			})
+		},
+	}
+	o.add(cmd)
+	return cmd
+}
+
+func poolRowOf(p snapshot.PoolStatus) poolRow {
+	r := poolRow{
+		Name: p.Name, ID: p.ID, Size: p.Space.Size, Available: p.Space.Available,
+		MetadataSize: p.Space.MetadataTotal, MetadataUsed: p.Space.MetadataUsed, Unallocated: p.Space.Unallocated,
+		Quota: string(p.Quota.Mode), QuotaInconsistent: p.Quota.Inconsistent, ReadOnly: p.Space.ReadOnly, Error: p.Error,
+	}
+	for _, d := range p.Devices {
+		r.DeviceErrors += d.WriteErrors + d.ReadErrors + d.FlushErrors + d.CorruptionErrors + d.GenerationErrors
+	}
+	switch {
+	case p.Error != "":
+		r.Status = "Unusable"
+	case r.ReadOnly:
+		r.Status = "ReadOnly"
+	case r.QuotaInconsistent:
+		r.Status = "QuotaInconsistent"
+	case r.DeviceErrors > 0:
+		r.Status = "DeviceErrors"
+	default:
+		r.Status = "Ready"
+	}
+	return r
+}

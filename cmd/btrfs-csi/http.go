@@ -125,5 +125,6 @@ func askDriver(ctx context.Context, stateDir string, repair bool) ([]snapshot.Fi
 		return nil, fmt.Errorf("the driver answered: %s", bytes.TrimSpace(body))
 	}
 	var findings []snapshot.Finding
-	return findings, json.Unmarshal(body, &findings)
+	err = json.Unmarshal(body, &findings)
+	return findings, err
 }

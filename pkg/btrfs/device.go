@@ -72,7 +72,8 @@ func device(fd int, fsid UUID, id uint64) (Device, error) {
 		Used: int64(args.bytesUsed),
 	}
 	d.Missing = d.Path == "" || sysfsFlag(fsid, fmt.Sprintf("devinfo/%d/missing", id)) == flagSet
-	return d, d.addStats(fd)
+	err := d.addStats(fd)
+	return d, err
 }
 
 func (d *Device) addStats(fd int) error {

@@ -101,6 +101,29 @@ func Exists(path string, subvolID uint64) (bool, error) {
 // once, in bounded memory; subvolumes made or destroyed meanwhile may or may not
 // be seen. It ends with the first error of fn.
 func WalkSubvolumeIDs(path string, fn func(id uint64) error) error {
+	return walkRoots(path, rootBackrefKey, fn)
+}
+
+// WalkTreeIDs is WalkSubvolumeIDs with the destroyed subvolumes whose files the
+// cleaner has not dropped yet: their root item is there, and their qgroup is
+// still needed.
+func WalkTreeIDs(path string, fn func(id uint64) error) error {
+	return walkRoots(path, rootItemKey, fn)
+}
+
+// TreeExists is Exists for the same: it reports whether the root item is there.
+func TreeExists(path string, subvolID uint64) (bool, error) {
+	var found bool
+	err := withDir("look up tree in", path, func(fd int) (err error) {
+		_, found, err = findFirst(fd, rootTree,
+			itemKey{subvolID, rootItemKey, 0}, itemKey{subvolID, rootItemKey, ^uint64(0)})
+		return err
+	})
+	return found, err
+}
+
+// walkRoots calls fn with the ID of every subvolume that has an item of a type.
+func walkRoots(path string, itemType uint32, fn func(id uint64) error) error {
 	return withDir("walk subvolumes of", path, func(fd int) error {
 		search := searchTree(fd, rootTree,
 			itemKey{firstFree, 0, 0}, itemKey{lastFree, rootBackrefKey, ^uint64(0)}, bulkBuffer)
@@ -109,7 +132,7 @@ func WalkSubvolumeIDs(path string, fn func(id uint64) error) error {
 			if err != nil || !ok {
 				return err
 			}
-			if item.itemType != rootBackrefKey {
+			if item.itemType != itemType {
 				continue
 			}
 			if err := fn(item.objectID); err != nil {

@@ -105,9 +105,7 @@ type searchKey struct {
 
 // searchHeader is struct btrfs_ioctl_search_header.
 type searchHeader struct {
-	transID  uint64
-	objectID uint64
-	offset   uint64
+	_        [3]uint64 // transid, objectid, offset
 	itemType uint32
 	length   uint32
 }
@@ -246,6 +244,7 @@ const (
 	firstFree        = 256
 	lastFree         = ^uint64(255) // -256
 	inodeItemKey     = 1
+	rootItemKey      = 132
 	rootBackrefKey   = 144
 	qgroupStatusKey  = 240
 	qgroupInfoKey    = 242

@@ -11,6 +11,7 @@ import (
 // QuotaMode is how a filesystem accounts.
 type QuotaMode string
 
+// The modes.
 const (
 	QuotaNone   QuotaMode = "none"   // not at all
 	QuotaFull   QuotaMode = "full"   // exactly what each subvolume references
@@ -63,7 +64,8 @@ func quotaStatus(fd int) (QuotaStatus, error) {
 	if flags&qgroupStatusSimple != 0 {
 		status.Mode = QuotaSimple
 	}
-	return status, status.refresh(fd)
+	err = status.refresh(fd)
+	return status, err
 }
 
 // refresh takes what the kernel has in memory.

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -82,7 +83,7 @@ func TestOpenBelowTheKubeletDir(t *testing.T) {
 	} {
 		for name, open := range map[string]func(int, string) (int, error){"openat2": openBeneath, "openat": walkBeneath} {
 			fd, err := open(root, rel)
-			if err != want {
+			if !errors.Is(err, want) {
 				t.Errorf("%s of %s: want %v, got %v", name, rel, want, err)
 			}
 			if err == nil {

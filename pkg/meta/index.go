@@ -11,6 +11,7 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 )
 
 const (
@@ -95,7 +96,7 @@ func openVerified(path string) (db *bolt.DB, err error) {
 		FreelistType:   bolt.FreelistMapType,
 	})
 	switch {
-	case errors.Is(err, bolt.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("in use by another process: %w", err)
 	case errors.Is(err, os.ErrPermission):
 		return nil, err

@@ -82,8 +82,10 @@ type Ref struct {
 	ID    string `json:"id"`
 }
 
-// Volume is the Ref of a volume, Snapshot that of a snapshot.
-func Volume(id string) Ref   { return Ref{Volumes, id} }
+// Volume returns the Ref of a volume.
+func Volume(id string) Ref { return Ref{Volumes, id} }
+
+// Snapshot returns the Ref of a snapshot.
 func Snapshot(id string) Ref { return Ref{Snapshots, id} }
 
 // IsZero reports whether r names nothing.

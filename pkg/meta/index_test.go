@@ -1,0 +1,412 @@
+package meta
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+const (
+	poolA = "0b5c1b54-0000-4000-8000-00000000000a"
+	poolB = "0b5c1b54-0000-4000-8000-00000000000b"
+)
+
+func entry(kind Kind, id, pool string, source Ref) Entry {
+	return Entry{
+		Record:  Record{ID: id, Name: id, Kind: kind, State: Ready, Size: 1 << 30, Source: source, Created: time.Unix(1, 0).UTC()},
+		Lineage: Lineage{SubvolumeID: 300, UUID: "u-" + id}, Pool: "pool", PoolID: pool,
+	}
+}
+
+// newIndex returns one that is checked when the test ends.
+func newIndex(t testing.TB) (*Index, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "index.db")
+	return reopen(t, path), path
+}
+
+func reopen(t testing.TB, path string) *Index {
+	t.Helper()
+	x, _, err := OpenIndex(path)
+	must(t, err)
+	t.Cleanup(func() {
+		if x.db.String() == `DB<"">` {
+			return // closed by the test
+		}
+		if err := x.Check(); err != nil {
+			t.Errorf("at the end: %v", err)
+		}
+		must(t, x.Close())
+	})
+	return x
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func put(t testing.TB, x *Index, entries ...Entry) {
+	t.Helper()
+	for _, e := range entries {
+		must(t, x.Put(e))
+	}
+}
+
+// walked returns the IDs that a walk tells, at most limit.
+func walked(t testing.TB, limit int, walk func(func(Entry) bool) error) []string {
+	t.Helper()
+	var ids []string
+	must(t, walk(func(e Entry) bool { ids = append(ids, e.ID); return len(ids) < limit }))
+	return ids
+}
+
+func same(t testing.TB, got, want any) {
+	t.Helper()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, wanted %v", got, want)
+	}
+}
+
+func TestIndexPutLookupRemove(t *testing.T) {
+	t.Parallel()
+	x, path := newIndex(t)
+	a, b := entry(Active, "x", poolA, Ref{}), entry(View, "x", poolB, Snapshot("s"))
+	snap := entry(Committed, "x", poolA, Volume("x"))
+	longer := entry(Active, "x-longer", poolA, Ref{})
+	put(t, x, a, b, snap, longer)
+	lookup := func(ref Ref) []Entry {
+		found, err := x.Lookup(ref)
+		must(t, err)
+		return found
+	}
+	same(t, lookup(Volume("x")), []Entry{a, b})
+	same(t, lookup(Snapshot("x")), []Entry{snap})
+	a.Size, a.Source = 2<<30, Volume("other") // the source changes hands
+	put(t, x, a)
+	must(t, x.Check())
+	must(t, x.Close())
+	x = reopen(t, path)
+	same(t, lookup(Volume("x")), []Entry{a, b})
+	must(t, x.Remove(Volume("x"), poolA))
+	must(t, x.Remove(Volume("x"), poolA))
+	must(t, x.Remove(Volume("missing"), poolA))
+	same(t, lookup(Volume("x")), []Entry{b})
+	same(t, lookup(Snapshot("x")), []Entry{snap})
+	same(t, lookup(Volume("missing")), []Entry(nil))
+	history, err := x.History(10)
+	must(t, err)
+	if len(history) != 1 || !reflect.DeepEqual(history[0].Entry, a) || time.Since(history[0].RemovedAt) > time.Minute {
+		t.Errorf("got %+v", history)
+	}
+}
+
+func TestIndexWalk(t *testing.T) {
+	t.Parallel()
+	x, _ := newIndex(t)
+	for _, id := range []string{"b", "a", "a-", "a.b", "ab", "a_b", "A", "0"} { // in order: 0 A a a- a.b a_b ab b
+		put(t, x, entry(Active, id, poolA, Ref{}), entry(Committed, "snap-"+id, poolA, Volume(id)))
+	}
+	put(t, x, entry(Active, "a", poolB, Ref{})) // twice
+	want := []string{"0", "A", "a", "a", "a-", "a.b", "a_b", "ab", "b"}
+	for after := range want {
+		rest := want[after+1:]
+		if want[after] == "a" {
+			rest = want[4:] // both are behind
+		}
+		got := walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Volumes, want[after], fn) })
+		if !slices.Equal(got, rest) {
+			t.Errorf("after %q: got %v, wanted %v", want[after], got, rest)
+		}
+	}
+	same(t, walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) }), want)
+	same(t, walked(t, 3, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) }), want[:3])
+	same(t, walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Volumes, "a+", fn) }), want[4:]) // of no entry
+	same(t, len(walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Snapshots, "", fn) })), 8)
+}
+
+func TestIndexWalkChildren(t *testing.T) {
+	t.Parallel()
+	x, _ := newIndex(t)
+	put(t, x, entry(Active, "a", poolA, Ref{}))
+	for _, source := range []string{"a", "ab", "a-"} {
+		for _, n := range []string{"1", "2", "3"} {
+			put(t, x, entry(Committed, source+n, poolA, Volume(source)), entry(Active, "clone-"+source+n, poolA, Volume(source)))
+		}
+	}
+	put(t, x, entry(View, "view", poolA, Snapshot("a")))
+	children := func(source Ref, class Class, after string, limit int) []string {
+		return walked(t, limit, func(fn func(Entry) bool) error { return x.WalkChildren(source, class, after, fn) })
+	}
+	same(t, children(Volume("a"), Snapshots, "", 9), []string{"a1", "a2", "a3"})
+	same(t, children(Volume("a"), Snapshots, "a1", 9), []string{"a2", "a3"})
+	same(t, children(Volume("a"), Snapshots, "a1", 1), []string{"a2"})
+	same(t, children(Volume("a"), Volumes, "", 9), []string{"clone-a1", "clone-a2", "clone-a3"})
+	same(t, children(Snapshot("a"), Volumes, "", 9), []string{"view"})
+	same(t, children(Volume("missing"), Volumes, "", 9), []string(nil))
+	must(t, x.Remove(Volume("a"), poolA)) // they outlive it
+	must(t, x.Remove(Snapshot("a2"), poolA))
+	same(t, children(Volume("a"), Snapshots, "", 9), []string{"a1", "a3"})
+}
+
+func TestIndexSyncPool(t *testing.T) {
+	t.Parallel()
+	x, _ := newIndex(t)
+	kept, gone := entry(Active, "kept", poolA, Ref{}), entry(Committed, "gone", poolA, Volume("kept"))
+	grown, elsewhere := entry(Active, "grown", poolA, Ref{}), entry(Active, "kept", poolB, Ref{})
+	put(t, x, kept, gone, grown, elsewhere)
+	sync := func(want int, entries ...Entry) {
+		t.Helper()
+		changed, err := x.SyncPool(poolA, "fast", entries)
+		must(t, err)
+		if changed != want {
+			t.Errorf("changed %d, wanted %d", changed, want)
+		}
+		must(t, x.Check())
+	}
+	sync(1, kept, gone, grown, entry(View, "view", poolA, Snapshot("gone")))
+	grown.Size++
+	moved := entry(View, "view", poolA, Snapshot("other"))
+	sync(3, kept, grown, moved)
+	sync(0, moved, grown, kept)
+	found, err := x.Lookup(Volume("kept"))
+	must(t, err)
+	same(t, found, []Entry{kept, elsewhere})
+	same(t, walked(t, 9, func(fn func(Entry) bool) error { return x.WalkChildren(Snapshot("gone"), Volumes, "", fn) }), []string(nil))
+	sync(3)
+	found, err = x.Lookup(Volume("kept"))
+	must(t, err)
+	same(t, found, []Entry{elsewhere})
+	history, err := x.History(9)
+	must(t, err)
+	same(t, len(history), 0) // nobody removed them: the disk was exchanged
+}
+
+func TestIndexHistoryIsBounded(t *testing.T) {
+	t.Parallel()
+	x, _ := newIndex(t)
+	const more = 5
+	must(t, x.db.Update(func(tx *bolt.Tx) error {
+		for i := range historyLimit + more {
+			if err := addHistory(tx, Removed{Entry: Entry{Record: Record{ID: fmt.Sprint(i)}}}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	history, err := x.History(1 << 30)
+	must(t, err)
+	if len(history) != historyLimit || history[0].ID != fmt.Sprint(historyLimit+more-1) || history[historyLimit-1].ID != fmt.Sprint(more) {
+		t.Errorf("%d, from %s to %s", len(history), history[0].ID, history[len(history)-1].ID)
+	}
+	history, err = x.History(2)
+	must(t, err)
+	same(t, len(history), 2)
+}
+
+func TestOpenIndexReplaces(t *testing.T) {
+	t.Parallel()
+	whole := func(t *testing.T) []byte {
+		x, path := newIndex(t)
+		for i := range 500 {
+			put(t, x, entry(Active, fmt.Sprintf("pvc-%d", i), poolA, Snapshot("s")))
+		}
+		must(t, x.Close())
+		data, err := os.ReadFile(path)
+		must(t, err)
+		return data
+	}(t)
+	other := func(change func(*bolt.Tx) error) []byte {
+		x, path := newIndex(t)
+		put(t, x, entry(Active, "pvc", poolA, Snapshot("s")))
+		must(t, x.db.Update(change))
+		must(t, x.Close())
+		data, err := os.ReadFile(path)
+		must(t, err)
+		return data
+	}
+	noise := bytes.Repeat([]byte("noise "), 50_000)
+	spoiled := func(from, to int) []byte {
+		data := bytes.Clone(whole)
+		copy(data[from:to], noise)
+		return data
+	}
+	for name, data := range map[string][]byte{
+		"empty":               {},
+		"a byte":              {0},
+		"cut to a page":       whole[:4096],
+		"cut to the meta":     whole[:8192],
+		"cut in half":         whole[:len(whole)/2],
+		"cut by a page":       whole[:len(whole)-4096],
+		"zeros":               make([]byte, len(whole)),
+		"noise":               noise,
+		"noise in the metas":  spoiled(0, 8192),
+		"noise in the middle": spoiled(len(whole)/4, len(whole)*3/4),
+		"noise behind metas":  spoiled(8192, len(whole)),
+		"other version": other(func(tx *bolt.Tx) error {
+			return tx.Bucket(bucketMeta).Put(keyVersion, []byte{indexVersion + 1})
+		}),
+		"a bucket is missing": other(func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketChildren) }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "index.db")
+			must(t, os.WriteFile(path, data, 0o600))
+			x, renewed, err := OpenIndex(path)
+			must(t, err)
+			defer func() { must(t, x.Close()) }()
+			must(t, x.Check())
+			got := walked(t, 999, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) })
+			if len(got) != 0 || (renewed == "" && len(data) > 0) {
+				t.Errorf("%d entries, renewed because %q", len(got), renewed)
+			}
+			put(t, x, entry(Active, "new", poolA, Ref{}))
+		})
+	}
+}
+
+func TestOpenIndexKeeps(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "index.db")
+	x, renewed, err := OpenIndex(path)
+	must(t, err)
+	if renewed == "" {
+		t.Error("a new one was not called so")
+	}
+	put(t, x, entry(Active, "pvc", poolA, Ref{}))
+	must(t, x.Close())
+	x, renewed, err = OpenIndex(path)
+	must(t, err)
+	defer x.Close()
+	found, err := x.Lookup(Volume("pvc"))
+	must(t, err)
+	if len(found) != 1 || renewed != "" {
+		t.Errorf("got %v, renewed because %q", found, renewed)
+	}
+}
+
+func TestOpenIndexFails(t *testing.T) {
+	t.Parallel()
+	if _, _, err := OpenIndex(filepath.Join(t.TempDir(), "missing", "index.db")); err == nil {
+		t.Error("made in a directory that is missing")
+	}
+	if _, _, err := OpenIndex(t.TempDir()); err == nil {
+		t.Error("made in the place of a directory")
+	}
+}
+
+// TestCheck plants one fault after another.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	e := entry(Committed, "snap", poolA, Volume("pvc"))
+	for name, c := range map[string]struct {
+		plant func(*bolt.Tx) error
+		wants string
+	}{
+		"entry is noise": {func(tx *bolt.Tx) error { return tx.Bucket(bucketEntries).Put(entryKey(e), []byte("x")) }, "snap"},
+		"entry at another key": {func(tx *bolt.Tx) error {
+			moved := e
+			moved.ID = "other"
+			return putJSON(tx.Bucket(bucketEntries), entryKey(e), moved)
+		}, "stands at"},
+		"child without entry": {func(tx *bolt.Tx) error {
+			return tx.Bucket(bucketChildren).Put(childKey(entry(Active, "x", poolA, Volume("y"))), []byte{})
+		}, "children"},
+		"entry without child":    {func(tx *bolt.Tx) error { return tx.Bucket(bucketChildren).Delete(childKey(e)) }, "missing"},
+		"no bucket for children": {func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketChildren) }, "children"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			x, path := newIndex(t)
+			put(t, x, e, entry(Active, "pvc", poolA, Ref{}))
+			must(t, x.Check())
+			must(t, x.db.Update(c.plant))
+			if err := x.Check(); err == nil || !strings.Contains(err.Error(), c.wants) {
+				t.Errorf("got %v, wanted %q in it", err, c.wants)
+			}
+			must(t, x.Close())
+			x, renewed, err := OpenIndex(path)
+			must(t, err)
+			if renewed == "" {
+				t.Error("taken as it is")
+			}
+			must(t, x.Close())
+		})
+	}
+}
+
+const holdVariable = "META_TEST_HOLD_INDEX"
+
+// TestOpenIndexInUse has another process hold the file: this test itself.
+func TestOpenIndexInUse(t *testing.T) {
+	if path := os.Getenv(holdVariable); path != "" {
+		x, _, err := OpenIndex(path)
+		must(t, err)
+		fmt.Println("held")
+		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+		must(t, x.Close())
+		return
+	}
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "index.db")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestOpenIndexInUse$")
+	cmd.Env = append(os.Environ(), holdVariable+"="+path)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	line, err := bufio.NewReader(out).ReadString('\n')
+	must(t, err)
+	same(t, line, "held\n")
+	if x, _, err := OpenIndex(path); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("got %v, %v", x, err)
+	}
+	must(t, in.Close())
+	_ = cmd.Wait()
+	x, renewed, err := OpenIndex(path)
+	must(t, err)
+	same(t, renewed, "")
+	must(t, x.Close())
+}
+
+// FuzzOpenIndex proves that no file can harm the driver, and that what is opened
+// can be used.
+func FuzzOpenIndex(f *testing.F) {
+	x, path := newIndex(f)
+	put(f, x, entry(Active, "pvc", poolA, Snapshot("s")), entry(Committed, "s", poolA, Volume("pvc")))
+	must(f, x.Close())
+	whole, err := os.ReadFile(path)
+	must(f, err)
+	f.Add([]byte{}, 0, byte(0))
+	f.Add(whole, 0, byte(0))
+	f.Add(whole[:len(whole)/2], 0, byte(0))
+	for at := 0; at < len(whole); at += 509 {
+		f.Add(whole, at, byte(0xff))
+	}
+	f.Fuzz(func(t *testing.T, data []byte, at int, flip byte) {
+		data = bytes.Clone(data)
+		if at >= 0 && at < len(data) {
+			data[at] ^= flip
+		}
+		path := filepath.Join(t.TempDir(), "index.db")
+		must(t, os.WriteFile(path, data, 0o600))
+		x, _, err := OpenIndex(path)
+		must(t, err)
+		put(t, x, entry(Active, "new", poolB, Ref{}))
+		must(t, x.Check())
+		must(t, x.Close())
+	})
+}

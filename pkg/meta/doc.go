@@ -32,8 +32,8 @@
 // # Caveats
 //
 // The index is written without fsync: after a power cut it may be old or
-// damaged. OpenIndex verifies the whole file and starts an empty one when it
-// cannot be trusted, and SyncPool brings the entries of a pool in line with its
-// ledger at every start. Nothing but listings, the history, and the memory of
-// pools that are away depends on it.
+// damaged. A seal beside the file (seal.go) tells; OpenIndex starts an empty one
+// when the file cannot be trusted, and SyncPool brings the entries of a pool in
+// line with its ledger at every start. Nothing but listings, the history, and the
+// memory of pools that are away depends on it.
 package meta

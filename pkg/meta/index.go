@@ -12,6 +12,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -41,7 +42,8 @@ var errUntrusted = errors.New("index cannot be trusted")
 // Index is a bbolt file over the entries of all pools of a node.
 // It is safe for concurrent use.
 type Index struct {
-	db *bolt.DB
+	db   *bolt.DB
+	path string
 }
 
 // Removed is a line of the history: an entry that was removed, and when.
@@ -55,17 +57,15 @@ type poolState struct {
 	Name string `json:"name"`
 }
 
-// OpenIndex opens the index at path. A file that is missing, damaged or of
-// another version is replaced by an empty one; renewed then says why, for the
-// log. It fails when another process holds the file, or when none can be made.
+// OpenIndex opens the index at path. A file that is missing, damaged, of another
+// version, or was in use when the machine went down is replaced by an empty one;
+// renewed then says why, for the log. It fails when another process holds the
+// file, or when none can be made.
 func OpenIndex(path string) (x *Index, renewed string, err error) {
-	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		renewed = "there was none"
-	}
-	db, err := openVerified(path)
+	db, err := openTrusted(path)
 	if errors.Is(err, errUntrusted) {
 		renewed = err.Error()
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := removeFile(path); err != nil {
 			return nil, "", fmt.Errorf("replace index: %w", err)
 		}
 		db, err = openVerified(path)
@@ -73,12 +73,34 @@ func OpenIndex(path string) (x *Index, renewed string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("open index %s: %w", path, err)
 	}
-	return &Index{db: db}, renewed, nil
+	if err := sealOpen(path); err != nil {
+		return nil, "", errors.Join(fmt.Errorf("open index %s: %w", path, err), db.Close())
+	}
+	return &Index{db: db, path: path}, renewed, nil
 }
 
-// openVerified opens the file and reads all of it. bbolt maps the file and
-// trusts its pages: noise makes it panic and a cut file raises SIGBUS, so both
-// are caught here, where nothing depends on the file yet.
+// removeFile takes nothing but a file away, unlike os.Remove.
+func removeFile(path string) error {
+	if err := unix.Unlink(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	return nil
+}
+
+// openTrusted opens a file that is as its last user left it.
+func openTrusted(path string) (*bolt.DB, error) {
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: there was none", errUntrusted)
+	}
+	if err := checkSeal(path); err != nil {
+		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
+	}
+	return openVerified(path)
+}
+
+// openVerified opens the file and reads all of it. What bbolt makes of damage in
+// spite of the seal, a panic or SIGBUS, is caught here, where nothing depends on
+// the file yet.
 func openVerified(path string) (db *bolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -90,20 +112,21 @@ func openVerified(path string) (db *bolt.DB, err error) {
 		}
 	}()
 	db, err = bolt.Open(path, 0o600, &bolt.Options{
-		Timeout:        openTimeout,
-		NoSync:         true, // a cache over the ledger: an fsync would buy nothing
-		NoFreelistSync: true,
-		FreelistType:   bolt.FreelistMapType,
+		Timeout: openTimeout,
+		NoSync:  true, // a cache over the ledger: an fsync would buy nothing
+		// The free list is kept in the file: to find the free pages bbolt would
+		// read all others, in a goroutine in which a panic cannot be caught.
+		FreelistType: bolt.FreelistMapType,
 	})
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("in use by another process: %w", err)
-	case errors.Is(err, os.ErrPermission):
+	case errors.Is(err, os.ErrPermission), errors.Is(err, unix.EISDIR):
 		return nil, err
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
 	}
-	if err := errors.Join(verify(db), initialise(db)); err != nil {
+	if err := errors.Join(db.View(checkValues), initialise(db)); err != nil {
 		_ = db.Close()
 		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
 	}
@@ -123,23 +146,9 @@ func initialise(db *bolt.DB) error {
 		case v == nil:
 			return m.Put(keyVersion, []byte{indexVersion})
 		case !bytes.Equal(v, []byte{indexVersion}):
-			return fmt.Errorf("version %v, want %d", v, indexVersion)
+			return fmt.Errorf("%w: version %v, want %d", errUntrusted, v, indexVersion)
 		}
 		return nil
-	})
-}
-
-// verify checks bbolt's pages and our values.
-func verify(db *bolt.DB) error {
-	return db.View(func(tx *bolt.Tx) error {
-		var errs []error
-		for err := range tx.Check() { // drained: the checker stops only at the end
-			errs = append(errs, err)
-		}
-		if len(errs) > 0 {
-			return fmt.Errorf("%d faults, the first: %w", len(errs), errs[0])
-		}
-		return checkValues(tx)
 	})
 }
 
@@ -149,6 +158,10 @@ func checkValues(tx *bolt.Tx) error {
 	entries := tx.Bucket(bucketEntries)
 	if entries == nil {
 		return nil // a file that was never initialised
+	}
+	children := tx.Bucket(bucketChildren)
+	if children == nil {
+		return errors.New("bucket children is missing")
 	}
 	links := 0
 	err := entries.ForEach(func(k, v []byte) error {
@@ -163,7 +176,7 @@ func checkValues(tx *bolt.Tx) error {
 			return nil
 		}
 		links++
-		if tx.Bucket(bucketChildren).Get(childKey(e)) == nil {
+		if children.Get(childKey(e)) == nil {
 			return fmt.Errorf("entry %q is missing from the children of its source", k)
 		}
 		return nil
@@ -171,7 +184,7 @@ func checkValues(tx *bolt.Tx) error {
 	if err != nil {
 		return err
 	}
-	if n := tx.Bucket(bucketChildren).Stats().KeyN; n != links {
+	if n := children.Stats().KeyN; n != links {
 		return fmt.Errorf("%d children of %d entries with a source", n, links)
 	}
 	return nil
@@ -179,10 +192,26 @@ func checkValues(tx *bolt.Tx) error {
 
 // Check verifies the whole file: bbolt's structure, every value, and that the
 // buckets agree. Its cost grows with the number of entries.
-func (x *Index) Check() error { return verify(x.db) }
+func (x *Index) Check() error {
+	return x.db.View(func(tx *bolt.Tx) error {
+		var errs []error
+		for err := range tx.Check() { // drained: the checker stops only at the end
+			errs = append(errs, err)
+		}
+		if len(errs) > 0 {
+			return fmt.Errorf("%d faults, the first: %w", len(errs), errs[0])
+		}
+		return checkValues(tx)
+	})
+}
 
-// Close closes the file.
-func (x *Index) Close() error { return x.db.Close() }
+// Close closes the file, and seals it.
+func (x *Index) Close() error {
+	if err := x.db.Close(); err != nil {
+		return err
+	}
+	return sealClosed(x.path)
+}
 
 // Put adds e, or replaces the entry of the same class, ID and pool.
 func (x *Index) Put(e Entry) error {

@@ -249,7 +249,6 @@ func TestOpenIndexReplaces(t *testing.T) {
 		"cut to a page":       whole[:4096],
 		"cut to the meta":     whole[:8192],
 		"cut in half":         whole[:len(whole)/2],
-		"cut by a page":       whole[:len(whole)-4096],
 		"zeros":               make([]byte, len(whole)),
 		"noise":               noise,
 		"noise in the metas":  spoiled(0, 8192),

@@ -1,0 +1,99 @@
+package meta
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+)
+
+// seal says when the index file can be trusted. bbolt maps the file and believes
+// its pages: damage makes it panic, partly in goroutines of its own where nobody
+// can recover, so a file has to be judged before it is opened.
+//
+// As long as the index is open, and after its process was killed, the file is as
+// good as the kernel's page cache, that is, until the next boot. Once it was
+// closed it is as good as its checksum. Neither file is ever synced: a power cut
+// in between leaves a seal that does not match.
+type seal struct {
+	Boot string `json:"boot,omitempty"`   // open since this boot
+	Sum  string `json:"sha256,omitempty"` // closed with this content
+}
+
+func sealPath(path string) string { return path + ".seal" }
+
+// checkSeal fails for an index file that is not as its last user left it.
+func checkSeal(path string) error {
+	data, err := os.ReadFile(sealPath(path))
+	if err != nil {
+		return fmt.Errorf("no seal: %w", err)
+	}
+	var s seal
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("seal is damaged: %w", err)
+	}
+	if s.Boot != "" {
+		boot, err := bootID()
+		if err == nil && s.Boot != boot {
+			err = errors.New("was not closed before the last boot")
+		}
+		return err
+	}
+	sum, err := sumOf(path)
+	if err == nil && s.Sum != sum {
+		err = errors.New("is not what was closed")
+	}
+	return err
+}
+
+// sealOpen marks the file as in use, sealClosed as it is now.
+func sealOpen(path string) error {
+	boot, err := bootID()
+	if err != nil {
+		return err
+	}
+	return seal{Boot: boot}.write(path)
+}
+
+func sealClosed(path string) error {
+	sum, err := sumOf(path)
+	if err != nil {
+		return err
+	}
+	return seal{Sum: sum}.write(path)
+}
+
+// write replaces the seal. A killed process leaves the old one or the new one.
+func (s seal) write(path string) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	next := sealPath(path) + ".new"
+	if err := os.WriteFile(next, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(next, sealPath(path))
+}
+
+func sumOf(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+func bootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(data)), err
+}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -47,6 +48,9 @@ func (e *Engine) Commit(ctx context.Context, spec Spec, volume string) (meta.Ent
 }
 
 func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source meta.Ref) (meta.Entry, error) {
+	if spec.Name == "" || !utf8.ValidString(spec.Name) { // a record could not be read again
+		return meta.Entry{}, fmt.Errorf("name %q: %w: it must be UTF-8 and not empty", spec.Name, ErrInvalid)
+	}
 	ref := meta.Ref{Class: kind.Class(), ID: meta.ID(spec.Name)}
 	release, err := e.locks.acquire(ref, source)
 	if err != nil {
@@ -57,7 +61,10 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	there, entry, err := e.settled(ref)
 	if err == nil {
 		e.note(ctx, entry)
-		return entry, sameRequest(there.record, there.name, kind, spec, source)
+		if err := sameRequest(there.record, there.name, kind, spec, source); err != nil {
+			return entry, err
+		}
+		return entry, there.assure(entry)
 	}
 	if !errors.Is(err, ErrNotFound) {
 		return meta.Entry{}, err
@@ -263,6 +270,22 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 	return entryOf(l.pool, l.record, info), nil
 }
 
+// assure makes sure of what is there before a repeated request is answered by it:
+// the first may have ended, with its process, just before its commit, or have
+// failed in the middle of being undone, when the limit had been lifted.
+func (l *located) assure(entry meta.Entry) error {
+	have, limited := l.limitOf(entry.SubvolumeID)
+	if limited && l.record.Kind == meta.Active && have != l.record.Size {
+		if err := l.SetLimit(entry.SubvolumeID, l.record.Size); err != nil {
+			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
+		}
+	}
+	if err := l.Sync(l.slot); err != nil {
+		return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
+	}
+	return nil
+}
+
 // write declares the record in the ledger.
 func (l *located) write() error {
 	data, err := l.record.Encode()
@@ -293,10 +316,24 @@ func (l *located) resume() (meta.Entry, error) {
 // final. Where that fails too the answer is ErrUnfinished.
 func (l *located) undo(cause error) error {
 	cause = l.explain(cause)
-	if err := l.erase(l.slot); err != nil {
+	err := l.disown()
+	if err == nil {
+		err = l.erase(l.slot)
+	}
+	if err != nil {
 		return unfinished(fmt.Errorf("%w; and it could not be undone: %w", cause, err))
 	}
 	return cause
+}
+
+// disown takes the mark of completeness back: a slot that is being undone must
+// not look as if its subvolume had been lost.
+func (l *located) disown() error {
+	if l.record.State == meta.Creating {
+		return nil
+	}
+	l.record.State = meta.Creating
+	return l.write()
 }
 
 // erase removes a slot with its subvolume, durably where there was one. An

@@ -298,7 +298,7 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 	}
 	return d.inRoot(func(path string) error {
 		// Before the tree is dropped its numbers are still needed.
-		if there, err := btrfs.Exists(path, subvolume); there || err != nil {
+		if there, err := btrfs.TreeExists(path, subvolume); there || err != nil {
 			return errors.Join(err, unix.EBUSY)
 		}
 		if err := btrfs.RemoveQgroup(path, btrfs.NewQgroupID(0, subvolume)); err != nil {
@@ -311,9 +311,11 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 	})
 }
 
-// StaleQuota takes every group of a subvolume that is gone for stale: they are
-// of no use to anyone, whoever made the subvolume. Of the groups 1/<id> only
-// those that look like ours are: no limit any more, and no members.
+// StaleQuota takes every group of a subvolume that is gone, and whose tree the
+// kernel has dropped, for stale: they are of no use to anyone, whoever made the
+// subvolume. Of the groups 1/<id> only those that look like ours are: no limit
+// any more, and no members. Under simple quota a group may still be charged for
+// what a snapshot holds; the kernel keeps it until then, and it is not stale.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
@@ -322,6 +324,9 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 		groups := map[uint64]bool{}
 		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 			id := q.ID.Subvolume()
+			if d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
+				return nil
+			}
 			if id >= firstSubvolume && (q.ID.Level() == 0 || q.ID == d.group(id) && q.MaxReferenced == btrfs.NoLimit) {
 				groups[id] = true
 			}
@@ -330,7 +335,7 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 		if err != nil || len(groups) == 0 {
 			return err
 		}
-		err = btrfs.WalkSubvolumeIDs(path, func(id uint64) error { delete(groups, id); return nil })
+		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(groups, id); return nil })
 		for id := range groups {
 			stale = append(stale, id)
 		}

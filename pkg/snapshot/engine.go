@@ -56,7 +56,10 @@ type pool struct {
 // on. A pool that cannot be used does not keep Open from serving the others.
 func Open(ctx context.Context, host Host, index *meta.Index) (*Engine, error) {
 	e := &Engine{host: host, index: index, pools: map[string]*pool{}, broken: map[string]error{}}
-	return e, e.refresh(ctx)
+	if err := e.refresh(ctx); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // Inspect returns an engine over the pools of a state directory that changes
@@ -236,10 +239,15 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 		return located{}, fmt.Errorf("%s: %w", ref, ErrNotFound)
 	}
 	var found []located
+	var away error
 	for _, p := range e.allPools() {
 		for _, kind := range ref.Class.Kinds() {
 			l, err := p.read(slotOf(kind, ref.ID))
 			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if errors.Is(err, ErrPoolAway) { // a sick disk stops only what may be on it
+				away = errors.Join(away, fmt.Errorf("%s: %w", ref, err))
 				continue
 			}
 			if err != nil {
@@ -252,6 +260,9 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	case 1:
 		return found[0], nil
 	case 0:
+		if away != nil {
+			return located{}, away
+		}
 		return located{}, e.notHere(ref)
 	}
 	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)

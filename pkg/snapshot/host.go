@@ -51,6 +51,11 @@ type node struct {
 	pools   string
 	quota   btrfs.QuotaMode
 	passive bool // changes nothing: makes no pool, turns on no quota
+
+	// table is the mount table. It stays open from before the first look at the
+	// pools: the kernel flags what changed since it was opened or last flagged, so
+	// that nothing between a look and the next Wait is missed. nil: not to be had.
+	table *os.File
 }
 
 // NewHost returns the pools of this machine below stateDir. Where that is on
@@ -60,7 +65,11 @@ func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 	if err := os.MkdirAll(n.pools, 0o700); err != nil {
 		return nil, err
 	}
-	return n, n.makeDefault()
+	n.table, _ = os.Open("/proc/self/mountinfo") // Wait does without, only later
+	if err := n.makeDefault(); err != nil {
+		return nil, err
+	}
+	return n, nil
 }
 
 func (n *node) makeDefault() error {
@@ -137,16 +146,14 @@ func (n *node) mountPoints() ([]string, error) {
 
 // Wait polls the mount table, which the kernel flags when it has changed.
 func (n *node) Wait(ctx context.Context) {
-	table, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
+	if n.table == nil {
 		select {
 		case <-ctx.Done():
 		case <-time.After(pollPools):
 		}
 		return
 	}
-	defer table.Close()
-	fds := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}}
+	fds := []unix.PollFd{{Fd: int32(n.table.Fd()), Events: unix.POLLPRI}}
 	for waited := time.Duration(0); waited < pollPools && ctx.Err() == nil; waited += pollSlice {
 		if changed, err := unix.Poll(fds, int(pollSlice.Milliseconds())); changed > 0 && err == nil {
 			return

@@ -27,6 +27,14 @@ func (l *leftovers) add(subvolume uint64) {
 	l.subvolumes[subvolume] = struct{}{}
 }
 
+// has reports whether a subvolume is among them.
+func (l *leftovers) has(subvolume uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, ok := l.subvolumes[subvolume]
+	return ok
+}
+
 // take returns all and forgets them.
 func (l *leftovers) take() []uint64 {
 	l.mu.Lock()

@@ -372,6 +372,7 @@ func (p *pool) planQuota() ([]action, error) {
 	if err != nil {
 		return nil, p.explain(err)
 	}
+	stale = slices.DeleteFunc(stale, p.leftovers.has) // maintain is at it
 	if len(stale) > 0 {
 		actions = append(actions, action{
 			Finding: Finding{Pool: p.name, Problem: StaleQuota, Detail: fmt.Sprintf("accounting of %d subvolumes that are gone", len(stale)), Repair: "remove"},

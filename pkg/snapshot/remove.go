@@ -19,12 +19,13 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	}
 	defer release()
 
-	if err := e.finishRemovals(ctx, ref); err != nil {
-		return err
+	earlier := e.finishRemovals(ctx, ref)
+	if earlier != nil && !errors.Is(earlier, ErrPoolAway) {
+		return earlier
 	}
 	l, err := e.find(ref)
 	if errors.Is(err, ErrNotFound) {
-		return nil
+		return earlier
 	}
 	if err != nil {
 		return err
@@ -65,11 +66,19 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 	if !meta.ValidID(ref.ID) {
 		return nil
 	}
+	var away error
 	for _, p := range e.allPools() {
 		for _, kind := range ref.Class.Kinds() {
 			slot := slotOf(kind, ref.ID).removing()
-			if _, err := p.Record(slot); errors.Is(err, fs.ErrNotExist) {
+			s, err := p.look(slot)
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
 				continue
+			case err != nil:
+				away = errors.Join(away, unfinished(fmt.Errorf("%s: %w", ref, p.explain(err))))
+				continue
+			case s.err == nil && s.state == slotForeign:
+				return fmt.Errorf("%s: %s in pool %q: %w: move it away", ref, slot, p.name, ErrForeign)
 			}
 			if err := p.dispose(slot); err != nil {
 				return unfinished(fmt.Errorf("%s: %w", ref, p.explain(err)))
@@ -77,7 +86,7 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 			e.unnote(ctx, p, ref)
 		}
 	}
-	return nil
+	return away
 }
 
 // Resize grows a volume to at least want.Required bytes, online, and returns it
@@ -101,7 +110,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	if size == old {
-		return entry, nil
+		return entry, l.assure(entry)
 	}
 	if err := l.room(size - old); err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)

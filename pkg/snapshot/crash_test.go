@@ -1,0 +1,373 @@
+package snapshot_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
+)
+
+const mib = 1 << 20
+
+// operation is a request that the tests interrupt.
+type operation struct {
+	name string
+	run  func(context.Context, *snapshot.Engine) error
+}
+
+// operations are those of the table in doc.go.
+var operations = []operation{
+	{"create", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Prepare(ctx, snapshot.Spec{
+			Name: "new", Size: snapshot.Range{Required: 3 * mib}, Labels: map[string]string{"pvc": "data"},
+			Parameters: meta.Parameters{Compression: "zstd", NoDataCow: true},
+		}, meta.Ref{})
+		return err
+	}},
+	{"create from snapshot", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Size: snapshot.Range{Required: 9 * mib}}, meta.Snapshot("snap"))
+		return err
+	}},
+	{"clone", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Volume("base"))
+		return err
+	}},
+	{"view", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.View(ctx, snapshot.Spec{Name: "new"}, meta.Snapshot("snap"))
+		return err
+	}},
+	{"commit", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")
+		return err
+	}},
+	{"resize", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Resize(ctx, "base", snapshot.Range{Required: 8 * mib})
+		return err
+	}},
+	{"remove volume", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Volume("base")) }},
+	{"remove snapshot", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Snapshot("snap")) }},
+	{"remove view", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Volume("view")) }},
+	{"remove lost", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Volume("lost")) }},
+}
+
+// world is a node with a pool in memory, and all that an operation may meet.
+type world struct {
+	t     *testing.T
+	fs    *snaptest.Filesystem
+	host  *snaptest.Host
+	index string // path
+	e     *snapshot.Engine
+}
+
+func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
+	t.Helper()
+	w := &world{t: t, host: snaptest.NewHost(mode), index: filepath.Join(t.TempDir(), "index.db")}
+	w.fs = w.host.Pool(snapshot.DefaultPool)
+	w.open()
+	ctx := t.Context()
+	for _, name := range []string{"base", "lost", "other"} {
+		must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: name, Size: snapshot.Range{Required: 5 * mib}}, meta.Ref{})))
+		must(t, w.fs.Write(active(name), "data of "+name))
+	}
+	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
+	must(t, w.fs.Write(active("base"), "newer data of base"))
+	must(t, second(w.e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
+	must(t, w.fs.Vanish(active("lost")))
+	for _, area := range []snapshot.Area{"active", "committed", "removing"} {
+		foreign := snapshot.Slot{Area: area, Name: "active-foreign"}
+		must(t, w.fs.PlantSlot(foreign, nil))
+		must(t, w.fs.PlantSubvolume(foreign, "somebody's"))
+	}
+	must(t, w.fs.PlantSlot(active("damaged"), []byte("noise")))
+	must(t, w.fs.PlantSubvolume(active("damaged"), "still there"))
+	w.fs.Commit()
+	return w
+}
+
+func active(id string) snapshot.Slot { return snapshot.Slot{Area: "active", Name: id} }
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func (w *world) open() {
+	w.t.Helper()
+	index, _, err := meta.OpenIndex(w.index)
+	must(w.t, err)
+	w.e, err = snapshot.Open(w.t.Context(), w.host, index)
+	must(w.t, err)
+}
+
+func (w *world) close() {
+	w.t.Helper()
+	must(w.t, w.e.Close())
+}
+
+// verify proves that all is in order, and returns what is there.
+func (w *world) verify() string {
+	w.t.Helper()
+	ctx := w.t.Context()
+	w.fs.Clean()
+	findings, err := w.e.Reconcile(ctx)
+	must(w.t, err)
+	for _, f := range findings {
+		if f.Error != "" {
+			w.t.Errorf("repair failed: %v: %s", f, f.Error)
+		}
+	}
+	findings, err = w.e.Plan(ctx)
+	must(w.t, err)
+	for _, f := range findings {
+		if f.Repair != "" {
+			w.t.Errorf("planned after reconcile: %v", f)
+		}
+	}
+	w.compareIndex()
+	return w.fs.Dump()
+}
+
+// compareIndex proves that the index says what the ledger says.
+func (w *world) compareIndex() {
+	w.t.Helper()
+	ctx := w.t.Context()
+	var indexed, ledger []string
+	tell := func(e meta.Entry) string { return fmt.Sprintf("%s %+v", e.Ref(), e.Lineage) }
+	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
+		must(w.t, w.e.Walk(ctx, class, "", func(e meta.Entry) bool { indexed = append(indexed, tell(e)); return true }))
+	}
+	items, err := w.e.Inventory(ctx)
+	must(w.t, err)
+	for _, item := range items {
+		if item.Status == "Ready" {
+			ledger = append(ledger, tell(item.Entry))
+		}
+	}
+	slices.Sort(indexed)
+	slices.Sort(ledger)
+	if !slices.Equal(indexed, ledger) {
+		w.t.Errorf("index:\n%s\nledger:\n%s", strings.Join(indexed, "\n"), strings.Join(ledger, "\n"))
+	}
+}
+
+// outcome runs an operation undisturbed.
+func outcome(t *testing.T, mode btrfs.QuotaMode, o operation) (before, after string, steps int) {
+	t.Helper()
+	w := newWorld(t, mode)
+	defer w.close()
+	before, steps = w.fs.Dump(), w.fs.Steps()
+	must(t, o.run(t.Context(), w.e))
+	after, steps = w.fs.Dump(), w.fs.Steps()-steps
+	if before == after {
+		t.Fatal("the operation changed nothing")
+	}
+	if got := w.verify(); got != after {
+		t.Fatalf("reconcile changed\n%s\nto\n%s", after, got)
+	}
+	return before, after, steps
+}
+
+// ending is a way to die.
+type ending struct {
+	name string
+	cut  func(*snaptest.Filesystem)
+}
+
+var endings = []ending{
+	{"kill", (*snaptest.Filesystem).Kill},
+	{"power cut", (*snaptest.Filesystem).PowerCut},
+}
+
+var modes = []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple}
+
+// TestCrash interrupts every operation at every step.
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			before, after, steps := outcome(t, btrfs.QuotaFull, o)
+			for step := 1; step <= steps; step++ {
+				for _, takesEffect := range []bool{false, true} {
+					for _, end := range endings {
+						for _, index := range []string{"new", "old", "no"} {
+							name := fmt.Sprintf("step %d taken=%v/%s/%s index", step, takesEffect, end.name, index)
+							t.Run(name, func(t *testing.T) {
+								crash(t, o, step, takesEffect, end, index, before, after)
+							})
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+func crash(t *testing.T, o operation, step int, takesEffect bool, end ending, index, before, after string) {
+	w := newWorld(t, btrfs.QuotaFull)
+	old, err := os.ReadFile(w.index)
+	must(t, err)
+	w.fs.CrashAt(step, takesEffect)
+	answer := o.run(t.Context(), w.e)
+	if answer == nil {
+		t.Fatal("answered in spite of the crash")
+	}
+	trace := strings.Join(w.fs.Trace(), ", ")
+	w.close()
+	end.cut(w.fs)
+	switch index {
+	case "old":
+		must(t, os.WriteFile(w.index, old, 0o600))
+	case "no":
+		must(t, os.Remove(w.index))
+	}
+	w.open()
+	if got := w.verify(); got != before && got != after {
+		t.Errorf("after %s: half done:\n%s\nbefore:\n%s\nafter:\n%s", trace, got, before, after)
+	}
+	w.again(o, trace, after)
+}
+
+// again makes the request again: it succeeds, and what it answers is durable.
+func (w *world) again(o operation, trace, after string) {
+	w.t.Helper()
+	if err := o.run(w.t.Context(), w.e); err != nil {
+		w.t.Errorf("after %s: made again: %v", trace, err)
+	}
+	w.close()
+	w.fs.PowerCut()
+	w.open()
+	defer w.close()
+	if got := w.verify(); got != after {
+		w.t.Errorf("after %s: made again, then power cut:\n%s\nwanted:\n%s", trace, got, after)
+	}
+}
+
+// TestCrashAgainAtOnce is TestCrash for a request that comes again before
+// anything else has made the kernel commit.
+func TestCrashAgainAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			_, after, steps := outcome(t, btrfs.QuotaFull, o)
+			for step := 1; step <= steps; step++ {
+				for _, takesEffect := range []bool{false, true} {
+					w := newWorld(t, btrfs.QuotaFull)
+					w.fs.CrashAt(step, takesEffect)
+					_ = o.run(t.Context(), w.e)
+					trace := strings.Join(w.fs.Trace(), ", ")
+					w.close()
+					w.fs.Kill()
+					w.open()
+					w.again(o, trace, after)
+				}
+			}
+		})
+	}
+}
+
+// TestCrashInReconcile crashes a second time, at every step of the repair.
+func TestCrashInReconcile(t *testing.T) {
+	t.Parallel()
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			before, after, steps := outcome(t, btrfs.QuotaFull, o)
+			for step := 1; step <= steps; step++ {
+				for _, end := range endings {
+					for repair := 1; crashTwice(t, o, step, repair, end, before, after); repair++ {
+					}
+				}
+			}
+		})
+	}
+}
+
+// crashTwice returns false when the repair has fewer steps.
+func crashTwice(t *testing.T, o operation, step, repair int, end ending, before, after string) bool {
+	w := newWorld(t, btrfs.QuotaFull)
+	w.fs.CrashAt(step, true)
+	_ = o.run(t.Context(), w.e)
+	w.close()
+	w.fs.Kill()
+	begun := w.fs.Steps()
+	w.fs.CrashAt(repair, true)
+	w.open()
+	more := w.fs.Steps()-begun >= repair
+	trace := strings.Join(w.fs.Trace(), ", ")
+	w.close()
+	end.cut(w.fs)
+	w.open()
+	if got := w.verify(); got != before && got != after {
+		t.Errorf("after step %d and %s: half done:\n%s", step, trace, got)
+	}
+	w.again(o, trace, after)
+	return more
+}
+
+// meanings is what the kernel's answers mean for a request.
+var meanings = map[error]error{
+	unix.ENOSPC: snapshot.ErrNoSpace, unix.EDQUOT: snapshot.ErrNoSpace, unix.EROFS: snapshot.ErrReadOnly,
+	unix.EIO: snapshot.ErrPoolAway, unix.EBUSY: unix.EBUSY,
+}
+
+// TestFault lets every step fail: alone, together with one that follows, and
+// with all of them. An answer that is not ErrUnfinished is final: nothing was
+// left behind, or all is done.
+func TestFault(t *testing.T) {
+	t.Parallel()
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			for _, mode := range modes {
+				before, after, steps := outcome(t, mode, o)
+				for step := 1; step <= steps; step++ {
+					for next := step; next <= step+3; next++ {
+						failing(t, o, mode, unix.ENOSPC, [][2]int{{step, step}, {next, next}}, before, after)
+					}
+					for fault := range meanings {
+						failing(t, o, mode, fault, [][2]int{{step, math.MaxInt32}}, before, after)
+					}
+				}
+			}
+		})
+	}
+}
+
+func failing(t *testing.T, o operation, mode btrfs.QuotaMode, fault error, at [][2]int, before, after string) {
+	t.Helper()
+	w := newWorld(t, mode)
+	for _, steps := range at {
+		w.fs.FailAt(steps[0], steps[1], fault)
+	}
+	answer := o.run(t.Context(), w.e)
+	trace := fmt.Sprintf("%s quota, %v at %v: %s", mode, fault, at, strings.Join(w.fs.Trace(), ", "))
+	w.fs.Kill() // ends the fault; the engine lives on
+	now := w.fs.Dump()
+	switch {
+	case answer == nil && now != after:
+		t.Errorf("%s: answered, but:\n%s", trace, now)
+	case answer != nil && !errors.Is(answer, meanings[fault]):
+		t.Errorf("%s: got %v, wanted %v in it", trace, answer, meanings[fault])
+	case answer != nil && !errors.Is(answer, snapshot.ErrUnfinished) && now != before:
+		t.Errorf("%s: final answer %v, but left behind:\n%s", trace, answer, now)
+	}
+	w.again(o, trace, after)
+}

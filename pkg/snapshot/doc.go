@@ -1,0 +1,79 @@
+// Package snapshot is the engine: it makes, changes and removes the volumes and
+// snapshots of one node so that a crash at any moment leaves each of them whole
+// or absent. It knows nothing of CSI.
+//
+// # Terms
+//
+//	active     a read-write volume (Prepare)
+//	committed  a snapshot of a volume, read-only (Commit)
+//	view       a read-only volume of a snapshot (View)
+//	pool       a directory on btrfs with an ID of its own; holds all of these
+//	area       a directory of a pool: one for each kind, and removing
+//	slot       <area>/<id>, the directory that bears the record and holds the
+//	           subvolume fs
+//	ledger     the records of all slots of a pool; with the subvolumes, the truth
+//	index      a file over all ledgers (package meta); a cache, and the memory of
+//	           pools that are away
+//
+// # Layout
+//
+//	<state>/
+//	├── index.db
+//	└── pools/
+//	    └── <pool>/                 a btrfs is mounted here; default may be a directory
+//	        ├── pool.json           ID of the pool, version of this layout
+//	        ├── active/<id>/fs      <id>/ bears the record as an xattr, out of
+//	        ├── committed/<id>/fs   reach of the pods, which see fs only
+//	        ├── view/<id>/fs
+//	        └── removing/<kind>-<id>/fs
+//
+// # What a crash leaves
+//
+// A record is written twice: as creating before the subvolume is made, as ready
+// when all of it is there. So a record without a subvolume tells by itself
+// whether there never was one or it is lost.
+//
+//	operation     steps                              durable by
+//	create        1 mkdir the slot                   7
+//	              2 record: creating
+//	              3 make the subvolume
+//	              4 properties
+//	              5 limit
+//	              6 record: ready
+//	              7 fsync
+//	clone         1, 2, snapshot, 4, 5, 6            the snapshot
+//	commit, view  1, 2, snapshot, 6                  the snapshot
+//	resize        4, 5, record with the size, fsync  the fsync
+//	remove        1 rename the slot to removing      4
+//	              2 lift the limit
+//	              3 destroy the subvolume
+//	              4 fsync
+//	              5 rmdir
+//	remove, lost  1, 4, 5                            the fsync
+//
+//	found at the next start                   reconcile
+//	slot without record or subvolume          rmdir
+//	record creating, no subvolume             rmdir
+//	record creating, subvolume                goes on at step 4, and syncs
+//	record ready, subvolume, another limit    sets the limit of the record
+//	record ready, no subvolume                reports it as lost, keeps it
+//	anything in removing with a record        goes on at step 2
+//	subvolume without a record                reports it as foreign, keeps it
+//	record damaged or of a newer version      reports it, keeps it
+//
+// A power cut goes back to the last commit, which is one of the states above: a
+// btrfs commit takes in whole transactions, in order. What had been answered was
+// in it. A snapshot's last record may not have been; it is then written again.
+//
+// A request made again finds the slot by its name and compares it with its
+// record. It syncs before it answers, because the process that made the slot may
+// have died just before it did.
+//
+// # Concurrency
+//
+// Nobody waits. What is made, changed or removed is locked by its ID, the source
+// of a copy shared; a second operation gets ErrBusy. Queries lock nothing: they
+// see a slot before or after a step. No lock is held across the I/O of another
+// volume. Reconcile passes over what is locked and looks at a slot again with its
+// lock held before it touches it.
+package snapshot

@@ -1,0 +1,202 @@
+package snapshot_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
+)
+
+func wants(t testing.TB, err, target error) {
+	t.Helper()
+	if !errors.Is(err, target) {
+		t.Errorf("got error %v, wanted %v", err, target)
+	}
+}
+
+func sized(name string, bytes int64) snapshot.Spec {
+	return snapshot.Spec{Name: name, Size: snapshot.Range{Required: bytes}}
+}
+
+// TestQuotaFailureFailsTheVolume: a volume that cannot be limited must not be.
+func TestQuotaFailureFailsTheVolume(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	defer w.close()
+	before := w.fs.Dump()
+	w.fs.Fail("SetLimit", unix.ENOTCONN)
+	wants(t, second(w.e.Prepare(t.Context(), sized("new", mib), meta.Ref{})), unix.ENOTCONN)
+	wants(t, second(w.e.Prepare(t.Context(), snapshot.Spec{Name: "new"}, meta.Snapshot("snap"))), unix.ENOTCONN)
+	if got := w.fs.Dump(); got != before {
+		t.Errorf("left behind:\n%s", got)
+	}
+}
+
+// TestUndoCutShort has a volume be undone as far as its limit, and no farther.
+func TestUndoCutShort(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	defer w.close()
+	w.fs.Fail("Sync", unix.EIO)
+	w.fs.Fail("Destroy", unix.EBUSY)
+	wants(t, second(w.e.Prepare(t.Context(), sized("new", mib), meta.Ref{})), snapshot.ErrUnfinished)
+	w.fs.Fail("Sync", nil)
+	w.fs.Fail("Destroy", nil)
+	must(t, second(w.e.Prepare(t.Context(), sized("new", mib), meta.Ref{})))
+	usage, err := w.e.Usage(t.Context(), meta.Volume("new"))
+	must(t, err)
+	if usage.Limit != mib {
+		t.Errorf("answered with the limit %d", usage.Limit)
+	}
+}
+
+// TestSickPool: a disk that cannot be read stops what may be on it, not the rest.
+func TestSickPool(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	sick := snaptest.NewFilesystem(btrfs.QuotaFull)
+	w.host.Add("a-sick", sick)
+	w.close()
+	w.open()
+	defer w.close()
+	sick.Fail("Record", unix.EIO)
+	ctx := t.Context()
+	must(t, second(w.e.Stat(ctx, meta.Volume("base"))))
+	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base"))) // again
+	must(t, second(w.e.Resize(ctx, "base", snapshot.Range{Required: 9 * mib})))
+	wants(t, second(w.e.Stat(ctx, meta.Volume("missing"))), snapshot.ErrPoolAway)
+	wants(t, second(w.e.Prepare(ctx, sized("missing", mib), meta.Ref{})), snapshot.ErrPoolAway)
+	wants(t, w.e.Remove(ctx, meta.Volume("missing")), snapshot.ErrPoolAway)
+	must(t, w.e.Remove(ctx, meta.Volume("base")))
+	sick.Fail("Record", nil)
+	wants(t, second(w.e.Stat(ctx, meta.Volume("base"))), snapshot.ErrNotFound)
+}
+
+// TestIndexThatCannotBeWritten: the disk of the index is full. No request fails,
+// and listings tell the truth.
+func TestIndexThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	ctx := t.Context()
+	must(t, w.e.Close()) // every access fails from now on
+	w.fs.Commit()
+	list := func() (ids []string) {
+		must(t, w.e.Walk(ctx, meta.Volumes, "", func(e meta.Entry) bool { ids = append(ids, e.ID); return true }))
+		return ids
+	}
+	must(t, second(w.e.Resize(ctx, "base", snapshot.Range{Required: 8 * mib})))
+	must(t, w.e.Remove(ctx, meta.Volume("other")))
+	if got := list(); len(got) != 2 || got[0] != "base" || got[1] != "view" {
+		t.Errorf("got %q", got)
+	}
+	w.open()
+	defer w.close()
+	w.verify()
+}
+
+// TestSameDiskTwice: a copy of a disk has the same volumes; nobody can tell which
+// are meant.
+func TestSameDiskTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	w.host.Add("fast", w.fs)
+	w.host.Refuse("plain", errors.New("nothing is mounted there"))
+	w.close()
+	w.open()
+	defer w.close()
+	if ids := w.e.PoolIDs(); len(ids) != 1 {
+		t.Errorf("in use: %v", ids)
+	}
+	findings, err := w.e.Plan(t.Context())
+	must(t, err)
+	unusable := 0
+	for _, f := range findings {
+		if f.Problem == snapshot.Unusable {
+			unusable++
+		}
+	}
+	if unusable != 2 {
+		t.Errorf("got %v", findings)
+	}
+	must(t, second(w.e.Prepare(t.Context(), sized("new", mib), meta.Ref{})))
+}
+
+// TestLeftovers: the accounting of what was destroyed is no finding while the
+// kernel needs it or the engine remembers it.
+func TestLeftovers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	stale := func() (found bool) {
+		findings, err := w.e.Plan(t.Context())
+		must(t, err)
+		for _, f := range findings {
+			found = found || f.Problem == snapshot.StaleQuota
+		}
+		return found
+	}
+	must(t, w.e.Remove(t.Context(), meta.Volume("base")))
+	if stale() {
+		t.Error("reported while the kernel drops the tree")
+	}
+	w.fs.Clean()
+	if stale() {
+		t.Error("reported although the engine remembers it")
+	}
+	w.close()
+	w.open() // reconciles
+	defer w.close()
+	if left, err := w.fs.StaleQuota(); err != nil || len(left) > 0 || stale() {
+		t.Errorf("left after a start: %v, %v", left, err)
+	}
+}
+
+// TestInconsistentQuota is rescanned.
+func TestInconsistentQuota(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	w.fs.SetInconsistent()
+	w.verify()
+	w.close()
+	status, err := w.fs.QuotaStatus()
+	if err != nil || status.Inconsistent {
+		t.Errorf("got %+v, %v", status, err)
+	}
+}
+
+// TestPoolStatus tells of pools that serve and of those that cannot.
+func TestPoolStatus(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaSimple)
+	w.host.Refuse("plain", errors.New("nothing is mounted there"))
+	w.close()
+	w.open()
+	defer w.close()
+	w.fs.Fail("Devices", unix.EIO)
+	all := w.e.Pools(t.Context())
+	if len(all) != 2 || all[0].ID != w.fs.ID || all[0].Quota.Mode != btrfs.QuotaSimple || all[0].Error == "" ||
+		all[1].Name != "plain" || all[1].ID != "" || all[1].Error == "" {
+		t.Errorf("got %+v", all)
+	}
+}
+
+// TestDamagedIndex is TestOpenIndexReplaces seen from the engine.
+func TestDamagedIndex(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	w.close()
+	data, err := os.ReadFile(w.index)
+	must(t, err)
+	for _, damage := range [][]byte{data[:len(data)/2], make([]byte, len(data)), append(make([]byte, 8192), data[8192:]...)} {
+		must(t, os.WriteFile(filepath.Clean(w.index), damage, 0o600))
+		w.open()
+		w.compareIndex()
+		w.close()
+	}
+}

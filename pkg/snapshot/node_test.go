@@ -1,0 +1,184 @@
+package snapshot_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
+)
+
+// TestBtrfs runs the suite on real filesystems.
+func TestBtrfs(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, snapshot.QuotaAuto, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			snaptest.Run(t, func(t testing.TB) snaptest.Env { return newNode(t, mode) })
+		})
+	}
+}
+
+// node is the real Env: its state directory is the root of a btrfs.
+type node struct {
+	state string // directory
+	mode  btrfs.QuotaMode
+	host  snapshot.Host
+	disks map[string]string // where the filesystems of other pools are mounted for good
+}
+
+func newNode(t testing.TB, mode btrfs.QuotaMode) *node {
+	t.Helper()
+	n := &node{state: btrfstest.Mount(t), mode: mode, disks: map[string]string{}}
+	var err error
+	n.host, err = snapshot.NewHost(n.state, mode)
+	must(t, err)
+	return n
+}
+
+// start opens an engine over the node, with an index beside the pools.
+func (n *node) start(t testing.TB) *snapshot.Engine {
+	t.Helper()
+	return open(t, n.host, filepath.Join(n.state, "index.db"))
+}
+
+// open returns an engine that is closed when the test ends, unless that is done
+// already.
+func open(t testing.TB, host snapshot.Host, path string) *snapshot.Engine {
+	t.Helper()
+	index, _, err := meta.OpenIndex(path)
+	must(t, err)
+	e, err := snapshot.Open(t.Context(), host, index)
+	must(t, err)
+	t.Cleanup(func() { _ = e.Close() })
+	return e
+}
+
+func (n *node) Host() snapshot.Host { return n.host }
+
+func (n *node) Mode() btrfs.QuotaMode {
+	if n.mode == snapshot.QuotaAuto {
+		return btrfs.QuotaFull
+	}
+	return n.mode
+}
+
+func (n *node) path(pool string) string { return filepath.Join(n.state, "pools", pool) }
+
+func (n *node) Pool(name string) snaptest.Hands {
+	mountPoint := n.state
+	if n.disks[name] != "" {
+		mountPoint = n.path(name)
+	}
+	return hands{n.path(name), mountPoint}
+}
+
+func (n *node) AddPool(t testing.TB, name string) {
+	t.Helper()
+	n.disks[name] = btrfstest.Mount(t)
+	must(t, os.MkdirAll(n.path(name), 0o700))
+	n.Attach(t, name)
+	t.Cleanup(func() { _ = unix.Unmount(n.path(name), unix.MNT_DETACH) })
+}
+
+func (n *node) Attach(t testing.TB, name string) {
+	t.Helper()
+	must(t, unix.Mount(n.disks[name], n.path(name), "", unix.MS_BIND, ""))
+}
+
+// Detach waits for the engine, which looks at its pools at any time.
+func (n *node) Detach(t testing.TB, name string) {
+	t.Helper()
+	err := unix.EBUSY
+	for i := 0; i < 100 && err == unix.EBUSY; i++ {
+		if err, _ = unix.Unmount(n.path(name), 0).(unix.Errno); err == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	must(t, err)
+}
+
+// hands in a pool on disk.
+type hands struct{ pool, mountPoint string }
+
+func (h hands) slot(at snapshot.Slot) string { return filepath.Join(h.pool, string(at.Area), at.Name) }
+func (h hands) fs(at snapshot.Slot) string   { return filepath.Join(h.slot(at), "fs") }
+func (h hands) data(at snapshot.Slot) string { return filepath.Join(h.fs(at), "data") }
+
+func (h hands) Write(at snapshot.Slot, data string) error {
+	return os.WriteFile(h.data(at), []byte(data), 0o644)
+}
+
+// Read takes a subvolume without the file for an empty one.
+func (h hands) Read(at snapshot.Slot) (string, error) {
+	if _, err := btrfs.Info(h.fs(at)); err != nil {
+		return "", err
+	}
+	data, err := os.ReadFile(h.data(at))
+	if os.IsNotExist(err) {
+		return "", nil
+	}
+	return string(data), err
+}
+
+func (h hands) Nest(at snapshot.Slot, name string) error {
+	return btrfs.Create(filepath.Join(h.fs(at), name))
+}
+
+func (h hands) Vanish(at snapshot.Slot) error { return btrfs.Destroy(h.fs(at)) }
+
+func (h hands) PlantSlot(at snapshot.Slot, record []byte) error {
+	if err := os.Mkdir(h.slot(at), 0o700); err != nil && !os.IsExist(err) {
+		return err
+	}
+	if record == nil {
+		return nil
+	}
+	return unix.Setxattr(h.slot(at), meta.LedgerXattr, record, 0)
+}
+
+func (h hands) PlantSubvolume(at snapshot.Slot, data string) error {
+	if err := btrfs.Create(h.fs(at)); err != nil {
+		return err
+	}
+	return h.Write(at, data)
+}
+
+func (h hands) PlantFile(at snapshot.Slot) error {
+	f, err := os.OpenFile(filepath.Join(h.slot(at), "file"), os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func (h hands) SetWritable(at snapshot.Slot) error { return btrfs.SetReadOnly(h.fs(at), false) }
+
+func (h hands) SetReadOnly(readOnly bool) {
+	flags := uintptr(unix.MS_REMOUNT)
+	if readOnly {
+		flags |= unix.MS_RDONLY
+	}
+	if err := unix.Mount("", h.mountPoint, "", flags, ""); err != nil {
+		panic(err)
+	}
+}
+
+func (h hands) Commit() {
+	dir, err := os.Open(h.pool)
+	if err == nil {
+		defer dir.Close()
+		err = unix.Syncfs(int(dir.Fd()))
+	}
+	if err != nil {
+		panic(err)
+	}
+}

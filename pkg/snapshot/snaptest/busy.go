@@ -1,0 +1,91 @@
+package snaptest
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// gated is a Host whose pools stop in the first Snapshot until open is closed.
+type gated struct {
+	snapshot.Host
+	taken         atomic.Bool // the first is in there
+	reached, open chan struct{}
+}
+
+type gatedPool struct {
+	snapshot.Filesystem
+	*gated
+}
+
+func (g *gated) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	filesystem, err := g.Host.Open(ctx, name)
+	return gatedPool{filesystem, g}, err
+}
+
+func (p gatedPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+	if p.taken.CompareAndSwap(false, true) {
+		close(p.reached)
+		<-p.gated.open
+	}
+	return p.Filesystem.Snapshot(from, to, readOnly)
+}
+
+// busy proves what an operation under way refuses, and what it does not.
+func busy(r *rig) {
+	g := &gated{Host: r.host, reached: make(chan struct{}), open: make(chan struct{})}
+	r.host = g
+	r.volume("source", "data")
+	r.reopen()
+	ctx := r.Context()
+	done := make(chan error)
+	go func() {
+		_, err := r.e.Commit(ctx, snapshot.Spec{Name: "first"}, "source")
+		done <- err
+	}()
+	<-g.reached
+
+	_, err := r.e.Commit(ctx, snapshot.Spec{Name: "first"}, "source")
+	r.wants(err, snapshot.ErrBusy, "first")
+	_, err = r.e.Resize(ctx, "source", snapshot.Range{Required: 9 * mib})
+	r.wants(err, snapshot.ErrBusy, "source")
+	r.wants(r.e.Remove(ctx, meta.Volume("source")), snapshot.ErrBusy)
+	r.wants(r.e.Remove(ctx, meta.Snapshot("first")), snapshot.ErrBusy)
+	_, err = r.e.Prepare(ctx, snapshot.Spec{Name: "copy"}, meta.Snapshot("first"))
+	r.wants(err, snapshot.ErrBusy)
+	r.wants(r.stat(meta.Snapshot("first")), snapshot.ErrNotFound)
+	r.planned() // what is under way is no problem
+	r.reconcile()
+	r.check(r.stat(meta.Volume("source")))
+	r.commit("second", "source") // beside the first
+	r.volume("other", "")
+
+	close(g.open)
+	r.check(<-done)
+	r.check(r.stat(meta.Snapshot("first")))
+	r.remove(meta.Volume("source"))
+}
+
+func isAny(err error, targets ...error) bool {
+	for _, target := range targets {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}
+
+func contextWithCancel(r *rig) (context.Context, context.CancelFunc) {
+	return context.WithCancel(r.Context())
+}
+
+// snapOf returns the volume of a name.
+func snapOf(r *rig, volume string) meta.Entry {
+	r.Helper()
+	entry, err := r.e.Stat(r.Context(), meta.Volume(volume))
+	r.check(err)
+	return entry
+}

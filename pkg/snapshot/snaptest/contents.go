@@ -1,0 +1,170 @@
+package snaptest
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// What pods and administrators do, past the engine. None of it is a step.
+
+func (f *Filesystem) behind(at snapshot.Slot, do func(*state) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return wrap("behind the engine", at, do(f.current))
+}
+
+// Write makes data the content of a subvolume; EDQUOT beyond its limit.
+func (f *Filesystem) Write(at snapshot.Slot, data string) error {
+	return f.behind(at, func(s *state) error {
+		sub, err := s.in(at)
+		if err != nil {
+			return err
+		}
+		if limit := s.groups[sub.ID]; f.Mode != btrfs.QuotaNone && limit > 0 && int64(len(data)) > limit {
+			return unix.EDQUOT
+		}
+		if sub.ReadOnly || f.readOnly {
+			return unix.EROFS
+		}
+		sub.data = data
+		return nil
+	})
+}
+
+// Read returns the content of a subvolume.
+func (f *Filesystem) Read(at snapshot.Slot) (data string, err error) {
+	err = f.behind(at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil {
+			data = sub.data
+		}
+		return err
+	})
+	return data, err
+}
+
+// Nest makes a subvolume inside that of a slot.
+func (f *Filesystem) Nest(at snapshot.Slot, name string) error {
+	return f.behind(at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil {
+			sub.nested = append(sub.nested, name)
+		}
+		return err
+	})
+}
+
+// Vanish destroys a subvolume and leaves its slot.
+func (f *Filesystem) Vanish(at snapshot.Slot) error {
+	return f.behind(at, func(s *state) error {
+		sub, err := s.in(at)
+		if err != nil {
+			return err
+		}
+		s.slots[at].subvolume = nil
+		delete(s.groups, sub.ID)
+		return nil
+	})
+}
+
+// PlantSlot makes a slot, if there is none, with a record, or without if that
+// is nil.
+func (f *Filesystem) PlantSlot(at snapshot.Slot, record []byte) error {
+	return f.behind(at, func(s *state) error {
+		if s.slots[at] == nil {
+			s.slots[at] = &slot{}
+		}
+		s.slots[at].record = slices.Clone(record)
+		return nil
+	})
+}
+
+// PlantSubvolume makes a subvolume that holds data in a slot.
+func (f *Filesystem) PlantSubvolume(at snapshot.Slot, data string) error {
+	return f.behind(at, func(s *state) error {
+		to, err := s.room(at)
+		if err == nil {
+			s.add(to, subvolume{data: data})
+		}
+		return err
+	})
+}
+
+// PlantFile puts what is no subvolume into a slot.
+func (f *Filesystem) PlantFile(at snapshot.Slot) error {
+	return f.behind(at, func(s *state) error {
+		to, err := s.room(at)
+		if err == nil {
+			to.file = true
+		}
+		return err
+	})
+}
+
+// SetWritable clears the read-only flag of a subvolume.
+func (f *Filesystem) SetWritable(at snapshot.Slot) error {
+	return f.behind(at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil {
+			sub.ReadOnly = false
+		}
+		return err
+	})
+}
+
+// SetReadOnly remounts the pool, which commits.
+func (f *Filesystem) SetReadOnly(readOnly bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.commit()
+	f.readOnly = readOnly
+}
+
+// SetInconsistent makes a full quota lose count.
+func (f *Filesystem) SetInconsistent() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.inconsistent = true
+}
+
+// Dump tells all that is on the filesystem, a slot a line, but for what differs
+// between two runs of one request: IDs and times.
+func (f *Filesystem) Dump() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var lines []string
+	for _, at := range slices.SortedFunc(maps.Keys(f.current.slots), func(a, b snapshot.Slot) int {
+		return strings.Compare(a.String(), b.String())
+	}) {
+		lines = append(lines, fmt.Sprintf("%s: %s", at, f.current.describe(at)))
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (s *state) describe(at snapshot.Slot) string {
+	found := s.slots[at]
+	text := "no record"
+	if record, err := meta.DecodeRecord(found.record); err == nil {
+		text = fmt.Sprintf("%s %s %d %v %+v %v", record.Name, record.Kind, record.Size, record.Source, record.Parameters, record.Labels)
+		if found.subvolume == nil { // else a state that is behind is no fault
+			text += " " + string(record.State)
+		}
+	} else if found.record != nil {
+		text = fmt.Sprintf("record %q", found.record)
+	}
+	if found.file {
+		text += ", file"
+	}
+	if sub := found.subvolume; sub != nil {
+		text += fmt.Sprintf(", subvolume %q readonly=%v limit=%d nested=%q %+v", sub.data, sub.ReadOnly, s.groups[sub.ID], sub.nested, sub.properties)
+	}
+	return text
+}

@@ -1,0 +1,210 @@
+package snaptest
+
+import (
+	"strings"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// damage are the cases of a disk that is not as the engine left it.
+var damage = []testCase{
+	{"a foreign subvolume is reported and kept", func(r *rig) {
+		for _, where := range []snapshot.Slot{
+			{Area: "active", Name: "pvc"}, {Area: "committed", Name: "snap"}, {Area: "active", Name: "no id!"},
+			{Area: "removing", Name: "active-pvc"}, {Area: "removing", Name: "whatever"},
+		} {
+			r.check(r.pool().PlantSlot(where, nil))
+			r.check(r.pool().PlantSubvolume(where, "somebody's"))
+		}
+		want := []string{"active/no id!: Foreign", "active/pvc: Foreign", "committed/snap: Foreign",
+			"removing/active-pvc: Foreign", "removing/whatever: Foreign"}
+		r.planned(want...)
+		ctx := r.Context()
+		_, err := r.e.Prepare(ctx, sized("pvc", mib), meta.Ref{})
+		r.wants(err, snapshot.ErrForeign, "active/pvc")
+		r.wants(r.stat(meta.Volume("pvc")), snapshot.ErrForeign)
+		r.wants(r.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrForeign)
+		r.wants(r.e.Remove(ctx, meta.Snapshot("snap")), snapshot.ErrForeign)
+		r.reconcile()
+		r.reopen()
+		r.planned(want...)
+		for _, where := range []snapshot.Slot{{Area: "active", Name: "pvc"}, {Area: "removing", Name: "active-pvc"}} {
+			data, err := r.pool().Read(where)
+			r.check(err)
+			r.equal(data, "somebody's")
+		}
+	}},
+	{"a foreign file is kept", func(r *rig) {
+		where := snapshot.Slot{Area: "active", Name: "pvc"}
+		r.check(r.pool().PlantSlot(where, nil))
+		r.check(r.pool().PlantFile(where))
+		_, err := r.e.Prepare(r.Context(), sized("pvc", mib), meta.Ref{})
+		r.wants(err, snapshot.ErrForeign)
+		_, err = r.e.Reconcile(r.Context())
+		r.check(err)
+		r.wants(r.pool().PlantFile(where), errExist)
+		r.check(r.e.Remove(r.Context(), meta.Volume("pvc")))
+		r.wants(r.pool().PlantFile(where), errExist)
+		r.check(r.pool().PlantSlot(where, []byte("x"))) // reported, not repaired
+	}},
+	{"an empty slot is used", func(r *rig) {
+		r.check(r.pool().PlantSlot(snapshot.Slot{Area: "active", Name: "pvc"}, nil))
+		r.wants(r.stat(meta.Volume("pvc")), snapshot.ErrNotFound)
+		r.planned("active/pvc: UnfinishedCreate")
+		r.volume("pvc", "data")
+		r.check(r.pool().PlantSlot(snapshot.Slot{Area: "active", Name: "other"}, nil))
+		r.reconcile()
+		r.planned()
+	}},
+	{"a declared volume is undone", func(r *rig) {
+		r.declare("pvc", meta.Creating)
+		r.wants(r.stat(meta.Volume("pvc")), snapshot.ErrNotFound)
+		r.planned("active/pvc: UnfinishedCreate")
+		r.reconcile()
+		r.planned()
+		r.declare("pvc", meta.Creating)
+		entry := r.prepare(sized("pvc", 3*mib), meta.Ref{})
+		r.equal(entry.Size, int64(3*mib))
+		r.declare("gone", meta.Creating)
+		r.remove(meta.Volume("gone"))
+		r.planned()
+	}},
+	{"a half made volume is completed", func(r *rig) {
+		for _, name := range []string{"by reconcile", "by the same request", "by its removal"} {
+			where := r.declare(name, meta.Creating)
+			r.check(r.pool().PlantSubvolume(where, "data"))
+			r.planned(where.String() + ": UnfinishedCreate")
+			switch name {
+			case "by reconcile":
+				r.reconcile()
+			case "by the same request":
+				r.prepare(sized(name, 4*mib), meta.Ref{})
+			case "by its removal":
+				r.remove(meta.Volume(meta.ID(name)))
+				r.planned()
+				continue
+			}
+			r.planned()
+			entry, err := r.e.Stat(r.Context(), meta.Volume(meta.ID(name)))
+			r.check(err)
+			r.holds(entry, "data")
+			r.limited(entry)
+		}
+	}},
+	{"a lost subvolume is reported and never made anew", func(r *rig) {
+		entry := r.volume("pvc", "data")
+		r.check(r.pool().Vanish(at(entry)))
+		ctx := r.Context()
+		for range 2 {
+			r.planned("active/pvc: Lost")
+			r.wants(r.stat(entry.Ref()), snapshot.ErrLost, "pvc")
+			_, err := r.e.Prepare(ctx, sized("pvc", 5*mib), meta.Ref{})
+			r.wants(err, snapshot.ErrLost)
+			_, err = r.e.Mounts(ctx, "pvc")
+			r.wants(err, snapshot.ErrLost)
+			_, err = r.e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})
+			r.wants(err, snapshot.ErrLost)
+			_, err = r.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")
+			r.wants(err, snapshot.ErrLost)
+			_, err = r.e.Prepare(ctx, snapshot.Spec{Name: "copy"}, entry.Ref())
+			r.wants(err, snapshot.ErrLost)
+			r.reconcile()
+			r.reopen()
+		}
+		r.remove(entry.Ref())
+		r.wants(r.stat(entry.Ref()), snapshot.ErrNotFound)
+		r.planned()
+		r.holds(r.volume("pvc", "again"), "again")
+	}},
+	{"a record that cannot be read is reported and kept", func(r *rig) {
+		good, err := r.volume("other", "").Encode()
+		r.check(err)
+		for name, c := range map[string]struct {
+			record string
+			wants  error
+		}{
+			"noise": {"\x00\xff noise", meta.ErrDamaged},
+			"empty": {" ", meta.ErrDamaged},
+			"cut":   {string(good[:len(good)/2]), meta.ErrDamaged},
+			"newer": {strings.Replace(string(good), `"version":1`, `"version":2`, 1), meta.ErrNewer},
+			"moved": {string(good), snapshot.ErrUnreadable},
+			"large": {strings.Repeat("x", 3*meta.MaxRecordSize), meta.ErrDamaged},
+		} {
+			where := snapshot.Slot{Area: "active", Name: name}
+			r.check(r.pool().PlantSlot(where, []byte(c.record)))
+			r.check(r.pool().PlantSubvolume(where, "data"))
+			r.planned(where.String() + ": UnreadableRecord")
+			r.reopen()
+			r.reconcile()
+			r.planned(where.String() + ": UnreadableRecord")
+			ctx := r.Context()
+			_, prepared := r.e.Prepare(ctx, sized(name, mib), meta.Ref{})
+			_, mounted := r.e.Mounts(ctx, name)
+			_, resized := r.e.Resize(ctx, name, snapshot.Range{Required: 9 * mib})
+			for _, err := range []error{prepared, mounted, resized, r.stat(meta.Volume(name)), r.e.Remove(ctx, meta.Volume(name))} {
+				r.wants(err, snapshot.ErrUnreadable, where.String())
+				r.wants(err, c.wants)
+			}
+			data, err := r.pool().Read(where)
+			r.check(err)
+			r.equal(data, "data")
+			r.check(r.pool().Vanish(where))
+			r.check(r.pool().PlantSlot(where, declared(name, meta.Ready)))
+			r.remove(meta.Volume(name)) // out of the way of the next
+		}
+	}},
+	{"a snapshot that was made writable is reported", func(r *rig) {
+		r.volume("source", "data")
+		snap := r.commit("snap", "source")
+		r.check(r.pool().SetWritable(at(snap)))
+		r.planned("committed/snap: Writable")
+		r.reconcile()
+		r.planned("committed/snap: Writable")
+		r.remove(snap.Ref())
+	}},
+	{"a limit that somebody changed is set again", func(r *rig) {
+		entry := r.volume("pvc", "data")
+		if r.env.Mode() == btrfs.QuotaNone {
+			return
+		}
+		entry.Size = 9 * mib // the record alone
+		record, err := entry.Encode()
+		r.check(err)
+		r.check(r.pool().PlantSlot(at(entry), record))
+		r.planned("active/pvc: WrongLimit")
+		r.reopen() // it is set at each start
+		r.planned()
+		r.limited(entry)
+	}},
+	{"lost metadata loses no data", func(r *rig) {
+		entry := r.volume("pvc", "data")
+		snap := r.commit("snap", "pvc")
+		r.check(r.e.Close())
+		removeFile(r, r.index)
+		r.open()
+		r.equal(r.prepare(sized("pvc", 5*mib), meta.Ref{}), entry)
+		r.equal(r.commit("snap", "pvc"), snap)
+		r.holds(entry, "data")
+		r.equal(r.list(meta.Volumes), []string{"pvc"})
+		r.equal(r.list(meta.Snapshots), []string{"snap"})
+	}},
+}
+
+// declared is the record of a volume of 4 MiB.
+func declared(name string, state meta.State) []byte {
+	data, err := meta.Record{ID: meta.ID(name), Name: name, Kind: meta.Active, State: state, Size: 4 * mib}.Encode()
+	if err != nil {
+		panic(err)
+	}
+	return data
+}
+
+// declare makes a slot with the record of a volume, and no subvolume.
+func (r *rig) declare(name string, state meta.State) snapshot.Slot {
+	r.Helper()
+	where := snapshot.Slot{Area: "active", Name: meta.ID(name)}
+	r.check(r.pool().PlantSlot(where, declared(name, state)))
+	return where
+}

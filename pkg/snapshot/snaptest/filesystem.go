@@ -1,0 +1,585 @@
+package snaptest
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// ErrCrash is what every call answers after a crash, until Kill or PowerCut.
+var ErrCrash = errors.New("crashed")
+
+// Filesystem is a pool in memory. Its exported fields are set before use.
+type Filesystem struct {
+	ID   string
+	Mode btrfs.QuotaMode
+	// Size is the room of the pool in bytes.
+	Size int64
+
+	mu               sync.Mutex // protects all below
+	current, durable *state
+	steps            int
+	faults           []fault
+	failing          map[string]error
+	crashed          bool
+	away             bool
+	readOnly         bool
+	inconsistent     bool
+	trace            []string
+}
+
+var _ snapshot.Filesystem = (*Filesystem)(nil)
+
+// fault is what happens at a step.
+type fault struct {
+	step  int
+	until int // the last step it happens at
+	err   error
+	after bool // the step takes effect first
+	crash bool
+}
+
+// state is all that a commit makes durable.
+type state struct {
+	slots   map[snapshot.Slot]*slot
+	groups  map[uint64]int64 // accounting by subvolume: the limit, 0 for none
+	dropped map[uint64]bool  // destroyed subvolumes that the kernel still drops
+	last    uint64           // subvolume ID
+	transid uint64
+	now     time.Time
+}
+
+// slot is a directory, its xattr and what lies in it.
+type slot struct {
+	record    []byte // nil: none
+	subvolume *subvolume
+	file      bool // something that is no subvolume lies in it
+}
+
+type subvolume struct {
+	btrfs.SubvolumeInfo
+	data       string
+	nested     []string
+	properties meta.Parameters
+}
+
+// NewFilesystem returns an empty pool of 100 GiB.
+func NewFilesystem(mode btrfs.QuotaMode) *Filesystem {
+	f := &Filesystem{ID: uuid.NewString(), Mode: mode, Size: 100 << 30, failing: map[string]error{}}
+	f.current = &state{
+		slots: map[snapshot.Slot]*slot{}, groups: map[uint64]int64{}, dropped: map[uint64]bool{},
+		last: 255, transid: 7, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
+	}
+	f.durable = f.current.clone()
+	return f
+}
+
+func (s *state) clone() *state {
+	c := *s
+	c.groups, c.dropped = maps.Clone(s.groups), maps.Clone(s.dropped)
+	c.slots = make(map[snapshot.Slot]*slot, len(s.slots))
+	for at, old := range s.slots {
+		c.slots[at] = old.clone()
+	}
+	return &c
+}
+
+func (s *slot) clone() *slot {
+	c := *s
+	c.record = slices.Clone(s.record)
+	if s.subvolume != nil {
+		sub := *s.subvolume
+		sub.nested = slices.Clone(sub.nested)
+		c.subvolume = &sub
+	}
+	return &c
+}
+
+// CrashAt makes the n-th step from now on the last one: it does not take effect,
+// or, with after, does so unanswered. Everything behind it fails with ErrCrash.
+func (f *Filesystem) CrashAt(n int, after bool) {
+	f.plan(fault{step: n, until: n, err: ErrCrash, after: after, crash: true})
+}
+
+// FailAt makes the steps n to m from now on fail with err and without effect.
+func (f *Filesystem) FailAt(n, m int, err error) { f.plan(fault{step: n, until: m, err: err}) }
+
+func (f *Filesystem) plan(p fault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.faults) == 0 {
+		f.trace = nil
+	}
+	p.step += f.steps
+	p.until += f.steps
+	f.faults = append(f.faults, p)
+}
+
+// Fail makes every call of a method fail with err and without effect; nil ends
+// it.
+func (f *Filesystem) Fail(method string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		delete(f.failing, method)
+		return
+	}
+	f.failing[method] = err
+}
+
+// Steps returns the number of steps so far.
+func (f *Filesystem) Steps() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.steps
+}
+
+// Trace returns the methods and slots of the steps since a crash or fault was
+// planned, for messages.
+func (f *Filesystem) Trace() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.trace)
+}
+
+// Kill is the death of the process: the filesystem goes on as it is.
+func (f *Filesystem) Kill() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.restart(f.current)
+}
+
+// PowerCut goes back to what was durable. The kernel has nothing to drop then
+// that it had not before.
+func (f *Filesystem) PowerCut() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.restart(f.durable)
+}
+
+func (f *Filesystem) restart(from *state) {
+	f.current = from.clone()
+	f.crashed, f.faults, f.trace = false, nil, nil
+	clear(f.failing)
+}
+
+// Commit makes everything durable, as the kernel does every 30 s.
+func (f *Filesystem) Commit() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.commit()
+}
+
+func (f *Filesystem) commit() {
+	f.current.transid++
+	f.durable = f.current.clone()
+}
+
+// Clean does what the kernel's cleaner does: the trees of destroyed subvolumes
+// are dropped.
+func (f *Filesystem) Clean() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.current.dropped)
+	f.commit()
+}
+
+// step runs one that changes something.
+func (f *Filesystem) step(method string, at snapshot.Slot, do func(*state) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.reachable(method); err != nil {
+		return err
+	}
+	f.steps++
+	f.trace = append(f.trace, fmt.Sprintf("%d %s %s", f.steps, method, at))
+	for _, p := range f.faults {
+		if f.steps < p.step || f.steps > p.until {
+			continue
+		}
+		f.crashed = p.crash
+		if p.after {
+			_ = do(f.current)
+		}
+		return wrap(method, at, p.err)
+	}
+	if f.readOnly && method != "Sync" { // for which there is nothing to do
+		return wrap(method, at, unix.EROFS)
+	}
+	return wrap(method, at, do(f.current))
+}
+
+// look runs one that changes nothing.
+func (f *Filesystem) look(method string, at snapshot.Slot, do func(*state) error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.reachable(method); err != nil {
+		return err
+	}
+	return wrap(method, at, do(f.current))
+}
+
+func (f *Filesystem) reachable(method string) error {
+	switch {
+	case f.crashed:
+		return ErrCrash
+	case f.away:
+		return fmt.Errorf("%w: nothing is mounted", snapshot.ErrPoolAway)
+	}
+	return f.failing[method]
+}
+
+func wrap(method string, at snapshot.Slot, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %s: %w", method, at, err)
+}
+
+// at returns a slot.
+func (s *state) at(at snapshot.Slot) (*slot, error) {
+	if found, ok := s.slots[at]; ok {
+		return found, nil
+	}
+	return nil, fs.ErrNotExist
+}
+
+// in returns the subvolume of a slot.
+func (s *state) in(at snapshot.Slot) (*subvolume, error) {
+	found, err := s.at(at)
+	if err == nil && found.subvolume == nil {
+		err = fs.ErrNotExist
+	}
+	if err != nil {
+		return nil, err
+	}
+	return found.subvolume, nil
+}
+
+// room returns the slot that a subvolume can be made in.
+func (s *state) room(at snapshot.Slot) (*slot, error) {
+	found, err := s.at(at)
+	if err == nil && (found.subvolume != nil || found.file) {
+		err = fs.ErrExist
+	}
+	return found, err
+}
+
+// live reports whether a subvolume has an entry.
+func (s *state) live(id uint64) bool {
+	for _, found := range s.slots {
+		if found.subvolume != nil && found.subvolume.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *state) add(to *slot, sub subvolume) {
+	s.last++
+	s.now = s.now.Add(time.Second)
+	sub.ID, sub.UUID, sub.CreatedTransid, sub.Created = s.last, btrfs.UUID(uuid.New()), s.transid, s.now
+	s.groups[sub.ID] = 0
+	to.subvolume = &sub
+}
+
+func (f *Filesystem) PoolID() string { return f.ID }
+
+func (f *Filesystem) Alive() error {
+	return f.look("Alive", snapshot.Slot{}, func(*state) error { return nil })
+}
+
+func (f *Filesystem) Space() (space btrfs.Space, err error) {
+	err = f.look("Space", snapshot.Slot{}, func(s *state) error {
+		used := int64(0)
+		for _, found := range s.slots {
+			if found.subvolume != nil {
+				used += int64(len(found.subvolume.data))
+			}
+		}
+		space = btrfs.Space{Size: f.Size, Available: f.Size - used, DataTotal: f.Size, DataUsed: used, ReadOnly: f.readOnly}
+		return nil
+	})
+	return space, err
+}
+
+func (f *Filesystem) Devices() ([]btrfs.Device, error) {
+	return nil, f.look("Devices", snapshot.Slot{}, func(*state) error { return nil })
+}
+
+func (f *Filesystem) SlotPath(at snapshot.Slot) string {
+	return path.Join("/memory", f.ID, at.String(), "fs")
+}
+
+func (f *Filesystem) List(area snapshot.Area) (names []string, err error) {
+	err = f.look("List", snapshot.Slot{Area: area}, func(s *state) error {
+		for at := range s.slots {
+			if at.Area == area {
+				names = append(names, at.Name)
+			}
+		}
+		return nil
+	})
+	return names, err
+}
+
+func (f *Filesystem) Mkdir(at snapshot.Slot) error {
+	return f.step("Mkdir", at, func(s *state) error {
+		if s.slots[at] != nil {
+			return fs.ErrExist
+		}
+		s.slots[at] = &slot{}
+		return nil
+	})
+}
+
+func (f *Filesystem) Rmdir(at snapshot.Slot) error {
+	return f.step("Rmdir", at, func(s *state) error {
+		found, err := s.at(at)
+		if err != nil {
+			return err
+		}
+		if found.subvolume != nil || found.file {
+			return snapshot.ErrNotEmpty
+		}
+		delete(s.slots, at)
+		return nil
+	})
+}
+
+func (f *Filesystem) Move(from, to snapshot.Slot) error {
+	return f.step("Move", from, func(s *state) error {
+		found, err := s.at(from)
+		if err != nil {
+			return err
+		}
+		if s.slots[to] != nil {
+			return fs.ErrExist
+		}
+		delete(s.slots, from)
+		s.slots[to] = found
+		return nil
+	})
+}
+
+func (f *Filesystem) Record(at snapshot.Slot) (record []byte, err error) {
+	err = f.look("Record", at, func(s *state) error {
+		found, err := s.at(at)
+		if err == nil {
+			record = slices.Clone(found.record)
+		}
+		return err
+	})
+	return record, err
+}
+
+func (f *Filesystem) SetRecord(at snapshot.Slot, record []byte) error {
+	return f.step("SetRecord", at, func(s *state) error {
+		found, err := s.at(at)
+		if err == nil {
+			found.record = slices.Clone(record)
+		}
+		return err
+	})
+}
+
+func (f *Filesystem) Sync(at snapshot.Slot) error {
+	return f.step("Sync", at, func(s *state) error {
+		_, err := s.at(at)
+		if err == nil {
+			f.commit()
+		}
+		return err
+	})
+}
+
+func (f *Filesystem) Create(at snapshot.Slot) error {
+	return f.step("Create", at, func(s *state) error {
+		to, err := s.room(at)
+		if err == nil {
+			s.add(to, subvolume{})
+		}
+		return err
+	})
+}
+
+func (f *Filesystem) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+	return f.step("Snapshot", to, func(s *state) error {
+		source, err := s.in(from)
+		if err != nil {
+			return err
+		}
+		target, err := s.room(to)
+		if err != nil {
+			return err
+		}
+		s.add(target, subvolume{
+			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
+			data:          source.data, properties: source.properties, // what is nested is left out
+		})
+		f.commit()
+		return nil
+	})
+}
+
+func (f *Filesystem) Destroy(at snapshot.Slot) error {
+	return f.step("Destroy", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err != nil {
+			return err
+		}
+		if limit := s.groups[sub.ID]; f.Mode == btrfs.QuotaSimple && limit > 0 && int64(len(sub.data)) >= limit {
+			return unix.EDQUOT
+		}
+		s.slots[at].subvolume = nil
+		s.dropped[sub.ID] = true
+		return nil
+	})
+}
+
+func (f *Filesystem) Info(at snapshot.Slot) (info btrfs.SubvolumeInfo, err error) {
+	err = f.look("Info", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil {
+			info = sub.SubvolumeInfo
+		}
+		return err
+	})
+	return info, err
+}
+
+func (f *Filesystem) Nested(at snapshot.Slot) (paths []string, err error) {
+	err = f.look("Nested", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil {
+			paths = slices.Clone(sub.nested)
+		}
+		return err
+	})
+	return paths, err
+}
+
+func (f *Filesystem) Apply(at snapshot.Slot, p meta.Parameters) error {
+	return f.step("Apply", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err != nil {
+			return err
+		}
+		sub.properties.NoDataCow = sub.properties.NoDataCow || p.NoDataCow
+		if p.Compression != "" {
+			sub.properties.Compression = p.Compression
+		}
+		return nil
+	})
+}
+
+func (f *Filesystem) QuotaStatus() (status btrfs.QuotaStatus, err error) {
+	err = f.look("QuotaStatus", snapshot.Slot{}, func(*state) error {
+		status = btrfs.QuotaStatus{Mode: f.Mode, Enabled: f.Mode != btrfs.QuotaNone, Inconsistent: f.inconsistent}
+		return nil
+	})
+	return status, err
+}
+
+func (f *Filesystem) Rescan() error {
+	return f.step("Rescan", snapshot.Slot{}, func(*state) error {
+		if f.Mode != btrfs.QuotaFull {
+			return unix.EINVAL
+		}
+		f.inconsistent = false
+		return nil
+	})
+}
+
+func (f *Filesystem) SetLimit(id uint64, bytes int64) error {
+	return f.quota("SetLimit", func(s *state) error {
+		if _, ok := s.groups[id]; !ok {
+			return fs.ErrNotExist
+		}
+		s.groups[id] = bytes
+		return nil
+	})
+}
+
+func (f *Filesystem) LiftLimit(id uint64) error {
+	return f.quota("LiftLimit", func(s *state) error {
+		if _, ok := s.groups[id]; ok {
+			s.groups[id] = 0
+		}
+		return nil
+	})
+}
+
+func (f *Filesystem) ForgetQuota(id uint64) error {
+	return f.quota("ForgetQuota", func(s *state) error {
+		if s.live(id) || s.dropped[id] {
+			return unix.EBUSY
+		}
+		delete(s.groups, id)
+		return nil
+	})
+}
+
+// quota is step, and nothing where there is none.
+func (f *Filesystem) quota(method string, do func(*state) error) error {
+	return f.step(method, snapshot.Slot{}, func(s *state) error {
+		if f.Mode == btrfs.QuotaNone {
+			return nil
+		}
+		return do(s)
+	})
+}
+
+func (f *Filesystem) Limits() (limits map[uint64]int64, err error) {
+	err = f.look("Limits", snapshot.Slot{}, func(s *state) error {
+		if f.Mode != btrfs.QuotaNone {
+			limits = maps.Clone(s.groups)
+		}
+		return nil
+	})
+	return limits, err
+}
+
+func (f *Filesystem) Usage(id uint64) (usage snapshot.Usage, err error) {
+	err = f.look("Usage", snapshot.Slot{}, func(s *state) error {
+		limit, ok := s.groups[id]
+		switch {
+		case f.Mode == btrfs.QuotaNone:
+			return snapshot.ErrNoQuota
+		case !ok:
+			return fs.ErrNotExist
+		}
+		usage.Limit = limit
+		for _, found := range s.slots {
+			if found.subvolume != nil && found.subvolume.ID == id {
+				usage.Used = int64(len(found.subvolume.data))
+			}
+		}
+		return nil
+	})
+	return usage, err
+}
+
+func (f *Filesystem) StaleQuota() (stale []uint64, err error) {
+	err = f.look("StaleQuota", snapshot.Slot{}, func(s *state) error {
+		for id := range s.groups {
+			if f.Mode != btrfs.QuotaNone && !s.live(id) && !s.dropped[id] {
+				stale = append(stale, id)
+			}
+		}
+		return nil
+	})
+	return stale, err
+}

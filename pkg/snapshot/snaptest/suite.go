@@ -1,0 +1,314 @@
+package snaptest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// Env is a fresh node with the empty pool DefaultPool, of 2 GiB or more.
+type Env interface {
+	Host() snapshot.Host
+	Mode() btrfs.QuotaMode
+	// Pool returns the hands in a pool that is there.
+	Pool(name string) Hands
+	// AddPool mounts another empty pool, before or while an engine runs.
+	AddPool(t testing.TB, name string)
+	// Detach unmounts a pool that AddPool mounted, Attach mounts it again.
+	Detach(t testing.TB, name string)
+	Attach(t testing.TB, name string)
+}
+
+// Hands do in a pool what pods and administrators do, past the engine. See
+// Filesystem for each.
+type Hands interface {
+	Write(at snapshot.Slot, data string) error
+	Read(at snapshot.Slot) (string, error)
+	Nest(at snapshot.Slot, name string) error
+	Vanish(at snapshot.Slot) error
+	PlantSlot(at snapshot.Slot, record []byte) error
+	PlantSubvolume(at snapshot.Slot, data string) error
+	PlantFile(at snapshot.Slot) error
+	SetWritable(at snapshot.Slot) error
+	SetReadOnly(readOnly bool)
+	// Commit brings what is counted up to date.
+	Commit()
+}
+
+var _ Hands = (*Filesystem)(nil)
+
+// memory is the Env over Host.
+type memory struct {
+	host *Host
+	mode btrfs.QuotaMode
+}
+
+// NewEnv returns a node whose pools are in memory.
+func NewEnv(mode btrfs.QuotaMode) Env { return &memory{NewHost(mode), mode} }
+
+func (m *memory) Host() snapshot.Host               { return m.host }
+func (m *memory) Mode() btrfs.QuotaMode             { return m.mode }
+func (m *memory) Pool(name string) Hands            { return m.host.Pool(name) }
+func (m *memory) AddPool(_ testing.TB, name string) { m.host.Add(name, NewFilesystem(m.mode)) }
+func (m *memory) Detach(_ testing.TB, name string)  { m.host.Detach(name) }
+func (m *memory) Attach(_ testing.TB, name string)  { m.host.Attach(name) }
+
+// testCase is a named promise of the engine. It gets a node of its own.
+type testCase struct {
+	name string
+	run  func(*rig)
+}
+
+// Run proves that the engine keeps its promises over the nodes that open returns,
+// one for each case.
+func Run(t *testing.T, open func(t testing.TB) Env) {
+	for _, c := range slices.Concat(creation, removal, damage, pooling) {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := &rig{T: t, env: open(t), index: filepath.Join(t.TempDir(), "index.db")}
+			r.host = r.env.Host()
+			r.open()
+			defer func() { r.check(r.e.Close()) }()
+			c.run(r)
+			r.settle()
+		})
+	}
+}
+
+// rig is a node, an engine over it and the means of the cases.
+type rig struct {
+	*testing.T
+	env   Env
+	host  snapshot.Host
+	index string // path
+	e     *snapshot.Engine
+}
+
+func (r *rig) open() {
+	r.Helper()
+	index, _, err := meta.OpenIndex(r.index)
+	r.check(err)
+	r.e, err = snapshot.Open(r.Context(), r.host, index)
+	r.check(err)
+}
+
+// reopen is a restart of the driver.
+func (r *rig) reopen() {
+	r.Helper()
+	r.check(r.e.Close())
+	r.open()
+}
+
+func (r *rig) check(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+// wants fails unless err is target and names all of the words.
+func (r *rig) wants(err, target error, words ...string) {
+	r.Helper()
+	if !errors.Is(err, target) {
+		r.Fatalf("got error %v, wanted %v", err, target)
+	}
+	for _, word := range words {
+		if !strings.Contains(err.Error(), word) {
+			r.Errorf("%q is missing from %q", word, err)
+		}
+	}
+}
+
+// equal compares two values by their JSON.
+func (r *rig) equal(got, want any) {
+	r.Helper()
+	a, err := json.Marshal(got)
+	r.check(err)
+	b, err := json.Marshal(want)
+	r.check(err)
+	if string(a) != string(b) {
+		r.Errorf("got %s, wanted %s", a, b)
+	}
+}
+
+func (r *rig) pool() Hands { return r.env.Pool(snapshot.DefaultPool) }
+
+func sized(name string, bytes int64) snapshot.Spec {
+	return snapshot.Spec{Name: name, Size: snapshot.Range{Required: bytes}}
+}
+
+// volume makes one of 5 MiB that holds data.
+func (r *rig) volume(name, data string) meta.Entry {
+	r.Helper()
+	entry := r.prepare(sized(name, 5*mib), meta.Ref{})
+	r.check(r.pool().Write(at(entry), data))
+	return entry
+}
+
+func (r *rig) prepare(spec snapshot.Spec, source meta.Ref) meta.Entry {
+	r.Helper()
+	entry, err := r.e.Prepare(r.Context(), spec, source)
+	r.check(err)
+	return entry
+}
+
+func (r *rig) commit(name, volume string) meta.Entry {
+	r.Helper()
+	entry, err := r.e.Commit(r.Context(), snapshot.Spec{Name: name}, volume)
+	r.check(err)
+	return entry
+}
+
+func (r *rig) remove(ref meta.Ref) {
+	r.Helper()
+	r.check(r.e.Remove(r.Context(), ref))
+}
+
+func (r *rig) stat(ref meta.Ref) error {
+	_, err := r.e.Stat(r.Context(), ref)
+	return err
+}
+
+func (r *rig) holds(entry meta.Entry, want string) {
+	r.Helper()
+	got, err := r.env.Pool(entry.Pool).Read(at(entry))
+	r.check(err)
+	if got != want {
+		r.Errorf("%s holds %q, wanted %q", entry.Ref(), got, want)
+	}
+}
+
+// limited fails unless the limit of a volume is its size.
+func (r *rig) limited(entry meta.Entry) {
+	r.Helper()
+	usage, err := r.e.Usage(r.Context(), entry.Ref())
+	if r.env.Mode() == btrfs.QuotaNone {
+		r.wants(err, snapshot.ErrNoQuota)
+		return
+	}
+	r.check(err)
+	if usage.Limit != entry.Size {
+		r.Errorf("limit of %s is %d, wanted %d", entry.Ref(), usage.Limit, entry.Size)
+	}
+}
+
+// at is where an entry lives.
+func at(entry meta.Entry) snapshot.Slot {
+	return snapshot.Slot{Area: snapshot.Area(entry.Kind), Name: entry.ID}
+}
+
+// findings returns the problems that are planned, as `path: problem`, sorted.
+func (r *rig) findings() []string {
+	r.Helper()
+	found, err := r.e.Plan(r.Context())
+	r.check(err)
+	var lines []string
+	for _, f := range found {
+		// The kernel counts, and drops what was destroyed, in its own time.
+		if f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+			lines = append(lines, fmt.Sprintf("%s: %s", f.Path, f.Problem))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+func (r *rig) planned(want ...string) {
+	r.Helper()
+	if got := r.findings(); !slices.Equal(got, want) {
+		r.Errorf("planned %q, wanted %q", got, want)
+	}
+}
+
+func (r *rig) reconcile() {
+	r.Helper()
+	findings, err := r.e.Reconcile(r.Context())
+	r.check(err)
+	for _, f := range findings {
+		if f.Error != "" {
+			r.Errorf("%v: %s", f, f.Error)
+		}
+	}
+}
+
+// list returns the IDs that Walk tells.
+func (r *rig) list(class meta.Class) []string {
+	r.Helper()
+	ids := []string{}
+	r.check(r.e.Walk(r.Context(), class, "", func(e meta.Entry) bool { ids = append(ids, e.ID); return true }))
+	return ids
+}
+
+// settle proves at the end of a case that there is nothing left to repair and
+// that the index says what the ledger says.
+func (r *rig) settle() {
+	r.Helper()
+	ctx := r.Context()
+	r.eventually(func() error {
+		r.reconcile()
+		findings, err := r.e.Plan(ctx)
+		for _, f := range findings {
+			if f.Repair != "" {
+				err = fmt.Errorf("left to repair: %v", f)
+			}
+		}
+		return err
+	})
+	items, err := r.e.Inventory(ctx)
+	r.check(err)
+	ledger := map[meta.Class][]string{meta.Volumes: {}, meta.Snapshots: {}}
+	for _, item := range items {
+		if item.Status == "Ready" {
+			class := item.Kind.Class()
+			ledger[class] = append(ledger[class], item.ID)
+		}
+	}
+	for class, ids := range ledger {
+		slices.Sort(ids)
+		r.equal(r.list(class), ids)
+	}
+}
+
+// eventually fails with the last error of fn after 10 s.
+func (r *rig) eventually(fn func() error) {
+	r.Helper()
+	var err error
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if err = fn(); err == nil {
+			return
+		}
+	}
+	r.Fatal(err)
+}
+
+// follow runs the engine until the case ends.
+func (r *rig) follow() {
+	ctx, cancel := context.WithCancel(r.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r.e.Run(ctx)
+	}()
+	r.Cleanup(func() { cancel(); <-done })
+}
+
+// inUse waits until a pool is in use, or is not.
+func (r *rig) inUse(name string, want bool) {
+	r.Helper()
+	r.eventually(func() error {
+		if _, ok := r.e.PoolIDs()[name]; ok != want {
+			return fmt.Errorf("pool %q in use: %v", name, ok)
+		}
+		return nil
+	})
+}

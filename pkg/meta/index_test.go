@@ -216,64 +216,111 @@ func TestIndexHistoryIsBounded(t *testing.T) {
 	same(t, len(history), 2)
 }
 
+// closed is an index file with its seal.
+type closed struct{ data, seal []byte }
+
+// closedIndex returns one of n entries, changed by change as a fault would.
+func closedIndex(t testing.TB, n int, change func(*bolt.Tx) error) closed {
+	t.Helper()
+	x, path := newIndex(t)
+	for i := range n {
+		put(t, x, entry(Active, fmt.Sprintf("pvc-%d", i), poolA, Snapshot("s")))
+	}
+	must(t, x.db.Update(change))
+	must(t, x.Close())
+	return readClosed(t, path)
+}
+
+func readClosed(t testing.TB, path string) closed {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	must(t, err)
+	seal, err := os.ReadFile(sealPath(path))
+	must(t, err)
+	return closed{data, seal}
+}
+
+// write lays the files down in a new directory. A nil seal is none.
+func (c closed) write(t testing.TB) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "index.db")
+	must(t, os.WriteFile(path, c.data, 0o600))
+	if c.seal != nil {
+		must(t, os.WriteFile(sealPath(path), c.seal, 0o600))
+	}
+	return path
+}
+
 func TestOpenIndexReplaces(t *testing.T) {
 	t.Parallel()
-	whole := func(t *testing.T) []byte {
-		x, path := newIndex(t)
-		for i := range 500 {
-			put(t, x, entry(Active, fmt.Sprintf("pvc-%d", i), poolA, Snapshot("s")))
-		}
-		must(t, x.Close())
-		data, err := os.ReadFile(path)
-		must(t, err)
-		return data
-	}(t)
-	other := func(change func(*bolt.Tx) error) []byte {
-		x, path := newIndex(t)
-		put(t, x, entry(Active, "pvc", poolA, Snapshot("s")))
-		must(t, x.db.Update(change))
-		must(t, x.Close())
-		data, err := os.ReadFile(path)
-		must(t, err)
-		return data
-	}
+	nothing := func(*bolt.Tx) error { return nil }
+	whole := closedIndex(t, 500, nothing)
 	noise := bytes.Repeat([]byte("noise "), 50_000)
-	spoiled := func(from, to int) []byte {
-		data := bytes.Clone(whole)
+	with := func(data []byte) closed { return closed{data, whole.seal} }
+	sealed := func(seal string) closed { return closed{whole.data, []byte(seal)} }
+	spoiled := func(from, to int) closed {
+		data := bytes.Clone(whole.data)
 		copy(data[from:to], noise)
-		return data
+		return with(data)
 	}
-	for name, data := range map[string][]byte{
-		"empty":               {},
-		"a byte":              {0},
-		"cut to a page":       whole[:4096],
-		"cut to the meta":     whole[:8192],
-		"cut in half":         whole[:len(whole)/2],
-		"zeros":               make([]byte, len(whole)),
-		"noise":               noise,
-		"noise in the metas":  spoiled(0, 8192),
-		"noise in the middle": spoiled(len(whole)/4, len(whole)*3/4),
-		"noise behind metas":  spoiled(8192, len(whole)),
-		"other version": other(func(tx *bolt.Tx) error {
+	half := len(whole.data) / 2
+	for name, file := range map[string]closed{
+		"empty":                    with(nil),
+		"a byte":                   with([]byte{0}),
+		"cut to a page":            with(whole.data[:4096]),
+		"cut in half":              with(whole.data[:half]),
+		"longer":                   with(append(bytes.Clone(whole.data), 0)),
+		"zeros":                    with(make([]byte, len(whole.data))),
+		"noise":                    with(noise),
+		"noise in the metas":       spoiled(0, 8192),
+		"noise in the middle":      spoiled(half/2, half),
+		"a byte of noise":          spoiled(half, half+1),
+		"older":                    {closedIndex(t, 7, nothing).data, whole.seal},
+		"no seal":                  {whole.data, nil},
+		"empty seal":               sealed(""),
+		"empty object":             sealed("{}"),
+		"noise as seal":            sealed("noise"),
+		"open at a boot long gone": sealed(`{"boot":"00000000-0000-0000-0000-000000000000"}`),
+		"other version": closedIndex(t, 1, func(tx *bolt.Tx) error {
 			return tx.Bucket(bucketMeta).Put(keyVersion, []byte{indexVersion + 1})
 		}),
-		"a bucket is missing": other(func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketChildren) }),
+		"a bucket is missing": closedIndex(t, 1, func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketChildren) }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			path := filepath.Join(t.TempDir(), "index.db")
-			must(t, os.WriteFile(path, data, 0o600))
+			path := file.write(t)
 			x, renewed, err := OpenIndex(path)
 			must(t, err)
-			defer func() { must(t, x.Close()) }()
 			must(t, x.Check())
 			got := walked(t, 999, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) })
-			if len(got) != 0 || (renewed == "" && len(data) > 0) {
+			if len(got) != 0 || renewed == "" {
 				t.Errorf("%d entries, renewed because %q", len(got), renewed)
 			}
 			put(t, x, entry(Active, "new", poolA, Ref{}))
+			must(t, x.Close())
+			x, renewed, err = OpenIndex(path) // it is a good one now
+			must(t, err)
+			same(t, renewed, "")
+			must(t, x.Close())
 		})
 	}
+}
+
+// TestOpenIndexAfterKill: a killed process leaves its seal, and a file that is
+// as good as the page cache.
+func TestOpenIndexAfterKill(t *testing.T) {
+	t.Parallel()
+	x, path := newIndex(t)
+	put(t, x, entry(Active, "pvc", poolA, Ref{}))
+	left := readClosed(t, path) // not closed at all
+	again, renewed, err := OpenIndex(left.write(t))
+	must(t, err)
+	found, err := again.Lookup(Volume("pvc"))
+	must(t, err)
+	if len(found) != 1 || renewed != "" {
+		t.Errorf("got %v, renewed because %q", found, renewed)
+	}
+	must(t, again.Close())
 }
 
 func TestOpenIndexKeeps(t *testing.T) {
@@ -381,28 +428,17 @@ func TestOpenIndexInUse(t *testing.T) {
 	must(t, x.Close())
 }
 
-// FuzzOpenIndex proves that no file can harm the driver, and that what is opened
-// can be used.
+// FuzzOpenIndex proves that no file and no seal can harm the driver, and that
+// what is opened can be used.
 func FuzzOpenIndex(f *testing.F) {
-	x, path := newIndex(f)
-	put(f, x, entry(Active, "pvc", poolA, Snapshot("s")), entry(Committed, "s", poolA, Volume("pvc")))
-	must(f, x.Close())
-	whole, err := os.ReadFile(path)
-	must(f, err)
-	f.Add([]byte{}, 0, byte(0))
-	f.Add(whole, 0, byte(0))
-	f.Add(whole[:len(whole)/2], 0, byte(0))
-	for at := 0; at < len(whole); at += 509 {
-		f.Add(whole, at, byte(0xff))
-	}
-	f.Fuzz(func(t *testing.T, data []byte, at int, flip byte) {
-		data = bytes.Clone(data)
-		if at >= 0 && at < len(data) {
-			data[at] ^= flip
-		}
-		path := filepath.Join(t.TempDir(), "index.db")
-		must(t, os.WriteFile(path, data, 0o600))
-		x, _, err := OpenIndex(path)
+	good := closedIndex(f, 3, func(*bolt.Tx) error { return nil })
+	f.Add(good.data, good.seal)
+	f.Add([]byte{}, []byte{})
+	f.Add(good.data[:len(good.data)/2], good.seal)
+	f.Add(good.data, good.seal[:len(good.seal)/2])
+	f.Add(good.data, []byte(`{"boot":"x","sha256":"y"}`))
+	f.Fuzz(func(t *testing.T, data, seal []byte) {
+		x, _, err := OpenIndex(closed{data, seal}.write(t))
 		must(t, err)
 		put(t, x, entry(Active, "new", poolB, Ref{}))
 		must(t, x.Check())

@@ -32,7 +32,7 @@ var operations = []operation{
 	{"create", func(ctx context.Context, e *snapshot.Engine) error {
 		_, err := e.Prepare(ctx, snapshot.Spec{
 			Name: "new", Size: snapshot.Range{Required: 3 * mib}, Labels: map[string]string{"pvc": "data"},
-			Parameters: meta.Parameters{Compression: "zstd", NoDataCow: true},
+			Parameters: meta.Parameters{Compression: "zstd"},
 		}, meta.Ref{})
 		return err
 	}},
@@ -106,6 +106,19 @@ func must(t testing.TB, err error) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// indexFiles returns the index and what lies beside it.
+func (w *world) indexFiles() map[string][]byte {
+	w.t.Helper()
+	paths, err := filepath.Glob(w.index + "*")
+	must(w.t, err)
+	files := map[string][]byte{}
+	for _, path := range paths {
+		files[path], err = os.ReadFile(path)
+		must(w.t, err)
+	}
+	return files
+}
 
 func (w *world) open() {
 	w.t.Helper()
@@ -221,8 +234,9 @@ func TestCrash(t *testing.T) {
 
 func crash(t *testing.T, o operation, step int, takesEffect bool, end ending, index, before, after string) {
 	w := newWorld(t, btrfs.QuotaFull)
-	old, err := os.ReadFile(w.index)
-	must(t, err)
+	w.close() // so that its index is one that was closed in order
+	old := w.indexFiles()
+	w.open()
 	w.fs.CrashAt(step, takesEffect)
 	answer := o.run(t.Context(), w.e)
 	if answer == nil {
@@ -233,7 +247,9 @@ func crash(t *testing.T, o operation, step int, takesEffect bool, end ending, in
 	end.cut(w.fs)
 	switch index {
 	case "old":
-		must(t, os.WriteFile(w.index, old, 0o600))
+		for path, data := range old {
+			must(t, os.WriteFile(path, data, 0o600))
+		}
 	case "no":
 		must(t, os.Remove(w.index))
 	}

@@ -27,6 +27,9 @@ type disk struct {
 	device uint64 // st_dev of the pool's directory: a number that no two subvolumes share
 	id     string // of the pool
 	mode   btrfs.QuotaMode
+	// readOnly is set when the pool could not be written as it was opened: its
+	// quota may be off and its limits are not those of the records.
+	readOnly bool
 }
 
 var _ Filesystem = (*disk)(nil)
@@ -65,7 +68,15 @@ func (d *disk) inRoot(fn func(path string) error) error {
 
 func (d *disk) PoolID() string { return d.id }
 
-func (d *disk) Alive() error { return d.within(func(string) error { return nil }) }
+// Alive fails also for a pool that has become writable, so that it is opened anew.
+func (d *disk) Alive() error {
+	if d.readOnly {
+		if space, err := d.Space(); err == nil && !space.ReadOnly {
+			return errors.New("it can be written now, and is opened again for its quota")
+		}
+	}
+	return d.within(func(string) error { return nil })
+}
 
 func (d *disk) SlotPath(s Slot) string {
 	return filepath.Join(d.path, string(s.Area), s.Name, subvolumeName)

@@ -24,6 +24,9 @@ const DefaultPool = "default"
 // maintenance is the time between two looks at the quota of every pool.
 const maintenance = 30 * time.Second
 
+// retryBroken is the time between two attempts at a pool that cannot be used.
+const retryBroken = time.Second
+
 // Engine makes, changes and removes the volumes and snapshots of one node.
 // It is safe for concurrent use: operations on different volumes never wait for
 // each other, two on the same one do not wait either (ErrBusy).
@@ -83,11 +86,25 @@ func (e *Engine) Close() error {
 func (e *Engine) Run(ctx context.Context) {
 	go e.maintain(ctx)
 	for ctx.Err() == nil {
-		e.host.Wait(ctx)
+		e.wait(ctx)
 		if err := e.refresh(ctx); err != nil && ctx.Err() == nil {
 			klog.FromContext(ctx).Error(err, "Pools cannot be read")
 		}
 	}
+}
+
+// wait returns when the pools may have changed; soon, while one cannot be used:
+// what is wrong with it may pass without a change of the mounts.
+func (e *Engine) wait(ctx context.Context) {
+	e.mu.RLock()
+	broken := len(e.broken) > 0
+	e.mu.RUnlock()
+	if broken {
+		soon, cancel := context.WithTimeout(ctx, retryBroken)
+		defer cancel()
+		ctx = soon
+	}
+	e.host.Wait(ctx)
 }
 
 // refresh brings the pools in use in line with those that are there.

@@ -3,7 +3,6 @@ package snapshot_test
 import (
 	"errors"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -194,7 +193,7 @@ func TestDamagedIndex(t *testing.T) {
 	data, err := os.ReadFile(w.index)
 	must(t, err)
 	for _, damage := range [][]byte{data[:len(data)/2], make([]byte, len(data)), append(make([]byte, 8192), data[8192:]...)} {
-		must(t, os.WriteFile(filepath.Clean(w.index), damage, 0o600))
+		must(t, os.WriteFile(w.index, damage, 0o600))
 		w.open()
 		w.compareIndex()
 		w.close()

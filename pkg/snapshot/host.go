@@ -171,6 +171,11 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
 	d.device = st.Dev
+	space, err := d.Space()
+	if err != nil {
+		return nil, fmt.Errorf("pool %q: %w", name, err)
+	}
+	d.readOnly = space.ReadOnly
 	if err := d.identify(n.passive); err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
@@ -288,8 +293,8 @@ func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode, passive bo
 	if status.Mode != btrfs.QuotaNone {
 		return fmt.Errorf("the filesystem has %s quota: %w; disable it there (btrfs quota disable), or take --quota auto", status.Mode, btrfs.ErrQuotaMode)
 	}
-	if space, err := d.Space(); err != nil || space.ReadOnly {
-		return err // cannot be written, so there is nothing to limit
+	if d.readOnly {
+		return nil // there is nothing to limit
 	}
 	klog.FromContext(ctx).Info("Enabling quota on the whole filesystem", "path", d.path, "mode", want)
 	return d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })

@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -96,9 +97,9 @@ func (n *node) Attach(t testing.TB, name string) {
 // Detach waits for the engine, which looks at its pools at any time.
 func (n *node) Detach(t testing.TB, name string) {
 	t.Helper()
-	err := unix.EBUSY
-	for i := 0; i < 100 && err == unix.EBUSY; i++ {
-		if err, _ = unix.Unmount(n.path(name), 0).(unix.Errno); err == 0 {
+	var err error = unix.EBUSY
+	for i := 0; i < 100 && errors.Is(err, unix.EBUSY); i++ {
+		if err = unix.Unmount(n.path(name), 0); err == nil {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)

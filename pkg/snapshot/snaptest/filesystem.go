@@ -477,6 +477,9 @@ func (f *Filesystem) Apply(at snapshot.Slot, p meta.Parameters) error {
 		if err != nil {
 			return err
 		}
+		if p.NoDataCow && p.Compression != "" {
+			return unix.EINVAL
+		}
 		sub.properties.NoDataCow = sub.properties.NoDataCow || p.NoDataCow
 		if p.Compression != "" {
 			sub.properties.Compression = p.Compression

@@ -307,7 +307,7 @@ func (r *rig) inUse(name string, want bool) {
 	r.Helper()
 	r.eventually(func() error {
 		if _, ok := r.e.PoolIDs()[name]; ok != want {
-			return fmt.Errorf("pool %q in use: %v", name, ok)
+			return fmt.Errorf("pool %q in use: %v: %+v", name, ok, r.e.Pools(r.Context()))
 		}
 		return nil
 	})

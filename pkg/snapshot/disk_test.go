@@ -1,0 +1,477 @@
+package snapshot_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// What only a real disk can show.
+
+// fill writes and syncs size bytes of data into a volume.
+func (n *node) fill(id string, size int) error {
+	f, err := os.OpenFile(filepath.Join(n.path("default"), "active", id, "fs", "data"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write([]byte(strings.Repeat("x", size)))
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// TestNeverOnTheWrongFilesystem exchanges the disk of a pool under an engine that
+// has not noticed.
+func TestNeverOnTheWrongFilesystem(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	n.AddPool(t, "fast")
+	e := n.start(t)
+	ctx := t.Context()
+	spec := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
+	must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
+	everything := func() {
+		t.Helper()
+		other := spec
+		other.Name = "other"
+		wants(t, second(e.Prepare(ctx, other, meta.Ref{})), snapshot.ErrPoolAway)
+		wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+		wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrPoolAway)
+		wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})), snapshot.ErrPoolAway)
+		wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+		wants(t, second(e.Mounts(ctx, "pvc")), snapshot.ErrPoolAway)
+	}
+	empty := func() {
+		t.Helper()
+		names, err := os.ReadDir(n.path("fast"))
+		if err != nil || len(names) > 0 {
+			t.Errorf("written on another filesystem: %v, %v", names, err)
+		}
+	}
+	n.Detach(t, "fast")
+	everything()
+	empty()
+	disk := n.disks["fast"]
+	n.disks["fast"] = btrfstest.Mount(t)
+	n.Attach(t, "fast")
+	everything()
+	empty()
+
+	must(t, e.Close()) // it notices
+	e = n.start(t)
+	wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+	wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	spec.Name = "new"
+	must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
+
+	n.Detach(t, "fast")
+	n.disks["fast"] = disk
+	n.Attach(t, "fast")
+	must(t, e.Close())
+	e = n.start(t)
+	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
+	wants(t, second(e.Stat(ctx, meta.Volume("new"))), snapshot.ErrPoolAway)
+}
+
+// TestPoolsComeAndGo has a running engine notice at once: the kernel tells.
+func TestPoolsComeAndGo(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	e := n.start(t)
+	go e.Run(t.Context())
+	for range 3 {
+		if n.disks["fast"] == "" {
+			n.AddPool(t, "fast")
+		} else {
+			n.Attach(t, "fast")
+		}
+		eventually(t, func() bool { return e.PoolIDs()["fast"] != "" })
+		n.Detach(t, "fast")
+		eventually(t, func() bool { return e.PoolIDs()["fast"] == "" })
+	}
+}
+
+func eventually(t *testing.T, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not within 5 s")
+		}
+	}
+}
+
+// TestRefusedPools: what is no pool is told with the reason, and nothing is
+// written into it.
+func TestRefusedPools(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	must(t, os.Mkdir(n.path("plain"), 0o700))
+	must(t, os.Mkdir(n.path("Bad_Name"), 0o700))
+	must(t, os.WriteFile(n.path("file"), nil, 0o600))
+	must(t, os.Symlink(n.path("default"), n.path("link")))
+	must(t, os.Mkdir(n.path("tmp"), 0o700))
+	must(t, unix.Mount("tmpfs", n.path("tmp"), "tmpfs", 0, ""))
+	defer func() { must(t, unix.Unmount(n.path("tmp"), 0)) }()
+	e := n.start(t)
+	for name, reason := range map[string]string{
+		"plain": "nothing is mounted", "Bad_Name": "lower-case", "file": "no directory", "link": "no directory", "tmp": "not on btrfs",
+	} {
+		_, err := e.Prepare(t.Context(), snapshot.Spec{Name: "pvc", Pool: name}, meta.Ref{})
+		wants(t, err, snapshot.ErrNoPool)
+		if err != nil && (!strings.Contains(err.Error(), reason) || !strings.Contains(err.Error(), name)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"plain", "Bad_Name", "tmp"} {
+		names, err := os.ReadDir(n.path(name))
+		if err != nil || len(names) > 0 {
+			t.Errorf("%s: %v, %v", name, names, err)
+		}
+	}
+	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
+}
+
+// TestPoolIdentity spoils pool.json. The pool is not used, and nothing in it is
+// touched.
+func TestPoolIdentity(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	e := n.start(t)
+	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
+	id := e.PoolIDs()["default"]
+	file := filepath.Join(n.path("default"), "pool.json")
+	good, err := os.ReadFile(file)
+	must(t, err)
+	for name, content := range map[string]string{
+		"lost": "", "noise": "noise", "no ID": `{"version":1}`, "a path": `{"version":1,"id":"../x"}`,
+		"newer": strings.Replace(string(good), `"version":1`, `"version":2`, 1),
+	} {
+		must(t, e.Close())
+		if must(t, os.WriteFile(file, []byte(content), 0o600)); content == "" {
+			must(t, os.Remove(file))
+		}
+		e = n.start(t)
+		if len(e.PoolIDs()) > 0 {
+			t.Errorf("%s: in use: %v", name, e.PoolIDs())
+		}
+		wants(t, second(e.Stat(t.Context(), meta.Volume("pvc"))), snapshot.ErrPoolAway)
+		wants(t, e.Remove(t.Context(), meta.Volume("pvc")), snapshot.ErrPoolAway)
+		wants(t, second(e.Prepare(t.Context(), sized("new", mib), meta.Ref{})), snapshot.ErrNoPool)
+		if now, _ := os.ReadFile(file); string(now) != content {
+			t.Errorf("%s: pool.json was changed to %q", name, now)
+		}
+	}
+	must(t, e.Close())
+	must(t, os.WriteFile(file, good, 0o600))
+	e = n.start(t)
+	must(t, second(e.Stat(t.Context(), meta.Volume("pvc"))))
+	if e.PoolIDs()["default"] != id {
+		t.Errorf("ID is %v, was %s", e.PoolIDs(), id)
+	}
+}
+
+// TestLimitIsEnforced, and again when somebody lifted it.
+func TestLimitIsEnforced(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, mode)
+			e := n.start(t)
+			ctx := t.Context()
+			entry, err := e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})
+			must(t, err)
+			must(t, n.fill("pvc", 3*mib))
+			wants(t, n.fill("pvc", 2*mib), unix.EDQUOT)
+			must(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 16 * mib})))
+			must(t, n.fill("pvc", 2*mib))
+
+			level := map[btrfs.QuotaMode]uint16{btrfs.QuotaSimple: 1}[mode]
+			must(t, btrfs.LimitQgroup(n.state, btrfs.NewQgroupID(level, entry.SubvolumeID), btrfs.NoLimit))
+			findings, err := e.Plan(ctx)
+			must(t, err)
+			if len(findings) != 1 || findings[0].Problem != snapshot.WrongLimit {
+				t.Errorf("planned %v", findings)
+			}
+			must(t, e.Close())
+			e = n.start(t)
+			wants(t, n.fill("pvc", 30*mib), unix.EDQUOT)
+			must(t, e.Remove(ctx, meta.Volume("pvc"))) // at its limit
+		})
+	}
+}
+
+// commits returns how many transactions a filesystem has committed.
+func commits(t *testing.T, mountPoint string) int {
+	t.Helper()
+	info, err := btrfs.Filesystem(mountPoint)
+	must(t, err)
+	f, err := os.Open(filepath.Join("/sys/fs/btrfs", info.FSID.String(), "commit_stats"))
+	must(t, err)
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		if text, ok := strings.CutPrefix(lines.Text(), "commits "); ok {
+			count, err := strconv.Atoi(text)
+			must(t, err)
+			return count
+		}
+	}
+	t.Fatal("no commits in commit_stats")
+	return 0
+}
+
+// TestCost counts the commits of each operation: that is what it costs. Dropping
+// what was removed may take more, later.
+func TestCost(t *testing.T) {
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			n := newNode(t, mode)
+			index := filepath.Join(t.TempDir(), "index.db")
+			e := open(t, n.host, index)
+			ctx := t.Context()
+			must(t, second(e.Prepare(ctx, sized("source", 5*mib), meta.Ref{})))
+			must(t, second(e.Commit(ctx, snapshot.Spec{Name: "source"}, "source")))
+			step := func(name string, want int, do func(id string) error) {
+				t.Helper()
+				for i := range 5 {
+					n.Pool("default").Commit()
+					before := commits(t, n.state)
+					must(t, do(fmt.Sprintf("pvc-%d", i)))
+					if got := commits(t, n.state) - before; got != want {
+						t.Errorf("%s took %d commits, wanted %d", name, got, want)
+					}
+				}
+			}
+			step("create", 1, func(id string) error { return second(e.Prepare(ctx, sized(id, mib), meta.Ref{})) })
+			step("create again", 0, func(id string) error { return second(e.Prepare(ctx, sized(id, mib), meta.Ref{})) })
+			step("snapshot", 1, func(id string) error { return second(e.Commit(ctx, snapshot.Spec{Name: id}, id)) })
+			step("snapshot again", 0, func(id string) error { return second(e.Commit(ctx, snapshot.Spec{Name: id}, id)) })
+			step("restore", 1, func(id string) error {
+				return second(e.Prepare(ctx, snapshot.Spec{Name: "restored-" + id}, meta.Snapshot("source")))
+			})
+			step("clone", 1, func(id string) error {
+				return second(e.Prepare(ctx, snapshot.Spec{Name: "clone-" + id}, meta.Volume("source")))
+			})
+			step("view", 1, func(id string) error {
+				return second(e.View(ctx, snapshot.Spec{Name: "view-" + id}, meta.Snapshot("source")))
+			})
+			step("stat and usage", 0, func(id string) error {
+				_, err := e.Usage(ctx, meta.Volume(id))
+				if errors.Is(err, snapshot.ErrNoQuota) {
+					err = nil
+				}
+				return errors.Join(err, second(e.Stat(ctx, meta.Volume(id))), second(e.Capacity(ctx, "")))
+			})
+			step("remove", 1, func(id string) error { return e.Remove(ctx, meta.Volume(id)) })
+			step("remove again", 0, func(id string) error { return e.Remove(ctx, meta.Volume(id)) })
+		})
+	}
+}
+
+// TestPowerCut cuts the power right behind each answer.
+func TestPowerCut(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, mode)
+			e := n.start(t)
+			ctx := t.Context()
+			must(t, second(e.Prepare(ctx, sized("base", 5*mib), meta.Ref{})))
+			must(t, n.Pool("default").Write(active("base"), "data")) // not synced: the snapshot does it
+			must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
+			for _, o := range operations {
+				switch o.name { // what it needs
+				case "remove view":
+					must(t, second(e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
+				case "remove lost":
+					must(t, second(e.Prepare(ctx, sized("lost", mib), meta.Ref{})))
+					must(t, n.Pool("default").Vanish(active("lost")))
+				}
+				n.Pool("default").Commit()
+				must(t, o.run(ctx, e))
+				n.afterPowerCut(t, e, o.name)
+				must(t, e.Remove(ctx, meta.Volume("new")))
+				must(t, e.Remove(ctx, meta.Snapshot("new")))
+				if strings.HasPrefix(o.name, "remove") {
+					must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "base", Size: snapshot.Range{Required: 5 * mib}}, meta.Ref{})))
+					must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
+				}
+			}
+		})
+	}
+}
+
+// afterPowerCut compares what a power cut leaves with what has been answered.
+func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine, operation string) {
+	t.Helper()
+	host, err := snapshot.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
+	must(t, err)
+	cut := open(t, host, filepath.Join(t.TempDir(), "index.db"))
+	want, got := contents(t, e), contents(t, cut)
+	if got != want {
+		t.Errorf("%s, then power cut:\n%s\nwanted:\n%s", operation, got, want)
+	}
+	findings, err := cut.Plan(t.Context())
+	must(t, err)
+	for _, f := range findings {
+		if f.Repair != "" && f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+			t.Errorf("%s, then power cut: planned %v", operation, f)
+		}
+	}
+}
+
+// contents tells all items with their data, as an engine sees them.
+func contents(t *testing.T, e *snapshot.Engine) string {
+	t.Helper()
+	items, err := e.Inventory(t.Context())
+	must(t, err)
+	var lines []string
+	for _, item := range items {
+		limit := int64(0)
+		if item.Usage != nil {
+			limit = item.Usage.Limit
+		}
+		data := []byte("none")
+		if item.Kind == meta.Active && item.Status == "Ready" {
+			mount, err := e.Mounts(t.Context(), item.ID)
+			must(t, err)
+			data, _ = os.ReadFile(filepath.Join(mount.Source, "data"))
+		}
+		lines = append(lines, fmt.Sprintf("%s %s %d %d %s %q", item.Path, item.Status, item.Size, limit, item.UUID, data))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// TestFullPool: what is full can still be emptied.
+func TestFullPool(t *testing.T) {
+	t.Parallel()
+	n := &node{state: btrfstest.Mount(t, btrfstest.Size(256*mib)), mode: btrfs.QuotaNone, disks: map[string]string{}}
+	var err error
+	n.host, err = snapshot.NewHost(n.state, n.mode)
+	must(t, err)
+	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	ctx := t.Context()
+	for _, name := range []string{"small", "large"} {
+		capacity, err := e.Capacity(ctx, "")
+		must(t, err)
+		must(t, second(e.Prepare(ctx, sized(name, capacity.MaximumSize), meta.Ref{})))
+	}
+	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "small")))
+	for err = nil; err == nil; {
+		err = n.fill("large", mib)
+	}
+	wants(t, err, unix.ENOSPC)
+	n.Pool("default").Commit()
+	_, err = e.Prepare(ctx, sized("new", 64*mib), meta.Ref{})
+	wants(t, err, snapshot.ErrNoSpace)
+	wants(t, second(e.Stat(ctx, meta.Volume("new"))), snapshot.ErrNotFound)
+	must(t, e.Remove(ctx, meta.Snapshot("snap")))
+	must(t, e.Remove(ctx, meta.Volume("large")))
+	eventually(t, func() bool {
+		// The kernel frees what was removed within 30 s, or when it is told to.
+		if out, err := exec.Command("btrfs", "filesystem", "sync", n.state).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return second(e.Prepare(ctx, sized("new", 64*mib), meta.Ref{})) == nil
+	})
+}
+
+// TestInspect changes nothing, and finds nothing wrong beside a running driver.
+func TestInspect(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, mode)
+			e := n.start(t)
+			ctx := t.Context()
+			for i := range 5 {
+				name := fmt.Sprintf("pvc-%d", i)
+				must(t, second(e.Prepare(ctx, sized(name, 5*mib), meta.Ref{})))
+				must(t, n.fill(name, mib))
+				must(t, second(e.Commit(ctx, snapshot.Spec{Name: name}, name)))
+			}
+			half := snapshot.Slot{Area: "active", Name: "half"}
+			record, err := meta.Record{ID: "half", Name: "half", Kind: meta.Active, State: meta.Creating, Size: mib}.Encode()
+			must(t, err)
+			must(t, n.Pool("default").PlantSlot(half, record))
+			for i := range 5 {
+				must(t, e.Remove(ctx, meta.Volume(fmt.Sprintf("pvc-%d", i))))
+			}
+			n.Pool("default").Commit()
+			inspect, err := snapshot.Inspect(ctx, n.state)
+			must(t, err)
+			for range 20 {
+				findings, err := inspect.Plan(ctx)
+				must(t, err)
+				if len(findings) != 1 || findings[0].Path != half.String() {
+					t.Errorf("planned %v", findings)
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			if _, err := os.Stat(filepath.Join(n.path("default"), half.String())); err != nil {
+				t.Errorf("repaired: %v", err)
+			}
+			must(t, inspect.Close())
+		})
+	}
+}
+
+// TestPlainDirectoryInSlot: something named fs that is no subvolume is not ours.
+func TestPlainDirectoryInSlot(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	e := n.start(t)
+	slot := filepath.Join(n.path("default"), "active", "pvc")
+	for name, plant := range map[string]func(string) error{
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+		"file":      func(path string) error { return os.WriteFile(path, nil, 0o600) },
+		"link":      func(path string) error { return os.Symlink(n.state, path) },
+	} {
+		must(t, os.Mkdir(slot, 0o700))
+		must(t, plant(filepath.Join(slot, "fs")))
+		wants(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})), snapshot.ErrForeign)
+		wants(t, second(e.Stat(t.Context(), meta.Volume("pvc"))), snapshot.ErrNotFound)
+		_, err := e.Reconcile(t.Context())
+		must(t, err)
+		if _, err := os.Lstat(filepath.Join(slot, "fs")); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		must(t, os.RemoveAll(slot))
+	}
+}
+
+// TestReadOnlyAtStart: a pool that could not be written when it was opened, so
+// that its quota could not be turned on, is limited once it can.
+func TestReadOnlyAtStart(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaFull)
+	n.AddPool(t, "fast")
+	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	must(t, e.Close())
+	must(t, btrfs.DisableQuota(n.path("fast")))
+	n.Pool("fast").SetReadOnly(true)
+	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	go e.Run(t.Context())
+	spec := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
+	wants(t, second(e.Prepare(t.Context(), spec, meta.Ref{})), snapshot.ErrReadOnly)
+	n.Pool("fast").SetReadOnly(false)
+	eventually(t, func() bool { return second(e.Prepare(t.Context(), spec, meta.Ref{})) == nil })
+	usage, err := e.Usage(t.Context(), meta.Volume("pvc"))
+	if err != nil || usage.Limit != mib {
+		t.Errorf("got %+v, %v", usage, err)
+	}
+}

@@ -87,6 +87,7 @@ lint: $(GOLANGCI_LINT) ## Check format, style and import rules
 	@hack/deps.sh build
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './bin/*')); \
 	if [ -n "$$unformatted" ]; then printf 'not formatted, run gofmt -w:\n%s\n' "$$unformatted" >&2; exit 1; fi
+	@if grep -rl '^import "C"' --include='*.go' . | grep -v '^./pkg/btrfs/'; then echo 'cgo belongs in pkg/btrfs' >&2; exit 1; fi
 	@failed=0; for module in $(MODULES); do \
 		echo "== $$module"; \
 		(cd "$$module" && $(GOLANGCI_LINT) run --config $(CURDIR)/.golangci.yml ./...) || failed=1; \

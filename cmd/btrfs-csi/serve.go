@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync/atomic"
 
@@ -116,6 +117,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	defer e.Close()
 	engine.Store(e)
+	debug.FreeOSMemory() // reconciling has read every record; serving keeps none of them
 	background := make(chan struct{})
 	go func() { defer close(background); e.Run(ctx) }()
 	defer func() { cancel(nil); <-background }()

@@ -1,8 +1,10 @@
 package snapshot_test
 
 import (
+	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -198,4 +200,29 @@ func TestDamagedIndex(t *testing.T) {
 		w.compareIndex()
 		w.close()
 	}
+}
+
+// nesting is a Host on which a pod makes a nested subvolume just before a snapshot.
+type nesting struct{ *snaptest.Host }
+
+type nestingPool struct{ *snaptest.Filesystem }
+
+func (n nesting) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	_, err := n.Host.Open(ctx, name)
+	return nestingPool{n.Pool(name)}, err
+}
+
+func (p nestingPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+	return errors.Join(p.Nest(from, "late"), p.Filesystem.Snapshot(from, to, readOnly))
+}
+
+// TestNestedMeanwhile: what was nested after the first look would be missing from
+// the snapshot without a word.
+func TestNestedMeanwhile(t *testing.T) {
+	t.Parallel()
+	host := snaptest.NewHost(btrfs.QuotaNone)
+	e := open(t, nesting{host}, filepath.Join(t.TempDir(), "index.db"))
+	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
+	wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
+	wants(t, second(e.Stat(t.Context(), meta.Snapshot("snap"))), snapshot.ErrNotFound)
 }

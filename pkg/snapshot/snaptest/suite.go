@@ -258,8 +258,12 @@ func (r *rig) settle() {
 		r.reconcile()
 		findings, err := r.e.Plan(ctx)
 		for _, f := range findings {
-			if f.Repair != "" {
-				err = fmt.Errorf("left to repair: %v", f)
+			if f.Repair == "" {
+				continue
+			}
+			err = fmt.Errorf("left to repair: %v", f)
+			if f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+				r.Fatal(err) // nobody's but the engine's to wait for
 			}
 		}
 		return err

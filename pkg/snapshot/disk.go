@@ -201,23 +201,51 @@ func (d *disk) Nested(s Slot) (paths []string, err error) {
 }
 
 // Apply leaves alone what is as it should be: a clone has its source's
-// properties, and setting one is a transaction.
+// properties, and setting one is a transaction. btrfs refuses compression and
+// nodatacow on one inode, so what a copy has of the one goes before it is given
+// the other; what its source wrote stays as it is.
 func (d *disk) Apply(s Slot, p meta.Parameters) error {
+	if !p.NoDataCow && p.Compression == "" {
+		return nil
+	}
 	return d.inSubvolume(s, func(path string) error {
-		if p.NoDataCow {
-			if err := btrfs.SetNoDataCow(path, true); err != nil {
-				return err
-			}
-		}
-		if p.Compression == "" {
-			return nil
-		}
-		have, err := btrfs.Compression(path)
-		if err != nil || have == p.Compression {
+		compression, err := btrfs.Compression(path)
+		if err != nil {
 			return err
 		}
-		return btrfs.SetCompression(path, p.Compression)
+		inPlace, err := btrfs.NoDataCow(path)
+		if err != nil {
+			return err
+		}
+		if p.NoDataCow {
+			return applyNoDataCow(path, inPlace, compression)
+		}
+		return applyCompression(path, inPlace, compression, p.Compression)
 	})
+}
+
+func applyNoDataCow(path string, inPlace bool, compression string) error {
+	if compression != "" {
+		if err := btrfs.SetCompression(path, ""); err != nil {
+			return err
+		}
+	}
+	if inPlace {
+		return nil
+	}
+	return btrfs.SetNoDataCow(path, true)
+}
+
+func applyCompression(path string, inPlace bool, have, want string) error {
+	if inPlace {
+		if err := btrfs.SetNoDataCow(path, false); err != nil {
+			return err
+		}
+	}
+	if have == want {
+		return nil
+	}
+	return btrfs.SetCompression(path, want)
 }
 
 // Quota. In full mode the limit is on the subvolume's own group 0/<id>. In

@@ -475,3 +475,39 @@ func TestReadOnlyAtStart(t *testing.T) {
 		t.Errorf("got %+v, %v", usage, err)
 	}
 }
+
+// TestPropertiesOfCopies makes copies of every class from sources of every class:
+// btrfs refuses some of the properties together, and a retry would never end.
+func TestPropertiesOfCopies(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	e := n.start(t)
+	classes := map[string]meta.Parameters{
+		"plain": {}, "zstd": {Compression: "zstd"}, "lzo": {Compression: "lzo"}, "none": {Compression: "none"},
+		"nodatacow": {NoDataCow: true}, "nodatacow-none": {NoDataCow: true, Compression: "none"},
+	}
+	for source, of := range classes {
+		_, err := e.Prepare(t.Context(), snapshot.Spec{Name: source, Parameters: of}, meta.Ref{})
+		must(t, err)
+		for class, want := range classes {
+			name := source + "." + class
+			_, err := e.Prepare(t.Context(), snapshot.Spec{Name: name, Parameters: want}, meta.Volume(source))
+			must(t, err)
+			if class == "plain" {
+				want = of // as the source
+			}
+			mount, err := e.Mounts(t.Context(), name)
+			must(t, err)
+			compression, err := btrfs.Compression(mount.Source)
+			must(t, err)
+			inPlace, err := btrfs.NoDataCow(mount.Source)
+			must(t, err)
+			if want.NoDataCow {
+				want.Compression = ""
+			}
+			if compression != want.Compression || inPlace != want.NoDataCow {
+				t.Errorf("%s: has compression %q, nodatacow %v; want %+v", name, compression, inPlace, want)
+			}
+		}
+	}
+}

@@ -97,23 +97,7 @@ func (s *controller) destination(ctx context.Context, c creation) (name, id stri
 		}
 		return entry.Pool, entry.PoolID, nil
 	}
-	return s.poolNamed(c.spec.Pool)
-}
-
-// poolNamed returns the pool in use of a name; as the engine does, the default
-// or only one for none.
-func (s *Driver) poolNamed(wanted string) (name, id string, err error) {
-	pools := s.engine.PoolIDs()
-	if wanted == "" {
-		wanted = snapshot.DefaultPool
-		if _, ok := pools[wanted]; !ok && len(pools) == 1 {
-			wanted = slices.Sorted(maps.Keys(pools))[0]
-		}
-	}
-	if id, ok := pools[wanted]; ok {
-		return wanted, id, nil
-	}
-	return "", "", fmt.Errorf("pool %q: %w, which has %q: name one of them, or mount a btrfs filesystem at pools/%s", wanted, snapshot.ErrNoPool, slices.Sorted(maps.Keys(pools)), wanted)
+	return s.engine.Pool(c.spec.Pool)
 }
 
 // DeleteVolume holds the lock of the volume while it looks at the mount table
@@ -274,7 +258,7 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 			return &csi.GetCapacityResponse{}, nil
 		}
 	}
-	name, id, err := s.poolNamed(options.pool)
+	name, id, err := s.engine.Pool(options.pool)
 	if topology := request.GetAccessibleTopology(); err != nil || topology != nil && !reachable([]*csi.Topology{topology}, id) {
 		return &csi.GetCapacityResponse{}, nil
 	}

@@ -161,6 +161,16 @@ func (e *Engine) Space(_ context.Context, ref meta.Ref) (btrfs.Space, error) {
 	return l.pool.Space()
 }
 
+// Pool returns the name and ID of the pool that a request for name is served in;
+// empty for the default one. ErrNoPool where there is none.
+func (e *Engine) Pool(name string) (inUse, id string, err error) {
+	p, err := e.pool(name)
+	if err != nil {
+		return "", "", err
+	}
+	return p.name, p.PoolID(), nil
+}
+
 // PoolIDs returns the IDs of the pools in use, by name.
 func (e *Engine) PoolIDs() map[string]string {
 	ids := map[string]string{}

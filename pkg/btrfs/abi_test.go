@@ -103,6 +103,7 @@ var abi = map[string]uint64{
 	"BTRFS_IOC_GET_SUBVOL_INFO":     uint64(iocGetSubvolInfo),
 	"BTRFS_IOC_GET_SUBVOL_ROOTREF":  uint64(iocGetSubvolRefs),
 	"BTRFS_IOC_INO_LOOKUP_USER":     uint64(iocInoLookupUser),
+	"BTRFS_IOC_SNAP_CREATE_V2":      uint64(iocSnapCreateV2),
 	"BTRFS_IOC_SNAP_DESTROY_V2":     uint64(iocSnapDestroyV2),
 	"FS_IOC_GETFLAGS":               unix.FS_IOC_GETFLAGS,
 	"FS_IOC_SETFLAGS":               unix.FS_IOC_SETFLAGS,

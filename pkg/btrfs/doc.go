@@ -30,7 +30,7 @@
 //
 // # Durability
 //
-// Only [Snapshot] and [EnableQuota] commit by themselves. All else is in memory
+// Only [Snapshot], [Snapshots] and [EnableQuota] commit by themselves. All else is in memory
 // until the next commit, which [Sync] of the right directory forces.
 //
 // # Privileges
@@ -38,7 +38,7 @@
 // CAP_SYS_ADMIN for the tree search, quota and resize ioctls and
 // CAP_DAC_READ_SEARCH for file handles, both in the initial user namespace.
 //
-// The only cgo is that of github.com/containerd/btrfs. The structures of the
-// other ioctls are Go types in ioctl.go, compared with the kernel's headers by
-// a test.
+// C is used by github.com/containerd/btrfs, and for the threads of [Snapshots]. The
+// structures of the other ioctls are Go types in ioctl.go, compared with the
+// kernel's headers by a test.
 package btrfs

@@ -233,6 +233,7 @@ const (
 	iocGetSubvolInfo   = iocRead | iocMagic | 60 | unsafe.Sizeof(subvolInfoArgs{})<<16
 	iocGetSubvolRefs   = iocRead | iocWrite | iocMagic | 61 | unsafe.Sizeof(rootRefArgs{})<<16
 	iocInoLookupUser   = iocRead | iocWrite | iocMagic | 62 | unsafe.Sizeof(inoLookupUserArgs{})<<16
+	iocSnapCreateV2    = iocWrite | iocMagic | 23 | unsafe.Sizeof(volArgsV2{})<<16
 	iocSnapDestroyV2   = iocWrite | iocMagic | 63 | unsafe.Sizeof(volArgsV2{})<<16
 )
 

@@ -13,8 +13,7 @@ import (
 // mixed chunks count as data. Unallocated is raw: what the present devices hold
 // outside of any chunk, before copies are made.
 type Space struct {
-	Size      int64 // as statfs and df tell it
-	Available int64 // as statfs and df tell it: an estimate, limits of quota ignored
+	Room
 
 	DataTotal, DataUsed         int64
 	MetadataTotal, MetadataUsed int64
@@ -24,18 +23,49 @@ type Space struct {
 	GlobalReserveTotal, GlobalReserveUsed int64
 
 	Unallocated int64
+}
 
+// Room is what statfs and df tell, in bytes.
+type Room struct {
+	Size      int64
+	Available int64 // an estimate, limits of quota ignored
 	// ReadOnly is also the state of a filesystem that the kernel stopped after an
 	// error.
 	ReadOnly bool
+}
+
+// RoomOf returns the room on the filesystem around path (statfs). It is much
+// cheaper than SpaceOf.
+func RoomOf(path string) (Room, error) {
+	var room Room
+	err := withDir("room of", path, func(fd int) (err error) {
+		room, err = roomOf(fd)
+		return err
+	})
+	return room, err
+}
+
+func roomOf(fd int) (Room, error) {
+	var st unix.Statfs_t
+	for {
+		err := unix.Fstatfs(fd, &st)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return Room{
+			Size:      int64(st.Blocks) * int64(st.Bsize),
+			Available: int64(st.Bavail) * int64(st.Bsize),
+			ReadOnly:  st.Flags&unix.ST_RDONLY != 0,
+		}, err
+	}
 }
 
 // SpaceOf returns how full the filesystem around path is (statfs, SPACE_INFO and
 // DEV_INFO).
 func SpaceOf(path string) (Space, error) {
 	var space Space
-	err := withDir("space of", path, func(fd int) error {
-		if err := space.addStatfs(fd); err != nil {
+	err := withDir("space of", path, func(fd int) (err error) {
+		if space.Room, err = roomOf(fd); err != nil {
 			return err
 		}
 		if err := space.addChunks(fd); err != nil {
@@ -50,20 +80,6 @@ func SpaceOf(path string) (Space, error) {
 		return err
 	})
 	return space, err
-}
-
-func (s *Space) addStatfs(fd int) error {
-	var st unix.Statfs_t
-	for {
-		err := unix.Fstatfs(fd, &st)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		s.Size = int64(st.Blocks) * int64(st.Bsize)
-		s.Available = int64(st.Bavail) * int64(st.Bsize)
-		s.ReadOnly = st.Flags&unix.ST_RDONLY != 0
-		return err
-	}
 }
 
 func (s *Space) addChunks(fd int) error {

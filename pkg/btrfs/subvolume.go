@@ -48,9 +48,26 @@ func Snapshot(dst, src string, readOnly bool) error {
 			return err
 		}
 		return withEntry("to", dst, func(dir int, name string) error {
-			return btrfs.SubvolSnapshot(fdPath(dir, name), fdPath(source, "."), readOnly)
+			args, err := snapArgs(source, name, readOnly)
+			if err != nil {
+				return err
+			}
+			_, err = ioctl(dir, iocSnapCreateV2, unsafe.Pointer(args))
+			return err
 		})
 	})
+}
+
+func snapArgs(source int, name string, readOnly bool) (*volArgsV2, error) {
+	if len(name) > subvolNameMax {
+		return nil, unix.ENAMETOOLONG
+	}
+	args := &volArgsV2{fd: int64(source)}
+	if readOnly {
+		args.flags = subvolRDOnly
+	}
+	copy(args.name[:], name)
+	return args, nil
 }
 
 // SetReadOnly sets or clears the read-only flag of a subvolume (SUBVOL_SETFLAGS).

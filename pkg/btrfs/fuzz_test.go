@@ -1,0 +1,120 @@
+package btrfs
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// FuzzTreeItems proves that items of any content, as a damaged tree or a later
+// kernel may have them, are cut apart as they were joined, and are decoded or
+// refused. That their lengths are true is the kernel's word.
+func FuzzTreeItems(f *testing.F) {
+	whole := bytes.Repeat([]byte{1, 2, 3, 4, 5, 6, 7, 8}, 5)
+	f.Add(whole, whole, uint8(40))
+	f.Add(whole[:8], []byte{}, uint8(1))
+	f.Add(append([]byte{qgroupLimitMaxRfer, 0, 0, 0, 0, 0, 0, 0}, whole...), whole[:7], uint8(12))
+	f.Fuzz(func(t *testing.T, one, other []byte, length uint8) {
+		joined := append(bytes.Clone(one), other...)
+		var items []treeItem
+		for rest := joined; len(rest) > 0; {
+			n := min(int(length), len(rest))
+			items = append(items, treeItem{itemKey{uint64(n), uint32(length), uint64(len(items))}, rest[:n]})
+			rest = rest[max(n, 1):]
+		}
+		search := found(items)
+		for _, want := range items {
+			have, ok, err := search.next()
+			if !ok || err != nil || have.itemKey != want.itemKey || !bytes.Equal(have.data, want.data) {
+				t.Fatalf("got %v, %v, %v; wanted %v", have, ok, err, want)
+			}
+			decodes(t, have)
+		}
+		if _, ok, err := search.next(); ok || err != nil {
+			t.Errorf("more than was found: %v, %v", ok, err)
+		}
+		cursor := limitCursor{search: found(items)}
+		for i, item := range items {
+			have, err := cursor.of(QgroupID(i))
+			want, wantErr := decodeLimit(item)
+			if have != want || (err == nil) != (wantErr == nil) {
+				t.Errorf("limit of %d: got %d, %v; wanted %d, %v", i, have, err, want, wantErr)
+			}
+		}
+		if have, err := cursor.of(QgroupID(len(items))); have != NoLimit || err != nil {
+			t.Errorf("limit of none: got %d, %v", have, err)
+		}
+	})
+}
+
+// found is a search that the kernel has answered, with nothing more to come.
+func found(items []treeItem) *treeSearch {
+	var buf []byte
+	for _, item := range items {
+		head := make([]byte, unsafe.Sizeof(searchHeader{}))
+		binary.NativeEndian.PutUint64(head[8:], item.objectID)
+		binary.NativeEndian.PutUint64(head[16:], item.offset)
+		binary.NativeEndian.PutUint32(head[24:], item.itemType)
+		binary.NativeEndian.PutUint32(head[28:], uint32(len(item.data)))
+		buf = append(append(buf, head...), item.data...)
+	}
+	end := itemKey{}
+	if len(items) > 0 {
+		end = items[len(items)-1].itemKey
+	}
+	return &treeSearch{max: end, rest: buf, left: uint32(len(items)), done: len(items) == 0}
+}
+
+// decodes holds the decoders to the length of an item.
+func decodes(t *testing.T, item treeItem) {
+	t.Helper()
+	group, err := decodeQgroup(item)
+	if short := len(item.data) < 32; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
+		t.Errorf("qgroup of %d bytes: %v", len(item.data), err)
+	}
+	if err == nil && (uint64(group.ID) != item.offset || group.Referenced != binary.LittleEndian.Uint64(item.data[8:])) {
+		t.Errorf("qgroup of %v: got %+v", item, group)
+	}
+	limited := len(item.data) >= 8 && item.data[0]&qgroupLimitMaxRfer != 0
+	limit, err := decodeLimit(item)
+	if short := len(item.data) < 8 || limited && len(item.data) < 16; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
+		t.Errorf("limit of %d bytes: %v", len(item.data), err)
+	}
+	if err == nil && !limited && limit != NoLimit {
+		t.Errorf("limit %d where there is none", limit)
+	}
+}
+
+// FuzzItemKeys proves that a search goes on behind what it has seen, and that a
+// qgroup's ID is level and number.
+func FuzzItemKeys(f *testing.F) {
+	f.Add(uint64(0), uint32(0), uint64(0))
+	f.Add(uint64(1), uint32(255), ^uint64(0))
+	f.Add(^uint64(0), uint32(255), ^uint64(0))
+	f.Fuzz(func(t *testing.T, objectID uint64, itemType uint32, offset uint64) {
+		key := itemKey{objectID, itemType & 0xff, offset}
+		next, ok := key.next()
+		if !ok {
+			if key != (itemKey{^uint64(0), 255, ^uint64(0)}) {
+				t.Errorf("nothing behind %v", key)
+			}
+			return
+		}
+		if order(next, key) <= 0 {
+			t.Errorf("%v comes before %v", next, key)
+		}
+		id := QgroupID(offset)
+		if NewQgroupID(id.Level(), id.Subvolume()) != id {
+			t.Errorf("%s is not %d", id, offset)
+		}
+	})
+}
+
+func order(a, b itemKey) int {
+	return cmp.Or(cmp.Compare(a.objectID, b.objectID), cmp.Compare(a.itemType, b.itemType), cmp.Compare(a.offset, b.offset))
+}

@@ -42,8 +42,9 @@ var errUntrusted = errors.New("index cannot be trusted")
 // Index is a bbolt file over the entries of all pools of a node.
 // It is safe for concurrent use.
 type Index struct {
-	db   *bolt.DB
-	path string
+	db     *bolt.DB
+	path   string
+	behind *behind
 }
 
 // Removed is a line of the history: an entry that was removed, and when.
@@ -76,7 +77,9 @@ func OpenIndex(path string) (x *Index, renewed string, err error) {
 	if err := sealOpen(path); err != nil {
 		return nil, "", errors.Join(fmt.Errorf("open index %s: %w", path, err), db.Close())
 	}
-	return &Index{db: db, path: path}, renewed, nil
+	x = &Index{db: db, path: path, behind: newBehind()}
+	go x.behind.run(db)
+	return x, renewed, nil
 }
 
 // removeFile takes nothing but a file away, unlike os.Remove.
@@ -193,7 +196,7 @@ func checkValues(tx *bolt.Tx) error {
 // Check verifies the whole file: bbolt's structure, every value, and that the
 // buckets agree. Its cost grows with the number of entries.
 func (x *Index) Check() error {
-	return x.db.View(func(tx *bolt.Tx) error {
+	return x.view(func(tx *bolt.Tx) error {
 		var errs []error
 		for err := range tx.Check() { // drained: the checker stops only at the end
 			errs = append(errs, err)
@@ -205,23 +208,35 @@ func (x *Index) Check() error {
 	})
 }
 
-// Close closes the file, and seals it.
+// Close closes the file, and seals it. Nothing may be added any more.
 func (x *Index) Close() error {
-	if err := x.db.Close(); err != nil {
+	err := errors.Join(x.behind.end(x.db), x.db.Close())
+	if err != nil {
 		return err
 	}
 	return sealClosed(x.path)
 }
 
-// Put adds e, or replaces the entry of the same class, ID and pool.
+// view reads the file with all that was added before.
+func (x *Index) view(fn func(*bolt.Tx) error) error {
+	if err := x.behind.write(x.db); err != nil {
+		return err
+	}
+	return x.db.View(fn)
+}
+
+// Put adds e, or replaces the entry of the same class, ID and pool. It does not
+// wait for the file: its error is that of an earlier Put or Remove, and so is
+// that of whoever reads next.
 func (x *Index) Put(e Entry) error {
-	return x.db.Update(func(tx *bolt.Tx) error { return putEntry(tx, e) })
+	return x.behind.add(change{e.Ref(), func(tx *bolt.Tx) error { return putEntry(tx, e) }})
 }
 
 // Remove takes the entry of ref in a pool out and adds it to the history. An
-// absent one is no error.
+// absent one is no error. Like Put it does not wait.
 func (x *Index) Remove(ref Ref, poolID string) error {
-	return x.db.Update(func(tx *bolt.Tx) error {
+	now := time.Now().UTC()
+	return x.behind.add(change{ref, func(tx *bolt.Tx) error {
 		old, err := getEntry(tx, append(refPrefix(ref), poolID...))
 		if err != nil || old == nil {
 			return err
@@ -229,15 +244,22 @@ func (x *Index) Remove(ref Ref, poolID string) error {
 		if err := deleteEntry(tx, *old); err != nil {
 			return err
 		}
-		return addHistory(tx, Removed{Entry: *old, RemovedAt: time.Now().UTC()})
-	})
+		return addHistory(tx, Removed{Entry: *old, RemovedAt: now})
+	}})
 }
+
+// Flush returns when all that was added before is in the file.
+func (x *Index) Flush() error { return x.behind.write(x.db) }
 
 // Lookup returns the entries of ref, one for each pool that holds or held it:
 // also those of pools that are away now.
 func (x *Index) Lookup(ref Ref) ([]Entry, error) {
+	view := x.db.View
+	if x.behind.touches(ref) {
+		view = x.view
+	}
 	var found []Entry
-	err := x.db.View(func(tx *bolt.Tx) error {
+	err := view(func(tx *bolt.Tx) error {
 		return walkPrefix(tx.Bucket(bucketEntries), refPrefix(ref), nil, func(_, v []byte) error {
 			e, err := decodeEntry(v)
 			found = append(found, e)
@@ -250,7 +272,7 @@ func (x *Index) Lookup(ref Ref) ([]Entry, error) {
 // Walk calls fn for every entry of class with an ID greater than after, ordered
 // by ID, until fn returns false. fn must not call the index.
 func (x *Index) Walk(class Class, after string, fn func(Entry) bool) error {
-	return x.db.View(func(tx *bolt.Tx) error {
+	return x.view(func(tx *bolt.Tx) error {
 		return walkPrefix(tx.Bucket(bucketEntries), classPrefix(class), afterKey(classPrefix(class), after),
 			func(_, v []byte) error {
 				e, err := decodeEntry(v)
@@ -265,7 +287,7 @@ func (x *Index) Walk(class Class, after string, fn func(Entry) bool) error {
 // WalkChildren is Walk over what was made from source; class picks volumes or
 // snapshots.
 func (x *Index) WalkChildren(source Ref, class Class, after string, fn func(Entry) bool) error {
-	return x.db.View(func(tx *bolt.Tx) error {
+	return x.view(func(tx *bolt.Tx) error {
 		prefix := append(refPrefix(source), classPrefix(class)...)
 		return walkPrefix(tx.Bucket(bucketChildren), prefix, afterKey(prefix, after), func(k, _ []byte) error {
 			e, err := getEntry(tx, k[len(refPrefix(source)):])
@@ -281,6 +303,9 @@ func (x *Index) WalkChildren(source Ref, class Class, after string, fn func(Entr
 // what differs, and remembers the pool's name. It returns the number of entries
 // that it had to change. Entries of other pools stay.
 func (x *Index) SyncPool(poolID, name string, want []Entry) (changed int, err error) {
+	if err := x.behind.write(x.db); err != nil {
+		return 0, err
+	}
 	err = x.db.Update(func(tx *bolt.Tx) error {
 		changed = 0
 		missing := make(map[string]Entry, len(want))
@@ -333,7 +358,7 @@ func diffPool(tx *bolt.Tx, poolID string, missing map[string]Entry) (gone []Entr
 // History returns up to limit removals, the newest first.
 func (x *Index) History(limit int) ([]Removed, error) {
 	var history []Removed
-	err := x.db.View(func(tx *bolt.Tx) error {
+	err := x.view(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucketRemoved).Cursor()
 		for k, v := c.Last(); k != nil && len(history) < limit; k, v = c.Prev() {
 			var r Removed

@@ -63,6 +63,7 @@ func put(t testing.TB, x *Index, entries ...Entry) {
 	for _, e := range entries {
 		must(t, x.Put(e))
 	}
+	must(t, x.Flush())
 }
 
 // walked returns the IDs that a walk tells, at most limit.

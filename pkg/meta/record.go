@@ -181,7 +181,7 @@ func (r Record) valid() bool {
 	return ValidID(r.ID) && r.Name != "" && r.Size >= 0 &&
 		(r.Kind == Active || r.Kind == Committed || r.Kind == View) &&
 		(r.State == Creating || r.State == Ready) &&
-		(r.Source.IsZero() || ValidID(r.Source.ID))
+		(r.Source.IsZero() || ValidID(r.Source.ID) && (r.Source.Class == Volumes || r.Source.Class == Snapshots))
 }
 
 // Lineage is what btrfs itself knows of a subvolume (BTRFS_IOC_GET_SUBVOL_INFO).

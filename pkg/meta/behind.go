@@ -1,0 +1,116 @@
+package meta
+
+import (
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// gather is how long a change of the index waits for others. One transaction of
+// bbolt costs more than a hundred changes in it.
+const gather = 5 * time.Millisecond
+
+// change is an entry that was made or removed.
+type change struct {
+	ref   Ref
+	apply func(*bolt.Tx) error
+}
+
+// behind are the changes that are not in the file yet. Nobody waits for them to
+// be: the ledger has them.
+type behind struct {
+	writing sync.Mutex // held from taking changes until they are written: they stay in order
+
+	mu      sync.Mutex // protects what follows
+	changes []change
+	touched map[Ref]bool // has a change
+	failed  error        // the last write, and nobody has been told
+
+	wake chan struct{}
+	stop func()
+	ends chan struct{} // closed by stop
+	done chan struct{} // closed when the writer has stopped
+}
+
+func newBehind() *behind {
+	ends := make(chan struct{})
+	return &behind{
+		touched: map[Ref]bool{}, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		ends: ends, stop: sync.OnceFunc(func() { close(ends) }),
+	}
+}
+
+// add returns the failure of an earlier write.
+func (b *behind) add(c change) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changes = append(b.changes, c)
+	b.touched[c.ref] = true
+	select {
+	case b.wake <- struct{}{}:
+	default: // the writer is about to look
+	}
+	failed := b.failed
+	b.failed = nil
+	return failed
+}
+
+func (b *behind) touches(ref Ref) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.touched[ref]
+}
+
+// run writes what comes until end is called.
+func (b *behind) run(db *bolt.DB) {
+	defer close(b.done)
+	for {
+		select {
+		case <-b.ends:
+			return
+		case <-b.wake:
+		}
+		time.Sleep(gather)
+		if err := b.write(db); err != nil {
+			b.mu.Lock()
+			b.failed = err
+			b.mu.Unlock()
+		}
+	}
+}
+
+// end writes the rest. What is added later is not written.
+func (b *behind) end(db *bolt.DB) error {
+	b.stop()
+	<-b.done
+	return b.write(db)
+}
+
+// write brings the file up to date. What cannot be written is given up.
+func (b *behind) write(db *bolt.DB) error {
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	b.mu.Lock()
+	changes := b.changes
+	b.mu.Unlock()
+	if len(changes) == 0 {
+		return nil
+	}
+	err := db.Update(func(tx *bolt.Tx) error {
+		for _, c := range changes {
+			if err := c.apply(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changes = b.changes[len(changes):]
+	clear(b.touched)
+	for _, c := range b.changes {
+		b.touched[c.ref] = true
+	}
+	return err
+}

@@ -1,0 +1,23 @@
+// Package mirror is where the driver meets the cluster. It is the only room that
+// knows of client-go; the engine and the driver work without it, and an API
+// server that is away harms no request: what was missed is caught up.
+//
+// What each node has is written, by the node itself, to a Subvolume for each
+// volume and snapshot and a Pool for each pool (package v1alpha1), and its
+// lineage to annotations there and on the PersistentVolume or
+// VolumeSnapshotContent (keys.go). That way is one-way and level-triggered: an
+// object is compared with the ledger and brought in line, whatever happened to
+// either. Objects that somebody deletes come back, and none makes or removes a
+// volume.
+//
+//	subvolumes.go  a Subvolume for each volume and snapshot
+//	pools.go       a Pool for each pool, which is also the claim of the node to it
+//	expand.go      the one thing that goes the other way: a larger size
+//	home.go        restores and clones are sent to the node of their source
+//	homeless.go    and it is told where that node is gone
+//	orphans.go     volumes without a PersistentVolume, and the reverse
+//	leftovers.go   what a node that was removed has left in the cluster
+//
+// Two nodes never write one object, except in taking over a pool that was moved
+// (pools.go) and in asking for an expansion (expand.go).
+package mirror

@@ -1,0 +1,188 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+)
+
+// answerTimeout is how long a node may take to expand a volume of its own. It is
+// the matter of milliseconds.
+const answerTimeout = 5 * time.Second
+
+// ErrUnknown is returned for a volume that the cluster knows nothing of.
+var ErrUnknown = errors.New("not known in the cluster")
+
+// ErrNoAnswer is returned where the owner of a volume did not answer in time; it
+// may still do what it was asked.
+var ErrNoAnswer = errors.New("no answer")
+
+// Refused is the answer of a volume's owner, where asking again is of no use.
+type Refused struct {
+	Code    string // of grpc
+	Message string
+}
+
+func (r *Refused) Error() string { return r.Message }
+
+// Owner returns the node that serves a volume or snapshot, and the pool that it is
+// in; empty where the cluster knows of none.
+func (m *Mirror) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
+	if !m.volumes.HasSynced() {
+		return "", "", errors.New("what the cluster knows has not been read yet")
+	}
+	s, err := m.clients.subvolumes().Get(ctx, ObjectName(ref), metav1.GetOptions{})
+	switch {
+	case err == nil:
+		node, err = m.poolOwner(ctx, s.Spec.PoolID, s.Spec.NodeName)
+		return node, s.Spec.PoolID, err
+	case !apierrors.IsNotFound(err):
+		return "", "", err
+	}
+	// What was made just now is not mirrored yet; what stands for it tells.
+	if ref.Class == meta.Snapshots {
+		for _, content := range m.contents.ofHandle(ref.ID) {
+			return content.Labels[managedBy], "", nil
+		}
+		return "", "", nil
+	}
+	for _, v := range m.volumesOf(ref.ID) {
+		poolID = poolOf(v, m.options.Driver, m.options.TopologyPrefix)
+		node, err = m.poolOwner(ctx, poolID, "")
+		return node, poolID, err
+	}
+	return "", "", nil
+}
+
+// poolOwner returns the node that has a pool now; where none has, last.
+func (m *Mirror) poolOwner(ctx context.Context, poolID, last string) (string, error) {
+	if poolID == "" {
+		return last, nil
+	}
+	pool, err := m.clients.pools().Get(ctx, poolID, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return "", err
+	}
+	if err == nil && pool.Spec.NodeName != "" {
+		return pool.Spec.NodeName, nil
+	}
+	return last, nil
+}
+
+// Expand asks the node that owns a volume to grow it to size bytes, and waits
+// for that. Errors are ErrUnknown, ErrNoAnswer, a *Refused, or those of the API
+// server.
+func (m *Mirror) Expand(ctx context.Context, volume string, size int64) (int64, error) {
+	name := ObjectName(meta.Volume(volume))
+	s, err := m.clients.subvolumes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		if !m.volumes.HasSynced() || len(m.volumesOf(volume)) > 0 {
+			return 0, fmt.Errorf("volume %q is not mirrored by its node yet: %w", volume, ErrNoAnswer)
+		}
+		return 0, fmt.Errorf("volume %q: %w", volume, ErrUnknown)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if has(s, size) {
+		return s.Status.Size.Value(), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	answers, err := m.clients.subvolumes().Watch(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String(), ResourceVersion: s.ResourceVersion,
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer answers.Stop()
+	request := uuid.NewString()
+	patch, _ := json.Marshal(map[string]any{
+		"metadata": map[string]any{"annotations": map[string]string{ExpandRequest: request}},
+		"spec":     map[string]any{"size": resource.NewQuantity(size, resource.BinarySI)},
+	})
+	if _, err := m.clients.subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return 0, err
+	}
+	return awaitAnswer(ctx, answers, s, size, request)
+}
+
+func awaitAnswer(ctx context.Context, answers watch.Interface, s *v1alpha1.Subvolume, size int64, request string) (int64, error) {
+	for event := range answers.ResultChan() {
+		now, ok := event.Object.(*v1alpha1.Subvolume)
+		if !ok || event.Type == watch.Deleted {
+			break
+		}
+		if has(now, size) {
+			return now.Status.Size.Value(), nil
+		}
+		if r := now.Status.Expansion; r != nil && r.Request == request {
+			return 0, &Refused{Code: r.Code, Message: r.Message}
+		}
+	}
+	return 0, fmt.Errorf("volume %q is on node %q, whose driver was asked to grow it: %w", s.Spec.ID, s.Spec.NodeName, ErrNoAnswer)
+}
+
+func has(s *v1alpha1.Subvolume, size int64) bool {
+	return s.Status.Size != nil && s.Status.Size.Value() >= size
+}
+
+// wantsExpansion reports whether an object asks for a size that its node has not
+// answered yet.
+func wantsExpansion(s *v1alpha1.Subvolume) bool {
+	if s.Spec.Kind != kinds[meta.Active] || s.Spec.Size == nil || s.Status.Size == nil || has(s, s.Spec.Size.Value()) {
+		return false
+	}
+	r := s.Status.Expansion
+	return r == nil || r.Request != s.Annotations[ExpandRequest] || r.Size.Cmp(*s.Spec.Size) != 0
+}
+
+// expandHere does what somebody asked for in the spec of a volume of this node.
+// Done twice, or again after a crash, it is done once.
+func (m *Mirror) expandHere(ctx context.Context, name string) error {
+	o, ok, err := m.subvolumes.GetStore().GetByKey(name)
+	if err != nil || !ok {
+		return err
+	}
+	s := asSubvolume(o)
+	if !wantsExpansion(s) || !m.claims.holds(s.Spec.PoolID) {
+		return nil // it comes again with the claim
+	}
+	status := map[string]any{"expansion": nil}
+	before, _ := m.node.Look(ctx, meta.Volume(s.Spec.ID))
+	size, err := m.node.Expand(ctx, s.Spec.ID, s.Spec.Size.Value()) // also of what is large enough: it makes that durable
+	var refused *Refused
+	switch {
+	case errors.As(err, &refused):
+		status["expansion"] = v1alpha1.Refusal{
+			Size: *s.Spec.Size, Request: s.Annotations[ExpandRequest], Code: refused.Code, Message: refused.Message,
+		}
+	case err != nil:
+		return err
+	default:
+		if size > before.Size { // else the cluster asks again what it has not seen answered
+			klog.FromContext(ctx).Info("Volume expanded", "volumeID", s.Spec.ID, "size", size, "askedBy", "cluster")
+		}
+		status["size"] = resource.NewQuantity(size, resource.BinarySI)
+	}
+	patch, err := json.Marshal(map[string]any{"status": status})
+	if err != nil {
+		return err
+	}
+	_, err = m.clients.subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	return err
+}

@@ -1,0 +1,296 @@
+package mirror
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Leftover is an object of a node that the cluster has no more. The driver that
+// looked after it is gone with the node, and nobody else may.
+type Leftover struct {
+	Kind  string `json:"kind"`
+	Name  string `json:"name"`
+	Node  string `json:"node"`
+	Claim string `json:"claim,omitempty"` // namespace and name of the PersistentVolumeClaim or VolumeSnapshot
+	// Kept says why it is not to be deleted; empty for what may be.
+	Kept string `json:"kept,omitempty"`
+
+	poolID string
+	still  func(context.Context) error // fails where the node, or its pool, is back
+	remove func(context.Context) error
+}
+
+// Remove deletes the object, together with the finalizers by which the sidecars
+// of the gone node hold it. What is on the disk stays there.
+func (l Leftover) Remove(ctx context.Context) error {
+	if l.Kept != "" {
+		return fmt.Errorf("%s %s: %s", l.Kind, l.Name, l.Kept)
+	}
+	if err := l.still(ctx); err != nil {
+		return fmt.Errorf("%s %s: %w", l.Kind, l.Name, err)
+	}
+	if err := l.remove(ctx); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("%s %s: %w", l.Kind, l.Name, err)
+	}
+	return nil
+}
+
+// Leftovers returns what nodes have left that the cluster has no more, of node
+// alone unless that is empty: what stands for data first, and the pools, by which
+// they are found, last.
+func Leftovers(ctx context.Context, c *Clients, driver, topologyPrefix, node string) ([]Leftover, error) {
+	s := search{Clients: c, driver: driver, prefix: topologyPrefix, pools: map[string]string{}, handles: map[string]string{}}
+	for _, step := range []func(context.Context, string) error{s.findPools, s.findSubvolumes, s.findVolumes, s.findContents} {
+		if err := step(ctx, node); err != nil {
+			return nil, err
+		}
+	}
+	s.keepPools()
+	return slices.Concat(s.volumes, s.contents, s.subvolumes, s.ofPools), nil
+}
+
+// keepPools keeps the Pools, and what is in them, of what is kept: by them it is
+// found at the next search.
+func (s *search) keepPools() {
+	kept := map[string]bool{}
+	for _, l := range slices.Concat(s.volumes, s.contents) {
+		kept[l.poolID] = kept[l.poolID] || l.Kept != ""
+	}
+	for _, found := range [][]Leftover{s.subvolumes, s.ofPools} {
+		for i := range found {
+			if kept[found[i].poolID] {
+				found[i].Kept = "something in its pool is kept"
+			}
+		}
+	}
+}
+
+// search is one look through the cluster.
+type search struct {
+	*Clients
+	driver, prefix string
+
+	gone    map[string]bool   // by the name of a node
+	pools   map[string]string // the gone node, by pool ID
+	handles map[string]string // the ID of the pool, by snapshot handle
+
+	volumes, contents, subvolumes, ofPools []Leftover
+}
+
+// isGone reports whether there is no Node of a name, and it is that asked for.
+func (s *search) isGone(ctx context.Context, name, wanted string) (bool, error) {
+	if name == "" || wanted != "" && name != wanted {
+		return false, nil
+	}
+	if gone, known := s.gone[name]; known {
+		return gone, nil
+	}
+	_, err := s.nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return false, err
+	}
+	if s.gone == nil {
+		s.gone = map[string]bool{}
+	}
+	s.gone[name] = err != nil
+	return err != nil, nil
+}
+
+// stillGone returns a check that a pool is still that of the gone node: its disk
+// may have been attached to another one in the meantime, which serves it.
+func (s *search) stillGone(poolID string) func(context.Context) error {
+	node := s.pools[poolID]
+	return func(ctx context.Context) error {
+		pool, err := s.Clients.pools().Get(ctx, poolID, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return nil // deleted before what is on it was
+		case err != nil:
+			return err
+		case pool.Spec.NodeName != node:
+			return fmt.Errorf("its pool is on node %q by now", pool.Spec.NodeName)
+		}
+		return nil
+	}
+}
+
+func (s *search) findPools(ctx context.Context, node string) error {
+	list, err := s.Clients.pools().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, pool := range list.Items {
+		gone, err := s.isGone(ctx, pool.Spec.NodeName, node)
+		if err != nil {
+			return err
+		}
+		if !gone {
+			continue
+		}
+		s.pools[pool.Name] = pool.Spec.NodeName
+		s.ofPools = append(s.ofPools, Leftover{Kind: "Pool", Name: pool.Name, Node: pool.Spec.NodeName, poolID: pool.Name, still: s.stillGone(pool.Name), remove: func(ctx context.Context) error {
+			return s.Clients.pools().Delete(ctx, pool.Name, metav1.DeleteOptions{})
+		}})
+	}
+	return nil
+}
+
+func (s *search) findSubvolumes(ctx context.Context, _ string) error {
+	list, err := s.Clients.subvolumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, subvolume := range list.Items {
+		node, ok := s.pools[subvolume.Spec.PoolID]
+		if !ok {
+			continue
+		}
+		if subvolume.Spec.Kind == kinds[meta.Committed] {
+			s.handles[subvolume.Spec.ID] = subvolume.Spec.PoolID
+		}
+		s.subvolumes = append(s.subvolumes, Leftover{
+			Kind: "Subvolume", Name: subvolume.Name, Node: node, Claim: subvolume.Annotations[Claim],
+			poolID: subvolume.Spec.PoolID, still: s.stillGone(subvolume.Spec.PoolID),
+			remove: func(ctx context.Context) error {
+				return s.Clients.subvolumes().Delete(ctx, subvolume.Name, metav1.DeleteOptions{})
+			},
+		})
+	}
+	return nil
+}
+
+func (s *search) findVolumes(ctx context.Context, _ string) error {
+	list, err := s.Clients.volumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		v := &list.Items[i]
+		poolID := poolOf(v, s.driver, s.prefix)
+		node, ok := s.pools[poolID]
+		if !ok {
+			continue
+		}
+		l := Leftover{Kind: "PersistentVolume", Name: v.Name, Node: node, poolID: poolID, still: s.stillGone(poolID), remove: func(ctx context.Context) error {
+			if err := s.Clients.volumes().Delete(ctx, v.Name, metav1.DeleteOptions{}); err != nil {
+				return err
+			}
+			return release(v.Finalizers, func(patch []byte) error {
+				_, err := s.Clients.volumes().Patch(ctx, v.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+				return err
+			})
+		}}
+		if claim := v.Spec.ClaimRef; claim != nil {
+			l.Claim = claim.Namespace + "/" + claim.Name
+		}
+		if v.Status.Phase == corev1.VolumeBound {
+			l.Kept = "delete the PersistentVolumeClaim " + l.Claim + " first, if its data need not come back"
+		}
+		s.volumes = append(s.volumes, l)
+	}
+	return nil
+}
+
+func (s *search) findContents(ctx context.Context, _ string) error {
+	if !s.snapshotsServed(ctx) {
+		return nil
+	}
+	list, err := s.Clients.contents().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	held, err := s.heldContents(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		content := &list.Items[i]
+		poolID, ok := s.handles[handleOf(content, s.driver)]
+		if !ok {
+			continue
+		}
+		ref := content.Spec.VolumeSnapshotRef
+		l := Leftover{
+			Kind: "VolumeSnapshotContent", Name: content.Name, Node: s.pools[poolID], Claim: ref.Namespace + "/" + ref.Name,
+			poolID: poolID, still: s.stillGone(poolID),
+			remove: func(ctx context.Context) error {
+				if err := s.Clients.contents().Delete(ctx, content.Name, metav1.DeleteOptions{}); err != nil {
+					return err
+				}
+				return release(content.Finalizers, func(patch []byte) error {
+					_, err := s.Clients.contents().Patch(ctx, content.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+					return err
+				})
+			},
+		}
+		if held[content.Name] {
+			l.Kept = "delete the VolumeSnapshot " + l.Claim + " first, if its data need not come back"
+		}
+		s.contents = append(s.contents, l)
+	}
+	return nil
+}
+
+// heldContents returns the contents that a VolumeSnapshot stands for which
+// nobody has asked to delete.
+func (s *search) heldContents(ctx context.Context) (map[string]bool, error) {
+	list, err := s.Clients.snapshots().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	held := map[string]bool{}
+	for _, snapshot := range list.Items {
+		if snapshot.DeletionTimestamp == nil && snapshot.Status != nil && snapshot.Status.BoundVolumeSnapshotContentName != nil {
+			held[*snapshot.Status.BoundVolumeSnapshotContentName] = true
+		}
+	}
+	return held, nil
+}
+
+// release takes all finalizers away; nobody is left to do what they wait for.
+func release(finalizers []string, patch func([]byte) error) error {
+	if len(finalizers) == 0 {
+		return nil
+	}
+	return patch([]byte(`[{"op":"remove","path":"/metadata/finalizers"}]`))
+}
+
+// poolOf returns the pool that a PersistentVolume of the driver is tied to, ""
+// for none.
+func poolOf(v *corev1.PersistentVolume, driver, topologyPrefix string) string {
+	if csi := v.Spec.CSI; csi == nil || csi.Driver != driver || v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
+		return ""
+	}
+	for _, term := range v.Spec.NodeAffinity.Required.NodeSelectorTerms {
+		for _, e := range term.MatchExpressions {
+			if id, ok := strings.CutPrefix(e.Key, topologyPrefix); ok {
+				return id
+			}
+		}
+	}
+	return ""
+}
+
+// handleOf returns the snapshot of a content of the driver, "" while it has none.
+func handleOf(content *snapshotv1.VolumeSnapshotContent, driver string) string {
+	if content.Spec.Driver != driver {
+		return ""
+	}
+	if handle := content.Spec.Source.SnapshotHandle; handle != nil {
+		return *handle
+	}
+	if content.Status != nil && content.Status.SnapshotHandle != nil {
+		return *content.Status.SnapshotHandle
+	}
+	return ""
+}

@@ -1,0 +1,204 @@
+package mirror
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// State is what a node finds of a volume or snapshot.
+type State string
+
+const (
+	// Ready is one that can be used.
+	Ready State = "Ready"
+	// Lost is one whose record is there and whose data is not.
+	Lost State = "Lost"
+	// Away is one that cannot be looked at now; what was said of it stays.
+	Away State = "Away"
+	// Gone is one that is not, or not any more, on this node.
+	Gone State = "Gone"
+)
+
+// PoolReport is what there is to say of a pool.
+type PoolReport struct {
+	Name, ID  string // no ID: it cannot be used, and Message says why
+	State     string // see v1alpha1.PoolStatus
+	Message   string
+	Quota     string
+	Size      int64 // bytes
+	Available int64 // bytes
+}
+
+// Node is what the mirror needs of the node that it mirrors. All may be called
+// at the same time.
+type Node interface {
+	// Look returns a volume or snapshot. The entry is whole only with Ready.
+	Look(ctx context.Context, ref meta.Ref) (meta.Entry, State)
+	// Walk calls fn for all volumes or snapshots until it returns false. fn must
+	// not call the Node.
+	Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error
+	// Used returns what one holds, in bytes; false where nobody counts.
+	Used(ctx context.Context, ref meta.Ref) (int64, bool)
+	// Pools returns all pools, also those that cannot be used.
+	Pools(ctx context.Context) []PoolReport
+	// Expand grows a volume to size bytes and returns its size. Its error is a
+	// *Refused where trying again is of no use.
+	Expand(ctx context.Context, volume string, size int64) (int64, error)
+	// Remove deletes one that nobody uses.
+	Remove(ctx context.Context, ref meta.Ref) error
+	// Deny keeps pools out of use, by ID, and replaces what was denied before.
+	Deny(reasons map[string]error)
+}
+
+// Options are the settings of a Mirror.
+type Options struct {
+	// NodeName is the name of this node in the cluster. Required.
+	NodeName string
+	// Driver is the name of the CSI driver. Required.
+	Driver string
+	// TopologyPrefix comes before a pool's ID in the keys of topology, and
+	// TopologyValue is their value. Required.
+	TopologyPrefix, TopologyValue string
+	// Orphans says what is done with volumes and snapshots that the cluster
+	// knows nothing of: ReportOrphans without it.
+	Orphans OrphanPolicy
+	// OrphanGrace is how long an orphan has been one before it is deleted.
+	OrphanGrace time.Duration
+}
+
+const (
+	// settle is how long a change waits for others of the same volume: what is
+	// made, bound and snapshotted at once is written once.
+	settle = 500 * time.Millisecond
+	// resync is the time between two looks at everything.
+	resync = 5 * time.Minute
+	// writers is how many objects are written at a time.
+	writers = 4
+)
+
+// Mirror keeps the cluster told. Make it with New and run it with Run.
+type Mirror struct {
+	options Options
+	clients *Clients
+	node    Node
+	events  record.EventRecorder
+	sink    record.EventBroadcaster
+
+	queue  workqueue.TypedRateLimitingInterface[meta.Ref]
+	live   workqueue.TypedRateLimitingInterface[string] // names of Subvolumes to be expanded
+	poke   chan struct{}                                // pools may have changed
+	labels chan struct{}                                // those of the Node may be wrong
+
+	subvolumes cache.SharedIndexInformer // those of this node
+	volumes    cache.SharedIndexInformer // PersistentVolumes of this driver, by handle
+	contents   snapshotCaches
+
+	claims  claims
+	told    atomic.Int64 // when, in ns since 1970; see Told
+	homing  *homing
+	orphans orphans
+}
+
+// New returns a mirror of node, to be run by Run.
+func New(clients *Clients, node Node, options Options) *Mirror {
+	m := &Mirror{
+		options: options, clients: clients, node: node,
+		queue:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[meta.Ref](time.Second, 5*time.Minute)),
+		live:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](20*time.Millisecond, 10*time.Second)),
+		poke:   make(chan struct{}, 1),
+		labels: make(chan struct{}, 1),
+		sink:   record.NewBroadcaster(),
+	}
+	m.claims.first = make(chan struct{})
+	m.events = m.sink.NewRecorder(scheme, corev1.EventSource{Component: options.Driver, Host: options.NodeName})
+	m.watchSubvolumes()
+	m.watchVolumes()
+	m.contents.init(m)
+	m.homing = newHoming(m)
+	return m
+}
+
+// Changed tells that a volume or snapshot was made, changed or removed; with a
+// zero Ref, that pools have come or gone. It does not block.
+func (m *Mirror) Changed(ref meta.Ref) {
+	if !ref.IsZero() {
+		m.queue.AddAfter(ref, settle)
+		return
+	}
+	select {
+	case m.poke <- struct{}{}:
+	default: // one is on its way
+	}
+}
+
+// Run mirrors until ctx ends. It waits for an API server that is away.
+func (m *Mirror) Run(ctx context.Context) {
+	m.sink.StartRecordingToSink(eventSink{m.clients})
+	defer m.sink.Shutdown()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, informer := range []cache.SharedIndexInformer{m.subvolumes, m.volumes, m.homing.claims, m.homing.classes} {
+		all.Go(func() { informer.RunWithContext(ctx) })
+	}
+	all.Go(func() { m.contents.run(ctx) })
+	if !cache.WaitForCacheSync(ctx.Done(), m.subvolumes.HasSynced, m.volumes.HasSynced) {
+		return
+	}
+	klog.FromContext(ctx).Info("Mirroring into the cluster", "node", m.options.NodeName)
+	all.Go(func() { m.followPools(ctx) })
+	all.Go(func() { m.homing.run(ctx) })
+	all.Go(func() { m.watchOrphans(ctx) })
+	all.Go(func() { m.watchHomeless(ctx) })
+	for range writers {
+		all.Go(func() { work(ctx, m.queue, m.syncSubvolume) })
+		all.Go(func() { work(ctx, m.live, m.expandHere) })
+	}
+	<-ctx.Done()
+	m.queue.ShutDown()
+	m.live.ShutDown()
+}
+
+// syncAll has everything compared, on this node and in the cluster.
+func (m *Mirror) syncAll(ctx context.Context) {
+	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
+		err := m.node.Walk(ctx, class, func(e meta.Entry) bool {
+			m.queue.Add(e.Ref())
+			return true
+		})
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "Volumes cannot be listed", "class", class)
+		}
+	}
+	for _, o := range m.subvolumes.GetStore().List() {
+		m.queue.Add(refOf(asSubvolume(o)))
+	}
+	m.homing.rescan()
+}
+
+// work runs sync for what comes out of a queue until that is shut down. What
+// fails comes again, later each time.
+func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[T], sync func(context.Context, T) error) {
+	for {
+		item, shutdown := queue.Get()
+		if shutdown {
+			return
+		}
+		if err := sync(ctx, item); err != nil {
+			klog.FromContext(ctx).V(2).Info("Not mirrored yet", "object", item, "reason", err)
+			queue.AddRateLimited(item)
+		} else {
+			queue.Forget(item)
+		}
+		queue.Done(item)
+	}
+}

@@ -1,0 +1,163 @@
+package mirror
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+)
+
+// What runs against an API server is tested with a real one, in test/e2e. Here is
+// what only decides.
+
+func TestObjectName(t *testing.T) {
+	hash := strings.Repeat("0123456789abcdef", 4)
+	names := map[string]meta.Ref{}
+	for _, c := range []struct {
+		ref   meta.Ref
+		plain bool
+	}{
+		{meta.Volume("pvc-83ff0d38-ef35-4132-bea1-7bc6e85125c8"), true},
+		{meta.Snapshot("snapshot-83ff0d38-ef35-4132-bea1-7bc6e85125c8"), true},
+		{meta.Volume("sha256-" + hash), true},
+		{meta.Snapshot("pvc-1"), false},
+		{meta.Volume("pvc-1"), true},
+		{meta.Volume("snapshot-1"), false},
+		{meta.Snapshot("snapshot-1"), true},
+		{meta.Volume("Upper_Case"), false},
+		{meta.Snapshot("Upper_Case"), false},
+		{meta.Volume("subvolume-" + hash), false},
+		{meta.Volume("ends-with-"), false},
+		{meta.Volume(strings.Repeat("a", 128)), true},
+	} {
+		name := ObjectName(c.ref)
+		if (name == c.ref.ID) != c.plain {
+			t.Errorf("%s: got the name %q, as it is: want %v", c.ref, name, c.plain)
+		}
+		if wrong := validation.IsDNS1123Subdomain(name); len(wrong) > 0 {
+			t.Errorf("%s: %q: %v", c.ref, name, wrong)
+		}
+		if other, taken := names[name]; taken {
+			t.Errorf("%s and %s have one name %q", c.ref, other, name)
+		}
+		names[name] = c.ref
+	}
+}
+
+func TestMetadataPatch(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		have, want   map[string]string
+		label, wants map[string]string
+		patch        string
+	}{
+		{name: "nothing new", have: map[string]string{"a": "1", "other": "x"}, want: map[string]string{"a": "1", "b": ""}},
+		{name: "new, other, gone", have: map[string]string{"b": "1", "c": "2", "other": "x"}, want: map[string]string{"a": "1", "b": "2", "c": ""},
+			patch: `{"metadata":{"annotations":{"a":"1","b":"2","c":null}}}`},
+		{name: "a label", label: map[string]string{"l": "node-1"}, wants: map[string]string{"l": "node-2"},
+			patch: `{"metadata":{"labels":{"l":"node-2"}}}`},
+	} {
+		if got := string(metadataPatch(c.have, c.want, c.label, c.wants)); got != c.patch {
+			t.Errorf("%s: want %s, got %s", c.name, c.patch, got)
+		}
+	}
+}
+
+func TestCoarse(t *testing.T) {
+	for _, c := range []struct{ n, whole, want int64 }{
+		{0, 0, 0}, {5, 0, 5}, {1000, 128, 1000}, {1000, 256, 1000}, {1001, 256, 1000}, {10146860199, 10 << 30, 10133438464},
+	} {
+		if got := coarse(c.n, c.whole); got != c.want {
+			t.Errorf("coarse(%d, %d): want %d, got %d", c.n, c.whole, c.want, got)
+		}
+	}
+}
+
+func quantity(n int64) *resource.Quantity { return resource.NewQuantity(n, resource.BinarySI) }
+
+func TestWantsExpansion(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		want, have *resource.Quantity
+		refused    *v1alpha1.Refusal
+		request    string
+		wants      bool
+	}{
+		{name: "larger", want: quantity(2), have: quantity(1), request: "a", wants: true},
+		{name: "larger, by hand", want: quantity(2), have: quantity(1), wants: true},
+		{name: "as it is", want: quantity(1), have: quantity(1)},
+		{name: "smaller", want: quantity(1), have: quantity(2)},
+		{name: "nothing said", have: quantity(2)},
+		{name: "status not written yet", want: quantity(2)},
+		{name: "refused", want: quantity(2), have: quantity(1), refused: &v1alpha1.Refusal{Size: *quantity(2), Request: "a"}, request: "a"},
+		{name: "refused, asked again", want: quantity(2), have: quantity(1), refused: &v1alpha1.Refusal{Size: *quantity(2), Request: "a"}, request: "b", wants: true},
+		{name: "refused, asked for less", want: quantity(2), have: quantity(1), refused: &v1alpha1.Refusal{Size: *quantity(3), Request: "a"}, request: "a", wants: true},
+	} {
+		s := &v1alpha1.Subvolume{Spec: v1alpha1.SubvolumeSpec{Kind: "Volume", Size: c.want}, Status: v1alpha1.SubvolumeStatus{Size: c.have, Expansion: c.refused}}
+		s.Annotations = map[string]string{ExpandRequest: c.request}
+		if got := wantsExpansion(s); got != c.wants {
+			t.Errorf("%s: want %v, got %v", c.name, c.wants, got)
+		}
+	}
+}
+
+func TestDescribe(t *testing.T) {
+	m := &Mirror{options: Options{NodeName: "node-1"}}
+	entry := meta.Entry{
+		Record: meta.Record{
+			ID: "pvc-2", Kind: meta.Active, Size: 5 << 20, Created: time.Unix(1, 0), Source: meta.Snapshot("snapshot-1"),
+			Labels: map[string]string{"pvc/name": "data", "pvc/namespace": "db"},
+		},
+		Lineage: meta.Lineage{SubvolumeID: 257, UUID: "u", ParentUUID: "p", CreatedTransid: 9}, Pool: "fast", PoolID: "id",
+	}
+	s := &v1alpha1.Subvolume{}
+	s.Annotations = map[string]string{"other": "stays", ReceivedUUID: "of somebody's hand"}
+	m.describe(s, entry, "")
+	want := v1alpha1.SubvolumeSpec{ID: "pvc-2", Kind: "Volume", NodeName: "node-1", Pool: "fast", PoolID: "id", Size: quantity(5 << 20)}
+	if !equality.Semantic.DeepEqual(s.Spec, want) {
+		t.Errorf("want %+v, got %+v", want, s.Spec)
+	}
+	for key, value := range map[string]string{
+		Parent: "snapshot-1", UUID: "u", ParentUUID: "p", SubvolumeID: "257", CreatedTransid: "9", Claim: "db/data", "other": "stays",
+	} {
+		if s.Annotations[key] != value {
+			t.Errorf("annotation %s: want %q, got %q", key, value, s.Annotations[key])
+		}
+	}
+	if _, there := s.Annotations[ReceivedUUID]; there {
+		t.Error("an annotation without a value is there")
+	}
+	s.Spec.Size = quantity(9 << 20) // somebody asks for more: it is not ours to take back
+	m.describe(s, entry, "pvc-2")
+	if s.Spec.Size.Value() != 9<<20 {
+		t.Errorf("the wish for a larger size is gone: %v", s.Spec.Size)
+	}
+}
+
+func TestSourceOf(t *testing.T) {
+	group, other := "snapshot.storage.k8s.io", "example.com"
+	for _, c := range []struct {
+		name string
+		ref  *corev1.TypedLocalObjectReference
+		want source
+	}{
+		{name: "nothing"},
+		{name: "a snapshot", ref: &corev1.TypedLocalObjectReference{APIGroup: &group, Kind: "VolumeSnapshot", Name: "s"}, want: source{snapshotKind, "s"}},
+		{name: "a claim", ref: &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "c"}, want: source{claimKind, "c"}},
+		{name: "of a populator", ref: &corev1.TypedLocalObjectReference{APIGroup: &other, Kind: "VolumeSnapshot", Name: "s"}},
+	} {
+		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "db"}, Spec: corev1.PersistentVolumeClaimSpec{DataSource: c.ref}}
+		got, ok := sourceOf(claim)
+		if got != c.want || ok != (c.want != source{}) {
+			t.Errorf("%s: got %+v, %v", c.name, got, ok)
+		}
+	}
+}

@@ -1,0 +1,327 @@
+package mirror
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+)
+
+// bindingTime is how long a new PersistentVolume may take to be bound to the claim
+// that it was made for.
+const bindingTime = 30 * time.Second
+
+// byHandle indexes PersistentVolumes and VolumeSnapshotContents.
+const byHandle = "handle"
+
+// kinds are the kinds of a Subvolume.
+var kinds = map[meta.Kind]string{meta.Active: "Volume", meta.Committed: "Snapshot", meta.View: "View"}
+
+func asSubvolume(o any) *v1alpha1.Subvolume { return o.(*v1alpha1.Subvolume) }
+
+// refOf returns what a Subvolume stands for.
+func refOf(s *v1alpha1.Subvolume) meta.Ref {
+	if s.Spec.Kind == kinds[meta.Committed] {
+		return meta.Snapshot(s.Spec.ID)
+	}
+	return meta.Volume(s.Spec.ID)
+}
+
+// watchSubvolumes follows the objects of this node, to bring back what somebody
+// changed or deleted, and to see who asks for a larger size.
+func (m *Mirror) watchSubvolumes() {
+	mine := fields.OneTermEqualSelector("spec.nodeName", m.options.NodeName).String()
+	m.subvolumes = follow(m.clients.subvolumes(), mine)
+	seen := func(o any) {
+		s := asSubvolume(o)
+		if wantsExpansion(s) {
+			m.live.Add(s.Name)
+		}
+		m.queue.AddAfter(refOf(s), settle)
+	}
+	_, _ = m.subvolumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    seen,
+		UpdateFunc: func(_, o any) { seen(o) },
+		DeleteFunc: func(o any) {
+			if s, ok := unwrap(o).(*v1alpha1.Subvolume); ok {
+				m.queue.AddAfter(refOf(s), settle)
+			}
+		},
+	})
+}
+
+// unwrap returns the object of a deletion that was missed.
+func unwrap(o any) any {
+	if tombstone, ok := o.(cache.DeletedFinalStateUnknown); ok {
+		return tombstone.Obj
+	}
+	return o
+}
+
+// watchVolumes follows the PersistentVolumes, which carry the lineage too.
+func (m *Mirror) watchVolumes() {
+	m.volumes = follow(m.clients.volumes(), "")
+	_ = m.volumes.AddIndexers(cache.Indexers{byHandle: func(o any) ([]string, error) {
+		return some(m.handleOf(o.(*corev1.PersistentVolume))), nil
+	}})
+	seen := func(o any) {
+		if handle := m.handleOf(o.(*corev1.PersistentVolume)); handle != "" {
+			m.queue.AddAfter(meta.Volume(handle), settle)
+		}
+	}
+	_, _ = m.volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(before, o any) {
+		if lineageTouched(before.(*corev1.PersistentVolume).Annotations, o.(*corev1.PersistentVolume).Annotations) {
+			seen(o)
+		}
+	}})
+}
+
+// volumesOf returns the PersistentVolumes of a handle.
+func (m *Mirror) volumesOf(handle string) []*corev1.PersistentVolume {
+	found, _ := m.volumes.GetIndexer().ByIndex(byHandle, handle) // fails for an unknown index
+	volumes := make([]*corev1.PersistentVolume, 0, len(found))
+	for _, o := range found {
+		volumes = append(volumes, o.(*corev1.PersistentVolume))
+	}
+	return volumes
+}
+
+// handleOf returns the handle of a PersistentVolume of this driver, else "".
+func (m *Mirror) handleOf(v *corev1.PersistentVolume) string {
+	if csi := v.Spec.CSI; csi != nil && csi.Driver == m.options.Driver {
+		return csi.VolumeHandle
+	}
+	return ""
+}
+
+// syncSubvolume brings the objects of one volume or snapshot in line with what
+// is on disk.
+func (m *Mirror) syncSubvolume(ctx context.Context, ref meta.Ref) error {
+	var have *v1alpha1.Subvolume
+	if o, ok, _ := m.subvolumes.GetStore().GetByKey(ObjectName(ref)); ok {
+		have = asSubvolume(o)
+	}
+	entry, state := m.node.Look(ctx, ref)
+	switch state {
+	case Gone:
+		return m.dropSubvolume(ctx, have)
+	case Lost:
+		if have == nil {
+			return nil
+		}
+		_, err := m.tellStatus(ctx, have, v1alpha1.SubvolumeStatus{State: string(Lost), Size: have.Status.Size, Created: have.Status.Created})
+		return err
+	case Away:
+		return nil
+	}
+	if !m.claims.holds(entry.PoolID) {
+		return nil // the pool is first: all of it is looked at when it is claimed
+	}
+	have, err := m.tell(ctx, have, entry)
+	if err != nil {
+		return err
+	}
+	if wantsExpansion(have) {
+		m.live.Add(have.Name)
+	}
+	return m.annotate(ctx, entry)
+}
+
+// tell writes what there is to say of an entry. The status comes before the spec:
+// a size in the spec that is larger than that of the status is a wish.
+func (m *Mirror) tell(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
+	if have == nil {
+		made, err := m.tellSpec(ctx, nil, entry)
+		if err != nil {
+			return nil, err
+		}
+		have = made
+	}
+	status := v1alpha1.SubvolumeStatus{
+		State: string(Ready), Size: resource.NewQuantity(entry.Size, resource.BinarySI),
+		Created: &metav1.Time{Time: entry.Created}, Expansion: have.Status.Expansion,
+	}
+	if used, ok := m.node.Used(ctx, entry.Ref()); ok {
+		status.Used = resource.NewQuantity(coarse(used, used*8), resource.BinarySI)
+	}
+	have, err := m.tellStatus(ctx, have, status)
+	if err != nil {
+		return nil, err
+	}
+	return m.tellSpec(ctx, have, entry)
+}
+
+// dropSubvolume deletes the object of what is gone from a pool that is here.
+// Where the pool itself is not, its objects are those of whoever has it.
+func (m *Mirror) dropSubvolume(ctx context.Context, have *v1alpha1.Subvolume) error {
+	if have == nil || !m.claims.holds(have.Spec.PoolID) {
+		return nil
+	}
+	err := m.clients.subvolumes().Delete(ctx, have.Name, metav1.DeleteOptions{
+		Preconditions: &metav1.Preconditions{UID: &have.UID, ResourceVersion: &have.ResourceVersion},
+	})
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// tellSpec makes the object, or updates what it says apart from its status. One
+// of another node is taken over: the pool was moved, and the claim to it is ours.
+func (m *Mirror) tellSpec(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
+	want := &v1alpha1.Subvolume{ObjectMeta: metav1.ObjectMeta{Name: ObjectName(entry.Ref())}}
+	if have != nil {
+		want = have.DeepCopy()
+	}
+	m.describe(want, entry, m.objectOf(entry))
+	if have == nil {
+		made, err := m.clients.subvolumes().Create(ctx, want, metav1.CreateOptions{})
+		if !apierrors.IsAlreadyExists(err) {
+			return made, err
+		}
+		if have, err = m.clients.subvolumes().Get(ctx, want.Name, metav1.GetOptions{}); err != nil {
+			return nil, err
+		}
+		if other := have.Spec; other.PoolID != entry.PoolID {
+			return nil, fmt.Errorf("%s is in pool %s here, and in pool %s of node %q: one of them has to be removed by hand", entry.Ref(), entry.PoolID, other.PoolID, other.NodeName)
+		}
+		want = have.DeepCopy()
+		m.describe(want, entry, m.objectOf(entry))
+	}
+	if equality.Semantic.DeepEqual(have.Spec, want.Spec) && maps.Equal(have.Annotations, want.Annotations) {
+		return have, nil
+	}
+	return m.clients.subvolumes().Update(ctx, want, metav1.UpdateOptions{})
+}
+
+// describe writes an entry into an object. A size in the spec that is larger
+// than that of the volume is somebody's wish, and stays.
+func (m *Mirror) describe(s *v1alpha1.Subvolume, entry meta.Entry, object string) {
+	if s.Spec.NodeName != "" && s.Spec.NodeName != m.options.NodeName {
+		delete(s.Annotations, OrphanedSince) // what another node thought of it
+		delete(s.Annotations, CondemnedSince)
+	}
+	wish := s.Spec.Size
+	if wish == nil || wish.Value() < entry.Size {
+		wish = resource.NewQuantity(entry.Size, resource.BinarySI)
+	}
+	s.Spec = v1alpha1.SubvolumeSpec{
+		ID: entry.ID, Kind: kinds[entry.Kind], NodeName: m.options.NodeName,
+		Pool: entry.Pool, PoolID: entry.PoolID, Size: wish,
+	}
+	if s.Annotations == nil {
+		s.Annotations = map[string]string{}
+	}
+	set := lineage(entry)
+	set[Claim] = claimOf(entry)
+	if object != "" { // it is remembered when it is gone
+		set[Object] = object
+	}
+	for key, value := range set {
+		if value == "" {
+			delete(s.Annotations, key)
+		} else {
+			s.Annotations[key] = value
+		}
+	}
+}
+
+// objectOf returns the name of the PersistentVolume or VolumeSnapshotContent that
+// stands for an entry, "" for none.
+func (m *Mirror) objectOf(entry meta.Entry) string {
+	if entry.Kind == meta.Committed {
+		for _, content := range m.contents.ofHandle(entry.ID) {
+			return content.Name
+		}
+		return ""
+	}
+	for _, v := range m.volumesOf(entry.ID) {
+		return v.Name
+	}
+	return ""
+}
+
+// tellStatus writes the status where it says anything new.
+func (m *Mirror) tellStatus(ctx context.Context, have *v1alpha1.Subvolume, want v1alpha1.SubvolumeStatus) (*v1alpha1.Subvolume, error) {
+	if want.Created != nil { // an API server keeps whole seconds
+		want.Created = &metav1.Time{Time: want.Created.Truncate(1e9)}
+	}
+	if equality.Semantic.DeepEqual(have.Status, want) {
+		return have, nil
+	}
+	s := have.DeepCopy()
+	s.Status = want
+	return m.clients.subvolumes().UpdateStatus(ctx, s, metav1.UpdateOptions{})
+}
+
+// annotate writes the lineage to the objects of Kubernetes.
+func (m *Mirror) annotate(ctx context.Context, entry meta.Entry) error {
+	if entry.Kind == meta.Committed {
+		return m.contents.annotate(ctx, entry)
+	}
+	for _, v := range m.volumesOf(entry.ID) {
+		if beingBound(v) {
+			m.queue.AddAfter(entry.Ref(), settle)
+			continue
+		}
+		patch := metadataPatch(v.Annotations, lineage(entry), nil, nil)
+		if patch == nil {
+			continue
+		}
+		if _, err := m.clients.volumes().Patch(ctx, v.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("annotate PersistentVolume %s: %w", v.Name, err)
+		}
+	}
+	m.contents.warn(entry)
+	return m.contents.adopt(ctx, entry)
+}
+
+// beingBound reports whether the controller of Kubernetes is about to write a
+// PersistentVolume. A change in between would have it fail, and try again later.
+func beingBound(v *corev1.PersistentVolume) bool {
+	return v.Spec.ClaimRef != nil && (v.Status.Phase == "" || v.Status.Phase == corev1.VolumePending || v.Status.Phase == corev1.VolumeAvailable) &&
+		time.Since(v.CreationTimestamp.Time) < bindingTime
+}
+
+// metadataPatch returns the merge patch that brings annotations and labels in
+// line, nil where they are. An empty value stands for none.
+func metadataPatch(annotations, wantAnnotations, labels, wantLabels map[string]string) []byte {
+	changed := func(have, want map[string]string) map[string]*string {
+		change := map[string]*string{}
+		for key, value := range want {
+			if value == have[key] {
+				continue
+			}
+			change[key] = nil
+			if value != "" {
+				change[key] = &value
+			}
+		}
+		return change
+	}
+	metadata := map[string]any{}
+	if c := changed(annotations, wantAnnotations); len(c) > 0 {
+		metadata["annotations"] = c
+	}
+	if c := changed(labels, wantLabels); len(c) > 0 {
+		metadata["labels"] = c
+	}
+	if len(metadata) == 0 {
+		return nil
+	}
+	patch, _ := json.Marshal(map[string]any{"metadata": metadata}) // strings alone: it cannot fail
+	return patch
+}

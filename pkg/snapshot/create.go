@@ -33,10 +33,11 @@ func (e *Engine) Prepare(ctx context.Context, spec Spec, source meta.Ref) (meta.
 	return e.create(ctx, meta.Active, spec, source)
 }
 
-// View makes a read-only volume of a snapshot. Else it is like Prepare.
+// View makes a read-only volume of a snapshot, or of a volume as it is at this
+// instant. Else it is like Prepare.
 func (e *Engine) View(ctx context.Context, spec Spec, source meta.Ref) (meta.Entry, error) {
-	if source.Class != meta.Snapshots {
-		return meta.Entry{}, fmt.Errorf("read-only volume %q of %s: %w: only a snapshot can be its source", spec.Name, source, ErrInvalid)
+	if source.IsZero() {
+		return meta.Entry{}, fmt.Errorf("read-only volume %q: %w: a snapshot or a volume has to be its source", spec.Name, ErrInvalid)
 	}
 	return e.create(ctx, meta.View, spec, source)
 }
@@ -57,6 +58,7 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		return meta.Entry{}, err
 	}
 	defer release()
+	defer e.hold()()
 
 	there, entry, err := e.settled(ref)
 	if err == nil {
@@ -73,6 +75,8 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
+	coming := p.commits.announce()
+	defer coming.leave()
 	if kind == meta.Committed {
 		spec.Size = Range{}
 	}
@@ -83,10 +87,11 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	if err := ctx.Err(); err != nil {
 		return meta.Entry{}, err
 	}
-	entry, err = p.make(meta.Record{
+	l := &located{pool: p, coming: coming, slot: slotOf(kind, ref.ID), record: meta.Record{
 		ID: ref.ID, Name: spec.Name, Kind: kind, State: meta.Creating, Size: size, Created: time.Now().UTC(),
 		Source: source, Parameters: spec.Parameters, Labels: spec.Labels,
-	}, from)
+	}}
+	entry, err = l.make(from)
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
@@ -155,29 +160,31 @@ func (p *pool) size(want Range, from *located) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if size == least {
+		return size, nil
+	}
 	return size, p.room(size - least)
 }
 
 // room fails when the pool cannot be written or has less than growth bytes left.
 func (p *pool) room(growth int64) error {
-	space, err := p.Space()
+	room, err := p.Room()
 	if err != nil {
 		return p.explain(err)
 	}
-	if space.ReadOnly {
+	if room.ReadOnly {
 		return fmt.Errorf("pool %q: %w: remount it read-write", p.name, ErrReadOnly)
 	}
-	if growth > space.Available {
-		return fmt.Errorf("%d bytes wanted in pool %q, which has %d of %d left: %w", growth, p.name, space.Available, space.Size, ErrNoSpace)
+	if growth > room.Available {
+		return fmt.Errorf("%d bytes wanted in pool %q, which has %d of %d left: %w", growth, p.name, room.Available, room.Size, ErrNoSpace)
 	}
 	return nil
 }
 
 // make runs the protocol: declare, act, one commit. See the table in doc.go.
-func (p *pool) make(record meta.Record, from *located) (meta.Entry, error) {
-	l := &located{pool: p, slot: slotOf(record.Kind, record.ID), record: record}
+func (l *located) make(from *located) (meta.Entry, error) {
 	if err := l.claim(); err != nil {
-		return meta.Entry{}, p.explain(err)
+		return meta.Entry{}, l.explain(err)
 	}
 	if err := l.write(); err != nil {
 		return meta.Entry{}, l.undo(err)
@@ -214,7 +221,7 @@ func (l *located) populate(from *located) error {
 	if err := from.refuseNested(l.record); err != nil {
 		return err
 	}
-	if err := l.Snapshot(from.slot, l.slot, l.record.Kind.ReadOnly()); err != nil {
+	if err := l.commits.snapshot(l.coming, Copy{from.slot, l.slot, l.record.Kind.ReadOnly()}); err != nil {
 		return err
 	}
 	// Asked again: a pod may have made one in between, which would be missing
@@ -263,7 +270,7 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 		return meta.Entry{}, err
 	}
 	if durable {
-		if err := l.Sync(l.slot); err != nil {
+		if err := l.sync(); err != nil {
 			return meta.Entry{}, err
 		}
 	}
@@ -280,7 +287,7 @@ func (l *located) assure(entry meta.Entry) error {
 			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
 		}
 	}
-	if err := l.Sync(l.slot); err != nil {
+	if err := l.sync(); err != nil {
 		return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
 	}
 	return nil
@@ -318,7 +325,7 @@ func (l *located) undo(cause error) error {
 	cause = l.explain(cause)
 	err := l.disown()
 	if err == nil {
-		err = l.erase(l.slot)
+		err = l.erase(func() error { return nil })
 	}
 	if err != nil {
 		return unfinished(fmt.Errorf("%w; and it could not be undone: %w", cause, err))
@@ -336,34 +343,39 @@ func (l *located) disown() error {
 	return l.write()
 }
 
-// erase removes a slot with its subvolume, durably where there was one. An
-// absent slot is no error.
-func (p *pool) erase(slot Slot) error {
-	info, err := p.Info(slot)
+// erase removes the slot with its subvolume, durably; where there is none absent
+// is done instead. An absent slot is no error.
+func (l *located) erase(absent func() error) error {
+	info, err := l.Info(l.slot)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	default:
-		if err := p.eraseSubvolume(slot, info.ID); err != nil {
-			return err
-		}
+		err = absent()
+	case err == nil:
+		err = l.eraseSubvolume(info.ID)
 	}
-	if err := p.Rmdir(slot); !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
+		return err
+	}
+	if err := l.Rmdir(l.slot); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
-func (p *pool) eraseSubvolume(slot Slot, subvolume uint64) error {
-	if err := p.LiftLimit(subvolume); err != nil {
+func (l *located) eraseSubvolume(id uint64) error {
+	if err := l.LiftLimit(id); err != nil {
 		return err
 	}
-	if err := p.Destroy(slot); err != nil {
+	if err := l.Destroy(l.slot); err != nil {
 		return err
 	}
-	p.leftovers.add(subvolume)
-	return p.Sync(slot)
+	l.leftovers.add(id)
+	return l.sync()
+}
+
+// sync makes the slot durable.
+func (l *located) sync() error {
+	return l.commits.sync(l.coming, l.slot)
 }
 
 func entryOf(p *pool, record meta.Record, info btrfs.SubvolumeInfo) meta.Entry {

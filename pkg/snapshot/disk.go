@@ -4,9 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -14,14 +17,21 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// subvolumeName is the name of every subvolume, in its slot.
-const subvolumeName = "fs"
+const (
+	// subvolumeName is the name of every subvolume, in its slot.
+	subvolumeName = "fs"
+	// rootMode is that of the root directory of an empty volume.
+	rootMode = 0o755
+)
 
-// disk is a pool on a real btrfs. It holds no descriptor open, so that the
-// filesystem can be unmounted at any time; instead every operation opens the
-// pool's directory, proves that it is still the one that was opened first, and
-// goes on from that descriptor. After an unmount nothing can end up on the
-// filesystem below.
+// usualRecord is a size that most records do not reach, in bytes.
+const usualRecord = 1024
+
+// disk is a pool on a real btrfs. It holds no descriptor open between operations, so
+// that the filesystem can be unmounted at any time; instead the pool's directory is
+// opened for each, which proves that it is still the one that was opened first, and
+// goes on from that descriptor. After an unmount nothing can end up on the filesystem
+// below.
 type disk struct {
 	path   string // of the pool's directory
 	device uint64 // st_dev of the pool's directory: a number that no two subvolumes share
@@ -30,27 +40,12 @@ type disk struct {
 	// readOnly is set when the pool could not be written as it was opened: its
 	// quota may be off and its limits are not those of the records.
 	readOnly bool
+
+	mu   sync.Mutex // protects what follows
+	root *root      // that new operations share; nil: none is under way
 }
 
 var _ Filesystem = (*disk)(nil)
-
-// within calls fn with a path to the pool's directory that no unmount can
-// redirect.
-func (d *disk) within(fn func(root string) error) error {
-	fd, err := unix.Open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("%w: open %s: %w", ErrPoolAway, d.path, err)
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("%w: stat %s: %w", ErrPoolAway, d.path, err)
-	}
-	if st.Dev != d.device {
-		return fmt.Errorf("%w: another filesystem is mounted at %s", ErrPoolAway, d.path)
-	}
-	return fn(fmt.Sprintf("/proc/self/fd/%d", fd))
-}
 
 // inSlot is within for the directory of a slot, inSubvolume for its subvolume.
 func (d *disk) inSlot(s Slot, fn func(dir string) error) error {
@@ -71,15 +66,24 @@ func (d *disk) PoolID() string { return d.id }
 // Alive fails also for a pool that has become writable, so that it is opened anew.
 func (d *disk) Alive() error {
 	if d.readOnly {
-		if space, err := d.Space(); err == nil && !space.ReadOnly {
+		if room, err := d.Room(); err == nil && !room.ReadOnly {
 			return errors.New("it can be written now, and is opened again for its quota")
 		}
 	}
-	return d.within(func(string) error { return nil })
+	fd, err := d.open()
+	if err == nil {
+		unix.Close(fd)
+	}
+	return err
 }
 
 func (d *disk) SlotPath(s Slot) string {
 	return filepath.Join(d.path, string(s.Area), s.Name, subvolumeName)
+}
+
+func (d *disk) Room() (room btrfs.Room, err error) {
+	err = d.inRoot(func(path string) error { room, err = btrfs.RoomOf(path); return err })
+	return room, err
 }
 
 func (d *disk) Space() (space btrfs.Space, err error) {
@@ -131,8 +135,12 @@ func (d *disk) Move(from, to Slot) error {
 
 func (d *disk) Record(s Slot) (record []byte, err error) {
 	err = d.inSlot(s, func(dir string) error {
-		buf := make([]byte, 2*meta.MaxRecordSize)
+		buf := make([]byte, usualRecord)
 		n, err := unix.Lgetxattr(dir, meta.LedgerXattr, buf)
+		if errors.Is(err, unix.ERANGE) {
+			buf = make([]byte, 2*meta.MaxRecordSize)
+			n, err = unix.Lgetxattr(dir, meta.LedgerXattr, buf)
+		}
 		switch {
 		case errors.Is(err, unix.ENODATA):
 			return nil
@@ -163,15 +171,31 @@ func (d *disk) Create(s Slot) error {
 		if err := btrfs.Create(path); err != nil {
 			return err
 		}
-		return os.Chmod(path, 0o755) // whatever our umask is
+		// Whatever our umask is. Where it is the usual one a transaction is saved.
+		var st unix.Stat_t
+		if err := unix.Lstat(path, &st); err == nil && st.Mode&0o7777 == rootMode {
+			return nil
+		}
+		return os.Chmod(path, rootMode)
 	})
 }
 
-func (d *disk) Snapshot(from, to Slot, readOnly bool) error {
-	return d.within(func(root string) error {
+func (d *disk) Snapshot(copies []Copy, done func(i int, err error)) {
+	err := d.within(func(root string) error {
 		path := func(s Slot) string { return filepath.Join(root, string(s.Area), s.Name, subvolumeName) }
-		return btrfs.Snapshot(path(to), path(from), readOnly)
+		requests := make([]btrfs.Copy, len(copies))
+		for i, c := range copies {
+			requests[i] = btrfs.Copy{Dst: path(c.To), Src: path(c.From), ReadOnly: c.ReadOnly}
+		}
+		btrfs.Snapshots(requests, done)
+		return nil
 	})
+	if err == nil {
+		return
+	}
+	for i := range copies {
+		done(i, err)
+	}
 }
 
 func (d *disk) Destroy(s Slot) error { return d.inSubvolume(s, btrfs.Destroy) }
@@ -348,6 +372,23 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 		}
 		return btrfs.RemoveQgroup(path, btrfs.NewQgroupID(1, subvolume))
 	})
+}
+
+func (d *disk) Dying() (dying []uint64, err error) {
+	if d.mode == btrfs.QuotaNone {
+		return nil, nil
+	}
+	err = d.inRoot(func(path string) error {
+		trees := map[uint64]bool{}
+		err := btrfs.WalkTreeIDs(path, func(id uint64) error { trees[id] = true; return nil })
+		if err != nil {
+			return err
+		}
+		err = btrfs.WalkSubvolumeIDs(path, func(id uint64) error { delete(trees, id); return nil })
+		dying = slices.Collect(maps.Keys(trees))
+		return err
+	})
+	return dying, err
 }
 
 // StaleQuota takes every group of a subvolume that is gone, and whose tree the

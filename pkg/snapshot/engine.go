@@ -41,24 +41,29 @@ type Engine struct {
 	// by who adds to both: what is added in between would be taken out again.
 	indexing sync.RWMutex
 
-	mu     sync.RWMutex     // protects pools and broken; never held across I/O
+	onChange func(meta.Ref) // nil: nobody is told
+	wake     chan struct{}  // has Run look at the pools
+
+	mu     sync.RWMutex     // protects what follows; never held across I/O
 	pools  map[string]*pool // by name
 	broken map[string]error // what looks like a pool and is none, by name
+	denied map[string]error // pools to be kept out of use, by ID
 }
 
-// pool is one pool in use. Its fields do not change.
+// pool is one pool in use. Its name and Filesystem do not change.
 type pool struct {
 	name string
 	Filesystem
 
 	leftovers leftovers
+	commits   commits
 }
 
 // Open finds the pools of the host, reconciles each with its ledger, and
 // returns an engine that serves them. The index belongs to the engine from then
 // on. A pool that cannot be used does not keep Open from serving the others.
 func Open(ctx context.Context, host Host, index *meta.Index) (*Engine, error) {
-	e := &Engine{host: host, index: index, pools: map[string]*pool{}, broken: map[string]error{}}
+	e := &Engine{host: host, index: index, wake: make(chan struct{}, 1), pools: map[string]*pool{}, broken: map[string]error{}}
 	if err := e.refresh(ctx); err != nil {
 		return nil, err
 	}
@@ -96,6 +101,8 @@ func (e *Engine) Run(ctx context.Context) {
 // wait returns when the pools may have changed; soon, while one cannot be used:
 // what is wrong with it may pass without a change of the mounts.
 func (e *Engine) wait(ctx context.Context) {
+	ctx, cancel := e.awake(ctx)
+	defer cancel()
 	e.mu.RLock()
 	broken := len(e.broken) > 0
 	e.mu.RUnlock()
@@ -115,6 +122,8 @@ func (e *Engine) refresh(ctx context.Context) error {
 	}
 	for _, p := range e.allPools() {
 		if err := p.Alive(); err != nil || !slices.Contains(names, p.name) {
+			e.drop(ctx, p, err)
+		} else if err := e.deniedFor(p); err != nil {
 			e.drop(ctx, p, err)
 		}
 	}
@@ -139,7 +148,10 @@ func (e *Engine) addPool(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	p := &pool{name: name, Filesystem: filesystem}
+	p := &pool{name: name, Filesystem: filesystem, commits: commits{filesystem: filesystem}}
+	if err := e.deniedFor(p); err != nil {
+		return err
+	}
 	for _, other := range e.allPools() {
 		if other.PoolID() == p.PoolID() {
 			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
@@ -156,6 +168,7 @@ func (e *Engine) addPool(ctx context.Context, name string) error {
 	delete(e.broken, name)
 	e.mu.Unlock()
 	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", name, "poolID", p.PoolID())
+	e.changed(meta.Ref{})
 	return nil
 }
 
@@ -169,6 +182,15 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 		klog.FromContext(ctx).Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem,
 			"detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
 	}
+	// What was destroyed before is swept when the kernel has dropped it, by whoever
+	// runs then.
+	dying, err := p.Dying()
+	if err != nil {
+		return p.explain(err)
+	}
+	for _, subvolume := range dying {
+		p.leftovers.add(subvolume)
+	}
 	e.indexed(ctx, e.syncPool(p))
 	return nil
 }
@@ -178,6 +200,7 @@ func (e *Engine) drop(ctx context.Context, p *pool, reason error) {
 	delete(e.pools, p.name)
 	e.mu.Unlock()
 	klog.FromContext(ctx).Info("Pool is gone", "pool", p.name, "poolID", p.PoolID(), "reason", reason)
+	e.changed(meta.Ref{})
 }
 
 func (e *Engine) refuse(ctx context.Context, name string, reason error) {
@@ -187,6 +210,7 @@ func (e *Engine) refuse(ctx context.Context, name string, reason error) {
 	e.mu.Unlock()
 	if known == nil || known.Error() != reason.Error() {
 		klog.FromContext(ctx).Error(reason, "Pool cannot be used", "pool", name)
+		e.changed(meta.Ref{})
 	}
 }
 
@@ -211,6 +235,21 @@ func (e *Engine) allPools() []*pool {
 	}
 	slices.SortFunc(all, func(a, b *pool) int { return strings.Compare(a.name, b.name) })
 	return all
+}
+
+// hold keeps all pools open for an operation, which does not know yet in which of
+// them it has to look.
+func (e *Engine) hold() (release func()) {
+	pools := e.allPools()
+	releases := make([]func(), 0, len(pools))
+	for _, p := range pools {
+		releases = append(releases, p.Hold())
+	}
+	return func() {
+		for _, release := range releases {
+			release()
+		}
+	}
 }
 
 // pool returns the pool of a name; an empty name stands for DefaultPool, or for
@@ -246,6 +285,7 @@ type located struct {
 	*pool
 	slot   Slot
 	record meta.Record
+	coming *coming // to a commit; nil where nobody was told
 }
 
 // find looks a volume or snapshot up in the ledgers of all pools. What no pool
@@ -360,6 +400,7 @@ func (l *located) entry() (meta.Entry, error) {
 // note writes to the index that an entry is there. Its failure fails nothing:
 // the ledger has it, and the index is made anew from that.
 func (e *Engine) note(ctx context.Context, entry meta.Entry) {
+	defer e.changed(entry.Ref())
 	e.indexing.RLock()
 	defer e.indexing.RUnlock()
 	e.indexed(ctx, e.index.Put(entry))
@@ -367,6 +408,7 @@ func (e *Engine) note(ctx context.Context, entry meta.Entry) {
 
 // unnote takes an entry out of the index.
 func (e *Engine) unnote(ctx context.Context, p *pool, ref meta.Ref) {
+	defer e.changed(ref)
 	e.indexing.RLock()
 	defer e.indexing.RUnlock()
 	e.indexed(ctx, e.index.Remove(ref, p.PoolID()))

@@ -48,6 +48,12 @@ func (s Slot) ref() (meta.Ref, bool) {
 // String returns the slot's path within its pool.
 func (s Slot) String() string { return string(s.Area) + "/" + s.Name }
 
+// Copy is a subvolume to be made from another one.
+type Copy struct {
+	From, To Slot
+	ReadOnly bool
+}
+
 // Filesystem is what the engine needs of the filesystem below a pool. Every
 // method that changes something is one step of the kernel's: it happened or it
 // did not. Unless said otherwise a step is not durable before the next Sync or
@@ -59,7 +65,12 @@ type Filesystem interface {
 	// Alive fails when the filesystem that was opened is no longer the one
 	// mounted there.
 	Alive() error
-	// Space returns the room in the pool.
+	// Hold makes what is done until release cheaper: what each method opens, and
+	// closes again, stays open.
+	Hold() (release func())
+	// Room returns the room in the pool, at little cost.
+	Room() (btrfs.Room, error)
+	// Space returns where the room in the pool is.
 	Space() (btrfs.Space, error)
 	// Devices returns the devices and their error counters.
 	Devices() ([]btrfs.Device, error)
@@ -92,9 +103,10 @@ type Ledger interface {
 type Subvolumes interface {
 	// Create makes an empty subvolume.
 	Create(Slot) error
-	// Snapshot makes to from the subvolume of from. It is durable, and so is
-	// all that came before it, when it returns.
-	Snapshot(from, to Slot, readOnly bool) error
+	// Snapshot makes copies, all at once, and calls done with the index of each when
+	// that has ended, one after the other. It returns after the last. A copy is
+	// durable, and so is all that came before it, when done is called with it.
+	Snapshot(copies []Copy, done func(i int, err error))
 	// Destroy removes the subvolume with all that is nested in it.
 	Destroy(Slot) error
 	// Info returns what btrfs knows of the subvolume.
@@ -125,6 +137,9 @@ type Quota interface {
 	// ForgetQuota removes the accounting of a destroyed subvolume. It fails
 	// while the kernel still needs it, and is tried again later.
 	ForgetQuota(subvolume uint64) error
+	// Dying returns the destroyed subvolumes whose tree the kernel has not dropped
+	// yet, and whose accounting it needs until then.
+	Dying() ([]uint64, error)
 	// StaleQuota returns the destroyed subvolumes whose accounting is left.
 	StaleQuota() ([]uint64, error)
 }

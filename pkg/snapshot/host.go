@@ -65,11 +65,22 @@ func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 	if err := os.MkdirAll(n.pools, 0o700); err != nil {
 		return nil, err
 	}
-	n.table, _ = os.Open("/proc/self/mountinfo") // Wait does without, only later
+	n.table = openTable()
 	if err := n.makeDefault(); err != nil {
 		return nil, err
 	}
 	return n, nil
+}
+
+// openTable opens the mount table, nil where that fails: Wait does without, only
+// later. os.Open would hand it to the poller of Go's runtime too, which then
+// takes the flag of a change that Wait waits for, now and then.
+func openTable() *os.File {
+	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	return os.NewFile(uintptr(fd), "mountinfo")
 }
 
 func (n *node) makeDefault() error {
@@ -171,11 +182,11 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
 	d.device = st.Dev
-	space, err := d.Space()
+	room, err := d.Room()
 	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
-	d.readOnly = space.ReadOnly
+	d.readOnly = room.ReadOnly
 	if err := d.identify(n.passive); err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
@@ -191,6 +202,13 @@ type identity struct {
 	ID      string `json:"id"`
 }
 
+// valid reports whether the ID is in the one spelling that this package writes: it is
+// a label key of Kubernetes, and compared as text.
+func (id identity) valid() bool {
+	parsed, err := uuid.Parse(id.ID)
+	return err == nil && parsed.String() == id.ID && id.Version > 0
+}
+
 // identify reads the pool's ID, or gives it one. A pool has one of its own
 // because that of the filesystem is copied with the disk, and changed by tools.
 func (d *disk) identify(passive bool) error {
@@ -204,7 +222,7 @@ func (d *disk) identify(passive bool) error {
 			return err
 		}
 		var id identity
-		if err := json.Unmarshal(data, &id); err != nil || uuid.Validate(id.ID) != nil {
+		if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
 			return fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
 		}
 		if id.Version > poolVersion {

@@ -40,6 +40,7 @@ type PoolStatus struct {
 // Stat returns a volume or snapshot; ErrNotFound, ErrLost or ErrPoolAway where
 // it cannot. It takes no lock: what is being made is not found yet.
 func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
+	defer e.hold()()
 	l, err := e.find(ref)
 	if err != nil {
 		return meta.Entry{}, err
@@ -54,6 +55,7 @@ func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 
 // Mounts returns what to mount for a volume.
 func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
+	defer e.hold()()
 	l, err := e.find(meta.Volume(volume))
 	if err != nil {
 		return Mount{}, err
@@ -67,6 +69,7 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 // Usage returns what a volume or snapshot holds; ErrNoQuota where its pool does
 // not count.
 func (e *Engine) Usage(_ context.Context, ref meta.Ref) (Usage, error) {
+	defer e.hold()()
 	l, err := e.find(ref)
 	if err != nil {
 		return Usage{}, err
@@ -103,6 +106,7 @@ func (e *Engine) WalkSnapshots(ctx context.Context, volume, after string, fn fun
 // walk lists from the index, or, when that is behind and cannot be mended, from
 // the ledgers themselves.
 func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) error, fn, match func(meta.Entry) bool) error {
+	e.indexed(ctx, e.index.Flush())
 	if e.indexBehind.Load() {
 		e.indexed(ctx, e.syncIndex())
 	}
@@ -140,25 +144,25 @@ func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
 	if err != nil {
 		return Capacity{}, err
 	}
-	space, err := p.Space()
+	room, err := p.Room()
 	if err != nil {
 		return Capacity{}, p.explain(err)
 	}
 	c := Capacity{MinimumSize: MinSize}
-	if !space.ReadOnly {
-		c.Available = max(0, space.Available) / MinSize * MinSize
+	if !room.ReadOnly {
+		c.Available = max(0, room.Available) / MinSize * MinSize
 		c.MaximumSize = c.Available
 	}
 	return c, nil
 }
 
-// Space returns the room of the filesystem that a volume lies on.
-func (e *Engine) Space(_ context.Context, ref meta.Ref) (btrfs.Space, error) {
+// Room returns the room on the filesystem that a volume lies on.
+func (e *Engine) Room(_ context.Context, ref meta.Ref) (btrfs.Room, error) {
 	l, err := e.find(ref)
 	if err != nil {
-		return btrfs.Space{}, err
+		return btrfs.Room{}, err
 	}
-	return l.pool.Space()
+	return l.pool.Room()
 }
 
 // Pool returns the name and ID of the pool that a request for name is served in;

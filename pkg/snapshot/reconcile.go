@@ -331,7 +331,7 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) (action, boo
 	case slotHalf:
 		return report(UnfinishedCreate, "subvolume was made, but not completed", "complete", func() error { _, err := s.resume(); return err })
 	case slotRemoving:
-		return report(UnfinishedRemove, "on its way out", "complete", func() error { return s.dispose(s.slot) })
+		return report(UnfinishedRemove, "on its way out", "complete", s.dispose)
 	case slotLost:
 		return report(Lost, "its record is there, its data is not; restore a snapshot, or delete it", "", nil)
 	case slotForeign:

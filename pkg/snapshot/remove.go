@@ -18,6 +18,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 		return err
 	}
 	defer release()
+	defer e.hold()()
 
 	earlier := e.finishRemovals(ctx, ref)
 	if earlier != nil && !errors.Is(earlier, ErrPoolAway) {
@@ -43,22 +44,19 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 // remove renames the slot out of its area, the point of no return, and erases
 // it there.
 func (l *located) remove() error {
-	if err := l.Move(l.slot, l.slot.removing()); err != nil {
+	l.coming = l.commits.announce()
+	defer l.coming.leave()
+	to := l.slot.removing()
+	if err := l.Move(l.slot, to); err != nil {
 		return err
 	}
-	return l.dispose(l.slot.removing())
+	l.slot = to
+	return l.dispose()
 }
 
-// dispose erases a slot in AreaRemoving. The Sync in between is for a slot
-// without a subvolume, whose rename would not be durable else.
-func (p *pool) dispose(slot Slot) error {
-	if _, err := p.Info(slot); errors.Is(err, fs.ErrNotExist) {
-		if err := p.Sync(slot); err != nil {
-			return err
-		}
-	}
-	return p.erase(slot)
-}
+// dispose erases a slot in AreaRemoving. Where it is without a subvolume its rename
+// is made durable before it is gone.
+func (l *located) dispose() error { return l.erase(l.sync) }
 
 // finishRemovals completes an earlier removal of ref that was cut short, so
 // that the answer "it is gone" is true.
@@ -80,7 +78,7 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 			case s.err == nil && s.state == slotForeign:
 				return fmt.Errorf("%s: %s in pool %q: %w: move it away", ref, slot, p.name, ErrForeign)
 			}
-			if err := p.dispose(slot); err != nil {
+			if err := s.dispose(); err != nil {
 				return unfinished(fmt.Errorf("%s: %w", ref, p.explain(err)))
 			}
 			e.unnote(ctx, p, ref)
@@ -99,6 +97,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 		return meta.Entry{}, err
 	}
 	defer release()
+	defer e.hold()()
 
 	l, entry, err := e.settled(ref)
 	if err != nil {
@@ -118,6 +117,8 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	if err := ctx.Err(); err != nil {
 		return meta.Entry{}, err
 	}
+	l.coming = l.commits.announce()
+	defer l.coming.leave()
 	l.record.Size = size
 	entry, err = l.complete(true)
 	if err != nil {

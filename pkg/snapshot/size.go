@@ -54,6 +54,16 @@ func (r Range) choose(least int64) (int64, error) {
 	return size, nil
 }
 
+// Least returns the least size that a volume gets that has less than is required:
+// rounded up, where the limit lets it.
+func (r Range) Least() int64 {
+	size, err := roundUp(r.Required)
+	if err != nil || r.Limit > 0 && size > r.Limit {
+		return r.Required
+	}
+	return size
+}
+
 // holds reports whether an existing size answers the request.
 func (r Range) holds(size int64) bool {
 	return size >= r.Required && (r.Limit == 0 || size <= r.Limit)

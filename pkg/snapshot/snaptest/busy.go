@@ -26,12 +26,12 @@ func (g *gated) Open(ctx context.Context, name string) (snapshot.Filesystem, err
 	return gatedPool{filesystem, g}, err
 }
 
-func (p gatedPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+func (p gatedPool) Snapshot(copies []snapshot.Copy, done func(i int, err error)) {
 	if p.taken.CompareAndSwap(false, true) {
 		close(p.reached)
 		<-p.gated.open
 	}
-	return p.Filesystem.Snapshot(from, to, readOnly)
+	p.Filesystem.Snapshot(copies, done)
 }
 
 // busy proves what an operation under way refuses, and what it does not.

@@ -101,9 +101,14 @@ var creation = []testCase{
 		}
 		r.wants(r.pool().Write(at(entry), "x"), unix.EROFS)
 		r.holds(entry, "data")
-		_, err = r.e.View(r.Context(), snapshot.Spec{Name: "other"}, source.Ref())
+		_, err = r.e.View(r.Context(), snapshot.Spec{Name: "other"}, meta.Ref{})
 		r.wants(err, snapshot.ErrInvalid)
 		r.equal(r.list(meta.Volumes), []string{"source", "view"})
+		live, err := r.e.View(r.Context(), snapshot.Spec{Name: "live"}, source.Ref()) // as it is now
+		r.check(err)
+		r.check(r.pool().Write(at(source), "later"))
+		r.holds(live, "data")
+		r.wants(r.pool().Write(at(live), "x"), unix.EROFS)
 	}},
 	{"Commit makes a read-only snapshot and the volume lives on", func(r *rig) {
 		source := r.volume("source", "one")

@@ -301,18 +301,25 @@ func (f *Filesystem) Alive() error {
 	return f.look("Alive", snapshot.Slot{}, func(*state) error { return nil })
 }
 
-func (f *Filesystem) Space() (space btrfs.Space, err error) {
-	err = f.look("Space", snapshot.Slot{}, func(s *state) error {
+func (f *Filesystem) Hold() (release func()) { return func() {} }
+
+func (f *Filesystem) Room() (room btrfs.Room, err error) {
+	err = f.look("Room", snapshot.Slot{}, func(s *state) error {
 		used := int64(0)
 		for _, found := range s.slots {
 			if found.subvolume != nil {
 				used += int64(len(found.subvolume.data))
 			}
 		}
-		space = btrfs.Space{Size: f.Size, Available: f.Size - used, DataTotal: f.Size, DataUsed: used, ReadOnly: f.readOnly}
+		room = btrfs.Room{Size: f.Size, Available: f.Size - used, ReadOnly: f.readOnly}
 		return nil
 	})
-	return space, err
+	return room, err
+}
+
+func (f *Filesystem) Space() (btrfs.Space, error) {
+	room, err := f.Room()
+	return btrfs.Space{Room: room, DataTotal: room.Size, DataUsed: room.Size - room.Available}, err
 }
 
 func (f *Filesystem) Devices() ([]btrfs.Device, error) {
@@ -415,18 +422,24 @@ func (f *Filesystem) Create(at snapshot.Slot) error {
 	})
 }
 
-func (f *Filesystem) Snapshot(from, to snapshot.Slot, readOnly bool) error {
-	return f.step("Snapshot", to, func(s *state) error {
-		source, err := s.in(from)
+func (f *Filesystem) Snapshot(copies []snapshot.Copy, done func(i int, err error)) {
+	for i, c := range copies {
+		done(i, f.snapshot(c))
+	}
+}
+
+func (f *Filesystem) snapshot(c snapshot.Copy) error {
+	return f.step("Snapshot", c.To, func(s *state) error {
+		source, err := s.in(c.From)
 		if err != nil {
 			return err
 		}
-		target, err := s.room(to)
+		target, err := s.room(c.To)
 		if err != nil {
 			return err
 		}
 		s.add(target, subvolume{
-			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
+			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: c.ReadOnly},
 			data:          source.data, properties: source.properties, // what is nested is left out
 		})
 		f.commit()
@@ -573,6 +586,14 @@ func (f *Filesystem) Usage(id uint64) (usage snapshot.Usage, err error) {
 		return nil
 	})
 	return usage, err
+}
+
+func (f *Filesystem) Dying() (dying []uint64, err error) {
+	err = f.look("Dying", snapshot.Slot{}, func(s *state) error {
+		dying = slices.Collect(maps.Keys(s.dropped))
+		return nil
+	})
+	return dying, err
 }
 
 func (f *Filesystem) StaleQuota() (stale []uint64, err error) {

@@ -1,6 +1,7 @@
 package snaptest
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 
@@ -94,6 +95,55 @@ var pooling = []testCase{
 		r.reopen()
 		r.check(r.stat(entry.Ref()))
 		r.remove(entry.Ref())
+	}},
+	{"a pool that is denied is let go of, told, and comes back", func(r *rig) {
+		r.env.AddPool(r, "fast")
+		r.reopen()
+		r.follow()
+		entry := r.volume("pvc", "data")
+		reason := errors.New("another node has it")
+		r.e.Deny(map[string]error{entry.PoolID: reason})
+		r.inUse(snapshot.DefaultPool, false)
+		r.wants(r.stat(entry.Ref()), snapshot.ErrPoolAway)
+		_, err := r.e.Prepare(r.Context(), snapshot.Spec{Name: "new", Pool: snapshot.DefaultPool}, meta.Ref{})
+		r.wants(err, snapshot.ErrNoPool, reason.Error())
+		r.inUse("fast", true) // others are served
+		r.e.Deny(nil)
+		r.inUse(snapshot.DefaultPool, true)
+		r.holds(entry, "data")
+	}},
+	{"who observes is told of all that changes, and of nothing else", func(r *rig) {
+		r.env.AddPool(r, "fast")
+		r.reopen()
+		told := make(chan meta.Ref, 100)
+		r.e.OnChange(func(ref meta.Ref) { told <- ref })
+		wants := func(want ...meta.Ref) {
+			r.Helper()
+			got := []meta.Ref{}
+			for len(told) > 0 {
+				got = append(got, <-told)
+			}
+			r.equal(got, want)
+		}
+		entry := r.prepare(sized("pvc", mib), meta.Ref{})
+		wants(entry.Ref())
+		r.prepare(sized("pvc", mib), meta.Ref{}) // again: nothing is new, but nothing is missed
+		for len(told) > 0 {
+			r.equal(<-told, entry.Ref())
+		}
+		snap := r.commit("snap", "pvc")
+		wants(snap.Ref())
+		_, err := r.e.Resize(r.Context(), "pvc", snapshot.Range{Required: 2 * mib})
+		r.check(err)
+		wants(entry.Ref())
+		r.check(r.stat(entry.Ref()))
+		wants([]meta.Ref{}...)
+		r.remove(snap.Ref())
+		wants(snap.Ref())
+		r.e.Deny(map[string]error{entry.PoolID: errors.New("denied")})
+		r.follow()
+		r.inUse(snapshot.DefaultPool, false)
+		r.equal(<-told, meta.Ref{})
 	}},
 	{"a volume in two pools is nobody's to choose", func(r *rig) {
 		r.env.AddPool(r, "fast")

@@ -283,11 +283,15 @@ func (r *rig) settle() {
 	}
 }
 
-// eventually fails with the last error of fn after 10 s.
+// patience is far more than anything takes: on a busy disk, quota alone has been
+// seen to take 10 s to be turned on.
+const patience = time.Minute
+
+// eventually fails with the last error of fn when patience ends.
 func (r *rig) eventually(fn func() error) {
 	r.Helper()
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if err = fn(); err == nil {
 			return
 		}

@@ -1,0 +1,194 @@
+package snapshot
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// mostPatience bounds how long an operation that is ready for its commit waits for
+// others.
+const mostPatience = 25 * time.Millisecond
+
+// commits has operations of one pool that come to their commit at about the same
+// time share one. The kernel lets whoever comes while a transaction is open join
+// it, but who asks for its commit closes it: by themselves, one operation after
+// the other would. So those that are ready wait for the commit under way, which
+// theirs would queue behind, for the operations that are known to be on their way,
+// and for as many as came the last time; all that for no longer than a few commits
+// take. An operation that is alone never waits.
+type commits struct {
+	filesystem Filesystem
+
+	mu         sync.Mutex    // protects what follows
+	coming     int           // operations announced that have not come yet
+	waiting    *group        // nil: none
+	committing int           // operations of earlier groups
+	expected   int           // how many were in the last group
+	took       time.Duration // the last commit
+}
+
+// group are operations that commit together.
+type group struct {
+	size   int
+	copies []*copying
+	start  chan struct{} // closed when they may, and no more join
+	leads  atomic.Bool   // set by the one that goes first
+	led    chan struct{} // closed after the first commit
+}
+
+// copying is a snapshot of a group.
+type copying struct {
+	Copy
+	err  error
+	done chan struct{} // closed with err set
+}
+
+// coming is an operation that will commit, or fail before.
+type coming struct {
+	commits *commits
+	came    bool // protected by commits.mu
+}
+
+// announce tells that an operation has begun that ends with a commit. Its end is
+// to be told by leave, however it ends.
+func (c *commits) announce() *coming {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.coming++
+	return &coming{commits: c}
+}
+
+// leave has nobody wait for the operation any more.
+func (a *coming) leave() {
+	a.commits.mu.Lock()
+	defer a.commits.mu.Unlock()
+	a.come()
+	a.commits.dispatch()
+}
+
+// come counts the operation out of those that are on their way. The caller holds
+// commits.mu.
+func (a *coming) come() {
+	if a != nil && !a.came {
+		a.came = true
+		a.commits.coming--
+	}
+}
+
+// dispatch lets the group go that waits for nobody else. The caller holds mu.
+func (c *commits) dispatch() {
+	if g := c.waiting; g != nil && c.committing == 0 && c.coming == 0 && g.size >= c.expected {
+		c.release()
+	}
+}
+
+// release lets the group go. The caller holds mu.
+func (c *commits) release() {
+	g := c.waiting
+	c.waiting = nil
+	c.expected = g.size
+	c.committing += g.size
+	close(g.start)
+}
+
+// arrive waits for others, and returns with them. copying is nil for an operation
+// without a snapshot.
+func (c *commits) arrive(a *coming, copying *copying) *group {
+	c.mu.Lock()
+	a.come()
+	if c.waiting == nil {
+		c.waiting = &group{start: make(chan struct{}), led: make(chan struct{})}
+	}
+	g := c.waiting
+	g.size++
+	if copying != nil {
+		g.copies = append(g.copies, copying)
+	}
+	c.dispatch()
+	patience := min(4*c.took, mostPatience)
+	c.mu.Unlock()
+
+	if happens(g.start, patience) {
+		return g
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.waiting == g {
+		c.release()
+	}
+	return g
+}
+
+// happens waits for a channel to be closed, false if that takes too long.
+func happens(event <-chan struct{}, patience time.Duration) bool {
+	timeout := time.NewTimer(patience)
+	defer timeout.Stop()
+	select {
+	case <-event:
+		return true
+	case <-timeout.C:
+		return false
+	}
+}
+
+// depart tells that an operation has committed, and how long that took if it did
+// not find it done.
+func (c *commits) depart(took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if took > 0 {
+		c.took = took
+	}
+	c.committing--
+	c.dispatch()
+}
+
+// sync makes a slot durable. A commit of another operation does that too, so one of
+// the group goes first, and the others find little or nothing to do.
+func (c *commits) sync(a *coming, s Slot) error {
+	g := c.arrive(a, nil)
+	if first := g.leads.CompareAndSwap(false, true); first && len(g.copies) == 0 {
+		began := time.Now()
+		err := c.filesystem.Sync(s)
+		close(g.led)
+		c.depart(time.Since(began))
+		return err
+	} else if first {
+		go c.copy(g)
+	}
+	happens(g.led, mostPatience)
+	defer c.depart(0)
+	return c.filesystem.Sync(s)
+}
+
+// snapshot takes one, together with the others of the group.
+func (c *commits) snapshot(a *coming, what Copy) error {
+	copying := &copying{Copy: what, done: make(chan struct{})}
+	g := c.arrive(a, copying)
+	switch leads := g.leads.CompareAndSwap(false, true); {
+	case leads && len(g.copies) == 1:
+		c.copy(g)
+	case leads:
+		go c.copy(g)
+	}
+	<-copying.done
+	return copying.err
+}
+
+// copy takes the snapshots of a group. Each operation goes on when its own is there:
+// one may take longer, because much of its source has to be written first.
+func (c *commits) copy(g *group) {
+	began := time.Now()
+	copies := make([]Copy, len(g.copies))
+	for i, copying := range g.copies {
+		copies[i] = copying.Copy
+	}
+	first := sync.OnceFunc(func() { close(g.led) })
+	c.filesystem.Snapshot(copies, func(i int, err error) {
+		g.copies[i].err = err
+		close(g.copies[i].done)
+		c.depart(time.Since(began))
+		first()
+	})
+}

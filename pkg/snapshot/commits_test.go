@@ -1,0 +1,142 @@
+package snapshot
+
+import (
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// slowCommits is a Filesystem on which every commit takes a while.
+type slowCommits struct {
+	Filesystem
+	took  time.Duration
+	takes func(Copy) time.Duration // besides took
+}
+
+func (f *slowCommits) Sync(Slot) error {
+	time.Sleep(f.took)
+	return nil
+}
+
+func (f *slowCommits) Snapshot(copies []Copy, done func(i int, err error)) {
+	var all sync.WaitGroup
+	var one sync.Mutex
+	for i, c := range copies {
+		all.Go(func() {
+			time.Sleep(f.took + f.takes(c))
+			one.Lock()
+			defer one.Unlock()
+			done(i, nil)
+		})
+	}
+	all.Wait()
+}
+
+func TestCommitsAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &commits{filesystem: &slowCommits{took: time.Millisecond}}
+		for range 10 {
+			began := time.Now()
+			a := c.announce()
+			if err := c.sync(a, Slot{}); err != nil {
+				t.Fatal(err)
+			}
+			a.leave()
+			if took := time.Since(began); took != time.Millisecond {
+				t.Errorf("one operation alone took %v, its commit takes 1ms", took)
+			}
+		}
+	})
+}
+
+// TestCommitsSlowOne: one snapshot whose source has much to be written keeps nobody
+// else from answering, in its group or later.
+func TestCommitsSlowOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := Slot{"active", "slow"}
+		f := &slowCommits{took: time.Millisecond, takes: func(c Copy) time.Duration {
+			if c.From == slow {
+				return time.Hour
+			}
+			return 0
+		}}
+		c := &commits{filesystem: f, took: f.took}
+		snapshot := func(from Slot) func() {
+			return func() {
+				a := c.announce()
+				defer a.leave()
+				if err := c.snapshot(a, Copy{From: from}); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		began := time.Now()
+		hour := make(chan struct{})
+		var others sync.WaitGroup
+		together := c.announce() // the slow one and a sync are one group
+		go func() { defer close(hour); snapshot(slow)() }()
+		others.Go(func() { _ = c.sync(c.announce(), Slot{}) })
+		synctest.Wait()
+		together.leave()
+		for range 3 {
+			for range 8 {
+				others.Go(snapshot(Slot{"active", "other"}))
+			}
+			others.Go(func() { _ = c.sync(c.announce(), Slot{}) })
+			others.Wait()
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("the others took %v", took)
+		}
+		<-hour
+	})
+}
+
+// TestCommitsFail: an operation that fails before its commit keeps nobody waiting,
+// and a commit that fails is told to all that it was for.
+func TestCommitsFail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		broken := errors.New("broken")
+		c := &commits{filesystem: failing{reason: broken}}
+		gone := c.announce()
+		began := time.Now()
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				a := c.announce()
+				defer a.leave()
+				if err := c.sync(a, Slot{}); !errors.Is(err, broken) {
+					t.Errorf("got %v", err)
+				}
+			})
+			all.Go(func() {
+				a := c.announce()
+				defer a.leave()
+				if err := c.snapshot(a, Copy{}); !errors.Is(err, broken) {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		time.Sleep(time.Microsecond)
+		gone.leave()
+		gone.leave()
+		all.Wait()
+		if took := time.Since(began); took > 2*mostPatience {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+type failing struct {
+	Filesystem
+	reason error
+}
+
+func (f failing) Sync(Slot) error { return f.reason }
+func (f failing) Snapshot(copies []Copy, done func(i int, err error)) {
+	for i := range copies {
+		done(i, f.reason)
+	}
+}

@@ -1,0 +1,89 @@
+package snapshot_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// TestCommitsShared counts the commits of the kernel: one for each operation that is
+// alone, one for many that are not.
+func TestCommitsShared(t *testing.T) {
+	t.Parallel()
+	// The kernel is not to commit by itself meanwhile.
+	state := btrfstest.Mount(t, btrfstest.MountOptions("commit=300"))
+	host, err := snapshot.NewHost(state, btrfs.QuotaNone)
+	must(t, err)
+	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
+	ctx := t.Context()
+	must(t, second(e.Prepare(ctx, sized("source", mib), meta.Ref{})))
+	for _, operation := range []struct {
+		name string
+		run  func(ctx context.Context, name string) error
+	}{
+		{"create", func(ctx context.Context, name string) error {
+			return second(e.Prepare(ctx, sized(name, mib), meta.Ref{}))
+		}},
+		{"snapshot", func(ctx context.Context, name string) error {
+			return second(e.Commit(ctx, snapshot.Spec{Name: name}, "source"))
+		}},
+		{"clone", func(ctx context.Context, name string) error {
+			return second(e.Prepare(ctx, sized("clone-"+name, mib), meta.Volume("source")))
+		}},
+		{"remove", func(ctx context.Context, name string) error { return e.Remove(ctx, meta.Volume(name)) }},
+	} {
+		before := commitsOf(t, state)
+		const alone, workers, each = 10, 64, 4
+		for i := range alone {
+			must(t, operation.run(ctx, fmt.Sprintf("alone-%d", i)))
+		}
+		if n := commitsOf(t, state) - before; n != alone {
+			t.Errorf("%s: %d commits for %d operations, one after the other", operation.name, n, alone)
+		}
+		before = commitsOf(t, state)
+		var all sync.WaitGroup
+		for w := range workers {
+			all.Go(func() {
+				for i := range each {
+					if err := operation.run(ctx, fmt.Sprintf("together-%d-%d", w, i)); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		all.Wait()
+		// Groups of 64 take one commit, or two with snapshots. Without groups each takes
+		// a quarter of one.
+		n := commitsOf(t, state) - before
+		t.Logf("%s: %d commits for %d operations", operation.name, n, workers*each)
+		if n > workers*each/6 {
+			t.Errorf("%s: %d commits for %d operations of %d workers", operation.name, n, workers*each, workers)
+		}
+	}
+}
+
+// commitsOf returns how often the filesystem has committed since it was mounted.
+func commitsOf(t *testing.T, dir string) int {
+	t.Helper()
+	filesystem, err := btrfs.Filesystem(dir)
+	must(t, err)
+	data, err := os.ReadFile("/sys/fs/btrfs/" + filesystem.FSID.String() + "/commit_stats")
+	must(t, err)
+	var n int
+	for line := range strings.Lines(string(data)) {
+		if _, err := fmt.Sscanf(line, "commits %d", &n); err == nil {
+			return n
+		}
+	}
+	t.Fatalf("no commits in %q", data)
+	return 0
+}

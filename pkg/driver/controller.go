@@ -52,7 +52,7 @@ func (s *controller) CreateVolume(ctx context.Context, request *csi.CreateVolume
 		return nil, err
 	}
 	if err := s.checkReach(ctx, c); err != nil {
-		return nil, err
+		return nil, s.orElsewhere(ctx, c.source, err)
 	}
 	create := s.engine.Prepare
 	if c.view {
@@ -60,7 +60,7 @@ func (s *controller) CreateVolume(ctx context.Context, request *csi.CreateVolume
 	}
 	entry, err := create(ctx, c.spec, c.source)
 	if err != nil {
-		return nil, err
+		return nil, s.orElsewhere(ctx, c.source, err)
 	}
 	if !reachable(c.requisite, entry.PoolID) {
 		return nil, fmt.Errorf("%s: %w: it is in pool %q, wanted is one with %s", entry.Ref(), snapshot.ErrExists, entry.Pool, describe(c.requisite))
@@ -100,52 +100,66 @@ func (s *controller) destination(ctx context.Context, c creation) (name, id stri
 	return s.engine.Pool(c.spec.Pool)
 }
 
-// DeleteVolume holds the lock of the volume while it looks at the mount table
-// and removes, so that it cannot be mounted in between.
 func (s *controller) DeleteVolume(ctx context.Context, request *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
-	id := request.GetVolumeId()
-	if err := required("volume_id", id); err != nil {
+	if err := required("volume_id", request.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	release, err := s.locks.acquire(volumeLock(id))
-	if err != nil {
+	if err := s.Delete(ctx, meta.Volume(request.GetVolumeId())); err != nil {
 		return nil, err
 	}
-	defer release()
-	if err := s.checkUnused(ctx, id); err != nil {
-		return nil, err
-	}
-	if err := s.engine.Remove(ctx, meta.Volume(id)); err != nil {
-		return nil, err
-	}
-	klog.FromContext(ctx).Info("Volume deleted", "volumeID", id)
+	klog.FromContext(ctx).Info("Volume deleted", "volumeID", request.GetVolumeId())
 	return &csi.DeleteVolumeResponse{}, nil
 }
 
+// Delete removes a volume that is mounted nowhere, or a snapshot. It holds the
+// lock of a volume while it looks at the mount table and removes, so that it
+// cannot be mounted in between. What is on another node is not gone, whoever
+// says that it was never here.
+func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
+	here := false
+	if ref.Class == meta.Volumes {
+		release, err := d.locks.acquire(volumeLock(ref.ID))
+		if err != nil {
+			return err
+		}
+		defer release()
+		if here, err = d.checkUnused(ctx, ref.ID); err != nil {
+			return err
+		}
+	}
+	if !here {
+		if err := d.checkHere(ctx, ref); err != nil {
+			return err
+		}
+	}
+	return d.engine.Remove(ctx, ref)
+}
+
 // checkUnused fails for a volume that is mounted anywhere on the node, or a
-// directory in it is. One of the same name on a filesystem of others is not it.
-func (s *controller) checkUnused(ctx context.Context, id string) error {
-	source, err := s.engine.Mounts(ctx, id)
+// directory in it is. One of the same name on a filesystem of others is not it. here
+// tells whether the volume is on this node at all.
+func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err error) {
+	source, err := d.engine.Mounts(ctx, id)
 	if errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrLost) {
-		return nil // there is nothing to lose
+		return false, nil // there is nothing to lose
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	table, err := mountTable()
 	if err != nil {
-		return err
+		return false, err
 	}
 	device, err := filesystemOf(table, source.Source)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, m := range table {
 		if m.device == device && m.uses(id) {
-			return precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, m.at)
+			return false, precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, m.at)
 		}
 	}
-	return nil
+	return true, nil
 }
 
 func (s *controller) ValidateVolumeCapabilities(ctx context.Context, request *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
@@ -246,17 +260,19 @@ func (s *controller) ControllerGetVolume(ctx context.Context, request *csi.Contr
 	return &csi.ControllerGetVolumeResponse{Volume: volumeOf(entry), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
 }
 
-// GetCapacity answers 0 for what this node cannot provide, and fails for what
-// no node can.
+// GetCapacity answers 0 for what this node cannot provide. For parameters that
+// no volume can have it tells the room of some pool: with none on any node the
+// scheduler would look no further, and nobody would ask CreateVolume, which
+// says what is wrong.
 func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
-	options, err := volumeParameters(request.GetParameters())
-	if err != nil {
-		return nil, err
-	}
 	for _, capability := range request.GetVolumeCapabilities() {
 		if checkCapability(capability, true) != nil {
 			return &csi.GetCapacityResponse{}, nil
 		}
+	}
+	options, err := volumeParameters(request.GetParameters())
+	if pools := slices.Sorted(maps.Keys(s.engine.PoolIDs())); err != nil && len(pools) > 0 {
+		options.pool = pools[0]
 	}
 	name, id, err := s.engine.Pool(options.pool)
 	if topology := request.GetAccessibleTopology(); err != nil || topology != nil && !reachable([]*csi.Topology{topology}, id) {
@@ -287,12 +303,12 @@ func (s *controller) ControllerExpandVolume(ctx context.Context, request *csi.Co
 	if size == (snapshot.Range{}) {
 		return nil, invalid("capacity_range is missing")
 	}
-	entry, err := s.engine.Resize(ctx, request.GetVolumeId(), size)
+	bytes, err := s.expand(ctx, request.GetVolumeId(), size)
 	if err != nil {
 		return nil, err
 	}
-	klog.FromContext(ctx).Info("Volume expanded", "volumeID", entry.ID, "size", entry.Size)
-	return &csi.ControllerExpandVolumeResponse{CapacityBytes: entry.Size}, nil
+	klog.FromContext(ctx).Info("Volume expanded", "volumeID", request.GetVolumeId(), "size", bytes)
+	return &csi.ControllerExpandVolumeResponse{CapacityBytes: bytes}, nil
 }
 
 func (s *controller) CreateSnapshot(ctx context.Context, request *csi.CreateSnapshotRequest) (*csi.CreateSnapshotResponse, error) {
@@ -312,7 +328,7 @@ func (s *controller) DeleteSnapshot(ctx context.Context, request *csi.DeleteSnap
 	if err := required("snapshot_id", request.GetSnapshotId()); err != nil {
 		return nil, err
 	}
-	if err := s.engine.Remove(ctx, meta.Snapshot(request.GetSnapshotId())); err != nil {
+	if err := s.Delete(ctx, meta.Snapshot(request.GetSnapshotId())); err != nil {
 		return nil, err
 	}
 	klog.FromContext(ctx).Info("Snapshot deleted", "snapshotID", request.GetSnapshotId())

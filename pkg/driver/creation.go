@@ -39,7 +39,7 @@ func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
 	size, err := sizeRange(request.GetCapacityRange())
 	c.spec = snapshot.Spec{Name: request.GetName(), Pool: options.pool, Size: size, Parameters: options.parameters, Labels: options.labels}
 	c.requisite = request.GetAccessibilityRequirements().GetRequisite()
-	c.view = c.source.Class == meta.Snapshots && onlyReads(request.GetVolumeCapabilities())
+	c.view = !c.source.IsZero() && onlyReads(request.GetVolumeCapabilities())
 	return c, err
 }
 

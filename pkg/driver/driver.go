@@ -5,10 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +34,8 @@ const (
 
 	// defaultGracePeriod is how long requests under way may take to end at stop.
 	defaultGracePeriod = 10 * time.Second
+	// defaultCalm is how long a change of the pools waits for the next one.
+	defaultCalm = 2 * time.Second
 	// answerTimeout is how long a driver that still serves a socket may take to
 	// accept a connection.
 	answerTimeout = time.Second
@@ -48,7 +53,7 @@ type Engine interface {
 	Stat(ctx context.Context, ref meta.Ref) (meta.Entry, error)
 	Mounts(ctx context.Context, volume string) (snapshot.Mount, error)
 	Usage(ctx context.Context, ref meta.Ref) (snapshot.Usage, error)
-	Space(ctx context.Context, ref meta.Ref) (btrfs.Space, error)
+	Room(ctx context.Context, ref meta.Ref) (btrfs.Room, error)
 	Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error
 	WalkSnapshots(ctx context.Context, volume, after string, fn func(meta.Entry) bool) error
 
@@ -71,23 +76,42 @@ type Options struct {
 	KubeletDir string
 	// Ready says whether requests can be served; always without it.
 	Ready func() bool
+	// EndpointOwner is the user ID that the CSI socket belongs to, so that
+	// sidecars of that user reach it; root's without it.
+	EndpointOwner int
+	// Register makes the driver known to the kubelet in whose directory
+	// KubeletDir is, for as long as CSI is served.
+	Register bool
+	// Cluster, if given, is asked about what is not on this node.
+	Cluster Cluster
 	// Observe, if given, is told of every RPC once it has ended. method is the
 	// name alone, for example CreateVolume. It must not block.
 	Observe func(method string, code codes.Code, d time.Duration)
 	// GracePeriod is how long requests under way may take to end at stop; 10 s
 	// without it.
 	GracePeriod time.Duration
+	// Calm is how long the pools must have stayed the same before kubelet and
+	// sidecars are made to ask for them again; 2 s without it.
+	Calm time.Duration
 }
 
 // Driver serves CSI for one node. It is safe for concurrent use.
 type Driver struct {
 	engine  Engine
+	cluster Cluster
 	options Options
-	mounter mount.Interface
+	attach  func(source string, flags flagSet, at target) error
+	mounter mount.Interface // unmounts
 	targets *targets
 	locks   locks
 
 	requests atomic.Uint64 // the number of the last request
+	serving  atomic.Bool
+
+	renew chan struct{} // has Serve begin anew
+	mu    sync.Mutex    // protects what follows
+	asked bool          // by NodeGetInfo, since Serve began anew
+	told  []string      // the pool IDs that it was told, in order
 }
 
 // New returns a driver over an engine, which it does not close.
@@ -98,14 +122,23 @@ func New(engine Engine, options Options) (*Driver, error) {
 	if options.KubeletDir == "" {
 		options.KubeletDir = DefaultKubeletDir
 	}
+	if options.Calm == 0 {
+		options.Calm = defaultCalm
+	}
 	if options.GracePeriod == 0 {
 		options.GracePeriod = defaultGracePeriod
+	}
+	if options.Cluster == nil {
+		options.Cluster = alone{}
 	}
 	targets, err := newTargets(options.KubeletDir)
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{engine: engine, options: options, mounter: mount.NewWithoutSystemd(""), targets: targets}, nil
+	return &Driver{
+		engine: engine, cluster: options.Cluster, options: options, attach: attach, mounter: mount.NewWithoutSystemd(""), targets: targets,
+		renew: make(chan struct{}, 1),
+	}, nil
 }
 
 // Serve answers requests on a unix socket until ctx ends, then lets those under
@@ -116,25 +149,104 @@ func (d *Driver) Serve(ctx context.Context, endpoint string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(path)
+	for {
+		if err := d.serveOnce(ctx, path); err != nil || ctx.Err() != nil {
+			return err
+		}
+		klog.FromContext(ctx).Info("Serving anew, the pools of this node have changed", "pools", d.engine.PoolIDs())
+	}
+}
+
+// serveOnce serves, and is registered with the kubelet if that is asked for,
+// until ctx ends or the pools change: kubelet and sidecars read the topology of
+// the node only once, when they connect.
+func (d *Driver) serveOnce(ctx context.Context, path string) error {
+	listener, err := listen(path, d.options.EndpointOwner)
 	if err != nil {
 		return fmt.Errorf("serve CSI on %s: %w", path, err)
 	}
 	defer removeSocket(path, listener)
-	server := d.server(klog.FromContext(ctx))
-	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		stopGracefully(server, d.options.GracePeriod)
-	})
-	klog.FromContext(ctx).Info("CSI served", "socket", path, "driver", Name, "version", d.options.Version)
-	err = server.Serve(listener.Listener)
-	if !stop() {
-		<-stopped
-		return nil
+	d.mu.Lock()
+	d.asked = false // who did is gone
+	select {
+	case <-d.renew: // what it was for is told now
+	default:
 	}
-	return fmt.Errorf("serve CSI on %s: %w", path, err)
+	d.mu.Unlock()
+	logger := klog.FromContext(ctx)
+	server := d.server(logger)
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(listener.Listener) }()
+	logger.Info("CSI served", "socket", path, "driver", Name, "version", d.options.Version)
+	unregister, err := d.register(ctx, path)
+	if err != nil {
+		server.Stop()
+		return err
+	}
+	d.serving.Store(true)
+	defer d.serving.Store(false)
+	select {
+	case err = <-ended:
+		err = fmt.Errorf("serve CSI on %s: %w", path, err)
+	case <-ctx.Done():
+	case <-d.renew:
+		d.calm(ctx)
+	}
+	unregister()
+	stopGracefully(server, d.options.GracePeriod)
+	return err
 }
+
+// Serving reports whether the socket is served at this moment.
+func (d *Driver) Serving() bool { return d.serving.Load() }
+
+// PoolsChanged tells the driver that pools may have come or gone. Where what it
+// told of the node is true no more, kubelet and sidecars are made to ask again.
+func (d *Driver) PoolsChanged() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.asked && !slices.Equal(d.told, d.poolIDs()) {
+		d.serveAnew()
+	}
+}
+
+// serveAnew has Serve begin anew. The caller holds mu.
+func (d *Driver) serveAnew() {
+	select {
+	case d.renew <- struct{}{}:
+	default: // it is about to
+	}
+}
+
+// calm waits until no pool has come or gone for a while: where several are
+// mounted one after the other, sidecars are to be restarted once.
+func (d *Driver) calm(ctx context.Context) {
+	for ctx.Err() == nil {
+		before := d.poolIDs()
+		select {
+		case <-ctx.Done():
+		case <-time.After(d.options.Calm):
+		}
+		if slices.Equal(before, d.poolIDs()) {
+			return
+		}
+	}
+}
+
+// tell returns the IDs of the pools in use, and keeps in mind that they were
+// told.
+func (d *Driver) tell() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	ids := d.poolIDs()
+	if d.asked && !slices.Equal(d.told, ids) {
+		d.serveAnew() // who asked before knows something else
+	}
+	d.asked, d.told = true, ids
+	return ids
+}
+
+func (d *Driver) poolIDs() []string { return slices.Sorted(maps.Values(d.engine.PoolIDs())) }
 
 func (d *Driver) server(logger klog.Logger) *grpc.Server {
 	server := grpc.NewServer(grpc.ChainUnaryInterceptor(d.observe(logger), translate, survive))
@@ -144,11 +256,17 @@ func (d *Driver) server(logger klog.Logger) *grpc.Server {
 	return server
 }
 
-// stopGracefully lets requests end, and cuts them off when the time is over.
+// stopGracefully lets requests end, and cuts them off when the time is over. One
+// that hangs in the kernel, on a disk that has died, is left behind: the volumes
+// of other disks are to be served on. What it holds is locked for as long.
 func stopGracefully(server *grpc.Server, grace time.Duration) {
-	cut := time.AfterFunc(grace, server.Stop)
-	defer cut.Stop()
-	server.GracefulStop()
+	ended := make(chan struct{})
+	go func() { defer close(ended); server.GracefulStop() }()
+	select {
+	case <-ended:
+	case <-time.After(grace):
+		go server.Stop()
+	}
 }
 
 // socketPath returns the path of an endpoint.
@@ -169,7 +287,7 @@ type socket struct {
 // listen makes the socket. It is bound in a directory that only root can enter
 // and gets its place by rename, so that nobody ever sees it with another mode,
 // and a process-wide umask is left alone.
-func listen(path string) (*socket, error) {
+func listen(path string, owner int) (*socket, error) {
 	if err := checkStale(path); err != nil {
 		return nil, err
 	}
@@ -184,16 +302,21 @@ func listen(path string) (*socket, error) {
 		return nil, err
 	}
 	listener.SetUnlinkOnClose(false) // it would unlink the name it was born with
-	file, err := settleSocket(born, path)
+	file, err := settleSocket(born, path, owner)
 	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
 	return &socket{listener, file}, nil
 }
 
-func settleSocket(born, path string) (fs.FileInfo, error) {
+func settleSocket(born, path string, owner int) (fs.FileInfo, error) {
 	if err := os.Chmod(born, 0o600); err != nil {
 		return nil, err
+	}
+	if owner != 0 {
+		if err := os.Chown(born, owner, -1); err != nil {
+			return nil, err
+		}
 	}
 	file, err := os.Lstat(born)
 	if err != nil {

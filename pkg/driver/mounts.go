@@ -1,11 +1,14 @@
 package driver
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/mount-utils"
@@ -21,23 +24,33 @@ const (
 // flagSet are flags of one mount, as statfs tells them.
 type flagSet int64
 
-// mountFlag is one flag, as mount(8), statfs and the mount system call have it.
+// mountFlag is one flag, as mount(8), statfs and mount_setattr have it.
 type mountFlag struct {
 	name   string
 	statfs flagSet
-	mount  uintptr
+	attr   uint64
 }
 
 // flagTable has what a class may ask for. Data options, which would hold for
 // every volume of the filesystem, are not among them.
 var flagTable = []mountFlag{
-	{"ro", unix.ST_RDONLY, unix.MS_RDONLY},
-	{"nosuid", unix.ST_NOSUID, unix.MS_NOSUID},
-	{"nodev", unix.ST_NODEV, unix.MS_NODEV},
-	{"noexec", unix.ST_NOEXEC, unix.MS_NOEXEC},
-	{"noatime", unix.ST_NOATIME, unix.MS_NOATIME},
-	{"nodiratime", unix.ST_NODIRATIME, unix.MS_NODIRATIME},
-	{"relatime", unix.ST_RELATIME, unix.MS_RELATIME},
+	{"ro", unix.ST_RDONLY, unix.MOUNT_ATTR_RDONLY},
+	{"nosuid", unix.ST_NOSUID, unix.MOUNT_ATTR_NOSUID},
+	{"nodev", unix.ST_NODEV, unix.MOUNT_ATTR_NODEV},
+	{"noexec", unix.ST_NOEXEC, unix.MOUNT_ATTR_NOEXEC},
+	{"noatime", unix.ST_NOATIME, unix.MOUNT_ATTR_NOATIME},
+	{"nodiratime", unix.ST_NODIRATIME, unix.MOUNT_ATTR_NODIRATIME},
+	{"relatime", unix.ST_RELATIME, unix.MOUNT_ATTR_RELATIME},
+}
+
+// mountFlags returns the mount options that hold for a mount, not for the whole
+// filesystem, and so can be had for a volume.
+func mountFlags() []string {
+	names := []string{"rw"}
+	for _, line := range flagTable {
+		names = append(names, line.name)
+	}
+	return names
 }
 
 const (
@@ -73,26 +86,47 @@ func (f flagSet) over(base flagSet) flagSet {
 	return (f | base) & allFlags
 }
 
-// remount returns the flags as the mount system call takes them. One of those
-// for access times is always among them: the call leaves them alone else.
-func (f flagSet) remount() uintptr {
-	var flags uintptr = unix.MS_REMOUNT | unix.MS_BIND
+// attributes returns the flags as mount_setattr takes them: those of the mount
+// before go, all that are known here.
+func (f flagSet) attributes() unix.MountAttr {
+	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR__ATIME}
 	for _, line := range flagTable {
+		if line.statfs&atimeFlags == 0 {
+			attr.Attr_clr |= line.attr
+		}
 		if f&line.statfs != 0 {
-			flags |= line.mount
+			attr.Attr_set |= line.attr
 		}
 	}
 	if f&atimeFlags == 0 {
-		flags |= unix.MS_STRICTATIME
+		attr.Attr_set |= unix.MOUNT_ATTR_STRICTATIME
 	}
-	return flags
+	return attr
 }
 
-// remount gives a mount its flags. It is a system call and not mount(8), which
-// would add those of the pool, relatime to noatime for example.
-func remount(path string, flags flagSet) error {
-	if err := unix.Mount("", path, "", flags.remount(), ""); err != nil {
+// attach mounts the directory source at a target, with flags. The mount gets them
+// before it has a place: where the kubelet's directory is shared, as it is with a
+// driver in a container, it is the copies in other namespaces that pods see, and
+// a remount, as mount(8) sets flags, reaches none of them. mount-utils knows of no
+// other way. The target goes by a descriptor, which nobody can put another in the
+// place of.
+func attach(source string, flags flagSet, at target) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil {
+		return &fs.PathError{Op: "open_tree", Path: source, Err: err}
+	}
+	defer unix.Close(fd) // the mount, too, if it has found no place by then
+	attr := flags.attributes()
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("set flags %s: %w", flags, err)
+	}
+	place, err := at.open()
+	if err != nil {
+		return err
+	}
+	defer place.Close()
+	if err := unix.MoveMount(fd, "", int(place.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+		return &fs.PathError{Op: "move_mount", Path: at.path, Err: err}
 	}
 	return nil
 }
@@ -119,6 +153,8 @@ type mounted struct {
 	at     string
 	root   string // within its filesystem
 	fsType string
+	volume string // that root is in; empty for none
+	whole  bool   // root is all of volume
 }
 
 // String tells people what is mounted.
@@ -127,20 +163,72 @@ func (m mounted) String() string { return fmt.Sprintf("%s (%s)", m.root, m.fsTyp
 // unescape undoes how mountinfo writes blanks.
 var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
-// mountTable returns all mounts in the order in which they were made.
+// tableCache is the mount table as it was last read. The kernel tells whether it has
+// changed since, at a small part of the cost of reading it.
+type tableCache struct {
+	mu     sync.Mutex // protects what follows
+	table  []mounted
+	change *os.File // flagged by a change since it was opened or last asked; nil: nothing was read yet
+}
+
+var mountTables tableCache
+
+// mountTable returns all mounts in the order in which they were made. It is not to
+// be changed.
 func mountTable() ([]mounted, error) {
-	lines, err := mount.ParseMountInfo(mountInfo)
+	table, err := mountTables.read()
 	if err != nil {
 		return nil, fmt.Errorf("read mount table: %w", err)
 	}
-	table := make([]mounted, len(lines))
+	return table, nil
+}
+
+func (c *tableCache) read() ([]mounted, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if changed, err := c.changed(); !changed || err != nil {
+		return c.table, err
+	}
+	lines, err := mount.ParseMountInfo(mountInfo)
+	if err != nil {
+		c.forget()
+		return nil, err
+	}
+	c.table = make([]mounted, len(lines))
 	for i, line := range lines {
-		table[i] = mounted{
+		m := mounted{
 			id: uint64(line.ID), device: fmt.Sprintf("%d:%d", line.Major, line.Minor),
 			at: unescape.Replace(line.MountPoint), root: unescape.Replace(line.Root), fsType: line.FsType,
 		}
+		m.volume, m.whole = m.parse()
+		c.table[i] = m
 	}
-	return table, nil
+	return c.table, nil
+}
+
+// changed asks before the table is read: what comes in between is told again.
+func (c *tableCache) changed() (bool, error) {
+	if c.change == nil {
+		// Not os.Open, by which Go's own poller would take the flag now and then.
+		fd, err := unix.Open(mountInfo, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return false, err
+		}
+		c.change = os.NewFile(uintptr(fd), mountInfo)
+		return true, nil
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.change.Fd()), Events: unix.POLLPRI}}, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return n > 0, err
+		}
+	}
+}
+
+// forget has the table read again: the flag of a change is gone once asked for.
+func (c *tableCache) forget() {
+	_ = c.change.Close()
+	c.change, c.table = nil, nil
 }
 
 // topAt returns the mount on top at a path, false for none.
@@ -174,29 +262,26 @@ func filesystemOf(table []mounted, path string) (string, error) {
 
 // slotRoot finds the slot of a volume in the root of a mount. The first one
 // counts: whatever follows it is within the volume, where pods choose the names,
-// and the kubelet mounts them for a subPath.
-var slotRoot = regexp.MustCompile(`^.*?/(?:(?:active|view)/|removing/(?:active|view)-)([A-Za-z0-9][A-Za-z0-9_.-]*)/fs(/.*)?$`)
+// a newline in them too, and the kubelet mounts them for a subPath.
+var slotRoot = regexp.MustCompile(`(?s)^.*?/(?:(?:active|view)/|removing/(?:active|view)-)([A-Za-z0-9][A-Za-z0-9_.-]*)/fs(/.*)?$`)
 
-// volume returns the volume that a mount is of, and whether it is of the whole
+// parse returns the volume that a mount is of, and whether it is of the whole
 // of it; an empty ID for anything else. The mount table tells by name, also of a
 // volume that was deleted under the mount: its slot has moved to the removing
 // area then, and the kernel appends a word.
-func (m mounted) volume() (id string, whole bool) {
+func (m mounted) parse() (volume string, whole bool) {
+	if m.fsType != fsType {
+		return "", false
+	}
 	found := slotRoot.FindStringSubmatch(strings.TrimSuffix(m.root, "//deleted"))
-	if m.fsType != fsType || found == nil {
+	if found == nil {
 		return "", false
 	}
 	return found[1], found[2] == ""
 }
 
 // isVolume reports whether a mount is that of the whole of a volume.
-func (m mounted) isVolume(id string) bool {
-	found, whole := m.volume()
-	return whole && found == id
-}
+func (m mounted) isVolume(id string) bool { return m.whole && m.volume == id }
 
 // uses reports whether a mount is that of a volume or of something within.
-func (m mounted) uses(id string) bool {
-	found, _ := m.volume()
-	return found != "" && found == id
-}
+func (m mounted) uses(id string) bool { return m.volume != "" && m.volume == id }

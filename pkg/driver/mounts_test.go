@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 func TestVolumeOfAMount(t *testing.T) {
@@ -22,6 +24,7 @@ func TestVolumeOfAMount(t *testing.T) {
 		"/removing/active-pvc-1/fs//deleted":  {"pvc-1", true},
 		"/removing/view-pvc-1/fs":             {"pvc-1", true},
 		"/active/pvc-1/fs/sub/dir":            {"pvc-1", false},
+		"/active/pvc-1/fs/sub\ndir":           {"pvc-1", false},
 		"/active/pvc-1/fs/active/pvc-2/fs":    {"pvc-1", false},
 		"/committed/s-1/fs":                   {"", false},
 		"/removing/committed-s-1/fs":          {"", false},
@@ -30,12 +33,12 @@ func TestVolumeOfAMount(t *testing.T) {
 		"/":                                   {"", false},
 		"/srv/active-pvc-1/fs":                {"", false},
 	} {
-		id, whole := mounted{root: root, fsType: "btrfs"}.volume()
+		id, whole := mounted{root: root, fsType: "btrfs"}.parse()
 		if id != want.id || whole != want.whole {
 			t.Errorf("%s: want %v, got %q, %v", root, want, id, whole)
 		}
 	}
-	if id, _ := (mounted{root: "/active/pvc-1/fs", fsType: "ext4"}).volume(); id != "" {
+	if id, _ := (mounted{root: "/active/pvc-1/fs", fsType: "ext4"}).parse(); id != "" {
 		t.Errorf("on ext4: got %q", id)
 	}
 }
@@ -58,8 +61,8 @@ func TestFlagsOverThoseOfThePool(t *testing.T) {
 			t.Errorf("%s: want %s, got %s, %v", name, test.want, got, err)
 		}
 	}
-	if got := flagSet(0).remount(); got != unix.MS_REMOUNT|unix.MS_BIND|unix.MS_STRICTATIME {
-		t.Errorf("without flags: %#x", got)
+	if got := flagSet(0).attributes(); got.Attr_set != unix.MOUNT_ATTR_STRICTATIME || got.Attr_clr&unix.MOUNT_ATTR_RDONLY == 0 {
+		t.Errorf("without flags: %+v", got)
 	}
 }
 
@@ -129,4 +132,32 @@ func TestDirectoriesAreMadeOneLevelDeepAndRemovedEmpty(t *testing.T) {
 	must(t, at.removeDir())
 	must(t, at.removeDir())
 	wantGone(t, at.path)
+}
+
+// TestMountTableFollows mounts and unmounts many times: a table that is kept has to
+// show each.
+func TestMountTableFollows(t *testing.T) {
+	btrfstest.RequireRoot(t)
+	dir := t.TempDir()
+	at := func() int {
+		table, err := mountTable()
+		must(t, err)
+		n := 0
+		for _, m := range table {
+			if m.at == dir {
+				n++
+			}
+		}
+		return n
+	}
+	for range 300 {
+		must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+		if n := at(); n != 1 {
+			t.Fatalf("mounted once, seen %d times", n)
+		}
+		must(t, unix.Unmount(dir, 0))
+		if n := at(); n != 0 {
+			t.Fatalf("unmounted, seen %d times", n)
+		}
+	}
 }

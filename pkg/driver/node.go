@@ -45,8 +45,8 @@ func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequ
 
 func (s *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
 	segments := map[string]string{}
-	for _, id := range s.engine.PoolIDs() {
-		segments[TopologyPrefix+id] = topologyValue
+	for _, id := range s.tell() {
+		segments[TopologyPrefix+id] = TopologyValue
 	}
 	return &csi.NodeGetInfoResponse{NodeId: s.options.NodeID, AccessibleTopology: &csi.Topology{Segments: segments}}, nil
 }
@@ -205,21 +205,21 @@ func (s *node) NodeGetVolumeStats(ctx context.Context, request *csi.NodeGetVolum
 // usage tells of the volume, not of the filesystem around it, as far as the pool
 // counts. btrfs has no limit of inodes, so none are told.
 func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, error) {
-	space, err := s.engine.Space(ctx, entry.Ref())
+	room, err := s.engine.Room(ctx, entry.Ref())
 	if err != nil {
 		return nil, err
 	}
 	usage, err := s.engine.Usage(ctx, entry.Ref())
 	if errors.Is(err, snapshot.ErrNoQuota) {
 		return &csi.VolumeUsage{
-			Unit: csi.VolumeUsage_BYTES, Total: space.Size, Used: max(0, space.Size-space.Available), Available: max(0, space.Available),
+			Unit: csi.VolumeUsage_BYTES, Total: room.Size, Used: max(0, room.Size-room.Available), Available: max(0, room.Available),
 		}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	return &csi.VolumeUsage{
-		Unit: csi.VolumeUsage_BYTES, Total: entry.Size, Used: usage.Used, Available: max(0, min(entry.Size-usage.Used, space.Available)),
+		Unit: csi.VolumeUsage_BYTES, Total: entry.Size, Used: usage.Used, Available: max(0, min(entry.Size-usage.Used, room.Available)),
 	}, nil
 }
 
@@ -402,9 +402,9 @@ func (s *node) bind(ctx context.Context, b binding, at target) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	err := s.mounter.Mount(b.source, at.path, "", []string{"bind"})
+	err := s.attach(b.source, b.flags, at)
 	if err == nil {
-		err = b.settle(at)
+		err = b.prove(at)
 	}
 	if err != nil {
 		return undone(fmt.Errorf("mount volume %q at %q: %w", b.volume, at.path, err), s.unbind(b.volume, at))
@@ -412,26 +412,14 @@ func (s *node) bind(ctx context.Context, b binding, at target) error {
 	return nil
 }
 
-// settle sets the flags of a fresh mount, and looks what came of it. It goes by
-// a descriptor of the mount, which nobody can put another in the place of.
-func (b binding) settle(at target) error {
-	f, err := at.open()
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	have, err := placeOf(f)
+// prove looks what came of a mount.
+func (b binding) prove(at target) error {
+	have, err := at.placeAt()
 	if err != nil {
 		return err
 	}
 	if !have.same(b.place) {
 		return fmt.Errorf("something else is there after the mount: device %d, inode %d", have.dev, have.ino)
-	}
-	if err := remount(procPath(f), b.flags); err != nil {
-		return err
-	}
-	if have, err = placeOf(f); err != nil {
-		return err
 	}
 	if have.flags != b.flags {
 		return fmt.Errorf("it has %s, wanted %s", have.flags, b.flags)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -26,32 +27,29 @@ const (
 	nodeReader   = csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
 )
 
-// Faults are mounters that embed the real one.
+// Faults are around the real thing.
 
-// brokenMount fails after the mount, as when mount(8) is killed half way.
-type brokenMount struct{ mount.Interface }
+type attacher = func(source string, flags flagSet, at target) error
 
-func (m brokenMount) Mount(source, target, fstype string, options []string) error {
-	if err := m.Interface.Mount(source, target, fstype, options); err != nil {
-		return err
+// broken fails after the mount.
+func broken(real attacher) attacher {
+	return func(source string, flags flagSet, at target) error {
+		if err := real(source, flags, at); err != nil {
+			return err
+		}
+		return errors.New("broken mount")
 	}
-	return errors.New("broken mount")
+}
+
+// attachOf mounts something else than it is told.
+func attachOf(other string) attacher {
+	return func(_ string, flags flagSet, at target) error { return attach(other, flags, at) }
 }
 
 // brokenUnmount never unmounts.
 type brokenUnmount struct{ mount.Interface }
 
 func (brokenUnmount) Unmount(string) error { return errors.New("broken unmount") }
-
-// otherMount mounts something else than it is told.
-type otherMount struct {
-	mount.Interface
-	source string
-}
-
-func (m otherMount) Mount(_, target, fstype string, options []string) error {
-	return m.Interface.Mount(m.source, target, fstype, options)
-}
 
 func TestLifeOfAMount(t *testing.T) {
 	r := newRig(t, rigOptions{})
@@ -127,22 +125,49 @@ func TestFlagsHold(t *testing.T) {
 	}
 }
 
-// freezingMount has the filesystem turn read-only just after the mount.
-type freezingMount struct {
-	mount.Interface
-	state string
-}
-
-func (m freezingMount) Mount(source, target, fstype string, options []string) error {
-	return errors.Join(m.Interface.Mount(source, target, fstype, options), unix.Mount("", m.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
-}
-
 func TestFlagsThatDoNotHoldAreAFailure(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
-	r.driver.mounter = freezingMount{r.driver.mounter, r.state}
+	r.driver.attach = func(source string, flags flagSet, at target) error { // it turns read-only just after
+		return errors.Join(attach(source, flags, at), unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	}
 	wantCode(t, r.stage(volume, writer()), codes.Aborted, "relatime,ro", "relatime,rw")
 	wantMounts(t, r.stagingPath(volume), 0)
+}
+
+// The kubelet sees a copy of the mount, in a namespace of its own.
+func TestFlagsHoldInOtherNamespaces(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	must(t, unix.Mount(r.kubelet, r.kubelet, "", unix.MS_BIND, ""))
+	must(t, unix.Mount("", r.kubelet, "", unix.MS_SHARED, ""))
+	t.Cleanup(func() { unmountBelow(t, r.kubelet); _ = unix.Unmount(r.kubelet, unix.MNT_DETACH) })
+	node := exec.Command("unshare", "--mount", "--propagation", "slave", "cat")
+	hold, err := node.StdinPipe()
+	must(t, err)
+	must(t, node.Start())
+	t.Cleanup(func() { _ = hold.Close(); _ = node.Wait() })
+	table := fmt.Sprintf("/proc/%d/mountinfo", node.Process.Pid)
+	waitFor(t, "a namespace of its own", func() bool {
+		own, _ := os.Readlink("/proc/self/ns/mnt")
+		theirs, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", node.Process.Pid))
+		return theirs != "" && theirs != own
+	})
+	volume := r.create("pvc-1")
+	c := capability(nodeWriter, "nosuid", "nodev", "noatime")
+	must(t, r.stage(volume, c))
+	for _, test := range []struct {
+		pod      string
+		readOnly bool
+		want     string
+	}{{"pod-1", false, "rw,nosuid,nodev,noatime"}, {"pod-2", true, "ro,nosuid,nodev,noatime"}} {
+		target := r.targetPath(test.pod, volume)
+		must(t, r.publish(volume, target, c, test.readOnly))
+		lines, err := os.ReadFile(table)
+		must(t, err)
+		if !strings.Contains(string(lines), " "+target+" "+test.want+" ") {
+			t.Errorf("%s: want %s, got\n%s", target, test.want, lines)
+		}
+	}
 }
 
 func TestPublishOtherwiseIsAlreadyExists(t *testing.T) {
@@ -263,11 +288,10 @@ func TestEmptyTargetDirectoryIsUsedAndKeptOnFailure(t *testing.T) {
 	target := r.targetPath("pod-1", volume)
 	mkdir(t, target)
 	must(t, r.stage(volume, writer()))
-	real := r.driver.mounter
-	r.driver.mounter = brokenMount{real}
+	r.driver.attach = broken(attach)
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount")
 	wantMounts(t, target, 0) // fails also where the directory is gone
-	r.driver.mounter = real
+	r.driver.attach = attach
 	must(t, r.publish(volume, target, writer(), false))
 }
 
@@ -276,19 +300,19 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 	volume, other := r.create("pvc-1"), r.create("pvc-2")
 	target := r.targetPath("pod-1", volume)
 	must(t, r.stage(volume, writer()))
-	real := r.driver.mounter
-	r.driver.mounter = brokenMount{real}
+	r.driver.attach = broken(attach)
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount")
 	wantGone(t, target)
 
-	r.driver.mounter = otherMount{real, r.source(other)}
+	r.driver.attach = attachOf(r.source(other))
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "something else")
 	wantMounts(t, target, 1) // not ours to undo, and told
 	must(t, unix.Unmount(target, 0))
 
-	r.driver.mounter = brokenUnmount{brokenMount{real}}
+	real := r.driver.mounter
+	r.driver.attach, r.driver.mounter = broken(attach), brokenUnmount{real}
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount", "broken unmount")
-	r.driver.mounter = real
+	r.driver.attach, r.driver.mounter = attach, real
 	must(t, r.unpublish(volume, target))
 	wantGone(t, target)
 }

@@ -187,10 +187,6 @@ var singleNodeModes = []csi.VolumeCapability_AccessMode_Mode{
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
 }
 
-// mountFlags are the mount options that hold for a mount, not for the whole
-// filesystem, and so can be had for a volume.
-var mountFlags = []string{"ro", "rw", "nodev", "nosuid", "noexec", "noatime", "nodiratime", "relatime"}
-
 // checkCapabilities refuses a set of capabilities that a volume made from source
 // cannot have.
 func checkCapabilities(caps []*csi.VolumeCapability, source meta.Ref) error {
@@ -198,7 +194,7 @@ func checkCapabilities(caps []*csi.VolumeCapability, source meta.Ref) error {
 		return invalid("volume capabilities are missing")
 	}
 	for _, c := range caps {
-		if err := checkCapability(c, source.Class == meta.Snapshots); err != nil {
+		if err := checkCapability(c, !source.IsZero()); err != nil {
 			return err
 		}
 	}
@@ -222,8 +218,8 @@ func checkCapability(c *csi.VolumeCapability, readOnlyMany bool) error {
 		return invalid("filesystem type %q is not supported; leave it out or use btrfs", t)
 	}
 	for _, flag := range m.GetMountFlags() {
-		if !slices.Contains(mountFlags, flag) {
-			return invalid("mount flag %q is not supported; supported are %s", flag, strings.Join(mountFlags, ", "))
+		if !slices.Contains(mountFlags(), flag) {
+			return invalid("mount flag %q is not supported; supported are %s", flag, strings.Join(mountFlags(), ", "))
 		}
 	}
 	if slices.Contains(m.GetMountFlags(), "ro") && slices.Contains(m.GetMountFlags(), "rw") {
@@ -241,7 +237,7 @@ func checkAccessMode(mode csi.VolumeCapability_AccessMode_Mode, readOnlyMany boo
 	case mode == csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY && readOnlyMany:
 		return nil
 	case mode == csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY:
-		return invalid("access mode %s is only supported for a volume made from a snapshot", mode)
+		return invalid("access mode %s is only supported for a volume made from a snapshot or another volume", mode)
 	}
 	return invalid("access mode %s is not supported: a volume lives on one node; use ReadWriteOnce or ReadWriteOncePod", mode)
 }
@@ -271,18 +267,19 @@ func mountOptions(c *csi.VolumeCapability, readOnly bool) []string {
 const (
 	// TopologyPrefix comes before the pool's ID in a topology key.
 	TopologyPrefix = "topology." + Name + "/"
-	topologyValue  = "true"
+	// TopologyValue is the value of every topology key.
+	TopologyValue = "true"
 )
 
 func topologyOf(poolID string) *csi.Topology {
-	return &csi.Topology{Segments: map[string]string{TopologyPrefix + poolID: topologyValue}}
+	return &csi.Topology{Segments: map[string]string{TopologyPrefix + poolID: TopologyValue}}
 }
 
 // reachable reports whether a pool lies in one of the requisite topologies;
 // none is no requirement. Keys of others are none of ours to judge.
 func reachable(requisite []*csi.Topology, poolID string) bool {
 	return len(requisite) == 0 || slices.ContainsFunc(requisite, func(t *csi.Topology) bool {
-		return t.GetSegments()[TopologyPrefix+poolID] == topologyValue
+		return t.GetSegments()[TopologyPrefix+poolID] == TopologyValue
 	})
 }
 

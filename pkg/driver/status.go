@@ -53,6 +53,9 @@ func statusOf(err error) error {
 	return status.Error(codes.Aborted, err.Error())
 }
 
+// Code returns the code by which an error of the engine's is told.
+func Code(err error) codes.Code { return status.Code(statusOf(err)) }
+
 // statusOfCreate is statusOf for what could be made on another node as well: a
 // pool that cannot be written is to the scheduler like one that is full.
 func statusOfCreate(err error) error {

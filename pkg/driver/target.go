@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -55,6 +56,9 @@ type target struct {
 	root string
 }
 
+// maxName is the most bytes that a file's name can have (NAME_MAX).
+const maxName = 255
+
 // parse checks the words of a path. field names it in the answer.
 func (t *targets) parse(field, path string) (target, error) {
 	if err := required(field, path); err != nil {
@@ -62,6 +66,10 @@ func (t *targets) parse(field, path string) (target, error) {
 	}
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return target{}, invalid("%s %q: want an absolute path without . or .. or doubled slashes", field, path)
+	}
+	if strings.Contains(path, "\x00") || len(path) >= unix.PathMax ||
+		slices.ContainsFunc(strings.Split(path, "/"), func(name string) bool { return len(name) > maxName }) {
+		return target{}, invalid("%s %q: no file can have such a name", field, path)
 	}
 	for _, root := range []string{t.given, t.resolved} {
 		if rel, ok := strings.CutPrefix(path, strings.TrimSuffix(root, "/")+"/"); ok {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"os"
 	"path/filepath"
 	"time"
@@ -16,10 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// adminSocket is where check reaches the running driver, in the state directory.
+// adminSocket is where check and pools reach the running driver, in the state
+// directory.
 const adminSocket = "admin.sock"
 
 // errNoDriver is returned where no driver runs on a state directory.
@@ -32,7 +35,7 @@ func httpHandler(m *metrics, ready func() bool) http.Handler {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		if !ready() {
-			http.Error(w, "pools are being reconciled", http.StatusServiceUnavailable)
+			http.Error(w, "pools are being reconciled, or the socket is being made", http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")
@@ -61,10 +64,10 @@ func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 }
 
-// serveAdmin lets check ask this driver for its plan, and for a repair. Who
+// serveAdmin lets check and pools ask this driver. Who
 // holds the lock of the state directory owns the socket.
-func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, stateDir string, e *snapshot.Engine) error {
-	path := filepath.Join(stateDir, adminSocket)
+func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *mirror.Mirror) error {
+	path := filepath.Join(o.stateDir, adminSocket)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -76,55 +79,87 @@ func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, stateDir st
 	if err := os.Chmod(path, 0o600); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	answer := func(find func(context.Context) ([]snapshot.Finding, error)) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			findings, err := find(r.Context())
-			if err != nil {
-				http.Error(w, err.Error(), http.StatusInternalServerError)
-				return
+	find := func(find func(context.Context) ([]snapshot.Finding, error)) http.HandlerFunc {
+		return answer(func(ctx context.Context) (any, error) {
+			findings, err := find(ctx)
+			if m != nil {
+				orphans, _ := m.Orphans()
+				findings = append(findings, orphanFindings(orphans)...)
 			}
-			if err := json.NewEncoder(w).Encode(nonNil(findings)); err != nil {
-				klog.FromContext(ctx).V(2).Info("Answer not sent", "error", err)
-			}
-		}
+			return nonNil(findings), err
+		})
 	}
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /check", answer(e.Plan))
-	mux.HandleFunc("POST /repair", answer(e.Reconcile))
+	mux.HandleFunc("GET /check", find(e.Plan))
+	mux.HandleFunc("POST /repair", find(e.Reconcile))
+	mux.HandleFunc("GET /pools", answer(func(ctx context.Context) (any, error) { return nonNil(e.Pools(ctx)), nil }))
+	if o.profiling {
+		mux.HandleFunc("/debug/pprof/", pprof.Index) // of heap, goroutine and others too
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
 	serveListener(ctx, cancel, listener, mux)
 	return nil
 }
 
-// askDriver gets the plan, or what a repair did, from the running driver;
-// errNoDriver if there is none.
-func askDriver(ctx context.Context, stateDir string, repair bool) ([]snapshot.Finding, error) {
+// answer serves what a function returns, as JSON.
+func answer(ask func(context.Context) (any, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		found, err := ask(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		if err := json.NewEncoder(w).Encode(found); err != nil {
+			klog.FromContext(r.Context()).V(2).Info("Answer not sent", "error", err)
+		}
+	}
+}
+
+// orphanFindings tells of orphans in the words of check. None is repaired by it:
+// that is the policy of serve --orphans.
+func orphanFindings(orphans []mirror.Orphan) []snapshot.Finding {
+	findings := make([]snapshot.Finding, 0, len(orphans))
+	for _, o := range orphans {
+		f := snapshot.Finding{
+			Pool: o.Pool, Path: o.Ref.String(), Problem: "Orphan",
+			Detail: "no PersistentVolume or VolumeSnapshotContent stands for it",
+		}
+		if o.Missing != "" {
+			f.Pool, f.Problem = o.PoolID, "Missing"
+			f.Detail = fmt.Sprintf("PersistentVolume %s stands for it, and it is not there", o.Missing)
+		} else if !o.Since.IsZero() {
+			f.Detail += ", since " + o.Since.Local().Format(time.DateTime)
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+// askDriver has the running driver answer into found; errNoDriver if there is
+// none.
+func askDriver(ctx context.Context, stateDir, method, path string, found any) error {
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(stateDir, adminSocket))
 	}}}
-	method, path := http.MethodGet, "/check"
-	if repair {
-		method, path = http.MethodPost, "/repair"
-	}
 	request, err := http.NewRequestWithContext(ctx, method, "http://driver"+path, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	response, err := client.Do(request)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
-		return nil, errNoDriver
+		return errNoDriver
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(response.Body)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("the driver answered: %s", bytes.TrimSpace(body))
+		return fmt.Errorf("the driver answered: %s", bytes.TrimSpace(body))
 	}
-	var findings []snapshot.Finding
-	err = json.Unmarshal(body, &findings)
-	return findings, err
+	return json.Unmarshal(body, found)
 }

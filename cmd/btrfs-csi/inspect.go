@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -212,8 +213,12 @@ func findingRows(t *table, findings []snapshot.Finding) {
 }
 
 // check asks the running driver, or looks itself where none runs.
-func check(ctx context.Context, stateDir string, repair bool) ([]snapshot.Finding, error) {
-	findings, err := askDriver(ctx, stateDir, repair)
+func check(ctx context.Context, stateDir string, repair bool) (findings []snapshot.Finding, err error) {
+	method, path := http.MethodGet, "/check"
+	if repair {
+		method, path = http.MethodPost, "/repair"
+	}
+	err = askDriver(ctx, stateDir, method, path, &findings)
 	if !errors.Is(err, errNoDriver) {
 		return findings, err
 	}

@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -20,6 +22,7 @@ type metrics struct {
 	registry   *prometheus.Registry
 	operations *prometheus.HistogramVec
 	engine     *atomic.Pointer[snapshot.Engine]
+	mirror     atomic.Pointer[mirror.Mirror] // nil without a cluster
 }
 
 func newMetrics(engine *atomic.Pointer[snapshot.Engine]) *metrics {
@@ -58,6 +61,8 @@ var (
 	descMetadataTotal = poolMetric("metadata_bytes", "Metadata chunks allocated.")
 	descReadOnly      = poolMetric("read_only", "1 if the pool's filesystem is, or has turned, read-only.")
 	descInconsistent  = poolMetric("quota_inconsistent", "1 if limits are void until a rescan has ended.", "mode")
+	descOrphans       = prometheus.NewDesc("btrfs_csi_orphans", "Volumes and snapshots of this node that the cluster knows nothing of, and PersistentVolumes whose volume is missing.", []string{"kind"}, nil)
+	descTold          = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When the cluster was last told of all pools of this node, which is done every 15 seconds.", nil, nil)
 	descDeviceErrors  = poolMetric("device_errors_total", "Error counters of the pool's devices.", "device", "type")
 )
 
@@ -72,6 +77,28 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, p := range e.Pools(context.Background()) {
 		collectPool(ch, p)
+	}
+	if mirror := m.mirror.Load(); mirror != nil {
+		if told := mirror.Told(); !told.IsZero() {
+			ch <- prometheus.MustNewConstMetric(descTold, prometheus.GaugeValue, float64(told.Unix()))
+		}
+		if orphans, looked := mirror.Orphans(); looked { // else nobody knows that there are none
+			collectOrphans(ch, orphans)
+		}
+	}
+}
+
+func collectOrphans(ch chan<- prometheus.Metric, orphans []mirror.Orphan) {
+	counts := map[string]int{string(meta.Volumes): 0, string(meta.Snapshots): 0, "missing": 0}
+	for _, o := range orphans {
+		if o.Missing != "" {
+			counts["missing"]++
+		} else {
+			counts[string(o.Class)]++
+		}
+	}
+	for kind, n := range counts {
+		ch <- prometheus.MustNewConstMetric(descOrphans, prometheus.GaugeValue, float64(n), kind)
 	}
 }
 

@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"net/http"
 
 	"github.com/spf13/cobra"
 
@@ -32,13 +35,12 @@ func newPools() *cobra.Command {
 		Short: "List the pools and their state",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			engine, err := snapshot.Inspect(cmd.Context(), o.stateDir)
+			pools, err := poolsOf(cmd.Context(), o.stateDir)
 			if err != nil {
 				return err
 			}
-			defer engine.Close()
 			var rows []poolRow
-			for _, p := range engine.Pools(cmd.Context()) {
+			for _, p := range pools {
 				if o.pool == "" || o.pool == p.Name {
 					rows = append(rows, poolRowOf(p))
 				}
@@ -53,6 +55,21 @@ func newPools() *cobra.Command {
 	}
 	o.add(cmd)
 	return cmd
+}
+
+// poolsOf asks the running driver, which alone knows what it refuses to serve
+// because another node does, or else looks at the disks.
+func poolsOf(ctx context.Context, stateDir string) (pools []snapshot.PoolStatus, err error) {
+	err = askDriver(ctx, stateDir, http.MethodGet, "/pools", &pools)
+	if !errors.Is(err, errNoDriver) {
+		return pools, err
+	}
+	engine, err := snapshot.Inspect(ctx, stateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer engine.Close()
+	return engine.Pools(ctx), nil
 }
 
 func poolRowOf(p snapshot.PoolStatus) poolRow {

@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -19,6 +21,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -26,6 +29,9 @@ const (
 	defaultStateDir = "/var/lib/btrfs-csi"
 	indexFile       = "index.db"
 	lockFile        = "lock"
+	// claimPatience is how long a start waits for the cluster to say whose the
+	// pools are: a copy of another node's disk is not to be served for a moment.
+	claimPatience = 2 * time.Second
 )
 
 // serveOptions are the flags of serve.
@@ -37,6 +43,16 @@ type serveOptions struct {
 	http       string
 	quota      string
 	loopPool   string
+
+	endpointOwner int
+	register      bool
+	kubernetes    bool
+	kubeconfig    string
+	kubeQPS       float32
+	kubeBurst     int
+	orphans       string
+	orphanGrace   time.Duration
+	profiling     bool
 }
 
 func newServe() *cobra.Command {
@@ -64,6 +80,15 @@ itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
 	f.StringVar(&o.http, "http", "", "address to serve /healthz, /readyz and /metrics on, for example :9808; empty for none")
 	f.StringVar(&o.quota, "quota", string(snapshot.QuotaAuto), "how sizes are enforced: full (exact), simple (cheap with many snapshots), none, or auto (what the filesystem has, else full)")
 	f.StringVar(&o.loopPool, "loop-pool", "", "size of a pool \"default\" in a sparse file, for example 20Gi, made where --state-dir is not on btrfs and grown when this is raised")
+	f.IntVar(&o.endpointOwner, "endpoint-owner", 0, "ID of the user that the socket belongs to, for sidecars that do not run as root")
+	f.BoolVar(&o.register, "register", false, "register with the kubelet of --kubelet-dir")
+	f.BoolVar(&o.kubernetes, "kubernetes", false, "mirror the volumes of this node into the cluster, and serve it: expansion from any node, restores where their source is, orphans")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster for --kubernetes; that of the pod without it")
+	f.Float32Var(&o.kubeQPS, "kube-api-qps", 50, "requests a second to the API server")
+	f.IntVar(&o.kubeBurst, "kube-api-burst", 100, "requests to the API server at once")
+	f.StringVar(&o.orphans, "orphans", string(mirror.ReportOrphans), "what to do with volumes and snapshots that the cluster knows nothing of: report or delete")
+	f.DurationVar(&o.orphanGrace, "orphan-grace", 24*time.Hour, "how long an orphan is one before it is deleted")
+	f.BoolVar(&o.profiling, "profiling", false, "serve /debug/pprof/ on the socket admin.sock in --state-dir, which root alone can reach")
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(klogFlags)
 	f.AddGoFlag(klogFlags.Lookup("v"))
@@ -90,7 +115,9 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 
 	var engine atomic.Pointer[snapshot.Engine] // nil until the pools are reconciled
-	ready := func() bool { return engine.Load() != nil }
+	var csi atomic.Pointer[driver.Driver]      // nil until it is made
+	reconciled := func() bool { return engine.Load() != nil }
+	ready := func() bool { d := csi.Load(); return d != nil && d.Serving() }
 	metrics := newMetrics(&engine)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -118,17 +145,20 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer e.Close()
 	engine.Store(e)
 	debug.FreeOSMemory() // reconciling has read every record; serving keeps none of them
-	background := make(chan struct{})
-	go func() { defer close(background); e.Run(ctx) }()
-	defer func() { cancel(nil); <-background }()
-
-	if err := serveAdmin(ctx, cancel, o.stateDir, e); err != nil {
+	m, d, err := o.wire(e, reconciled, metrics)
+	if err != nil {
 		return err
 	}
-	d, err := driver.New(e, driver.Options{
-		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, Ready: ready, Observe: metrics.observe,
-	})
-	if err != nil {
+	csi.Store(d)
+	var background sync.WaitGroup
+	defer func() { cancel(nil); background.Wait() }()
+	background.Go(func() { e.Run(ctx) })
+	if m != nil {
+		metrics.mirror.Store(m)
+		background.Go(func() { m.Run(ctx) })
+		awaitConsent(ctx, m)
+	}
+	if err := serveAdmin(ctx, cancel, o, e, m); err != nil {
 		return err
 	}
 	if err := makeSocketDir(o.endpoint); err != nil {
@@ -143,6 +173,70 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	logger.Info("Stopped")
 	return nil
+}
+
+// awaitConsent waits for the cluster to say whose the pools are, not for long.
+func awaitConsent(ctx context.Context, m *mirror.Mirror) {
+	ctx, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
+	if !m.Claimed(ctx) {
+		klog.FromContext(ctx).Info("The cluster does not answer. The pools of this node are served without its consent")
+	}
+}
+
+// wire makes the driver, and the mirror where there is a cluster, and has both
+// follow the engine.
+func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*mirror.Mirror, *driver.Driver, error) {
+	options := driver.Options{
+		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
+		Ready: ready, Observe: metrics.observe,
+	}
+	node := &mirrored{Engine: e}
+	var m *mirror.Mirror
+	if o.kubernetes {
+		var err error
+		if m, err = o.mirror(node); err != nil {
+			return nil, nil, err
+		}
+		options.Cluster = otherNodes{m}
+	}
+	d, err := driver.New(e, options)
+	if err != nil {
+		return nil, nil, err
+	}
+	node.driver = d
+	e.OnChange(func(ref meta.Ref) {
+		if m != nil {
+			m.Changed(ref)
+		}
+		if ref.IsZero() {
+			d.PoolsChanged()
+		}
+	})
+	return m, d, nil
+}
+
+func (o serveOptions) mirror(node mirror.Node) (*mirror.Mirror, error) {
+	policy, err := parseOrphans(o.orphans)
+	if err != nil {
+		return nil, err
+	}
+	clients, err := connect(o.kubeconfig, o.kubeQPS, o.kubeBurst)
+	if err != nil {
+		return nil, err
+	}
+	return mirror.New(clients, node, mirror.Options{
+		NodeName: o.nodeID, Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix, TopologyValue: driver.TopologyValue,
+		Orphans: policy, OrphanGrace: o.orphanGrace,
+	}), nil
+}
+
+func parseOrphans(policy string) (mirror.OrphanPolicy, error) {
+	switch p := mirror.OrphanPolicy(policy); p {
+	case mirror.ReportOrphans, mirror.DeleteOrphans:
+		return p, nil
+	}
+	return "", fmt.Errorf("--orphans %q: report or delete is wanted", policy)
 }
 
 func parseQuota(mode string) (btrfs.QuotaMode, error) {

@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// connect makes the clients of the cluster that kubeconfig names, else of that
+// which kubectl would take, or which the pod runs in.
+func connect(kubeconfig string, qps float32, burst int) (*mirror.Clients, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("reach the cluster: %w", err)
+	}
+	config.QPS, config.Burst = qps, burst
+	return mirror.Connect(rest.AddUserAgent(config, "btrfs-csi/"+version))
+}
+
+// mirrored is the node as the mirror sees it.
+type mirrored struct {
+	*snapshot.Engine
+	driver *driver.Driver
+}
+
+var _ mirror.Node = (*mirrored)(nil)
+
+func (n *mirrored) Look(ctx context.Context, ref meta.Ref) (meta.Entry, mirror.State) {
+	entry, err := n.Stat(ctx, ref)
+	switch {
+	case err == nil:
+		return entry, mirror.Ready
+	case errors.Is(err, snapshot.ErrNotFound):
+		return entry, mirror.Gone
+	case errors.Is(err, snapshot.ErrLost):
+		return entry, mirror.Lost
+	}
+	return entry, mirror.Away
+}
+
+func (n *mirrored) Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error {
+	return n.Engine.Walk(ctx, class, "", fn)
+}
+
+func (n *mirrored) Used(ctx context.Context, ref meta.Ref) (int64, bool) {
+	usage, err := n.Usage(ctx, ref)
+	return usage.Used, err == nil
+}
+
+// Pools tells of each pool what the command pools does.
+func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
+	var reports []mirror.PoolReport
+	for _, p := range n.Engine.Pools(ctx) {
+		row := poolRowOf(p)
+		reports = append(reports, mirror.PoolReport{
+			Name: row.Name, ID: row.ID, State: row.Status, Message: row.Error, Quota: row.Quota,
+			Size: row.Size, Available: row.Available,
+		})
+	}
+	return reports
+}
+
+func (n *mirrored) Expand(ctx context.Context, volume string, size int64) (int64, error) {
+	entry, err := n.Resize(ctx, volume, snapshot.Range{Required: size})
+	switch code := driver.Code(err); code {
+	case codes.OK, codes.Aborted, codes.Unavailable, codes.NotFound: // not now, or not here any more
+	default:
+		return 0, &mirror.Refused{Code: code.String(), Message: err.Error()}
+	}
+	return entry.Size, err
+}
+
+// Remove deletes as a request of CSI would: what is mounted is not deleted.
+func (n *mirrored) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }
+
+// otherNodes is the cluster as the driver sees it.
+type otherNodes struct{ mirror *mirror.Mirror }
+
+var _ driver.Cluster = otherNodes{}
+
+func (c otherNodes) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
+	return c.mirror.Owner(ctx, ref)
+}
+
+func (c otherNodes) Expand(ctx context.Context, volume string, want snapshot.Range) (int64, error) {
+	size, err := c.mirror.Expand(ctx, volume, want.Least())
+	var refused *mirror.Refused
+	switch {
+	case errors.Is(err, mirror.ErrUnknown):
+		return 0, fmt.Errorf("%s: %w on any node", meta.Volume(volume), snapshot.ErrNotFound)
+	case errors.Is(err, mirror.ErrNoAnswer):
+		return 0, status.Error(codes.Aborted, err.Error())
+	case errors.As(err, &refused):
+		return 0, status.Error(codeNamed(refused.Code), refused.Message)
+	}
+	return size, err
+}
+
+// codeNamed is the reverse of codes.Code.String.
+func codeNamed(name string) codes.Code {
+	for code := codes.OK; code <= codes.Unauthenticated; code++ {
+		if code.String() == name {
+			return code
+		}
+	}
+	return codes.Unknown
+}

@@ -1,0 +1,85 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+)
+
+func newLeftovers() *cobra.Command {
+	var (
+		output     outputFlag
+		kubeconfig string
+		node       string
+		remove     bool
+	)
+	cmd := &cobra.Command{
+		Use:   "leftovers",
+		Short: "List what removed nodes have left in the cluster",
+		Long: `Leftovers lists the pools, subvolumes, PersistentVolumes and
+VolumeSnapshotContents of nodes that the cluster has no more. Nobody looks after
+them: what is being deleted hangs. With --delete they are deleted, except for what
+a PersistentVolumeClaim or a VolumeSnapshot still stands for.
+
+What is on the disks stays there. A disk that is attached to another node is found
+again, with all its volumes; so think before you delete.
+
+It runs anywhere, with the rights of an administrator of the cluster.`,
+		Example: `  kubectl delete node worker-3
+  btrfs-csi leftovers
+  btrfs-csi leftovers --node worker-3 --delete`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			clients, err := connect(kubeconfig, 50, 100)
+			if err != nil {
+				return err
+			}
+			found, err := mirror.Leftovers(cmd.Context(), clients, driver.Name, driver.TopologyPrefix, node)
+			if err != nil {
+				return err
+			}
+			var failed error
+			rows := []leftoverRow{}
+			for _, l := range found {
+				row := leftoverRow{Leftover: l}
+				if remove && l.Kept == "" {
+					err := l.Remove(cmd.Context())
+					failed = errors.Join(failed, err)
+					row.Deleted = err == nil
+				}
+				rows = append(rows, row)
+			}
+			return errors.Join(failed, output.print(cmd.OutOrStdout(), rows, func(t *table) {
+				t.row("KIND", "NAME", "NODE", "CLAIM", "STATUS")
+				for _, r := range rows {
+					t.row(r.Kind, r.Name, r.Node, r.Claim, r.status())
+				}
+			}))
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; what kubectl would take without it")
+	f.StringVar(&node, "node", "", "of this node only")
+	f.BoolVar(&remove, "delete", false, "delete them")
+	output.add(cmd)
+	return cmd
+}
+
+// leftoverRow is what leftovers shows of one.
+type leftoverRow struct {
+	mirror.Leftover
+	Deleted bool `json:"deleted"`
+}
+
+func (r leftoverRow) status() string {
+	switch {
+	case r.Deleted:
+		return "deleted"
+	case r.Kept != "":
+		return "kept: " + r.Kept
+	}
+	return "left over"
+}

@@ -1,23 +1,27 @@
-# syntax=docker/dockerfile:1
-FROM golang:1.26-bookworm AS build
+# The same image as `make image` makes, for machines that have an engine and
+# nothing else. The file hack/image/packages tells what it holds of Debian.
+# Everything is built on the machine's own architecture, for the one asked for.
+FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
+ARG TARGETARCH
 WORKDIR /src
+COPY hack/deps.sh hack/cc.sh hack/
+RUN hack/deps.sh build-${TARGETARCH}
 COPY go.mod go.sum ./
-RUN go mod download
+COPY hack/image/go.mod hack/image/go.sum hack/image/
+RUN go mod download && go -C hack/image mod download
+COPY hack/image hack/image
+RUN go -C hack/image run . root --arch=${TARGETARCH} --work=/image
+COPY Makefile ./
 COPY cmd cmd
 COPY pkg pkg
 ARG VERSION=dev
-RUN CGO_ENABLED=1 go build -trimpath -tags "netgo osusergo" \
-	-ldflags "-linkmode external -extldflags -static -s -w -X main.version=${VERSION}" \
-	-o /btrfs-csi ./cmd/btrfs-csi
+RUN make build-${TARGETARCH} VERSION=${VERSION} && mv bin/btrfs-csi-${TARGETARCH} /btrfs-csi
 
-FROM debian:bookworm-slim
-# mount and mkfs.btrfs are what the driver calls; e2fsprogs and xfsprogs are for
-# image volumes, which are not there yet.
-RUN apt-get update \
-	&& apt-get install -y --no-install-recommends mount btrfs-progs e2fsprogs xfsprogs \
-	&& rm -rf /var/lib/apt/lists/*
+FROM scratch
+COPY --from=build /image/root/ /
 COPY --from=build /btrfs-csi /usr/local/bin/btrfs-csi
 COPY LICENSE /usr/share/doc/btrfs-csi/LICENSE
+ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ARG VERSION=dev
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="btrfs-csi" \

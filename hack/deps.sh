@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs what is missing of what a task needs: build, build-amd64, build-arm64,
-# cross or test. Does nothing, at once, where all is there.
+# cross, test, bench or e2e. Does nothing, at once, where all is there.
 set -euo pipefail
 
-[ $# -gt 0 ] || { echo "usage: $0 build|build-amd64|build-arm64|cross|test ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: $0 build|build-amd64|build-arm64|cross|test|bench|e2e ..." >&2; exit 2; }
 
 # Administrators' programs are not in everybody's path.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -50,10 +50,21 @@ for task in "$@"; do
 	cross) target amd64; target arm64 ;;
 	test)
 		program mkfs.btrfs btrfs-progs
+		program mkfs.xfs xfsprogs # below a pool whose power is cut
 		program losetup util-linux # Ubuntu and Debian until 12; mount from 13 on
 		program findmnt util-linux
 		program mount mount
 		;;
+	e2e)
+		program runc runc
+		program busybox busybox-static
+		program iptables iptables # of the CNI plugins bridge and portmap, and the kubelet
+		program nft nftables
+		program conntrack conntrack
+		program ip iproute2
+		program nsenter util-linux
+		;;
+	bench) program fio fio ;;
 	*) echo "$0: unknown task $task" >&2; exit 2 ;;
 	esac
 done

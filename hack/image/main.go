@@ -1,0 +1,194 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/hack/image/oci"
+)
+
+func main() {
+	syscall.Umask(0o022) // what is made is for everybody to read
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	command := &cobra.Command{Use: "image", Short: "Make the container image of btrfs-csi", SilenceUsage: true}
+	command.AddCommand(rootCommand(), archiveCommand())
+	if err := command.ExecuteContext(ctx); err != nil {
+		os.Exit(1) //nolint:gocritic // there is nothing left to give back
+	}
+}
+
+// build is what the commands are told of the root filesystem.
+type build struct {
+	arch, work, sources string
+}
+
+func (b *build) flags(c *cobra.Command) {
+	c.Flags().StringVar(&b.arch, "arch", "", "architecture: amd64 or arm64")
+	c.Flags().StringVar(&b.work, "work", "", "directory that keeps the packages, and gets the root filesystem as root")
+	c.Flags().StringVar(&b.sources, "sources", "", "sources file of apt, instead of those of this machine")
+	required(c, "arch", "work")
+}
+
+func required(c *cobra.Command, flags ...string) {
+	for _, name := range flags {
+		if err := c.MarkFlagRequired(name); err != nil {
+			panic(err) // no such flag
+		}
+	}
+}
+
+func rootCommand() *cobra.Command {
+	var b build
+	c := &cobra.Command{
+		Use:   "root",
+		Short: "Make the root filesystem",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return b.root(c.Context(), func(target, string) error { return nil })
+		},
+	}
+	b.flags(c)
+	return c
+}
+
+// root makes and checks the root filesystem, tells of the packages in it, and lets
+// the caller use it while no other process works in the directory.
+func (b *build) root(ctx context.Context, use func(target, string) error) error {
+	t, err := targetOf(b.arch)
+	if err != nil {
+		return err
+	}
+	d, err := parseDefinition(packagesFile)
+	if err != nil {
+		return err
+	}
+	work, err := filepath.Abs(b.work)
+	if err != nil {
+		return err
+	}
+	held, err := lock(work)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	packages, err := apt{filepath.Join(work, "apt"), t.arch, b.sources}.download(ctx, d.packages)
+	if err != nil {
+		return err
+	}
+	root, used, err := makeRoot(ctx, d, t, packages, work)
+	if err != nil {
+		return err
+	}
+	for _, p := range used {
+		fmt.Printf("%-16s %s\n", p.name, p.version)
+	}
+	if err := check(ctx, d, t, root); err != nil {
+		return err
+	}
+	return use(t, root)
+}
+
+// lock makes a directory and waits for another process that works there. Closing
+// the file lets the next one go on.
+func lock(work string) (*os.File, error) {
+	if err := os.MkdirAll(work, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(work, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return f, nil
+}
+
+// release is what an archive is made of besides the root filesystem.
+type release struct {
+	names                      []string
+	binary, license            string
+	version, revision, archive string
+}
+
+func archiveCommand() *cobra.Command {
+	var (
+		b build
+		r release
+	)
+	c := &cobra.Command{
+		Use:   "archive",
+		Short: "Make the root filesystem and an archive of it and the binary",
+		Args:  cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			return b.root(c.Context(), r.write)
+		},
+	}
+	b.flags(c)
+	c.Flags().StringArrayVar(&r.names, "name", nil, "whole name of the image, with a tag; may be repeated")
+	c.Flags().StringVar(&r.binary, "binary", "", "the driver for that architecture")
+	c.Flags().StringVar(&r.license, "license", "", "the licence of the driver")
+	c.Flags().StringVar(&r.version, "version", "dev", "version of the driver")
+	c.Flags().StringVar(&r.revision, "revision", "unknown", "commit of the driver")
+	c.Flags().StringVar(&r.archive, "output", "", "archive to write")
+	required(c, "name", "binary", "license", "output")
+	return c
+}
+
+// write writes the archive and tells its digest and size.
+func (r release) write(t target, root string) error {
+	libraries, loader, err := t.needs(r.binary)
+	if err != nil {
+		return err
+	}
+	if len(libraries) > 0 || loader != "" {
+		return fmt.Errorf("%s loads %q; a static binary is wanted, as make build makes it", r.binary, append(libraries, loader))
+	}
+	files, err := oci.Tree(root, "/")
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(r.archive), 0o755); err != nil {
+		return err
+	}
+	result, err := r.image(t, files).WriteArchive(r.archive)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%s\ndigest %s\nsize   %s compressed, %s unpacked\n", r.archive, result.Digest, mega(result.Size), mega(result.Unpacked))
+	return nil
+}
+
+// image is the same as the last stage of the Dockerfile makes.
+func (r release) image(t target, root []oci.File) oci.Image {
+	return oci.Image{
+		Names:        r.names,
+		Architecture: t.arch,
+		Files: append(root,
+			oci.File{Path: "/usr/local/bin/btrfs-csi", Source: r.binary, Mode: 0o755},
+			oci.File{Path: "/usr/share/doc/btrfs-csi/LICENSE", Source: r.license, Mode: 0o644}),
+		Entrypoint: []string{"/usr/local/bin/btrfs-csi"},
+		Cmd:        []string{"serve"},
+		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
+		Labels: map[string]string{
+			"org.opencontainers.image.title":       "btrfs-csi",
+			"org.opencontainers.image.description": "Container Storage Interface driver for btrfs",
+			"org.opencontainers.image.source":      "https://github.com/btrfs-csi/btrfs-csi",
+			"org.opencontainers.image.licenses":    "Apache-2.0",
+			"org.opencontainers.image.version":     cmp.Or(r.version, "dev"),
+			"org.opencontainers.image.revision":    cmp.Or(r.revision, "unknown"),
+		},
+	}
+}
+
+// mega tells a size to people.
+func mega(bytes int64) string { return fmt.Sprintf("%.1f MB", float64(bytes)/1e6) }

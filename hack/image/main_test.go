@@ -1,0 +1,68 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestDockerfileSaysTheSame reads the Dockerfile: its last stage and the archive
+// are to be run alike.
+func TestDockerfileSaysTheSame(t *testing.T) {
+	content, err := os.ReadFile(filepath.Join("..", "..", "Dockerfile"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, last, found := strings.Cut(string(content), "FROM scratch\n")
+	if !found {
+		t.Fatal("the last stage is not FROM scratch")
+	}
+	image := release{version: "${VERSION}", revision: "${REVISION}", binary: "/btrfs-csi", license: "LICENSE"}.image(target{}, nil)
+
+	labels := regexp.MustCompile(`(org\.opencontainers\.image\.\w+)="([^"]*)"`).FindAllStringSubmatch(last, -1)
+	if len(labels) != len(image.Labels) {
+		t.Errorf("the Dockerfile has %d labels, the archive %d", len(labels), len(image.Labels))
+	}
+	for _, label := range labels {
+		if image.Labels[label[1]] != label[2] {
+			t.Errorf("label %s is %q in the Dockerfile, %q in the archive", label[1], label[2], image.Labels[label[1]])
+		}
+	}
+	lines := []string{"ENTRYPOINT " + list(t, image.Entrypoint), "CMD " + list(t, image.Cmd)}
+	for _, variable := range image.Env {
+		lines = append(lines, "ENV "+variable)
+	}
+	for _, file := range image.Files {
+		lines = append(lines, file.Source+" "+file.Path)
+	}
+	for _, line := range lines {
+		if !strings.Contains(last, line+"\n") {
+			t.Errorf("the Dockerfile has no %q", line)
+		}
+	}
+}
+
+func list(t *testing.T, words []string) string {
+	t.Helper()
+	text, err := json.Marshal(words)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestBinaryMustBeStatic(t *testing.T) {
+	err := release{binary: program}.write(host(t), t.TempDir())
+	if err == nil || !strings.Contains(err.Error(), "static") {
+		t.Errorf("a dynamic binary gave error %v", err)
+	}
+}
+
+func TestTargetOf(t *testing.T) {
+	if _, err := targetOf("riscv64"); err == nil || !strings.Contains(err.Error(), "riscv64") {
+		t.Errorf("an unknown architecture gave error %v", err)
+	}
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// rootfs makes the root filesystem of an image.
+type rootfs struct {
+	target target
+	dir    string // where it is made
+	tree   tree   // what there is to take from
+	kept   map[string]bool
+}
+
+// makeRoot makes the root filesystem that the definition tells of in the directory
+// root below work, anew each time, and returns it and the packages it has
+// something of.
+func makeRoot(ctx context.Context, d definition, t target, packages []debian, work string) (root string, used []debian, err error) {
+	root, unpacked := filepath.Join(work, "root"), filepath.Join(work, "unpacked")
+	for _, dir := range []string{root, unpacked} {
+		if err := os.RemoveAll(dir); err != nil {
+			return "", nil, err
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return "", nil, err
+		}
+	}
+	defer os.RemoveAll(unpacked)
+	all, err := unpack(ctx, packages, unpacked)
+	if err != nil {
+		return "", nil, err
+	}
+	r := &rootfs{target: t, dir: root, tree: all, kept: map[string]bool{}}
+	if err := r.choose(d); err != nil {
+		return "", nil, err
+	}
+	if err := r.write(); err != nil {
+		return "", nil, err
+	}
+	used, err = r.record(ctx, packages)
+	return root, used, err
+}
+
+// choose decides what is kept.
+func (r *rootfs) choose(d definition) error {
+	for _, name := range d.programs {
+		at, err := r.tree.program(name)
+		if err != nil {
+			return err
+		}
+		if err := r.keep(at); err != nil {
+			return err
+		}
+	}
+	for _, pattern := range d.files {
+		found, err := r.tree.match(pattern)
+		if err != nil {
+			return err
+		}
+		for _, at := range found {
+			if err := r.keep(at); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// keep keeps a file and what it needs: where a link leads to, the libraries and
+// the loader of a program, and what those need.
+func (r *rootfs) keep(at string) error {
+	at, err := r.tree.follow(at, false)
+	if err != nil || r.kept[at] {
+		return err
+	}
+	r.kept[at] = true
+	e := r.tree[at]
+	switch e.mode.Type() {
+	case 0:
+		return r.keepNeeds(at, e.source)
+	case fs.ModeSymlink:
+		to, err := r.tree.follow(at, true)
+		if err != nil {
+			return err
+		}
+		return r.keep(to)
+	}
+	return fmt.Errorf("%s: a file is wanted, not %s", at, e.mode)
+}
+
+func (r *rootfs) keepNeeds(at, source string) error {
+	libraries, loader, err := r.target.needs(source)
+	if err != nil {
+		return err
+	}
+	if loader != "" {
+		if err := r.keep(loader); err != nil {
+			return fmt.Errorf("loader of %s: %w", at, err)
+		}
+	}
+	for _, name := range libraries {
+		found := slices.IndexFunc(r.target.libraryDirs(), func(dir string) bool {
+			_, err := r.tree.follow(path.Join(dir, name), true)
+			return err == nil
+		})
+		if found < 0 {
+			return fmt.Errorf("%s loads %s, which no package has", at, name)
+		}
+		if err := r.keep(path.Join(r.target.libraryDirs()[found], name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// emptyDirs are for what is mounted or written while the image runs.
+var emptyDirs = map[string]fs.FileMode{
+	"dev": 0o755, "proc": 0o755, "run": 0o755, "sys": 0o755, "var/lib": 0o755, "root": 0o700,
+	"tmp": 0o777 | fs.ModeSticky, "var/tmp": 0o777 | fs.ModeSticky,
+}
+
+// users are those whom a name is asked for of: root and nobody, as in Debian.
+var users = map[string]string{
+	"etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+	"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
+}
+
+// write writes what is kept, and what every root filesystem has.
+func (r *rootfs) write() error {
+	for dir, mode := range emptyDirs {
+		if err := os.MkdirAll(r.path(dir), 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(r.path(dir), mode); err != nil {
+			return err
+		}
+	}
+	for at := range r.kept {
+		if err := r.writeEntry(at, r.tree[at]); err != nil {
+			return err
+		}
+	}
+	for at, text := range users {
+		if err := r.writeFile(at, []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range usrDirs {
+		if _, err := os.Stat(r.path("usr/" + name)); err != nil {
+			continue // lib64 is not everywhere
+		}
+		if err := os.Symlink("usr/"+name, r.path(name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *rootfs) path(at string) string { return filepath.Join(r.dir, at) }
+
+func (r *rootfs) writeFile(at string, content []byte, mode fs.FileMode) error {
+	if err := os.MkdirAll(filepath.Dir(r.path(at)), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(r.path(at), content, mode)
+}
+
+// writeEntry writes a file, without setuid bits, which nothing in a container of
+// root alone needs, or a link, which leads to the same place from everywhere.
+func (r *rootfs) writeEntry(at string, e entry) error {
+	if e.link == "" {
+		content, err := os.ReadFile(e.source)
+		if err != nil {
+			return err
+		}
+		return r.writeFile(at, content, e.mode.Perm())
+	}
+	to := e.link
+	if path.IsAbs(to) {
+		var err error
+		if to, err = filepath.Rel(path.Dir(at), merged(to)); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(r.path(at)), 0o755); err != nil {
+		return err
+	}
+	return os.Symlink(to, r.path(at))
+}
+
+// record adds licence and control data of each package that something was kept of,
+// the latter where scanners look in images without dpkg.
+func (r *rootfs) record(ctx context.Context, packages []debian) ([]debian, error) {
+	owners := map[int]bool{}
+	for at := range r.kept {
+		owners[r.tree[at].owner] = true
+	}
+	var used []debian
+	for _, i := range slices.Sorted(maps.Keys(owners)) {
+		p := packages[i]
+		used = append(used, p)
+		copyright := path.Join("/usr/share/doc", p.name, "copyright")
+		at, err := r.tree.follow(copyright, true)
+		if err != nil {
+			return nil, fmt.Errorf("licence of %s: %w", p.name, err)
+		}
+		text, err := os.ReadFile(r.tree[at].source)
+		if err != nil {
+			return nil, err
+		}
+		if err := r.writeFile(copyright, text, 0o644); err != nil {
+			return nil, err
+		}
+		control, err := output(exec.CommandContext(ctx, "dpkg-deb", "--field", p.file))
+		if err != nil {
+			return nil, err
+		}
+		if err := r.writeFile("var/lib/dpkg/status.d/"+p.name, []byte(control), 0o644); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(used, func(a, b debian) int { return strings.Compare(a.name, b.name) })
+	return used, nil
+}

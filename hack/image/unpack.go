@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// entry is a file, a directory or a symbolic link of a package.
+type entry struct {
+	owner  int    // the package, by its place in the list
+	source string // where it was unpacked
+	link   string // where a symbolic link leads to
+	mode   fs.FileMode
+}
+
+// tree has what several packages hold, by absolute path, as it lies when all are
+// installed: /bin, /sbin and /lib are links into /usr, whatever a package says.
+type tree map[string]entry
+
+// unpack unpacks each package into a directory of its own below dir.
+func unpack(ctx context.Context, packages []debian, dir string) (tree, error) {
+	all := tree{}
+	for i, p := range packages {
+		into := filepath.Join(dir, p.name)
+		if _, err := output(exec.CommandContext(ctx, "dpkg-deb", "--extract", p.file, into)); err != nil {
+			return nil, err
+		}
+		if err := all.add(i, into); err != nil {
+			return nil, fmt.Errorf("package %s: %w", p.name, err)
+		}
+	}
+	return all, nil
+}
+
+// add adds what a package holds.
+func (t tree) add(owner int, root string) error {
+	return filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		e := entry{owner: owner, source: name, mode: info.Mode()}
+		if e.mode.Type() == fs.ModeSymlink {
+			if e.link, err = os.Readlink(name); err != nil {
+				return err
+			}
+		}
+		below := strings.TrimPrefix(strings.TrimPrefix(name, root), "/")
+		if e.link != "" && slices.Contains(usrDirs, below) {
+			return nil // base-files has the links, from Debian 13 on
+		}
+		at := merged("/" + below)
+		if _, found := t[at]; !found || !e.mode.IsDir() {
+			t[at] = e
+		}
+		return nil
+	})
+}
+
+// usrDirs are directories of /usr that links in the root lead to.
+var usrDirs = []string{"bin", "sbin", "lib", "lib64"}
+
+// merged returns where a path is when /usr holds all programs and libraries.
+func merged(at string) string {
+	first, _, _ := strings.Cut(strings.TrimPrefix(at, "/"), "/")
+	if slices.Contains(usrDirs, first) {
+		return "/usr" + at
+	}
+	return at
+}
+
+// maxLinks is how many links a path may lead through, as with the kernel.
+const maxLinks = 40
+
+// follow returns a path without links in it. The last part stays a link, if it is
+// one, unless that is followed as well.
+func (t tree) follow(at string, last bool) (string, error) {
+	asked := at
+links:
+	for range maxLinks {
+		at = merged(path.Clean(at))
+		parts := strings.Split(strings.TrimPrefix(at, "/"), "/")
+		for i := range parts {
+			here := "/" + path.Join(parts[:i+1]...)
+			e, found := t[here]
+			if !found {
+				return "", fmt.Errorf("%s: %w in any package", asked, fs.ErrNotExist)
+			}
+			if e.link == "" || i == len(parts)-1 && !last {
+				continue
+			}
+			to := e.link
+			if !path.IsAbs(to) {
+				to = path.Join(path.Dir(here), to)
+			}
+			at = path.Join(to, path.Join(parts[i+1:]...))
+			continue links
+		}
+		return at, nil
+	}
+	return "", fmt.Errorf("%s: too many links", asked)
+}
+
+// match returns the paths that a pattern stands for, sorted.
+func (t tree) match(pattern string) ([]string, error) {
+	var found []string
+	for at := range t {
+		ok, err := path.Match(pattern, at)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", pattern, err)
+		}
+		if ok {
+			found = append(found, at)
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("%s: no package has it", pattern)
+	}
+	slices.Sort(found)
+	return found, nil
+}
+
+// program returns the path of a program.
+func (t tree) program(name string) (string, error) {
+	for _, dir := range []string{"/usr/bin/", "/usr/sbin/"} {
+		if _, found := t[dir+name]; found {
+			return dir + name, nil
+		}
+	}
+	return "", errors.New("no package has a program " + name)
+}

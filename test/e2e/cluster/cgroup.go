@@ -1,0 +1,165 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	cgroupMount  = "/sys/fs/cgroup"
+	cgroupPrefix = "btrfs-csi-e2e-"
+)
+
+// cgroup is where a node's pods and services are, in every hierarchy. Names of labs
+// have no dot: no lab's cgroups are taken for another's.
+func (s *state) cgroup(node string) string { return cgroupPrefix + s.name() + "." + node }
+
+// makeCgroup makes a cgroup in every hierarchy, as the kubelet wants to find it.
+func makeCgroup(name string) error {
+	if unified, err := isUnified(); err != nil {
+		return err
+	} else if unified {
+		return makeUnified(name)
+	}
+	hierarchies, err := os.ReadDir(cgroupMount)
+	if err != nil {
+		return err
+	}
+	for _, hierarchy := range hierarchies {
+		if !hierarchy.IsDir() { // a link: cpu to cpu,cpuacct
+			continue
+		}
+		parent := filepath.Join(cgroupMount, hierarchy.Name())
+		dir := filepath.Join(parent, name)
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make a cgroup: %w", err)
+		}
+		// No process can be in a cpuset that has no processors or memory.
+		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if err := inherit(parent, dir, file); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// inherit copies a setting of a cgroup's parent, if it has that.
+func inherit(parent, dir, file string) error {
+	value, err := os.ReadFile(filepath.Join(parent, file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, file), value, 0o644)
+	}
+	return err
+}
+
+func isUnified() (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(cgroupMount, &st); err != nil {
+		return false, fmt.Errorf("cgroups, wanted at %s: %w", cgroupMount, err)
+	}
+	return st.Type == unix.CGROUP2_SUPER_MAGIC, nil
+}
+
+// makeUnified makes a cgroup of version 2, with the controllers that the kubelet
+// wants of those that there are.
+func makeUnified(name string) error {
+	data, err := os.ReadFile(filepath.Join(cgroupMount, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	for _, controller := range strings.Fields(string(data)) {
+		if !slices.Contains([]string{"cpu", "cpuset", "memory", "pids", "hugetlb", "io"}, controller) {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(cgroupMount, "cgroup.subtree_control"), []byte("+"+controller), 0o644); err != nil {
+			return fmt.Errorf("cgroup controller %s: %w; run this where %s is the root of all cgroups, not in a container", controller, err, cgroupMount)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(cgroupMount, name), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make a cgroup: %w", err)
+	}
+	return nil
+}
+
+// joinCgroup puts this process, and what it starts, into a cgroup of version 1. In
+// version 2 one that has children can have no processes.
+func joinCgroup(name string) error {
+	if unified, err := isUnified(); err != nil || unified {
+		return err
+	}
+	for _, dir := range cgroupDirs(name) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0o644); err != nil {
+			return fmt.Errorf("join a cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
+// cgroupDirs returns the directories of cgroups whose name matches a pattern.
+func cgroupDirs(pattern string) []string {
+	one, _ := filepath.Glob(filepath.Join(cgroupMount, pattern))
+	all, _ := filepath.Glob(filepath.Join(cgroupMount, "*", pattern))
+	dirs := slices.DeleteFunc(append(one, all...), func(dir string) bool {
+		hierarchy, err := os.Lstat(filepath.Dir(dir))
+		return err != nil || !hierarchy.IsDir()
+	})
+	return dirs
+}
+
+// removeCgroups removes cgroups and all below them. They outlive their processes,
+// and a kubelet that finds those of its predecessor waits for them 45 seconds.
+func removeCgroups(pattern string) (err error) {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		err = nil
+		for _, dir := range cgroupDirs(pattern) {
+			err = errors.Join(err, removeCgroup(dir))
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+func removeCgroup(dir string) error {
+	var dirs []string
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			dirs = append(dirs, path)
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+			return nil
+		}
+		return err
+	})
+	for _, dir := range slices.Backward(dirs) {
+		if e := unix.Rmdir(dir); e != nil && !errors.Is(e, fs.ErrNotExist) {
+			err = errors.Join(err, fmt.Errorf("remove cgroup %s: %w", dir, e))
+		}
+	}
+	return err
+}
+
+// removeStrayCgroups removes those of labs that have no directory any more.
+func removeStrayCgroups() error {
+	var errs []error
+	for _, dir := range cgroupDirs(cgroupPrefix + "*.*") {
+		lab, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(dir), cgroupPrefix), ".")
+		if _, err := os.Stat(filepath.Join(root, lab)); errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, removeCgroup(dir))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,450 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"text/tabwriter"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kruntime "k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// operation is something that users wait for.
+type operation struct {
+	name  string
+	steps []step   // in this order; it is done when all of them are
+	rpcs  []string // of the driver, which are part of it
+}
+
+// step is the part of an operation that ends with a milestone.
+type step struct{ milestone, whose string }
+
+// of is the operation, of a kind.
+func (o operation) of(kind string) operation {
+	o.name += ", " + kind
+	return o
+}
+
+// numbers measures operations and tells what it found.
+type numbers struct {
+	*space
+	seen    *recorder
+	results []*result
+	floor   []line
+}
+
+// result is what was measured of an operation.
+type result struct {
+	operation
+	once  bool            // all were started at once
+	all   time.Duration   // from the first start to the last end
+	total []time.Duration // of each sample
+	parts [][]time.Duration
+	spent map[string]rpc           // in the driver
+	cpu   map[string]time.Duration // of all processes, where all were started at once
+}
+
+// line is a row of durations.
+type line struct {
+	name string
+	took []time.Duration
+}
+
+// oneByOne measures an operation for each of several names, one after the other.
+// Called again it adds to the result.
+func (n *numbers) oneByOne(o operation, names []string, begin func(string)) {
+	n.Helper()
+	r := n.result(o, false)
+	before := n.rpcs()
+	for _, name := range names {
+		n.note(r, name, n.begin(begin, name))
+	}
+	r.spend(before, n.rpcs())
+}
+
+// atOnce measures it for all of them at the same time.
+func (n *numbers) atOnce(o operation, names []string, begin func(string)) {
+	n.Helper()
+	r := n.result(o, true)
+	before, used := n.rpcs(), n.cpu()
+	began := make([]time.Time, len(names))
+	var all sync.WaitGroup
+	for i, name := range names {
+		all.Go(func() { began[i] = n.begin(begin, name) })
+	}
+	all.Wait()
+	var last time.Time
+	for i, name := range names {
+		if end := n.note(r, name, began[i]); end.After(last) {
+			last = end
+		}
+	}
+	r.all = last.Sub(slices.MinFunc(began, time.Time.Compare))
+	r.cpu = n.cpu()
+	for program, time := range used {
+		r.cpu[program] -= time
+	}
+	r.spend(before, n.rpcs())
+}
+
+func (n *numbers) begin(begin func(string), name string) time.Time {
+	began := time.Now()
+	begin(name)
+	return began
+}
+
+func (n *numbers) result(o operation, once bool) *result {
+	for _, r := range n.results {
+		if r.name == o.name && r.once == once {
+			return r
+		}
+	}
+	r := &result{operation: o, once: once, parts: make([][]time.Duration, len(o.steps)), spent: map[string]rpc{}}
+	n.results = append(n.results, r)
+	return r
+}
+
+// note waits for the end of a sample, adds it to a result and returns its end.
+// Watches of different kinds overtake each other: a milestone that is seen before
+// the one that precedes it counts as seen with that.
+func (n *numbers) note(r *result, name string, began time.Time) time.Time {
+	n.Helper()
+	last := began
+	for i, step := range r.steps {
+		at, ok := n.seen.wait(milestone{step.milestone, name})
+		if !ok {
+			n.Fatalf("waited %v for %s, of %q, that the %s\n%s", patience, r.name, name, step.milestone, explain(n.ns, driverNamespace))
+		}
+		if at.Before(last) {
+			at = last
+		}
+		r.parts[i] = append(r.parts[i], at.Sub(last))
+		last = at
+	}
+	r.total = append(r.total, last.Sub(began))
+	return last
+}
+
+// recorder knows when milestones were reached.
+type recorder struct {
+	mu      sync.Mutex
+	reached map[milestone]*moment
+}
+
+// milestone is what an object of a name can reach.
+type milestone struct{ what, name string }
+
+type moment struct {
+	done chan struct{} // closed when it is reached
+	at   time.Time     // set before
+}
+
+func newRecorder() *recorder { return &recorder{reached: map[milestone]*moment{}} }
+
+// watch follows what the test makes, for as long as that takes.
+func (r *recorder) watch(t *testing.T, namespace string) {
+	record(t, r, api().CoreV1().PersistentVolumeClaims(namespace), claimGone, claimMilestones)
+	record(t, r, api().CoreV1().PersistentVolumes(), volumeGone, volumeMilestones)
+	record(t, r, api().CoreV1().Pods(namespace), "", podMilestones)
+	record(t, r, lab.snapshots.SnapshotV1().VolumeSnapshots(namespace), snapshotGone, snapshotMilestones)
+	record(t, r, lab.snapshots.SnapshotV1().VolumeSnapshotContents(), contentGone, contentMilestones)
+}
+
+// record takes down what objects of one kind reach. The API server ends a watch
+// that it cannot serve in time, as in a burst; the next goes on where it was.
+func record[T object, L kruntime.Object](t *testing.T, r *recorder, client watched[L], gone string, of func(T) (string, map[string]bool)) {
+	t.Helper()
+	list, err := client.List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	access, err := meta.ListAccessor(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := access.GetResourceVersion()
+	go func() {
+		for t.Context().Err() == nil {
+			events, err := client.Watch(t.Context(), metav1.ListOptions{ResourceVersion: version})
+			if err != nil {
+				return // whoever waits says for what
+			}
+			for event := range events.ResultChan() {
+				now := time.Now()
+				o, ok := event.Object.(T)
+				if !ok {
+					break
+				}
+				version = o.GetResourceVersion()
+				name, reached := of(o)
+				reached[gone] = event.Type == watch.Deleted
+				r.noteAll(name, reached, now)
+			}
+			events.Stop()
+		}
+	}()
+}
+
+func (r *recorder) noteAll(name string, reached map[string]bool, now time.Time) {
+	for what, is := range reached {
+		if is {
+			r.note(milestone{what, name}, now)
+		}
+	}
+}
+
+func (r *recorder) moment(m milestone) *moment {
+	at, ok := r.reached[m]
+	if !ok {
+		at = &moment{done: make(chan struct{})}
+		r.reached[m] = at
+	}
+	return at
+}
+
+// note takes down when a milestone was reached first.
+func (r *recorder) note(m milestone, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if moment := r.moment(m); moment.at.IsZero() {
+		moment.at = now
+		close(moment.done)
+	}
+}
+
+// wait waits until a milestone is reached, with patience, and returns when it was.
+func (r *recorder) wait(m milestone) (time.Time, bool) {
+	r.mu.Lock()
+	moment := r.moment(m)
+	r.mu.Unlock()
+	select {
+	case <-moment.done:
+		return moment.at, true
+	case <-time.After(patience):
+		return time.Time{}, false
+	}
+}
+
+// rpc is how often a method of the driver was called, and what that took together.
+type rpc struct {
+	count int
+	took  time.Duration
+}
+
+// operationMetric is a line of the driver's metrics.
+var operationMetric = regexp.MustCompile(`(?m)^btrfs_csi_operation_duration_seconds_(sum|count)\{.*method="(\w+)".*\} (\S+)$`)
+
+// rpcs returns what the drivers of all nodes have done until now.
+func (n *numbers) rpcs() map[string]rpc {
+	n.Helper()
+	done := map[string]rpc{}
+	for _, node := range lab.Nodes {
+		pod, err := driverPod(node)
+		n.no(err)
+		text, err := api().CoreV1().Pods(driverNamespace).ProxyGet("http", pod.Name, "9808", "/metrics", nil).DoRaw(ctx)
+		n.no(err)
+		for _, match := range operationMetric.FindAllStringSubmatch(string(text), -1) {
+			value, err := strconv.ParseFloat(match[3], 64)
+			n.no(err)
+			r := done[match[2]]
+			if match[1] == "count" {
+				r.count += int(value)
+			} else {
+				r.took += time.Duration(value * float64(time.Second))
+			}
+			done[match[2]] = r
+		}
+	}
+	return done
+}
+
+// spend adds what the driver did from one moment to another.
+func (r *result) spend(before, after map[string]rpc) {
+	for method, now := range after {
+		spent := r.spent[method]
+		spent.count += now.count - before[method].count
+		spent.took += now.took - before[method].took
+		r.spent[method] = spent
+	}
+}
+
+// cpu returns the time that all processes of the lab have had of the processors,
+// by program. On few of them that is what a crowd waits for.
+func (n *numbers) cpu() map[string]time.Duration {
+	const ticks = 100 // in a second, on all architectures
+	used := map[string]time.Duration{}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range stats {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		line, _ := os.ReadFile(filepath.Join(filepath.Dir(file), "cmdline"))
+		program, _, _ := strings.Cut(string(line), "\x00")
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		for _, field := range strings.Fields(rest)[11:13] { // utime, stime
+			value, err := strconv.Atoi(field)
+			n.no(err)
+			used[filepath.Base(program)] += time.Duration(value) * time.Second / ticks
+		}
+	}
+	return used
+}
+
+// title names a result.
+func (r *result) title() string {
+	if r.once {
+		return fmt.Sprintf("%d at once: %s", len(r.total), r.name)
+	}
+	return r.name
+}
+
+// table is rows of cells, the first its head.
+type table [][]string
+
+// waits is how long users wait.
+func (n *numbers) waits() table {
+	t := table{{"what", "samples", "median", "p99", "all done"}}
+	for _, r := range n.results {
+		all := ""
+		if r.once {
+			all = show(r.all)
+		}
+		t = append(t, []string{r.title(), strconv.Itoa(len(r.total)), show(quantile(r.total, 0.5)), show(quantile(r.total, 0.99)), all})
+	}
+	return t
+}
+
+// shares is whom they wait for.
+func (n *numbers) shares() table {
+	t := table{{"what", "until", "whose", "median", "p99"}}
+	for _, r := range n.results {
+		name := r.title()
+		for i, step := range r.steps {
+			t = append(t, []string{name, step.milestone, step.whose, show(quantile(r.parts[i], 0.5)), show(quantile(r.parts[i], 0.99))})
+			name = ""
+		}
+		for _, method := range r.rpcs {
+			if spent := r.spent[method]; spent.count > 0 {
+				mean := show(spent.took / time.Duration(spent.count))
+				t = append(t, []string{"", "", fmt.Sprintf("the driver itself: %d %s", spent.count, method), "mean " + mean, ""})
+			}
+		}
+	}
+	return t
+}
+
+// work is what the processors do meanwhile.
+func (n *numbers) work() table {
+	t := table{{"what", "processor time"}}
+	for _, r := range n.results {
+		if !r.once {
+			continue
+		}
+		var all time.Duration
+		var programs []string
+		for program, used := range r.cpu {
+			all += used
+			if used >= 50*time.Millisecond {
+				programs = append(programs, program)
+			}
+		}
+		slices.SortFunc(programs, func(a, b string) int { return cmp.Compare(r.cpu[b], r.cpu[a]) })
+		for i, program := range programs {
+			programs[i] += " " + show(r.cpu[program])
+		}
+		t = append(t, []string{r.title(), show(all) + ": " + strings.Join(programs, ", ")})
+	}
+	return t
+}
+
+// bottom is what btrfs takes.
+func (n *numbers) bottom() table {
+	t := table{{"btrfs alone", "samples", "median", "p99"}}
+	for _, f := range n.floor {
+		t = append(t, []string{f.name, strconv.Itoa(len(f.took)), show(quantile(f.took, 0.5)), show(quantile(f.took, 0.99))})
+	}
+	return t
+}
+
+// text is all of it for a terminal.
+func (n *numbers) text() string {
+	var b strings.Builder
+	for _, t := range []table{n.waits(), n.shares(), n.work(), n.bottom()} {
+		w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+		for _, row := range t {
+			fmt.Fprintln(w, strings.Join(row, "\t"))
+		}
+		w.Flush()
+		fmt.Fprintln(&b)
+	}
+	return b.String()
+}
+
+// markdown is all of it for the documentation.
+func (n *numbers) markdown() string {
+	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	kernel := strings.SplitN(string(release), ".", 3) // what a distribution adds says nothing to others
+	var b strings.Builder
+	fmt.Fprintf(&b, numbersIntroduction, runtime.NumCPU(), strings.Join(kernel[:min(2, len(kernel))], "."))
+	for _, part := range []struct {
+		title string
+		table table
+	}{{"How long one waits", n.waits()}, {"For whom", n.shares()}, {"What the processors do", n.work()}, {"What btrfs takes", n.bottom()}} {
+		fmt.Fprintf(&b, "\n## %s\n\n", part.title)
+		for i, row := range part.table {
+			fmt.Fprintf(&b, "| %s |\n", strings.Join(row, " | "))
+			if i == 0 {
+				fmt.Fprintln(&b, strings.Repeat("|---", len(row))+"|")
+			}
+		}
+	}
+	return b.String()
+}
+
+const numbersIntroduction = `# Numbers
+
+Measured by ` + "`make e2e`" + ` on a Kubernetes of two nodes, all of it on one machine with
+%d cores and Linux %s: etcd, the control plane, both kubelets, and the test share them.
+The pools are btrfs in sparse files, with full quota. Written by the test, not by hand:
+` + "`make e2e E2E_NUMBERS=docs/numbers.md`" + `.
+
+A time begins before the request is sent and ends when the event of a watch arrives.
+"All done" is from the first of many requests at once to the last event. What is
+"whose" is told by the events in between; of it, what the driver itself takes is the
+mean from its metric ` + "`btrfs_csi_operation_duration_seconds`" + `.
+`
+
+// quantile returns the least duration that a share of all does not exceed.
+func quantile(all []time.Duration, share float64) time.Duration {
+	if len(all) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(all))
+	return sorted[min(int(share*float64(len(sorted))), len(sorted)-1)]
+}
+
+// show rounds to what can be read.
+func show(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", d.Seconds()*1000)
+	case d < time.Second:
+		return fmt.Sprintf("%.0f ms", d.Seconds()*1000)
+	}
+	return fmt.Sprintf("%.2f s", d.Seconds())
+}

@@ -1,0 +1,118 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
+)
+
+// TestProvision takes a volume on each node from its claim to its end.
+func TestProvision(t *testing.T) {
+	t.Parallel()
+	eachNode(t, testProvision)
+}
+
+func testProvision(t *testing.T, node *cluster.Node) {
+	s := newSpace(t)
+	s.claim("data", size("64Mi"))
+	s.pod("data", on(node))
+	if pod := s.running("data"); pod.Spec.NodeName != node.Name {
+		t.Fatalf("the pod runs on %s", pod.Spec.NodeName)
+	}
+	volume := s.volume("data")
+	testVolume(t, node, volume)
+
+	s.sh("data", "echo kept > /data/file; grep ' /data btrfs ' /proc/mounts")
+	testSize(s, "data", 64)
+	s.deletePod("data")
+	if mounts, err := volumeMounts(node); err != nil || slices.ContainsFunc(mounts, func(m string) bool { return strings.Contains(m, volume.Name) }) {
+		t.Errorf("the pod is gone, and there are %q (%v)", mounts, err)
+	}
+	s.pod("second", using("data"))
+	if pod := s.running("second"); pod.Spec.NodeName != node.Name {
+		t.Errorf("a pod was scheduled on %s, where its volume is not", pod.Spec.NodeName)
+	}
+	s.sh("second", "grep -x kept /data/file")
+
+	s.deletePod("second")
+	s.deleteClaim("data")
+	awaitGone(t, api().CoreV1().PersistentVolumes(), volume.Name, volume)
+	if i := find(t, node, volume.Spec.CSI.VolumeHandle); i != nil {
+		t.Errorf("the volume is gone and on disk there is %+v", i)
+	}
+	awaitGone(t, lab.subvolumes, volume.Name, (*v1alpha1.Subvolume)(nil))
+}
+
+// testVolume compares a PersistentVolume with what is on disk.
+func testVolume(t *testing.T, node *cluster.Node, v *corev1.PersistentVolume) {
+	t.Helper()
+	i := find(t, node, v.Spec.CSI.VolumeHandle)
+	if i == nil {
+		t.Fatalf("volume %s is not on %s", v.Name, node.Name)
+	}
+	if i.Kind != "active" || i.Pool != "default" || i.Status != "Ready" || i.Size != v.Spec.Capacity.Storage().Value() {
+		t.Errorf("on disk there is %+v for a volume of %v", i, v.Spec.Capacity.Storage())
+	}
+	if v.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete {
+		t.Errorf("reclaim policy %s", v.Spec.PersistentVolumeReclaimPolicy)
+	}
+	terms := v.Spec.NodeAffinity.Required.NodeSelectorTerms
+	if len(terms) != 1 || len(terms[0].MatchExpressions) != 1 || terms[0].MatchExpressions[0].Key != topologyPrefix+i.PoolID {
+		t.Errorf("node affinity %+v, want the pool's, %s", terms, i.PoolID)
+	}
+	for _, other := range lab.Nodes {
+		if other != node && find(t, other, i.ID) != nil {
+			t.Errorf("volume %s is on %s too", i.ID, other.Name)
+		}
+	}
+}
+
+// testSize writes more than fits into a volume of some MiB, which has to fail at
+// its size: less what its metadata take, and not a byte later.
+func testSize(s *space, pod string, mib int) {
+	s.Helper()
+	wrote, err := s.try(pod, "dd if=/dev/zero of=/data/fill bs=1M count=1000 2>&1; wc -c < /data/fill")
+	if err != nil || !strings.Contains(wrote, "Disk quota exceeded") {
+		s.Errorf("writing 1000 MiB to a volume of %d: %v %s; want EDQUOT", mib, err, wrote)
+	}
+	lines := strings.Fields(wrote)
+	if have := parse(s.T, lines[len(lines)-1]) >> 20; have > int64(mib) || have < int64(mib)*3/4 {
+		s.Errorf("a volume of %d MiB holds a file of %d MiB", mib, have)
+	}
+	s.sh(pod, "rm /data/fill; sync /data; echo fits > /data/small")
+}
+
+// parse returns the number that a command printed.
+func parse(t *testing.T, text string) int64 {
+	t.Helper()
+	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestDeleteWaitsForPod deletes the claim of a pod that runs.
+func TestDeleteWaitsForPod(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t)
+	s.claim("data")
+	s.pod("data")
+	s.running("data")
+	volume := s.volume("data")
+	if err := api().CoreV1().PersistentVolumeClaims(s.ns).Delete(ctx, "data", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.sh("data", "echo still here > /data/file; cat /data/file")
+	s.deletePod("data")
+	awaitGone(t, api().CoreV1().PersistentVolumes(), volume.Name, volume)
+}

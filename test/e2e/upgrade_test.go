@@ -1,0 +1,189 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
+)
+
+// upgrade gives the release, which is made anew where it was uninstalled, the values that
+// the tests began with, and more, and waits until the driver is ready with them.
+func upgrade(t *testing.T, values ...string) {
+	t.Helper()
+	helm(t, slices.Concat([]string{"upgrade", "--install", release, lab.chart, "--wait", "--timeout", "2m"}, lab.values, values)...)
+	for _, node := range lab.Nodes {
+		driverReady(t, node)
+	}
+}
+
+// ignoreGone is err, unless that is that there is no such object.
+func ignoreGone(err error) error {
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// writer makes a claim, and a pod on a node that writes numbers to it, and reads them,
+// and ends with the first failure.
+func (s *space) writer(name string, node *cluster.Node) {
+	s.Helper()
+	s.claim(name)
+	s.pod(name, on(node), func(p *corev1.Pod) {
+		p.Spec.RestartPolicy = corev1.RestartPolicyNever
+		p.Spec.Containers[0].Command = []string{"sh", "-euc", `
+			trap exit TERM
+			n=0
+			while true; do
+				n=$((n+1))
+				echo $n >> /data/log
+				test $n = "$(tail -n 1 /data/log)"
+				sleep 0.05
+			done`}
+	})
+	s.running(name)
+}
+
+// writes waits until a writer has written more, and fails if it has ever failed, and
+// returns how much it has written.
+func (s *space) writes(name string) int {
+	s.Helper()
+	lines := func() int {
+		n, err := strconv.Atoi(strings.TrimSpace(s.sh(name, "wc -l < /data/log")))
+		s.no(err)
+		return n
+	}
+	before, now := lines(), 0
+	eventually(s.T, "pod "+name+" writes", func() error {
+		if now = lines(); now <= before {
+			return fmt.Errorf("it had %d lines, and has %d", before, now)
+		}
+		return nil
+	})
+	s.sh(name, "awk 'NR != $1 {print; exit 1}' /data/log") // there is no gap
+	pod, err := api().CoreV1().Pods(s.ns).Get(ctx, name, metav1.GetOptions{})
+	if s.no(err); !isReady(pod) || pod.Status.ContainerStatuses[0].RestartCount > 0 {
+		s.Errorf("pod %s has failed to write:\n%s", name, describe(pod))
+	}
+	return now
+}
+
+// The chart is upgraded, the driver killed, the chart uninstalled and installed again,
+// while pods write.
+func TestUpgrade(t *testing.T) {
+	s := newSpace(t)
+	s.writer("one", lab.Nodes[0])
+	s.writer("two", lab.Nodes[1])
+	s.snapshot("before", "one")
+	s.ready("before")
+	t.Cleanup(func() { upgrade(t) })
+	everyone := func(t *testing.T) {
+		s := s.in(t)
+		t.Logf("the pods have written %d and %d lines", s.writes("one"), s.writes("two"))
+	}
+
+	t.Run("Upgrade", func(t *testing.T) {
+		before := driverUIDs(t)
+		upgrade(t, "--set", "logLevel=4", "--set", "provisioner.workerThreads=10")
+		for _, pod := range driverUIDs(t) {
+			if slices.Contains(before, pod) {
+				t.Errorf("pod %s is there still, with the old values", pod)
+			}
+		}
+		everyone(t)
+	})
+	t.Run("Restart", func(t *testing.T) {
+		kubectl(t, "delete", "pods", "--namespace", driverNamespace, "--all")
+		for _, node := range lab.Nodes {
+			driverReady(t, node)
+		}
+		everyone(t)
+	})
+	t.Run("Uninstall", func(t *testing.T) {
+		volumes := []string{s.in(t).volume("one").Name, s.in(t).volume("two").Name}
+		content := s.in(t).content("before").Name
+		helm(t, "uninstall", release, "--namespace", driverNamespace, "--wait", "--timeout", "2m")
+		eventually(t, "the driver's pods are gone", func() error {
+			if left := driverUIDs(t); len(left) > 0 {
+				return fmt.Errorf("there are still %q", left)
+			}
+			return nil
+		})
+		everyone(t)
+		stays(t, volumes, content)
+	})
+	t.Run("Install", func(t *testing.T) {
+		// What waits for the driver is done when it is back.
+		s := s.in(t)
+		s.claim("waits")
+		s.pod("waits")
+		s.no(api().CoreV1().Pods(s.ns).Delete(ctx, "two", metav1.DeleteOptions{}))
+		upgrade(t)
+		s.writes("one")
+		awaitGone(t, api().CoreV1().Pods(s.ns), "two", (*corev1.Pod)(nil))
+		s.clear("two")
+		s.running("waits")
+		s.expand("one", "128Mi")
+		s.expanded("one", "128Mi")
+		s.snapshot("after", "one")
+		for _, snapshot := range []string{"before", "after"} {
+			s.ready(snapshot)
+			s.claim(snapshot, restoreOf(snapshot), size("128Mi"))
+			s.pod(snapshot)
+			s.ran(snapshot, lab.Nodes[0])
+			s.sh(snapshot, "test -s /data/log")
+			s.deleteSnapshot(snapshot)
+		}
+		s.writes("one")
+		for _, node := range lab.Nodes {
+			check(t, node)
+		}
+	})
+}
+
+// driverUIDs are those of all pods of the driver.
+func driverUIDs(t *testing.T) (uids []types.UID) {
+	t.Helper()
+	for _, node := range lab.Nodes {
+		pods, err := api().CoreV1().Pods(driverNamespace).List(ctx, driverPods(node))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pod := range pods.Items {
+			uids = append(uids, pod.UID)
+		}
+	}
+	return uids
+}
+
+// stays fails unless all that stands for data is there, without the chart.
+func stays(t *testing.T, volumes []string, content string) {
+	t.Helper()
+	for _, name := range volumes {
+		v, err := api().CoreV1().PersistentVolumes().Get(ctx, name, metav1.GetOptions{})
+		if err != nil || v.Status.Phase != corev1.VolumeBound {
+			t.Errorf("PersistentVolume %s: %v, %s", name, err, describe(v))
+			continue
+		}
+		if _, err := lab.subvolumes.Get(ctx, v.Spec.CSI.VolumeHandle, metav1.GetOptions{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if c, err := lab.snapshots.SnapshotV1().VolumeSnapshotContents().Get(ctx, content, metav1.GetOptions{}); err != nil || c.DeletionTimestamp != nil {
+		t.Errorf("VolumeSnapshotContent %s: %v, %s", content, err, describe(c))
+	}
+	if pools, err := lab.pools.List(ctx, metav1.ListOptions{}); err != nil || len(pools.Items) != len(lab.Nodes) {
+		t.Errorf("there are %d pools (%v), of %d nodes", len(pools.Items), err, len(lab.Nodes))
+	}
+}

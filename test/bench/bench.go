@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+// part is a piece of the benchmark that can be run by itself.
+type part struct {
+	name    string
+	seconds float64 // that it takes, about, for the time that is told to be left
+	run     func(ctx context.Context, b *bench) ([]row, error)
+}
+
+// bench runs parts.
+type bench struct {
+	dir   string // where filesystems are made
+	sides map[string]opener
+	log   io.Writer
+	begin time.Time
+
+	total, done float64 // seconds of the parts, as they were estimated
+	now         string  // the part that runs
+}
+
+// newBench makes a directory of its own below dir and builds the driver in it.
+func newBench(ctx context.Context, dir, binary string, log io.Writer) (*bench, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("root is wanted: filesystems are made and mounted")
+	}
+	dir, err := os.MkdirTemp(dir, "btrfs-csi-bench-")
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{dir: dir, log: log}
+	if binary == "" {
+		binary = filepath.Join(dir, "btrfs-csi")
+		fmt.Fprintln(log, "Building the driver")
+		err = build(ctx, binary)
+	}
+	b.sides = sides(binary)
+	if err != nil {
+		err = errors.Join(err, b.close())
+	}
+	return b, err
+}
+
+// build makes the driver of the module that this one is beside.
+func build(ctx context.Context, binary string) error {
+	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/btrfs-csi/btrfs-csi").Output()
+	if err != nil {
+		return fmt.Errorf("find the driver's source: run this in test/bench, or name a binary with --binary: %w", err)
+	}
+	source := string(out[:len(out)-1])
+	return command(ctx, "go", "build", "-C", source, "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo", "-o", binary, "./cmd/btrfs-csi")
+}
+
+// close removes what was made, but nothing that is still mounted.
+func (b *bench) close() error {
+	if left, err := mountsBelow(b.dir); err != nil || len(left) > 0 {
+		return fmt.Errorf("unmount %q and remove %s by hand (%w)", left, b.dir, errors.Join(err, unix.EBUSY))
+	}
+	return os.RemoveAll(b.dir)
+}
+
+// run runs parts, and gives take the rows of each. What the kernel cannot do is
+// left out, and told.
+func (b *bench) run(ctx context.Context, parts []part, take func([]row) error) error {
+	where, err := thisMachine()
+	if err != nil {
+		return err
+	}
+	b.begin = time.Now()
+	for _, p := range parts {
+		b.total += p.seconds
+	}
+	for k, p := range parts {
+		b.now = fmt.Sprintf("[%d/%d] %s", k+1, len(parts), p.name)
+		rows, err := p.run(ctx, b)
+		if errors.Is(err, btrfs.ErrUnsupported) {
+			fmt.Fprintf(b.log, "%s: left out: %v\n", b.now, err)
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
+		}
+		b.done += p.seconds
+		for i := range rows {
+			rows[i].Machine = where
+		}
+		if err := take(rows); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// progress tells what is done now and how long all of it will take.
+func (b *bench) progress(format string, args ...any) {
+	left := "?"
+	if b.done > 0 {
+		each := time.Since(b.begin).Seconds() / b.done
+		left = time.Duration(float64(time.Second) * each * (b.total - b.done)).Round(time.Second).String()
+	} else if b.total > 0 {
+		left = (time.Duration(b.total) * time.Second).String()
+	}
+	fmt.Fprintf(b.log, "%s: %s; about %s left\n", b.now, fmt.Sprintf(format, args...), left)
+}
+
+// choose returns the parts whose name matches.
+func choose(parts []part, only *regexp.Regexp) (chosen []part) {
+	for _, p := range parts {
+		if only.MatchString(p.name) {
+			chosen = append(chosen, p)
+		}
+	}
+	return chosen
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// machine is where and when something was measured, as far as it matters and
+// names nobody.
+type machine struct {
+	Cores    int       `json:"cores"`
+	Arch     string    `json:"arch"`
+	MemoryMB uint64    `json:"memory_mb"`
+	Kernel   string    `json:"kernel"` // its version, without what a distributor adds
+	Mounted  string    `json:"mounted"`
+	Time     time.Time `json:"time"`
+}
+
+func thisMachine() (machine, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return machine{}, err
+	}
+	release := string(name.Release[:max(0, bytes.IndexByte(name.Release[:], 0))])
+	version, _, _ := strings.Cut(release, "-")
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return machine{}, err
+	}
+	return machine{
+		Cores: runtime.NumCPU(), Arch: runtime.GOARCH, MemoryMB: info.Totalram * uint64(info.Unit) >> 20, Kernel: version,
+		Mounted: "loop device with direct I/O on a sparse file", Time: time.Now().UTC().Truncate(time.Second),
+	}, nil
+}
+
+// residentMiB is the memory of a process that is not swapped out.
+func residentMiB(pid int) (float64, error) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(status)) {
+		var kib float64
+		if _, err := fmt.Sscanf(line, "VmRSS: %f kB", &kib); err == nil {
+			return kib / 1024, nil
+		}
+	}
+	return 0, fmt.Errorf("process %d tells no VmRSS", pid)
+}
+
+// openFiles is how many descriptors a process has.
+func openFiles(pid int) (float64, error) {
+	names, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	return float64(len(names)), err
+}

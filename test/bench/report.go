@@ -1,0 +1,329 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+// document is benchmarks.md while it is written.
+type document struct {
+	strings.Builder
+	dir   string
+	plots map[string][]panel // by file name
+}
+
+// writeDocs writes benchmarks.md and its plots into a directory: all that is there
+// by those names is replaced.
+func writeDocs(dir string, rows []row) error {
+	if len(rows) == 0 {
+		return errors.New("no rows: there is nothing to report")
+	}
+	d := document{dir: dir, plots: map[string][]panel{}}
+	d.introduction(rows)
+	d.required(rows)
+	d.operations(rows)
+	d.contents(rows)
+	d.dataPath(rows)
+	d.growth(rows)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	err := os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(d.String()), 0o644)
+	for name, panels := range d.plots {
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(plot(panels)), 0o644))
+	}
+	return err
+}
+
+func (d *document) line(format string, args ...any) { fmt.Fprintf(d, format+"\n", args...) }
+
+// show puts a plot into the document.
+func (d *document) show(name, about string, panels []panel) {
+	if len(panels) == 0 {
+		return
+	}
+	file := "benchmarks-" + name + ".svg"
+	d.plots[file] = panels
+	d.line("\n![%s](%s)", about, file)
+}
+
+func (d *document) introduction(rows []row) {
+	m := slices.MaxFunc(rows, func(a, b row) int { return a.Machine.Time.Compare(b.Machine.Time) }).Machine
+	d.line(`# Benchmarks
+
+Written by `+"`make bench`"+`, not by hand. Measured on %s on a machine with %d cores (%s) and %d GiB of
+memory, Linux %s, each filesystem a btrfs on a %s.
+
+The driver is the real binary, a process of its own, asked over gRPC; it shares the cores with who asks.
+Beside it, on the same kind of filesystem and in the same run:
+
+- **engine**: that of the driver, without gRPC.
+- **containerd**: the btrfs snapshotter of containerd. Its Prepare without a parent is held against create, Commit against
+  snapshot, Prepare with a parent against clone and restore, Remove against delete, Usage against stats, Walk
+  against list. Its Prepare without a parent is not durable when it returns; ours is. Volumes are empty, which is
+  its best case: its Commit, Remove and Usage walk all files.
+- **engine as a snapshotter**: the engine behind containerd's interface.
+- **raw**: the bare ioctls and, where they do not commit, an fsync: as durable, without record, limit and lock; each subvolume
+  in a directory of its own, or all in one.
+
+Who is compared does the same in turn, round after round, in the other order every second round, on a fresh
+filesystem each time, or on one that all that was added is taken away from. Before each timed part everything is synced, and the kernel's
+cleaner has dropped what was destroyed. A number is the median of the rounds, a ratio that of the medians; above 1
+ours is better. "Rounds" are the least and the greatest ratio of a round.`,
+		m.Time.Format("2006-01-02"), m.Cores, m.Arch, (m.MemoryMB+512)/1024, m.Kernel, m.Mounted)
+}
+
+func (d *document) required(rows []row) {
+	d.line("\n## What has to be shown\n")
+	d.line("| operation | at once | quota | with | ours | peer | unit | ratio | rounds | wanted | reached |\n|---|---|---|---|---|---|---|---|---|---|---|")
+	for _, r := range rows {
+		if r.judged() {
+			d.line("| %s | %s | %s | %s | %s %s | %s %s | %s | %s | %s to %s | %s | %s |", r.Operation, several(r.Inflight), r.Quota, r.with(), r.OursName, number(r.Ours),
+				r.PeerName, number(r.Peer), r.Unit, number(r.Ratio), number(r.RatioMin), number(r.RatioMax), r.wanted(), r.verdict())
+		}
+	}
+}
+
+func several(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
+}
+
+// operations has a table for each filesystem state, with a column for each side, and
+// a plot over what is in flight.
+func (d *document) operations(rows []row) {
+	rows = ofTopic(rows, topicOperations)
+	if len(rows) == 0 {
+		return
+	}
+	d.line("\n## Operations\n\nOperations a second. In brackets: commits of the filesystem for each.")
+	for _, state := range groups(rows, func(r row) string { return r.Quota + strconv.Itoa(r.Existing) }) {
+		among := "no others"
+		if state[0].Existing > 0 {
+			among = fmt.Sprintf("%d others", state[0].Existing)
+		}
+		d.line("\n### Quota %s, %s", state[0].Quota, among)
+		sides := sidesOf(state)
+		d.line("\n| operation | at once | %s |\n|---|---|%s", strings.Join(sides, " | "), strings.Repeat("---|", len(sides)))
+		for _, same := range groups(state, func(r row) string { return r.Operation + "/" + strconv.Itoa(r.Inflight) }) {
+			d.line("| %s | %d | %s |", same[0].Operation, same[0].Inflight, strings.Join(cells(same, sides), " | "))
+		}
+		d.show(fmt.Sprintf("operations-%s-%d", state[0].Quota, state[0].Existing), "operations a second over those in flight, quota "+state[0].Quota, overInflight(state))
+	}
+}
+
+// cells are the values of the sides in rows of one operation.
+func cells(rows []row, sides []string) []string {
+	found := make([]string, len(sides))
+	for _, r := range rows {
+		found[slices.Index(sides, r.OursName)] = fmt.Sprintf("%s (%s)", number(r.Ours), number(r.OursCommits))
+		found[slices.Index(sides, r.PeerName)] = fmt.Sprintf("%s (%s)", number(r.Peer), number(r.PeerCommits))
+	}
+	return found
+}
+
+func sidesOf(rows []row) (names []string) {
+	for _, r := range rows {
+		for _, name := range []string{r.OursName, r.PeerName} {
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// overInflight has a panel for each operation; none where one number was in flight.
+func overInflight(rows []row) (panels []panel) {
+	for _, same := range groups(rows, func(r row) string { return r.Operation }) {
+		p := panel{title: same[0].Operation, x: "in flight", y: same[0].Unit}
+		for _, side := range sidesOf(same) {
+			l := line{name: side}
+			for _, r := range same {
+				value, ok := r.Ours, r.OursName == side
+				if r.PeerName == side {
+					value, ok = r.Peer, true
+				}
+				if at := (point{float64(r.Inflight), value}); ok && !slices.Contains(l.points, at) {
+					l.points = append(l.points, at)
+				}
+			}
+			p.lines = append(p.lines, l)
+		}
+		if len(p.xValues()) > 1 {
+			panels = append(panels, p)
+		}
+	}
+	return panels
+}
+
+func (d *document) contents(rows []row) {
+	rows = ofTopic(rows, topicContents)
+	if len(rows) == 0 {
+		return
+	}
+	d.line("\n## What a volume holds\n\nThe cost of a removal and of a clone does not depend on it.\n")
+	d.line("| operation | ours | peer | unit | ratio | rounds |\n|---|---|---|---|---|---|")
+	removals := panel{title: "delete of a volume", x: "files", y: milliseconds.name, lines: []line{{name: sideDriver}, {name: sideLibrary}}}
+	for _, r := range rows {
+		d.line("| %s | %s | %s %s | %s | %s | %s to %s |", r.Operation, number(r.Ours), r.PeerName, number(r.Peer), r.Unit, number(r.Ratio), number(r.RatioMin), number(r.RatioMax))
+		if r.PeerName == sideLibrary {
+			removals.lines[0].points = append(removals.lines[0].points, point{r.X, r.Ours})
+			removals.lines[1].points = append(removals.lines[1].points, point{r.X, r.Peer})
+		}
+	}
+	if len(removals.lines[0].points) > 1 {
+		d.show("contents", "the removal of a volume over its files", []panel{removals})
+	}
+}
+
+func (d *document) dataPath(rows []row) {
+	rows = ofTopic(rows, topicData)
+	if len(rows) == 0 {
+		return
+	}
+	d.line("\n## Data path\n\nfio with one job, psync and the page cache, in a published volume and beside it on the same filesystem. Volume and subvolume have as many snapshots, each with other data.\n")
+	d.line("| load | quota | snapshots | volume | peer | unit | ratio | rounds |\n|---|---|---|---|---|---|---|---|")
+	var panels []panel
+	for _, r := range rows {
+		d.line("| %s | %s | %s | %s | %s %s | %s | %s | %s to %s |", r.Operation, r.Quota, number(r.X), number(r.Ours), r.PeerName, number(r.Peer), r.Unit, number(r.Ratio), number(r.RatioMin), number(r.RatioMax))
+	}
+	for _, same := range groups(rows, func(r row) string { return r.Operation }) {
+		p := panel{title: same[0].Operation, x: "snapshots of the volume (0 at 1)", y: same[0].Unit}
+		for _, mode := range groups(same, func(r row) string { return r.Quota + r.PeerName }) {
+			if mode[0].PeerName != placeSubvolume {
+				continue
+			}
+			ours, peer := line{name: "published volume, quota " + mode[0].Quota}, line{name: "plain subvolume, quota " + mode[0].Quota}
+			for _, r := range mode {
+				ours.points = append(ours.points, point{max(1, r.X), r.Ours})
+				peer.points = append(peer.points, point{max(1, r.X), r.Peer})
+			}
+			p.lines = append(p.lines, ours, peer)
+		}
+		if len(p.xValues()) > 1 {
+			panels = append(panels, p)
+		}
+	}
+	d.show("data-path", "input and output over the number of snapshots", panels)
+}
+
+// growth has a curve for each operation, and its slope.
+func (d *document) growth(rows []row) {
+	rows = ofTopic(rows, topicGrowth)
+	if len(rows) == 0 {
+		return
+	}
+	d.line("\n## Growth\n\nWhat the driver takes when there is more and more. The slope is the exponent of the cost: 0 is flat, 1 grows as what there is.")
+	for _, over := range groups(rows, func(r row) string { return r.XName }) {
+		what := over[0].XName
+		d.line("\n### Over the number of %s\n", what)
+		d.line("| operation | at once | of | quota | unit | values | slope | |\n|---|---|---|---|---|---|---|---|")
+		var panels []panel
+		for _, same := range groups(over, func(r row) string { return fmt.Sprint(r.Operation, "/", r.Inflight) }) {
+			title := same[0].Operation
+			if same[0].Inflight > 0 {
+				title = fmt.Sprintf("%s, %d at once", title, same[0].Inflight)
+			}
+			p := panel{title: title, x: what, y: same[0].Unit}
+			for _, curve := range groups(same, func(r row) string { return r.OursName + r.Quota }) {
+				l := line{name: curve[0].OursName + ", quota " + curve[0].Quota, points: pointsOf(curve)}
+				p.lines = append(p.lines, l)
+				slope := costSlope(l.points, curve[0].Better)
+				d.line("| %s | %s | %s | %s | %s | %s | %.2f | %s |", curve[0].Operation, several(curve[0].Inflight), curve[0].OursName, curve[0].Quota, curve[0].Unit, values(curve), slope, why(curve[0], slope))
+			}
+			if len(p.xValues()) > 1 {
+				panels = append(panels, p)
+			}
+		}
+		d.show("growth-"+what, "cost over the number of "+what, panels)
+	}
+}
+
+func pointsOf(rows []row) (all []point) {
+	for _, r := range rows {
+		all = append(all, point{r.X, r.Ours})
+	}
+	slices.SortFunc(all, func(a, b point) int { return cmp.Compare(a.x, b.x) })
+	return all
+}
+
+func values(rows []row) string {
+	var all []string
+	for _, r := range rows {
+		all = append(all, fmt.Sprintf("%s: %s", number(r.X), number(r.Ours)))
+	}
+	return strings.Join(all, ", ")
+}
+
+// costSlope is the exponent with which a cost grows, by least squares over the
+// logarithms. A rate is the inverse of a cost.
+func costSlope(points []point, better string) float64 {
+	var n, sumX, sumY, sumXX, sumXY float64
+	for _, p := range points {
+		if p.x <= 0 || p.y <= 0 {
+			continue
+		}
+		x, y := math.Log(p.x), math.Log(p.y)
+		n, sumX, sumY, sumXX, sumXY = n+1, sumX+x, sumY+y, sumXX+x*x, sumXY+x*y
+	}
+	spread := n*sumXX - sumX*sumX
+	if spread == 0 {
+		return 0
+	}
+	slope := (n*sumXY - sumX*sumY) / spread
+	if better == higher {
+		return -slope
+	}
+	return slope
+}
+
+// flat is the slope up to which a curve is called so: a fifth more for ten times as much.
+const flat = 0.08
+
+// why says what is known of a curve that is not flat.
+func why(r row, slope float64) string {
+	switch {
+	case slope <= flat:
+		return "flat"
+	case r.Operation == opList:
+		return "all are told"
+	case r.Operation == "start-up":
+		return "each record is read and held against its subvolume"
+	case r.Operation == "memory":
+		return "the index, a file that is mapped, is read as it is used"
+	case r.Quota == string(btrfs.QuotaFull) && r.XName != "volumes":
+		return "full quota finds all who share an extent, in the kernel"
+	}
+	return ""
+}
+
+func ofTopic(rows []row, topic string) []row {
+	return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.Topic != topic })
+}
+
+// groups puts rows of one key together, in the order in which the keys appear.
+func groups(rows []row, key func(row) string) (all [][]row) {
+	at := map[string]int{}
+	for _, r := range rows {
+		i, ok := at[key(r)]
+		if !ok {
+			i = len(all)
+			at[key(r)] = i
+			all = append(all, nil)
+		}
+		all[i] = append(all[i], r)
+	}
+	return all
+}

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// row is one comparison. The file that the benchmark writes is an array of them.
+type row struct {
+	Topic     string  `json:"topic"`
+	Operation string  `json:"operation"`
+	Inflight  int     `json:"inflight"`
+	Quota     string  `json:"quota"`
+	Existing  int     `json:"existing"` // volumes that were there, besides those that were worked on
+	Ours      float64 `json:"ours"`     // the median of the rounds, in Unit
+	OursName  string  `json:"ours_name"`
+	Peer      float64 `json:"peer"` // the same
+	PeerName  string  `json:"peer_name"`
+	Ratio     float64 `json:"ratio"` // above 1 ours is better, whatever the unit
+	Unit      string  `json:"unit"`
+	Better    string  `json:"better"`            // higher or lower
+	RatioMin  float64 `json:"ratio_min"`         // of the rounds
+	RatioMax  float64 `json:"ratio_max"`         // of the rounds
+	Rounds    int     `json:"rounds"`            //
+	Want      float64 `json:"want,omitempty"`    // the ratio is to be this at least
+	Exactly   float64 `json:"exactly,omitempty"` // ours is to be this
+
+	// Commits of the filesystem for one operation.
+	OursCommits float64 `json:"ours_commits,omitempty"`
+	PeerCommits float64 `json:"peer_commits,omitempty"`
+
+	// A row of a curve: X of XName were there.
+	X     float64 `json:"x,omitempty"`
+	XName string  `json:"x_name,omitempty"`
+
+	Machine machine `json:"machine"`
+}
+
+const (
+	higher = "higher"
+	lower  = "lower"
+)
+
+// unit is what a row is told in.
+type unit struct{ name, better string }
+
+var (
+	perSecond    = unit{"operations/s", higher}
+	milliseconds = unit{"ms", lower}
+	commitsEach  = unit{"commits/operation", lower}
+	mebibytes    = unit{"MiB", lower}
+	descriptors  = unit{"open files", lower}
+)
+
+// name is what --only matches.
+func (r row) name() string {
+	name := fmt.Sprintf("%s/%s/%d/%s/%d/%s/%s", r.Topic, r.Operation, r.Inflight, r.Quota, r.Existing, r.OursName, r.PeerName)
+	if r.XName != "" {
+		name += fmt.Sprintf("/%g %s", r.X, r.XName)
+	}
+	return name
+}
+
+// reached reports whether the row shows what it is to show; true if that is
+// nothing.
+func (r row) reached() bool {
+	return r.Ratio >= r.Want && (r.Exactly == 0 || r.Ours == r.Exactly)
+}
+
+// judged reports whether the row is to show something.
+func (r row) judged() bool { return r.Want > 0 || r.Exactly > 0 }
+
+// compare fills in what follows from the rounds: values of one unit, ours[k] and
+// peer[k] from the same round.
+func (r row) compare(u unit, ours, peer []float64) row {
+	r.Unit, r.Better, r.Rounds = u.name, u.better, len(ours)
+	r.Ours, r.Peer = median(ours), median(peer)
+	r.Ratio = u.ratio(r.Ours, r.Peer)
+	for k := range ours {
+		ratio := u.ratio(ours[k], peer[k])
+		if k == 0 || ratio < r.RatioMin {
+			r.RatioMin = ratio
+		}
+		r.RatioMax = max(r.RatioMax, ratio)
+	}
+	return r
+}
+
+// withCommits adds what the kernel counted.
+func (r row) withCommits(ours, peer []float64) row {
+	r.OursCommits, r.PeerCommits = median(ours), median(peer)
+	return r
+}
+
+func (u unit) ratio(ours, peer float64) float64 {
+	if u.better == lower {
+		ours, peer = peer, ours
+	}
+	if peer == 0 {
+		return 0 // nothing can be said, and JSON knows no infinity
+	}
+	return ours / peer
+}
+
+// writeRows replaces the file, so that one which is cut short does not stay.
+func writeRows(path string, rows []row) error {
+	data, err := json.MarshalIndent(rows, "", "  ")
+	if err != nil {
+		return err
+	}
+	next := path + ".new"
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(next, append(data, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(next, path)
+}
+
+// readRows reads files that writeRows wrote. Of rows of one name the last counts, so
+// that a part that was measured again replaces what it was.
+func readRows(paths []string) ([]row, error) {
+	var rows []row
+	at := map[string]int{}
+	for _, path := range paths {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, err
+		}
+		var found []row
+		if err := json.Unmarshal(data, &found); err != nil {
+			return nil, fmt.Errorf("%s: what bench --output wrote is wanted: %w", path, err)
+		}
+		for _, r := range found {
+			if i, ok := at[r.name()]; ok {
+				rows[i] = r
+				continue
+			}
+			at[r.name()] = len(rows)
+			rows = append(rows, r)
+		}
+	}
+	return rows, nil
+}

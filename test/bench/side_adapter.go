@@ -1,0 +1,30 @@
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/btrfs-csi/btrfs-csi/test/conformance/snapshotter"
+)
+
+// adapter is the engine behind containerd's interface: what a runtime would get
+// from it, held against what it gets from containerd's own. A Commit of it also
+// removes the active snapshot, durably: two commits of the filesystem.
+type adapter struct {
+	containerd
+	engine *engine
+}
+
+func openAdapter(ctx context.Context, r *rig) (side, error) {
+	e, err := newEngine(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	s, err := snapshotter.New(ctx, e.Engine, r.state())
+	if err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	return adapter{containerd{s}, e}, nil
+}
+
+func (a adapter) close() error { return errors.Join(a.containerd.close(), a.engine.close()) }

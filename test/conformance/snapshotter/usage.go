@@ -1,0 +1,65 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/continuity/fs"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// Usage returns what a snapshot holds beyond its parent.
+//
+// For an active the kernel has counted it, where there is quota: that costs the
+// same whatever the size, is that of the last transaction, and has no number of
+// inodes. A committed shares what it holds with its children, so that what it
+// alone holds says nothing; it is measured, as an active is without quota, by
+// comparing its files with those of its parent, once. A view holds nothing.
+func (s *snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
+	n, err := s.tree.find(key)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	switch n.kind {
+	case snapshots.KindView:
+		return snapshots.Usage{}, nil
+	case snapshots.KindActive:
+		usage, err := s.engine.Usage(ctx, n.ref)
+		if errors.Is(err, snapshot.ErrNoQuota) {
+			break
+		}
+		if usage.Exclusive == 0 { // simple quota counts what was written here as used
+			usage.Exclusive = usage.Used
+		}
+		return snapshots.Usage{Size: usage.Exclusive}, classify(err)
+	}
+	_, entry, err := s.recorded(ctx, key)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	if n.measured.uuid == entry.UUID {
+		return n.measured.usage, nil
+	}
+	usage, err := s.measure(ctx, entry, n.parent)
+	if err == nil && n.kind == snapshots.KindCommitted {
+		s.tree.remember(key, entry.UUID, usage)
+	}
+	return usage, err
+}
+
+// measure compares the files of a snapshot with those of its parent.
+func (s *snapshotter) measure(ctx context.Context, entry meta.Entry, parent string) (snapshots.Usage, error) {
+	if parent == "" {
+		usage, err := fs.DiskUsage(ctx, s.path(entry))
+		return snapshots.Usage(usage), err
+	}
+	_, base, err := s.recorded(ctx, parent)
+	if err != nil {
+		return snapshots.Usage{}, err
+	}
+	usage, err := fs.DiffUsage(ctx, s.path(base), s.path(entry))
+	return snapshots.Usage(usage), err
+}

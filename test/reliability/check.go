@@ -1,0 +1,259 @@
+package reliability
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// InFlight is what became of what was being made or removed.
+type InFlight struct {
+	Whole  int `json:"whole"`
+	Absent int `json:"absent"`
+}
+
+// check compares all that a node has with what is expected of it: the disk, the
+// ledger, the index, and what the driver says is wrong. Nothing may be under way.
+func (n *node) check(ctx context.Context, expected map[string]expectation) (InFlight, error) {
+	var t InFlight
+	var errs []error
+	findings, err := n.findings(ctx)
+	errs = append(errs, err)
+	for _, f := range findings {
+		errs = append(errs, fmt.Errorf("check finds %s", f))
+	}
+	found, subvolumes, err := n.slots(expected)
+	errs = append(errs, err, n.compareSubvolumes(subvolumes))
+	for id, e := range expected {
+		_, there := found[id]
+		switch {
+		case there && !e.must:
+			t.Whole++
+		case !there && !e.must:
+			t.Absent++
+		case !there:
+			errs = append(errs, fmt.Errorf("%s is lost", id))
+		}
+	}
+	list, err := n.client.Load().list(ctx)
+	errs = append(errs, err)
+	if err == nil {
+		errs = append(errs, compareIndex(found, list))
+	}
+	return t, errors.Join(append(errs, n.readLog())...)
+}
+
+// slots reads every slot on disk, judges it, and returns the records by ID, and the
+// IDs of the subvolumes.
+func (n *node) slots(expected map[string]expectation) (map[string]meta.Record, []uint64, error) {
+	records := map[string]meta.Record{}
+	var subvolumes []uint64
+	var errs []error
+	for _, area := range []string{string(meta.Active), string(meta.Committed), string(meta.View), string(snapshot.AreaRemoving)} {
+		slots, err := os.ReadDir(filepath.Join(n.pool(), area))
+		errs = append(errs, err)
+		for _, slot := range slots {
+			path := filepath.Join(n.pool(), area, slot.Name())
+			e, ok := expected[slot.Name()]
+			if !ok || string(e.object.kind) != area {
+				errs = append(errs, fmt.Errorf("%s/%s should not be there: %s", area, slot.Name(), slot.Name()))
+				continue
+			}
+			record, err := e.judge(path)
+			info, infoErr := btrfs.Info(filepath.Join(path, "fs"))
+			if err := errors.Join(err, infoErr); err != nil {
+				errs = append(errs, fmt.Errorf("%s/%s: %w", area, slot.Name(), err))
+			}
+			records[slot.Name()] = record
+			subvolumes = append(subvolumes, info.ID)
+		}
+	}
+	return records, subvolumes, errors.Join(errs...)
+}
+
+// judge holds a slot against what is expected of it.
+func (e expectation) judge(path string) (meta.Record, error) {
+	data := make([]byte, meta.MaxRecordSize)
+	size, err := unix.Lgetxattr(path, meta.LedgerXattr, data)
+	if err != nil {
+		return meta.Record{}, fmt.Errorf("record: %w", err)
+	}
+	record, err := meta.DecodeRecord(data[:size])
+	if err != nil {
+		return record, err
+	}
+	var errs []error
+	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != sourceID(e.object) {
+		errs = append(errs, fmt.Errorf("has the record %+v, wanted is the name %q and the source %q", record, e.object.name, sourceID(e.object)))
+	}
+	if !slices.Contains(e.sizes, record.Size) {
+		errs = append(errs, fmt.Errorf("has %d bytes, wanted is one of %v", record.Size, e.sizes))
+	}
+	have, err := contentOf(filepath.Join(path, "fs"))
+	if err == nil && !slices.Contains(e.contents, have) {
+		err = fmt.Errorf("holds %s, wanted is one of %v", have, e.contents)
+	}
+	return record, errors.Join(append(errs, err)...)
+}
+
+// compareSubvolumes fails for a subvolume that is in no slot.
+func (n *node) compareSubvolumes(known []uint64) error {
+	var strays []uint64
+	err := btrfs.WalkSubvolumeIDs(n.pool(), func(id uint64) error {
+		if !slices.Contains(known, id) {
+			strays = append(strays, id)
+		}
+		return nil
+	})
+	if len(strays) > 0 {
+		err = errors.Join(err, fmt.Errorf("subvolumes %v are in no slot", strays))
+	}
+	return err
+}
+
+// compareIndex holds what is listed, which comes from the index, against the ledger.
+func compareIndex(ledger map[string]meta.Record, index []listed) error {
+	var errs []error
+	listed := map[string]bool{}
+	for _, l := range index {
+		record, ok := ledger[l.id]
+		listed[l.id] = true
+		if !ok || record.Size != l.size || record.Source.ID != l.source {
+			errs = append(errs, fmt.Errorf("%s is in the index as %+v, in the ledger as %+v", l.id, l, record))
+		}
+	}
+	for id := range ledger {
+		if !listed[id] {
+			errs = append(errs, fmt.Errorf("%s is in the ledger and not in the index", id))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkMounts compares what is mounted on the node with what should be, and finds loop
+// devices that nobody wants.
+func (n *node) checkMounts(m *model) error {
+	points, err := mountedBelow(n.kubelet())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	m.mu.Lock()
+	for _, o := range m.living {
+		for at, p := range map[string]presence{n.staging(o): o.staged, n.target(o): o.published} {
+			root, there := points[at]
+			delete(points, at)
+			switch want := fmt.Sprintf("/%s/%s/fs", o.kind, o.id); {
+			case there && (p == absent || root != want):
+				errs = append(errs, fmt.Errorf("%s: %s is mounted at %s, wanted is %s %v", o.id, root, at, want, p))
+			case !there && p == present:
+				errs = append(errs, fmt.Errorf("%s is not mounted at %s any more", o.id, at))
+			}
+		}
+	}
+	m.mu.Unlock()
+	for at, root := range points {
+		errs = append(errs, fmt.Errorf("stray mount of %s at %s", root, at))
+	}
+	loops, err := loopsBelow(n.dir)
+	if want := []string{n.image}; err == nil && filepath.Dir(n.image) == n.dir && !slices.Equal(loops, want) {
+		err = fmt.Errorf("loop devices on %q, wanted are those on %q", loops, want)
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// checkQuota restarts the driver once the kernel's cleaner is done, after which no
+// accounting of subvolumes that are gone may be left, but for what snapshots still
+// hold in simple mode. A driver that goes on looks for it every 30 s.
+func (n *node) checkQuota(ctx context.Context) error {
+	if err := n.settle(ctx); err != nil {
+		return err
+	}
+	if err := errors.Join(n.stop(), n.start(ctx), n.stop()); err != nil {
+		return err
+	}
+	findings, err := n.findings(ctx)
+	for _, f := range findings {
+		err = errors.Join(err, fmt.Errorf("check without a driver finds %s", f))
+	}
+	return errors.Join(err, n.staleQuota(), n.readLog())
+}
+
+// staleQuota looks for accounting of subvolumes that are gone.
+func (n *node) staleQuota() error {
+	if n.quota == btrfs.QuotaNone {
+		return nil
+	}
+	subvolumes := map[uint64]bool{fsTree: true}
+	err := btrfs.WalkSubvolumeIDs(n.pool(), func(id uint64) error {
+		subvolumes[id] = true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var stale []string
+	err = btrfs.WalkQgroups(n.pool(), func(q btrfs.Qgroup) error {
+		held := n.quota == btrfs.QuotaSimple && q.Referenced > 0
+		if !subvolumes[q.ID.Subvolume()] && !held {
+			stale = append(stale, q.ID.String())
+		}
+		return nil
+	})
+	if len(stale) > 0 {
+		err = errors.Join(err, fmt.Errorf("quota groups %v are of subvolumes that are gone", stale))
+	}
+	return err
+}
+
+// fsTree is the ID of a filesystem's top level.
+const fsTree = 5
+
+// settle returns when the kernel's cleaner has dropped every tree that was destroyed.
+func (n *node) settle(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := syncAndClean(n.pool()); err != nil {
+			return err
+		}
+		trees, err := count(n.pool(), btrfs.WalkTreeIDs)
+		if err != nil {
+			return err
+		}
+		live, err := count(n.pool(), btrfs.WalkSubvolumeIDs)
+		if err != nil || trees == live {
+			return errors.Join(err, syncAndClean(n.pool()))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return ctx.Err()
+}
+
+func count(path string, walk func(string, func(uint64) error) error) (n int, err error) {
+	err = walk(path, func(uint64) error { n++; return nil })
+	return n, err
+}
+
+// iocSync is BTRFS_IOC_SYNC. Unlike syncfs it also wakes the cleaner.
+const iocSync = 0x94<<8 | 8
+
+func syncAndClean(path string) error {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), iocSync, 0); errno != 0 {
+		return fmt.Errorf("sync %s: %w", path, errno)
+	}
+	return nil
+}

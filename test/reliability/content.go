@@ -1,0 +1,155 @@
+package reliability
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// content is all that is in a volume: names and digests of its files, in order. A
+// comparison of two is one of strings.
+type content string
+
+// unfinishedFile is where a file is written before it gets its name. It may be in any
+// copy, with anything in it.
+const unfinishedFile = ".new"
+
+// fileNames is how many names the files of a volume have: most writes replace one.
+const fileNames = 6
+
+// contentOf reads what is in a directory.
+func contentOf(dir string) (content, error) {
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return "", err
+	}
+	digests := map[string]string{}
+	for _, f := range files {
+		if f.Name() == unfinishedFile {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if err != nil {
+			return "", err
+		}
+		digests[f.Name()] = digest(data)
+	}
+	return contentWith(digests), nil
+}
+
+func contentWith(digests map[string]string) content {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(digests)) {
+		parts = append(parts, name+":"+digests[name])
+	}
+	return content(strings.Join(parts, " "))
+}
+
+// String tells people.
+func (c content) String() string { return "[" + string(c) + "]" }
+
+func (c content) digests() map[string]string {
+	digests := map[string]string{}
+	for _, part := range strings.Fields(string(c)) {
+		name, digest, _ := strings.Cut(part, ":")
+		digests[name] = digest
+	}
+	return digests
+}
+
+func digest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return fmt.Sprintf("%d/%s", len(data), hex.EncodeToString(sum[:6]))
+}
+
+// change is one write of a pod: a file that is made or replaced, or removed.
+type change struct {
+	name string
+	data []byte // nil: removed
+}
+
+// randomChange draws one. Most files are inline or a few extents, some are large.
+func randomChange(r *rand.Rand, now content) change {
+	c := change{name: fmt.Sprintf("f%d", r.IntN(fileNames))}
+	if _, there := now.digests()[c.name]; there && r.IntN(8) == 0 {
+		return c
+	}
+	size := 1 + r.IntN(8<<10)
+	if r.IntN(16) == 0 {
+		size = 1 + r.IntN(192<<10)
+	}
+	c.data = make([]byte, size)
+	var seed [32]byte
+	binary.LittleEndian.PutUint64(seed[:], r.Uint64())
+	_, _ = rand.NewChaCha8(seed).Read(c.data)
+	return c
+}
+
+// after returns what is in the volume when the change was made.
+func (c change) after(before content) content {
+	digests := before.digests()
+	if c.data == nil {
+		delete(digests, c.name)
+	} else {
+		digests[c.name] = digest(c.data)
+	}
+	return contentWith(digests)
+}
+
+// make makes the change as a careful program does: at any instant the old or the new
+// is there, and the new for good when it returns.
+func (c change) make(dir string) error {
+	name := filepath.Join(dir, c.name)
+	if c.data == nil {
+		return errors.Join(os.Remove(name), syncDir(dir))
+	}
+	next := filepath.Join(dir, unfinishedFile)
+	if err := writeSynced(next, c.data); err != nil {
+		return err
+	}
+	return errors.Join(os.Rename(next, name), syncDir(dir))
+}
+
+func writeSynced(path string, data []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// refusesWrites fails unless nobody can write in dir.
+func refusesWrites(dir string) error {
+	f, err := os.OpenFile(filepath.Join(dir, "intruder"), os.O_CREATE|os.O_WRONLY, 0o600)
+	if errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	if err == nil {
+		return errors.Join(fmt.Errorf("%s is read-only and can be written", dir), f.Close())
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil
+	}
+	return err
+}

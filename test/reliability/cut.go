@@ -1,0 +1,227 @@
+package reliability
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+)
+
+// cut cuts the power: it copies the pool's image, and has a driver of its own start on
+// that. The original goes on afterwards as if nothing had been.
+func (l *leg) cut(ctx context.Context) (err error) {
+	l.work(ctx, 400*time.Millisecond)
+	again := l.random.IntN(4) == 0
+	if again {
+		// What a kill cut short is asked for again, and then has to be durable.
+		if err := l.again(ctx); err != nil {
+			return err
+		}
+	}
+	l.cuts++
+	l.report.Cuts++
+	image := filepath.Join(filepath.Dir(l.node.image), fmt.Sprintf("cut-%d.img", l.cuts))
+	torn := filepath.Join(l.node.dir, "torn.db")
+	during, when, err := l.instantCopy(ctx, image, torn, again)
+	l.shut()
+	if err != nil {
+		return err
+	}
+
+	n := &node{
+		binary: l.node.binary, dir: filepath.Join(filepath.Dir(l.node.dir), fmt.Sprintf("cut-%d", l.cuts)), image: image,
+		quota: l.node.quota, counts: l.node.counts,
+	}
+	if err := os.Mkdir(n.dir, 0o700); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+	kind := indexKinds[l.report.Cuts%len(indexKinds)]
+	when = fmt.Sprintf("after power cut %d at %d to %d, %s, with %s", l.report.Cuts, during.from, during.to, when, kind.name)
+	if err := n.boot(ctx, kind, torn, l.closed); err != nil {
+		return fmt.Errorf("%s: %w", when, err)
+	}
+	t, err := n.check(ctx, l.expect(during))
+	if err != nil {
+		return fmt.Errorf("%s: %w\nits driver's last words:\n%s", when, err, n.lastWords())
+	}
+	l.report.AtCuts.add(t)
+	if l.report.Cuts%4 == 0 {
+		if err := n.empty(ctx); err != nil {
+			return fmt.Errorf("%s, everything removed: %w", when, err)
+		}
+	}
+	return nil
+}
+
+// empty removes all that there is, and checks that nothing is left.
+func (n *node) empty(ctx context.Context) error {
+	c := n.client.Load()
+	list, err := c.list(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range list { // an ID is one of either kind; what is absent is no error
+		_, err := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: l.id})
+		if err == nil {
+			_, err = c.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: l.id})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if _, err := n.check(ctx, nil); err != nil {
+		return err
+	}
+	return n.checkQuota(ctx)
+}
+
+// again kills the driver and starts the next.
+func (l *leg) again(ctx context.Context) error {
+	if err := l.node.kill(); err != nil {
+		return err
+	}
+	l.report.Kills++
+	l.shut()
+	return l.node.start(ctx)
+}
+
+// instantCopy copies the image at a random instant: in the midst of the load, or right
+// after something was acknowledged, with few or no others at work whose commits would
+// make that durable by chance. again tells that first what was cut short is to be asked
+// for again. It returns when that was.
+func (l *leg) instantCopy(ctx context.Context, image, index string, again bool) (window, string, error) {
+	workers := []int{1, 1, 2, l.options.Workers}[l.random.IntN(4)]
+	d := l.cuts % (len(deeds) + 1)
+	if d == len(deeds) {
+		l.work(ctx, 40*time.Millisecond)
+		return l.copyNow(image, index, "in the midst of the load")
+	}
+	if !again {
+		l.drain()
+	}
+	moment := l.await(deeds[d])
+	defer close(moment.passed)
+	l.open(workers)
+	select {
+	case <-moment.came:
+	case <-time.After(2 * time.Second):
+	case <-ctx.Done():
+		return window{}, "", ctx.Err()
+	}
+	return l.copyNow(image, index, fmt.Sprintf("%d at work, something %s", workers, deeds[d]))
+}
+
+func (l *leg) copyNow(image, index, when string) (window, string, error) {
+	during := window{from: l.here()}
+	began := time.Now()
+	err := reflink(l.node.image, image)
+	during.to = l.here()
+	l.report.LongestCut = max(l.report.LongestCut, time.Since(began))
+	return during, when, errors.Join(err, copyIndex(l.node.index(), index))
+}
+
+// boot starts a driver after a power cut.
+func (n *node) boot(ctx context.Context, kind indexKind, torn, closed string) error {
+	if err := n.open(ctx); err != nil {
+		return err
+	}
+	if err := kind.place(n.index(), torn, closed); err != nil {
+		return err
+	}
+	return n.start(ctx)
+}
+
+// indexKind is what a power cut may leave of the index, which is never synced. torn is
+// a copy that was made while a driver wrote it, closed one of when a driver had stopped,
+// empty for none.
+type indexKind struct {
+	name  string
+	place func(index, torn, closed string) error
+}
+
+var indexKinds = []indexKind{
+	{"no index", func(string, string, string) error { return nil }},
+	{"an index that was in use", func(index, torn, _ string) error {
+		return errors.Join(copyIndex(torn, index), reboot(index))
+	}},
+	{"an index that was written in part", func(index, torn, _ string) error {
+		return errors.Join(copyIndex(torn, index), reboot(index), blank(index))
+	}},
+	{"an old index that was closed", func(index, _, closed string) error { return copyIndex(closed, index) }},
+	{"an old index that was cut short", func(index, _, closed string) error {
+		if err := copyIndex(closed, index); err != nil || closed == "" {
+			return err
+		}
+		return os.Truncate(index, 5000)
+	}},
+	{"the seal of another index", func(index, torn, closed string) error {
+		if err := errors.Join(copyIndex(torn, index), copyIndex(closed, index+".closed")); err != nil || closed == "" {
+			return err
+		}
+		return os.Rename(index+".closed.seal", index+".seal")
+	}},
+	{"noise for an index", func(index, _, closed string) error {
+		if err := copyIndex(closed, index); err != nil {
+			return err
+		}
+		noise := strings.Repeat("\x00\xff\x13\x37noise", 4096)
+		return os.WriteFile(index, []byte(noise), 0o600)
+	}},
+}
+
+// copyIndex copies an index and its seal, as far as they are there.
+func copyIndex(from, to string) error {
+	if from == "" {
+		return nil
+	}
+	for _, suffix := range []string{"", ".seal"} {
+		data, err := os.ReadFile(from + suffix)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = os.WriteFile(to+suffix, data, 0o600)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// headPages are those of bbolt that say where the others are, in bytes.
+const headPages = 2 * 4096
+
+// blank takes every page of an index that follows the first, as if they had not been
+// written yet.
+func blank(index string) error {
+	st, err := os.Stat(index)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Truncate(index, headPages), os.Truncate(index, st.Size()))
+}
+
+// reboot makes the seal of an index in use that of an earlier boot.
+func reboot(index string) error {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	seal, err := os.ReadFile(index + ".seal")
+	if err != nil {
+		return err
+	}
+	earlier := strings.ReplaceAll(string(seal), strings.TrimSpace(string(boot)), "00000000-0000-4000-8000-000000000000")
+	if earlier == string(seal) {
+		return fmt.Errorf("the seal %q is not of this boot", seal)
+	}
+	return os.WriteFile(index+".seal", []byte(earlier), 0o600)
+}

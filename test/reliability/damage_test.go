@@ -1,0 +1,172 @@
+package reliability
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+)
+
+// TestChecksFindDamage does by hand what a driver must never do, and has the checks
+// find it.
+func TestChecksFindDamage(t *testing.T) {
+	l := newLeg(t, btrfs.QuotaFull)
+	ctx := t.Context()
+	w := (&load{model: l.model, gate: l.gate, node: l.node, seed: 1, counts: l.report.counts}).worker(1)
+	check := func() error {
+		_, err := l.node.check(ctx, l.expect(l.instant()))
+		return errors.Join(err, l.node.checkMounts(l.model))
+	}
+	for _, test := range []struct {
+		name   string
+		damage func(o *object, subvolume string) error
+		want   string
+	}{
+		{"nothing", func(*object, string) error { return nil }, ""},
+		{"a file is lost", func(_ *object, subvolume string) error {
+			return os.Remove(filepath.Join(subvolume, "known"))
+		}, "holds []"},
+		{"a file is another", func(_ *object, subvolume string) error {
+			return os.WriteFile(filepath.Join(subvolume, "known"), []byte("other"), 0o600)
+		}, "holds [known:5/"},
+		{"a volume is lost", func(_ *object, subvolume string) error { return btrfs.Destroy(subvolume) }, "Lost"},
+		{"a volume and its slot are lost", func(_ *object, subvolume string) error {
+			return errors.Join(btrfs.Destroy(subvolume), os.Remove(filepath.Dir(subvolume)))
+		}, "is lost"},
+		{"a limit is lost", func(_ *object, subvolume string) error {
+			info, err := btrfs.Info(subvolume)
+			return errors.Join(err, btrfs.LimitQgroup(l.node.pool(), btrfs.NewQgroupID(0, info.ID), btrfs.NoLimit))
+		}, "WrongLimit"},
+		{"an expansion is lost", func(o *object, _ string) error {
+			o.sizes = timeline[int64]{{o.created, 1 << 40}}
+			return nil
+		}, "bytes, wanted is one of [1099511627776]"},
+		{"a removed volume is back", func(o *object, _ string) error {
+			w.ask(o, &o.removed, "remove")
+			w.gone(o)
+			return nil
+		}, "should not be there"},
+		{"a mount is lost", func(o *object, _ string) error { return unix.Unmount(l.node.target(o), 0) }, "is not mounted"},
+		{"a mount is there twice", func(o *object, subvolume string) error {
+			return unix.Mount(subvolume, l.node.target(o), "", unix.MS_BIND, "")
+		}, " and /active/"},
+		{"a mount is a stray", func(o *object, subvolume string) error {
+			stray := filepath.Join(l.node.kubelet(), "stray")
+			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
+		}, "stray mount"},
+		{"a subvolume is a stray", func(*object, string) error {
+			return btrfs.Create(filepath.Join(l.node.pool(), "stray"))
+		}, "are in no slot"},
+		{"the log tells of a race", func(*object, string) error {
+			return os.WriteFile(l.node.logFile(), append(make([]byte, l.node.log), "\nWARNING: DATA RACE\n"...), 0o600)
+		}, "driver: WARNING: DATA RACE"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			o := mountedVolume(ctx, t, w)
+			if err := test.damage(o, l.node.subvolume(o)); err != nil {
+				t.Fatal(err)
+			}
+			err := check()
+			switch {
+			case test.want == "" && err != nil:
+				t.Error(err)
+			case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+				t.Errorf("found %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func TestStaleQuotaIsFound(t *testing.T) {
+	for _, quota := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
+		l := newLeg(t, quota)
+		if err := l.node.checkQuota(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := btrfs.CreateQgroup(l.node.pool(), btrfs.NewQgroupID(1, 4711)); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.node.staleQuota(); err == nil || !strings.Contains(err.Error(), "1/4711") {
+			t.Errorf("quota %s: found %v, want 1/4711", quota, err)
+		}
+	}
+}
+
+// TestQuotaAfterAKill: the next driver knows of accounting whose subvolumes the kernel
+// has not dropped yet when it starts, so that check does not tell of it, and it goes.
+func TestQuotaAfterAKill(t *testing.T) {
+	for _, quota := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(quota), func(t *testing.T) {
+			l := newLeg(t, quota)
+			ctx := t.Context()
+			w := (&load{model: l.model, gate: l.gate, node: l.node, seed: 1, counts: l.report.counts}).worker(1)
+			for range 20 {
+				o := mountedVolume(ctx, t, w)
+				if err := errors.Join(w.unmount(ctx, o), w.remove(ctx, o)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(l.node.kill(), l.node.start(ctx), l.node.settle(ctx)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.node.check(ctx, nil); err != nil {
+				t.Error(err)
+			}
+			if err := l.node.checkQuota(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// newLeg returns a node whose driver serves, without a load.
+func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
+	btrfstest.RequireRoot(t)
+	binary, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	c := &counts{requests: map[string]*Answers{}, repairs: map[string]int{}}
+	l := &leg{
+		model: newModel(), gate: newGate(), report: &Report{counts: c}, random: rand.New(rand.NewPCG(1, 1)),
+		node: &node{binary: binary, dir: filepath.Join(dir, "node"), image: filepath.Join(dir, "pool.img"), quota: quota, counts: c},
+	}
+	l.open(1)
+	t.Cleanup(func() {
+		if err := l.node.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := t.Context()
+	if err := errors.Join(newPool(ctx, l.node.image), os.Mkdir(l.node.dir, 0o700), l.node.open(ctx), l.node.start(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// mountedVolume makes a volume with one file in it.
+func mountedVolume(ctx context.Context, t *testing.T, w *worker) *object {
+	t.Helper()
+	if err := w.create(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	o := w.living[len(w.living)-1]
+	if err := w.mount(ctx, o); err != nil {
+		t.Fatal(err)
+	}
+	known := change{"known", []byte("known")}
+	if err := known.make(w.node.target(o)); err != nil {
+		t.Fatal(err)
+	}
+	o.contents = append(o.contents, &event[content]{span{w.here(), w.here()}, known.after("")})
+	return o
+}

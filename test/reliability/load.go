@@ -1,0 +1,243 @@
+package reliability
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// mostObjects is how many volumes, and how many snapshots, there are at a time, about.
+const mostObjects = 20
+
+// load are the workers' means.
+type load struct {
+	*model
+	*gate
+	node   *node
+	seed   uint64
+	counts *counts
+}
+
+// worker asks one thing after the other.
+type worker struct {
+	*load
+	random   *rand.Rand
+	number   int
+	declared int // how many objects this worker has declared
+}
+
+func (l *load) worker(number int) *worker {
+	return &worker{load: l, number: number, random: rand.New(rand.NewPCG(l.seed, uint64(number)))}
+}
+
+// run works until the gate says that it is over.
+func (w *worker) run(ctx context.Context) error {
+	for w.begin() {
+		err := w.work(ctx)
+		w.done()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// task is something to do with an object that the worker has for itself, or, where
+// it is shared, that others may write, expand and remove meanwhile.
+type task struct {
+	weight int
+	fits   func(*object) bool // nil: it needs none
+	do     func(context.Context, *object) error
+	shared bool
+}
+
+func (w *worker) tasks() []task {
+	removals := 3
+	if w.crowded() {
+		removals = 20
+	}
+	return []task{
+		{weight: 5, do: w.create},
+		{weight: 8, fits: (*object).isWritable, do: w.copier(meta.Committed), shared: true},
+		{weight: 5, fits: (*object).isWritable, do: w.copier(meta.Active), shared: true},
+		{weight: 5, fits: (*object).isSnapshot, do: w.copier(meta.Active), shared: true},
+		{weight: 2, fits: (*object).isSnapshot, do: w.copier(meta.View), shared: true},
+		{weight: 4, fits: (*object).isWritable, do: w.expand},
+		{weight: 5, fits: (*object).isUnmounted, do: w.mount},
+		{weight: 16, fits: (*object).isMountedWritable, do: w.write},
+		{weight: 3, fits: (*object).isMounted, do: w.unmount},
+		{weight: removals, fits: (*object).isUnused, do: w.remove},
+		{weight: 2, fits: (*object).isVolume, do: w.look},
+		{weight: 1, do: w.list},
+		{weight: 2, fits: (*object).isVolume, do: w.provoke},
+	}
+}
+
+func (o *object) isVolume() bool          { return o.kind != meta.Committed }
+func (o *object) isSnapshot() bool        { return o.kind == meta.Committed }
+func (o *object) isWritable() bool        { return o.kind == meta.Active }
+func (o *object) isUnmounted() bool       { return o.isVolume() && o.staged == absent }
+func (o *object) isMounted() bool         { return o.isVolume() && o.staged == present }
+func (o *object) isMountedWritable() bool { return o.isWritable() && o.staged == present }
+func (o *object) isUnused() bool          { return o.staged == absent }
+
+// crowded reports whether there is more than enough of something.
+func (w *worker) crowded() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	snapshots := 0
+	for _, o := range w.living {
+		if o.isSnapshot() {
+			snapshots++
+		}
+	}
+	return max(snapshots, len(w.living)-snapshots) > mostObjects
+}
+
+// work draws a task and an object, and does it. Where no object fits it does nothing.
+func (w *worker) work(ctx context.Context) error {
+	tasks := w.tasks()
+	total := 0
+	for _, t := range tasks {
+		total += t.weight
+	}
+	drawn := w.random.IntN(total)
+	at := slices.IndexFunc(tasks, func(t task) bool {
+		drawn -= t.weight
+		return drawn < 0
+	})
+	t := tasks[at]
+	if t.fits == nil {
+		return t.do(ctx, nil)
+	}
+	o := w.draw(t)
+	if o == nil {
+		return nil
+	}
+	if !t.shared {
+		defer w.release(o)
+	}
+	return t.do(ctx, o)
+}
+
+// draw draws an object that was made. Unless it is shared nobody else has it, and the
+// worker has it from then on.
+func (w *worker) draw(t task) *object {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	fit := slices.DeleteFunc(slices.Clone(w.living), func(o *object) bool {
+		return o.created.answered == 0 || o.busy && !t.shared || !t.fits(o)
+	})
+	if len(fit) == 0 {
+		return nil
+	}
+	o := fit[w.random.IntN(len(fit))]
+	if !t.shared {
+		o.busy = true
+	}
+	return o
+}
+
+// declareNext declares an object under a name of its own, which the worker has for
+// itself. Some names are not safe as the name of a directory.
+func (w *worker) declareNext(o *object) *object {
+	w.declared++
+	stem := map[bool]string{true: "snapshot", false: "pvc"}[o.isSnapshot()]
+	o.name = fmt.Sprintf("%s-%x-%d-%d", stem, w.seed, w.number, w.declared)
+	if w.random.IntN(8) == 0 {
+		o.name = fmt.Sprintf("Ein %s/../%x %d %d ✓", stem, w.seed, w.number, w.declared)
+	}
+	o.id = meta.ID(o.name)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.declare(o)
+	return o
+}
+
+// insist sends a request until it is answered for good: with success, or with a code
+// after which nobody asks again.
+func (w *worker) insist(ctx context.Context, what string, o *object, send func(context.Context, *client) error) error {
+	began := time.Now()
+	for attempt := 0; ; attempt++ {
+		var err error
+		gateErr := w.touch(ctx, func() error {
+			err = w.send(ctx, what, send)
+			w.note(o, what, err)
+			return nil
+		})
+		if gateErr != nil {
+			return gateErr
+		}
+		if final(err) {
+			return err
+		}
+		if fell := w.node.fell.Load(); fell != nil {
+			return *fell
+		}
+		if time.Since(began) > patience {
+			return fmt.Errorf("%s was not answered within %v, by %d attempts; the last: %w; the driver is at:\n%s",
+				what, patience, attempt+1, err, w.node.goroutines())
+		}
+		time.Sleep(time.Duration(1+w.random.IntN(5*min(attempt+1, 10))) * time.Millisecond)
+	}
+}
+
+// send sends a request once. Some callers have no patience: their request goes on
+// behind their back, or is broken off somewhere.
+func (w *worker) send(ctx context.Context, what string, send func(context.Context, *client) error) error {
+	deadline := patience
+	if w.random.IntN(12) == 0 {
+		deadline = time.Duration(w.random.IntN(15_000)) * time.Microsecond
+	}
+	ctx, cancel := context.WithTimeout(ctx, deadline)
+	defer cancel()
+	c := w.node.client.Load()
+	if c == nil {
+		return status.Error(codes.Unavailable, "no driver")
+	}
+	err := send(ctx, c)
+	w.counts.add(what, err)
+	return err
+}
+
+// final reports whether an answer is one. The others are those after which sidecars
+// and kubelet ask again.
+func final(err error) bool {
+	switch status.Code(err) {
+	case codes.Aborted, codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:
+		return false
+	}
+	return true
+}
+
+// note adds an answer to the trail of an object.
+func (w *worker) note(o *object, what string, err error) {
+	if o == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	text := what + ": " + status.Code(err).String()
+	if err != nil {
+		text += " " + status.Convert(err).Message()
+	}
+	w.tell(o, text)
+}
+
+// Paths of the kubelet.
+
+func (n *node) staging(o *object) string { return filepath.Join(n.kubelet(), "staging-"+o.id) }
+func (n *node) target(o *object) string  { return filepath.Join(n.kubelet(), "target-"+o.id) }
+
+// subvolume is where an object is on disk.
+func (n *node) subvolume(o *object) string {
+	return filepath.Join(n.pool(), string(o.kind), o.id, "fs")
+}

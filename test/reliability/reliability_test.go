@@ -1,0 +1,113 @@
+package reliability
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+)
+
+// TestKilledDriver: RELIABILITY_KILLS is how often.
+func TestKilledDriver(t *testing.T) {
+	run(t, Options{Kills: number(t, "RELIABILITY_KILLS", 25)})
+}
+
+// TestPowerCut: RELIABILITY_CUTS is how often.
+func TestPowerCut(t *testing.T) {
+	run(t, Options{Cuts: number(t, "RELIABILITY_CUTS", 20)})
+}
+
+// TestLoadAlone: nothing happens to the driver, and what it holds can be observed.
+func TestLoadAlone(t *testing.T) {
+	observed := 0
+	run(t, Options{Duration: 3 * time.Second, Observe: func(pid int, _ string) {
+		if descriptors, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid)); err != nil || len(descriptors) == 0 {
+			t.Errorf("driver %d has %d descriptors: %v", pid, len(descriptors), err)
+		}
+		observed++
+	}})
+	if observed == 0 {
+		t.Error("no driver was observed")
+	}
+}
+
+// run runs, with RELIABILITY_SEED for one that has failed before.
+func run(t *testing.T, o Options) {
+	btrfstest.RequireRoot(t)
+	binary, err := build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Binary, o.Dir, o.Log = binary, t.TempDir(), t.Logf
+	o.Seed = uint64(number(t, "RELIABILITY_SEED", 0))
+	report, err := Run(t.Context(), o)
+	t.Log(report)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func number(t *testing.T, variable string, standard int) int {
+	text := os.Getenv(variable)
+	if text == "" {
+		return standard
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatalf("%s: %v", variable, err)
+	}
+	return n
+}
+
+var built struct {
+	dir string
+	sync.Once
+	err error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
+// build builds the driver, once, with the race detector if the test has it. Another
+// one is named by RELIABILITY_BINARY.
+func build() (string, error) {
+	if binary := os.Getenv("RELIABILITY_BINARY"); binary != "" {
+		return binary, nil
+	}
+	built.Do(func() {
+		if built.dir, built.err = os.MkdirTemp("", "btrfs-csi-"); built.err != nil {
+			return
+		}
+		args := []string{"build", "-o", filepath.Join(built.dir, "btrfs-csi")}
+		if raceDetector() {
+			args = append(args, "-race")
+		}
+		cmd := exec.Command("go", append(args, "./cmd/btrfs-csi")...)
+		cmd.Dir = "../.."
+		cmd.Stderr = os.Stderr
+		built.err = cmd.Run()
+	})
+	return filepath.Join(built.dir, "btrfs-csi"), built.err
+}
+
+func raceDetector() bool {
+	info, _ := debug.ReadBuildInfo()
+	for _, s := range info.Settings {
+		if s.Key == "-race" {
+			return s.Value == "true"
+		}
+	}
+	return false
+}

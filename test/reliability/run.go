@@ -1,0 +1,308 @@
+package reliability
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+// Options say what to do to a driver.
+type Options struct {
+	Binary string // btrfs-csi
+	Dir    string // an empty directory for the pools, not on btrfs
+	Kills  int
+	Cuts   int
+	// Duration is how long to go on at least. Kills and cuts go on for as long, or, where
+	// there are to be none, the load alone.
+	Duration time.Duration
+	Quota    []btrfs.QuotaMode // that take turns; all without it
+	Workers  int               // 12 without it
+	Seed     uint64            // a random one without it
+	Log      func(format string, args ...any)
+	// Observe is called when a driver that has served for a while is at rest.
+	Observe func(pid int, stateDir string)
+}
+
+// modes are all kinds of quota.
+var modes = []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple, btrfs.QuotaNone}
+
+// leg is the part of a run that is done to one node.
+type leg struct {
+	*model
+	*gate
+	options Options
+	report  *Report
+	node    *node
+	random  *rand.Rand
+	closed  string // a copy of the index as the driver left it when it was last stopped; empty for none
+	kills   int    // rounds that began with one
+	cuts    int
+}
+
+// Run puts drivers under load, each with its own pool and kind of quota, kills them
+// and cuts their power. It returns at the first thing that is not as it should be.
+// Whatever comes of it, all is unmounted and taken away.
+func Run(ctx context.Context, o Options) (Report, error) {
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64() >> 32
+	}
+	o.Workers = cmp.Or(o.Workers, 12)
+	if o.Log == nil {
+		o.Log = func(string, ...any) {}
+	}
+	if len(o.Quota) == 0 {
+		o.Quota = modes
+	}
+	report := Report{Seed: o.Seed, counts: &counts{requests: map[string]*Answers{}, repairs: map[string]int{}}}
+	began := time.Now()
+	var errs []error
+	for i, quota := range o.Quota {
+		part := o
+		part.Kills, part.Cuts = share(o.Kills, i, len(o.Quota)), share(o.Cuts, i, len(o.Quota))
+		part.Duration, part.Seed = o.Duration/time.Duration(len(o.Quota)), o.Seed+uint64(i)
+		if err := runLeg(ctx, part, quota, &report); err != nil {
+			errs = append(errs, fmt.Errorf("quota %s, seed %d: %w", quota, o.Seed, err))
+			break
+		}
+	}
+	report.Elapsed = time.Since(began)
+	report.counts.fill(&report)
+	return report, errors.Join(errs...)
+}
+
+// share divides n among so many that each gets about the same.
+func share(n, i, among int) int { return n*(i+1)/among - n*i/among }
+
+// runLeg makes a node, does everything to it, and takes it away.
+func runLeg(ctx context.Context, o Options, quota btrfs.QuotaMode, report *Report) (err error) {
+	dir := filepath.Join(o.Dir, string(quota))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	image := filepath.Join(dir, "pool.img")
+	if o.Cuts > 0 {
+		shelf, shelfErr := newShelf(ctx, dir)
+		if shelfErr != nil {
+			return shelfErr
+		}
+		defer func() { err = errors.Join(err, shelf.close()) }()
+		image = filepath.Join(shelf.dir, "pool.img")
+	}
+	l := &leg{
+		model: newModel(), gate: newGate(), options: o, report: report,
+		node:   &node{binary: o.Binary, dir: filepath.Join(dir, "node"), image: image, quota: quota, counts: report.counts},
+		random: rand.New(rand.NewPCG(o.Seed, 0)),
+	}
+	if err := errors.Join(newPool(ctx, image), os.Mkdir(l.node.dir, 0o700)); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.node.close()) }()
+	if err := l.node.open(ctx); err != nil {
+		return err
+	}
+	if err := l.run(ctx); err != nil {
+		return l.explain(err)
+	}
+	return nil
+}
+
+// run starts the driver and the workers, and ends with an empty pool.
+func (l *leg) run(ctx context.Context) error {
+	if err := l.node.start(ctx); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	stop := context.AfterFunc(ctx, l.end)
+	defer stop()
+	load := &load{model: l.model, gate: l.gate, node: l.node, seed: l.options.Seed, counts: l.report.counts}
+	for i := range l.options.Workers {
+		group.Go(func() error { return load.worker(i + 1).run(ctx) })
+	}
+	group.Go(func() error {
+		defer l.end()
+		return l.rounds(ctx, load)
+	})
+	return group.Wait()
+}
+
+// rounds do one thing after the other to the driver, in random order.
+func (l *leg) rounds(ctx context.Context, load *load) error {
+	until := time.Now().Add(l.options.Duration)
+	for l.kills < l.options.Kills || l.cuts < l.options.Cuts || time.Now().Before(until) {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		began := time.Now()
+		if err := l.draw()(ctx); err != nil {
+			return err
+		}
+		l.options.Log("quota %s, %d kills, %d cuts, %d restarts: %v, of which the last start %v", l.node.quota,
+			l.report.Kills, l.report.Cuts, l.report.Restarts, time.Since(began).Round(time.Millisecond), l.node.ready.Round(time.Millisecond))
+	}
+	return l.finish(ctx, load)
+}
+
+// draw draws what to do next.
+func (l *leg) draw() func(context.Context) error {
+	kills, cuts := max(0, l.options.Kills-l.kills), max(0, l.options.Cuts-l.cuts)
+	if kills+cuts == 0 { // there is time left
+		kills, cuts = l.options.Kills, l.options.Cuts
+	}
+	switch {
+	case kills+cuts == 0:
+		return l.rest
+	case l.random.IntN(8) == 0:
+		return l.restart
+	case l.random.IntN(kills+cuts) < kills:
+		return l.kill
+	}
+	return l.cut
+}
+
+// rest lets the load go on, and then checks.
+func (l *leg) rest(ctx context.Context) error {
+	l.work(ctx, 2*time.Second)
+	if err := l.settled(ctx, "in the midst of the load"); err != nil {
+		return err
+	}
+	if l.options.Observe != nil {
+		l.options.Observe(l.node.process.cmd.Process.Pid, l.node.state())
+	}
+	return nil
+}
+
+// work lets the workers work for a random time.
+func (l *leg) work(ctx context.Context, most time.Duration) {
+	l.open(l.options.Workers)
+	select {
+	case <-time.After(most/4 + time.Duration(l.random.Int64N(int64(most)))):
+	case <-ctx.Done():
+	}
+}
+
+// kill kills the driver at a random instant, at times the next one too while it
+// starts, and checks what is left, before and after everything is asked for again.
+func (l *leg) kill(ctx context.Context) error {
+	l.work(ctx, 600*time.Millisecond)
+	if err := l.node.kill(); err != nil {
+		return err
+	}
+	l.kills++
+	l.report.Kills++
+	l.shut()
+	for l.random.IntN(4) == 0 {
+		if err := l.node.launch(); err != nil {
+			return err
+		}
+		time.Sleep(time.Duration(l.random.Int64N(int64(l.node.ready))))
+		if err := l.node.kill(); err != nil {
+			return err
+		}
+		l.report.Kills++
+		l.report.KillsAtStart++
+	}
+	if err := l.node.start(ctx); err != nil {
+		return err
+	}
+	t, err := l.node.check(ctx, l.expect(l.instant()))
+	if err != nil {
+		return fmt.Errorf("after kill %d: %w", l.report.Kills, err)
+	}
+	l.report.AtKills.add(t)
+	return l.settled(ctx, fmt.Sprintf("after kill %d, and all was asked for again", l.report.Kills))
+}
+
+// settled has everything answered, and checks that the node is exactly as the model.
+func (l *leg) settled(ctx context.Context, when string) error {
+	if err := l.node.checkMounts(l.model); err != nil {
+		return fmt.Errorf("%s: %w", when, err)
+	}
+	l.drain()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	_, err := l.node.check(ctx, l.expect(l.instant()))
+	if err = errors.Join(err, l.node.checkMounts(l.model)); err != nil {
+		return fmt.Errorf("%s: %w", when, err)
+	}
+	return nil
+}
+
+// restart stops the driver and starts the next, as an upgrade does, under load.
+func (l *leg) restart(ctx context.Context) error {
+	l.work(ctx, 300*time.Millisecond)
+	if err := l.node.stop(); err != nil {
+		return err
+	}
+	l.report.Restarts++
+	l.shut()
+	l.closed = filepath.Join(l.node.dir, "closed.db")
+	if err := copyIndex(l.node.index(), l.closed); err != nil {
+		return err
+	}
+	if err := l.node.start(ctx); err != nil {
+		return err
+	}
+	return l.settled(ctx, "after a restart")
+}
+
+// finish checks what is there at the end, and that all of it can be removed.
+func (l *leg) finish(ctx context.Context, load *load) error {
+	l.drain()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := l.node.checkQuota(ctx); err != nil {
+		return fmt.Errorf("at the end: %w", err)
+	}
+	if err := l.node.start(ctx); err != nil {
+		return err
+	}
+	w := load.worker(0)
+	for len(l.living) > 0 {
+		o := l.living[0]
+		if o.isMounted() {
+			if err := w.unmount(ctx, o); err != nil {
+				return err
+			}
+		}
+		if err := w.remove(ctx, o); err != nil {
+			return err
+		}
+	}
+	if err := l.settled(ctx, "when all had been removed"); err != nil {
+		return err
+	}
+	l.report.Objects += len(l.all)
+	if err := l.node.checkQuota(ctx); err != nil {
+		return fmt.Errorf("when all had been removed: %w", err)
+	}
+	return nil
+}
+
+// identifier finds the objects that a failure is about.
+var identifier = regexp.MustCompile(`(pvc|snapshot)-[0-9a-f]+-[0-9]+-[0-9]+|sha256-[0-9a-f]+`)
+
+// explain adds to a failure what happened to what it is about.
+func (l *leg) explain(err error) error {
+	var stories []string
+	told := map[string]bool{}
+	for _, id := range identifier.FindAllString(err.Error(), -1) {
+		if !told[id] && l.all[id] != nil && len(stories) < 4 {
+			told[id] = true
+			stories = append(stories, l.story(id))
+		}
+	}
+	return fmt.Errorf("%w\n%s\nthe driver's last words:\n%s", err, strings.Join(stories, "\n"), l.node.lastWords())
+}

@@ -10,11 +10,12 @@ SHELL := /bin/bash
 export PATH := $(PATH):/usr/local/go/bin
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
-IMAGE ?= btrfs-csi:$(VERSION)
+IMAGE ?= ghcr.io/btrfs-csi/btrfs-csi:$(VERSION)
 DOCKER ?= docker
 
 # The driver's module and those of the tests, which have dependencies of their own.
-MODULES := $(patsubst %/,%,$(dir $(shell find . -name go.mod -not -path './bin/*' | sort)))
+# The components of the tests' Kubernetes are others' code.
+MODULES := $(patsubst %/,%,$(dir $(shell find . -name go.mod -not -path './bin/*' -not -path './test/e2e/components/*' | sort)))
 
 # A static binary: cgo for the btrfs headers, names and users by Go alone.
 GOTAGS := netgo osusergo
@@ -26,8 +27,18 @@ BUILD = CGO_ENABLED=1 GOOS=linux go build -trimpath -buildvcs=$(BUILDVCS) -tags 
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(CURDIR)/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
+CONTROLLER_GEN_VERSION := v0.23.0
+CONTROLLER_GEN := $(CURDIR)/bin/controller-gen-$(CONTROLLER_GEN_VERSION)
+
+HELM_VERSION := v4.3.1
+HELM := $(CURDIR)/bin/helm-$(HELM_VERSION)
+
 TEST_TIMEOUT ?= 20m
 TESTFLAGS ?=
+
+E2E_TIMEOUT ?= 70m
+E2E_PACKAGES ?= ./...
+E2EFLAGS ?= -v -parallel 4
 
 .PHONY: help
 help: ## Show this help
@@ -61,11 +72,42 @@ build-arm64: ## Build bin/btrfs-csi-arm64
 .PHONY: build-all
 build-all: build build-amd64 build-arm64 ## Build for this machine, amd64 and arm64
 
+# An archive of the image, without an engine: see hack/image. APT_SOURCES names a
+# sources file of apt, where those of this machine are not the ones to use.
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+ARCHIVE = dist/btrfs-csi-image-$(VERSION)-$(@:image-%=%).tar
+PACK = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) go -C hack/image run . archive \
+	--arch $(@:image-%=%) --work "$(CURDIR)/dist/image/$(@:image-%=%)" $(if $(APT_SOURCES),--sources "$(abspath $(APT_SOURCES))") \
+	--binary "$(CURDIR)/bin/btrfs-csi-$(@:image-%=%)" --license "$(CURDIR)/LICENSE" \
+	--name $(IMAGE) --version $(VERSION) --revision $(REVISION) --output "$(CURDIR)/$(ARCHIVE)"
+
 .PHONY: image
-image: ## Build the container image
-	@if ! command -v $(DOCKER) >/dev/null; then echo "make image needs $(DOCKER); install it, or name another with DOCKER=" >&2; exit 1; fi
-	@if ! $(DOCKER) info >/dev/null 2>&1; then echo "make image: $(DOCKER) is installed, but its daemon does not answer" >&2; exit 1; fi
-	$(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) -t $(IMAGE) .
+image: ## Build the container image for this machine, an archive in dist, without an engine
+	@$(MAKE) --no-print-directory image-$$(go env GOHOSTARCH)
+
+.PHONY: image-amd64
+image-amd64: build-amd64 ## Build the container image for amd64
+	$(PACK)
+
+.PHONY: image-arm64
+image-arm64: build-arm64 ## Build the container image for arm64
+	$(PACK)
+
+.PHONY: image-all
+image-all: image-amd64 image-arm64 ## Build the container images for amd64 and arm64
+
+.PHONY: image-verify
+image-verify: image ## Prove that the container image comes out the same twice
+	@archive=dist/btrfs-csi-image-$(VERSION)-$$(go env GOHOSTARCH).tar; \
+	mv $$archive $$archive.first; trap "rm -f $$archive.first" EXIT; \
+	$(MAKE) --no-print-directory image; \
+	cmp $$archive $$archive.first; echo "$$archive is the same, twice"
+
+.PHONY: image-docker
+image-docker: ## Build the container image with an engine, and nothing but that
+	@if ! command -v $(DOCKER) >/dev/null; then echo "make image-docker needs $(DOCKER); install it, name another with DOCKER=, or make image, which needs none" >&2; exit 1; fi
+	@if ! $(DOCKER) info >/dev/null 2>&1; then echo "make image-docker: $(DOCKER) is installed, but its daemon does not answer; make image needs none" >&2; exit 1; fi
+	$(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
 
 ##@ Run
 
@@ -73,14 +115,47 @@ image: ## Build the container image
 demo: deps build ## Show volumes, snapshots and clones on a btrfs of its own (as root)
 	bin/btrfs-csi demo
 
+# What the end-to-end tests and the cluster run: the chart as it stands, and the
+# image, under a tag of its own.
+E2E_TAG := e2e
+E2E_ARCHIVE = $(CURDIR)/dist/btrfs-csi-image-$(E2E_TAG)-$$(go env GOHOSTARCH).tar
+
+.PHONY: e2e-prepare
+e2e-prepare: $(HELM)
+	@hack/deps.sh build test e2e
+	@$(MAKE) --no-print-directory image VERSION=$(E2E_TAG) IMAGE=ghcr.io/btrfs-csi/btrfs-csi:$(E2E_TAG)
+
+.PHONY: cluster
+cluster: e2e-prepare ## Start a Kubernetes of two nodes with the driver, until Ctrl-C (as root)
+	go build -C test/e2e -o $(CURDIR)/bin/cluster ./cmd/cluster
+	cd test/e2e && HELM=$(HELM) $(CURDIR)/bin/cluster up --image $(E2E_ARCHIVE) --chart $(CURDIR)/charts/btrfs-csi \
+		--set image.tag=$(E2E_TAG) --set snapshotController.enabled=true
+
 ##@ Check
 
 .PHONY: test
 test: deps ## Run go vet and all tests, on a real btrfs (as root)
 	@failed=0; for module in $(MODULES); do \
 		echo "== $$module"; \
+		[ "$$module" != ./test/e2e ] || echo "The end-to-end tests themselves are run by make e2e."; \
 		(cd "$$module" && go vet ./... && CGO_ENABLED=1 go test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...) || failed=1; \
 	done; exit $$failed
+
+.PHONY: e2e
+e2e: e2e-prepare ## Run the end-to-end tests on a Kubernetes of two nodes (as root)
+	cd test/e2e && E2E_NUMBERS=$(abspath $(E2E_NUMBERS)) E2E_IMAGE=$(E2E_ARCHIVE) E2E_TAG=$(E2E_TAG) E2E_CHART=$(CURDIR)/charts/btrfs-csi HELM=$(HELM) \
+		go test -tags e2e -count 1 -p 1 -timeout $(E2E_TIMEOUT) $(E2EFLAGS) $(E2E_PACKAGES)
+
+.PHONY: e2e-kubelet
+e2e-kubelet: ## Run some end-to-end tests where the kubelet has another directory, as with k0s (as root)
+	@E2E_KUBELET_DIR=/var/lib/k0s/kubelet $(MAKE) --no-print-directory e2e E2E_PACKAGES=. E2E_NUMBERS= \
+		E2EFLAGS='-v -parallel 4 -run "^Test(Install|Provision|Restore|ExpandOnline|SubPath)"'
+
+.PHONY: e2e-suite
+e2e-suite: ## Run all of Kubernetes' External.Storage tests, slow ones too, on two nodes and on one (as root)
+	@for nodes in 2 1; do \
+		$(MAKE) --no-print-directory e2e E2E_SUITE=full E2E_NODES=$$nodes E2E_PACKAGES=. E2EFLAGS='-v -run TestExternalStorage' || exit 1; \
+	done
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check format, style and import rules
@@ -98,14 +173,36 @@ $(GOLANGCI_LINT):
 	mv bin/golangci-lint $@
 
 .PHONY: update
-update: ## Bring up to date all that is generated
+update: $(CONTROLLER_GEN) $(HELM) ## Bring up to date all that is generated
 	@hack/each-module.sh go mod tidy
+	@CONTROLLER_GEN=$(CONTROLLER_GEN) hack/api.sh update
+	@HELM=$(HELM) hack/chart.sh update
 
 .PHONY: verify
-verify: ## Prove that all that is generated is up to date, modules are genuine and links lead somewhere
+verify: $(CONTROLLER_GEN) $(HELM) ## Prove that all that is generated is up to date, modules are genuine and links lead somewhere
 	@hack/each-module.sh go mod tidy -diff
 	@hack/each-module.sh go mod verify
+	@CONTROLLER_GEN=$(CONTROLLER_GEN) hack/api.sh verify
+	@HELM=$(HELM) hack/chart.sh verify
 	@hack/links.sh
+
+$(CONTROLLER_GEN):
+	GOFLAGS= GOBIN=$(CURDIR)/bin go install sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_GEN_VERSION)
+	mv bin/controller-gen $@
+
+$(HELM):
+	GOFLAGS= GOBIN=$(CURDIR)/bin go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
+	mv bin/helm $@
+
+##@ Measure
+
+# OUT takes the numbers as JSON. A whole run, of an hour, writes docs/benchmarks.md.
+BENCH_ONLY ?=
+.PHONY: bench
+bench: build ## Measure beside containerd's snapshotter, the raw ioctls and a copy (as root); QUICK=1 OUT=FILE.json
+	@hack/deps.sh test bench
+	go -C test/bench run . --binary $(CURDIR)/bin/btrfs-csi $(if $(QUICK),--quick,$(if $(BENCH_ONLY),,--docs $(CURDIR)/docs)) \
+		$(if $(BENCH_ONLY),--only '$(BENCH_ONLY)') $(if $(OUT),--output $(abspath $(OUT)))
 
 .PHONY: clean
 clean: ## Remove all that was built

@@ -63,7 +63,7 @@ func (b *behind) touches(ref Ref) bool {
 }
 
 // run writes what comes until end is called.
-func (b *behind) run(db *bolt.DB) {
+func (b *behind) run(f *file) {
 	defer close(b.done)
 	for {
 		select {
@@ -72,7 +72,7 @@ func (b *behind) run(db *bolt.DB) {
 		case <-b.wake:
 		}
 		time.Sleep(gather)
-		if err := b.write(db); err != nil {
+		if err := b.write(f); err != nil {
 			b.mu.Lock()
 			b.failed = err
 			b.mu.Unlock()
@@ -81,14 +81,14 @@ func (b *behind) run(db *bolt.DB) {
 }
 
 // end writes the rest. What is added later is not written.
-func (b *behind) end(db *bolt.DB) error {
+func (b *behind) end(f *file) error {
 	b.stop()
 	<-b.done
-	return b.write(db)
+	return b.write(f)
 }
 
 // write brings the file up to date. What cannot be written is given up.
-func (b *behind) write(db *bolt.DB) error {
+func (b *behind) write(f *file) error {
 	b.writing.Lock()
 	defer b.writing.Unlock()
 	b.mu.Lock()
@@ -97,7 +97,7 @@ func (b *behind) write(db *bolt.DB) error {
 	if len(changes) == 0 {
 		return nil
 	}
-	err := db.Update(func(tx *bolt.Tx) error {
+	err := f.update(func(tx *bolt.Tx) error {
 		for _, c := range changes {
 			if err := c.apply(tx); err != nil {
 				return err

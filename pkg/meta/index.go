@@ -6,13 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
-	"runtime/debug"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
-	bolterrors "go.etcd.io/bbolt/errors"
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -21,9 +17,6 @@ const (
 	indexVersion = 1
 	// historyLimit is how many removals are remembered.
 	historyLimit = 10_000
-	// openTimeout is how long OpenIndex waits for another process to let go of
-	// the file.
-	openTimeout = 2 * time.Second
 )
 
 var (
@@ -35,15 +28,10 @@ var (
 	keyVersion     = []byte("version")
 )
 
-// errUntrusted is returned inside the package for an index file that must be
-// made anew.
-var errUntrusted = errors.New("index cannot be trusted")
-
 // Index is a bbolt file over the entries of all pools of a node.
 // It is safe for concurrent use.
 type Index struct {
-	db     *bolt.DB
-	path   string
+	file   *file
 	behind *behind
 }
 
@@ -63,77 +51,16 @@ type poolState struct {
 // renewed then says why, for the log. It fails when another process holds the
 // file, or when none can be made.
 func OpenIndex(path string) (x *Index, renewed string, err error) {
-	db, err := openTrusted(path)
-	if errors.Is(err, errUntrusted) {
-		renewed = err.Error()
-		if err := removeFile(path); err != nil {
-			return nil, "", fmt.Errorf("replace index: %w", err)
-		}
-		db, err = openVerified(path)
-	}
+	f, renewed, err := openFile(path)
 	if err != nil {
 		return nil, "", fmt.Errorf("open index %s: %w", path, err)
 	}
 	if err := sealOpen(path); err != nil {
-		return nil, "", errors.Join(fmt.Errorf("open index %s: %w", path, err), db.Close())
+		return nil, "", errors.Join(fmt.Errorf("open index %s: %w", path, err), f.close())
 	}
-	x = &Index{db: db, path: path, behind: newBehind()}
-	go x.behind.run(db)
+	x = &Index{file: f, behind: newBehind()}
+	go x.behind.run(f)
 	return x, renewed, nil
-}
-
-// removeFile takes nothing but a file away, unlike os.Remove.
-func removeFile(path string) error {
-	if err := unix.Unlink(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove %s: %w", path, err)
-	}
-	return nil
-}
-
-// openTrusted opens a file that is as its last user left it.
-func openTrusted(path string) (*bolt.DB, error) {
-	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%w: there was none", errUntrusted)
-	}
-	if err := checkSeal(path); err != nil {
-		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
-	}
-	return openVerified(path)
-}
-
-// openVerified opens the file and reads all of it. What bbolt makes of damage in
-// spite of the seal, a panic or SIGBUS, is caught here, where nothing depends on
-// the file yet.
-func openVerified(path string) (db *bolt.DB, err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if r := recover(); r != nil {
-			if db != nil {
-				_ = db.Close()
-			}
-			db, err = nil, fmt.Errorf("%w: %v", errUntrusted, r)
-		}
-	}()
-	db, err = bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: openTimeout,
-		NoSync:  true, // a cache over the ledger: an fsync would buy nothing
-		// The free list is kept in the file: to find the free pages bbolt would
-		// read all others, in a goroutine in which a panic cannot be caught.
-		FreelistType: bolt.FreelistMapType,
-	})
-	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
-		return nil, fmt.Errorf("in use by another process: %w", err)
-	case errors.Is(err, os.ErrPermission), errors.Is(err, unix.EISDIR):
-		return nil, err
-	case err != nil:
-		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
-	}
-	if err := errors.Join(db.View(checkValues), initialise(db)); err != nil {
-		_ = db.Close()
-		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
-	}
-	return db, nil
 }
 
 // initialise makes the buckets, and refuses another version's.
@@ -210,19 +137,19 @@ func (x *Index) Check() error {
 
 // Close closes the file, and seals it. Nothing may be added any more.
 func (x *Index) Close() error {
-	err := errors.Join(x.behind.end(x.db), x.db.Close())
+	err := errors.Join(x.behind.end(x.file), x.file.close())
 	if err != nil {
 		return err
 	}
-	return sealClosed(x.path)
+	return sealClosed(x.file.path)
 }
 
 // view reads the file with all that was added before.
 func (x *Index) view(fn func(*bolt.Tx) error) error {
-	if err := x.behind.write(x.db); err != nil {
+	if err := x.behind.write(x.file); err != nil {
 		return err
 	}
-	return x.db.View(fn)
+	return x.file.view(fn)
 }
 
 // Put adds e, or replaces the entry of the same class, ID and pool. It does not
@@ -249,12 +176,12 @@ func (x *Index) Remove(ref Ref, poolID string) error {
 }
 
 // Flush returns when all that was added before is in the file.
-func (x *Index) Flush() error { return x.behind.write(x.db) }
+func (x *Index) Flush() error { return x.behind.write(x.file) }
 
 // Lookup returns the entries of ref, one for each pool that holds or held it:
 // also those of pools that are away now.
 func (x *Index) Lookup(ref Ref) ([]Entry, error) {
-	view := x.db.View
+	view := x.file.view
 	if x.behind.touches(ref) {
 		view = x.view
 	}
@@ -303,10 +230,10 @@ func (x *Index) WalkChildren(source Ref, class Class, after string, fn func(Entr
 // what differs, and remembers the pool's name. It returns the number of entries
 // that it had to change. Entries of other pools stay.
 func (x *Index) SyncPool(poolID, name string, want []Entry) (changed int, err error) {
-	if err := x.behind.write(x.db); err != nil {
+	if err := x.behind.write(x.file); err != nil {
 		return 0, err
 	}
-	err = x.db.Update(func(tx *bolt.Tx) error {
+	err = x.file.update(func(tx *bolt.Tx) error {
 		changed = 0
 		missing := make(map[string]Entry, len(want))
 		for _, e := range want {

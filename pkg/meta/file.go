@@ -1,0 +1,142 @@
+package meta
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
+)
+
+// openTimeout is how long OpenIndex waits for another process to let go of the file.
+const openTimeout = 2 * time.Second
+
+// errUntrusted is returned inside the package for an index file that must be made
+// anew.
+var errUntrusted = errors.New("index cannot be trusted")
+
+// file is the bbolt file of an index. Damage that shows only in its use, as a panic of
+// bbolt's, ends that use with an error, and the file is made anew, empty.
+type file struct {
+	path     string
+	renewing sync.Mutex
+	db       atomic.Pointer[bolt.DB]
+}
+
+// openFile opens the file, anew where it cannot be trusted; renewed then says why.
+func openFile(path string) (f *file, renewed string, err error) {
+	db, err := openTrusted(path)
+	if errors.Is(err, errUntrusted) {
+		renewed = err.Error()
+		if err := removeFile(path); err != nil {
+			return nil, "", fmt.Errorf("replace index: %w", err)
+		}
+		db, err = openVerified(path)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	f = &file{path: path}
+	f.db.Store(db)
+	return f, renewed, nil
+}
+
+func (f *file) close() error { return f.db.Load().Close() }
+
+func (f *file) update(fn func(*bolt.Tx) error) error {
+	return f.guard(func(db *bolt.DB) error { return db.Update(fn) })
+}
+
+func (f *file) view(fn func(*bolt.Tx) error) error {
+	return f.guard(func(db *bolt.DB) error { return db.View(fn) })
+}
+
+func (f *file) guard(use func(*bolt.DB) error) (err error) {
+	db := f.db.Load()
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = errors.Join(fmt.Errorf("%w: %v", errUntrusted, r), f.renew(db))
+		}
+	}()
+	return use(db)
+}
+
+// renew replaces a file that has proved damaged by an empty one. What bbolt holds of
+// the old one is given up: in which state it left its locks nobody knows.
+func (f *file) renew(damaged *bolt.DB) error {
+	f.renewing.Lock()
+	defer f.renewing.Unlock()
+	if f.db.Load() != damaged {
+		return nil // somebody else did
+	}
+	if err := removeFile(f.path); err != nil {
+		return err
+	}
+	db, err := openVerified(f.path)
+	if err != nil {
+		return err
+	}
+	f.db.Store(db)
+	return nil
+}
+
+// removeFile takes nothing but a file away, unlike os.Remove.
+func removeFile(path string) error {
+	if err := unix.Unlink(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", path, err)
+	}
+	return nil
+}
+
+// openTrusted opens a file that is as its last user left it.
+func openTrusted(path string) (*bolt.DB, error) {
+	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: there was none", errUntrusted)
+	}
+	if err := checkSeal(path); err != nil {
+		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
+	}
+	return openVerified(path)
+}
+
+// openVerified opens the file and reads all of it. What bbolt makes of damage in
+// spite of the seal, a panic or SIGBUS, is caught here, where nothing depends on
+// the file yet.
+func openVerified(path string) (db *bolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			if db != nil {
+				_ = db.Close()
+			}
+			db, err = nil, fmt.Errorf("%w: %v", errUntrusted, r)
+		}
+	}()
+	db, err = bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: openTimeout,
+		NoSync:  true, // a cache over the ledger: an fsync would buy nothing
+		// The free list is kept in the file: to find the free pages bbolt would
+		// read all others, in a goroutine in which a panic cannot be caught.
+		FreelistType: bolt.FreelistMapType,
+	})
+	switch {
+	case errors.Is(err, bolterrors.ErrTimeout):
+		return nil, fmt.Errorf("in use by another process: %w", err)
+	case errors.Is(err, os.ErrPermission), errors.Is(err, unix.EISDIR):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
+	}
+	if err := errors.Join(db.View(checkValues), initialise(db)); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("%w: %w", errUntrusted, err)
+	}
+	return db, nil
+}

@@ -138,8 +138,7 @@ func (e *Engine) origin(spec Spec, source meta.Ref) (*pool, *located, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("source %w", err)
 	}
-	if _, err := from.Info(from.slot); err != nil {
-		_, err := from.entry()
+	if err := from.copyable(spec.Parameters); err != nil {
 		return nil, nil, fmt.Errorf("source %w", err)
 	}
 	if spec.Pool != "" && spec.Pool != from.name {
@@ -218,21 +217,35 @@ func (l *located) populate(from *located) error {
 	if from == nil {
 		return l.Create(l.slot)
 	}
-	if err := from.refuseNested(l.record); err != nil {
-		return err
-	}
 	if err := l.commits.snapshot(l.coming, Copy{from.slot, l.slot, l.record.Kind.ReadOnly()}); err != nil {
 		return err
 	}
 	// Asked again: a pod may have made one in between, which would be missing
 	// from the snapshot without a word.
-	return from.refuseNested(l.record)
+	return from.refuseNested(l.record.Parameters)
 }
 
-// refuseNested returns ErrNested with the paths of the subvolumes inside from,
-// unless its class or that of what is made allows to leave them out.
-func (from *located) refuseNested(record meta.Record) error {
-	if record.Parameters.SkipNested || from.record.Parameters.SkipNested {
+// copyable fails for a source whose subvolume is gone, or that refuseNested refuses.
+func (from *located) copyable(parameters meta.Parameters) error {
+	err := from.refuseNested(parameters)
+	if err != nil || from.skipsNested(parameters) { // it has not been looked at, or not been found
+		if _, lost := from.entry(); lost != nil {
+			return lost
+		}
+	}
+	return from.explain(err)
+}
+
+// skipsNested reports whether the class of the source or that of what is made allows
+// to leave nested subvolumes out.
+func (from *located) skipsNested(parameters meta.Parameters) bool {
+	return parameters.SkipNested || from.record.Parameters.SkipNested
+}
+
+// refuseNested returns ErrNested with the paths of the subvolumes inside from, unless
+// they may be left out.
+func (from *located) refuseNested(parameters meta.Parameters) error {
+	if from.skipsNested(parameters) {
 		return nil
 	}
 	nested, err := from.Nested(from.slot)

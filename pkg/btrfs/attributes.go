@@ -11,19 +11,35 @@ const compressionAttr = "btrfs.compression"
 // SetCompression sets how files created in the subvolume at path from now on are
 // compressed: "zstd", "zlib" or "lzo", or "none" against a mount option; ""
 // returns to the mount's. The kernel keeps a level such as "zstd:3" in the
-// attribute and heeds only the name: it compresses at the default level. Errors: EINVAL for a value
-// the kernel does not know, and when copy on write is off; EROFS.
+// attribute and heeds only the name: it compresses at the default level. An immutable
+// or append-only root does not stand in the way. Errors: EINVAL for a value the kernel
+// does not know, and when copy on write is off; EROFS.
 func SetCompression(path, value string) error {
 	return withDir("set compression of", path, func(fd int) error {
-		if value != "" {
-			return unix.Fsetxattr(fd, compressionAttr, []byte(value), 0)
+		err := setCompression(fd, value)
+		if !errors.Is(err, unix.EPERM) {
+			return err
 		}
-		err := unix.Fremovexattr(fd, compressionAttr)
-		if errors.Is(err, unix.ENODATA) {
-			return nil
+		flags, err := inodeFlags(fd)
+		if err != nil {
+			return err
 		}
-		return err
+		if err := changeInodeFlags(fd, 0, protection); err != nil {
+			return err
+		}
+		return errors.Join(setCompression(fd, value), changeInodeFlags(fd, flags&protection, 0))
 	})
+}
+
+func setCompression(fd int, value string) error {
+	if value != "" {
+		return unix.Fsetxattr(fd, compressionAttr, []byte(value), 0)
+	}
+	err := unix.Fremovexattr(fd, compressionAttr)
+	if errors.Is(err, unix.ENODATA) {
+		return nil
+	}
+	return err
 }
 
 // Compression returns the value set by SetCompression, "" for none.

@@ -2,6 +2,7 @@ package btrfs
 
 import (
 	"errors"
+	"fmt"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -146,11 +147,13 @@ func unprotect(mount int, parent uint64, dir, child int) error {
 	return clearProtection(child, child)
 }
 
+// protection are the flags of an inode that forbid even root to change it.
+const protection = fsImmutable | fsAppend
+
 // clearProtection makes a directory of the subvolume root mutable. The flag of
 // the subvolume goes first: nothing can be changed under it, and an inode that
 // needs no change leaves it alone.
 func clearProtection(root, dir int) error {
-	const protection = fsImmutable | fsAppend
 	flags, err := inodeFlags(dir)
 	if err != nil || flags&protection == 0 {
 		return err
@@ -171,7 +174,10 @@ func destroyEntry(dir int, name string, unprotect func() error) error {
 	if uerr := unprotect(); uerr != nil {
 		return errors.Join(err, uerr)
 	}
-	return snapDestroy(dir, name)
+	if err = snapDestroy(dir, name); errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("%w: %w", ErrHeld, err)
+	}
+	return err
 }
 
 func snapDestroy(dir int, name string) error {

@@ -1,0 +1,153 @@
+package driver
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// TestHostilePod does to the root of its volume what a privileged pod can. The volume
+// can be copied, published again and deleted all the same, and what the pod points at
+// outside of it stays as it was.
+func TestHostilePod(t *testing.T) {
+	for name, do := range map[string]func(t *testing.T, root string){
+		"immutable root":       func(t *testing.T, root string) { chattr(t, root, unix.STATX_ATTR_IMMUTABLE) },
+		"append-only root":     func(t *testing.T, root string) { chattr(t, root, unix.STATX_ATTR_APPEND) },
+		"root for nobody":      func(t *testing.T, root string) { must(t, os.Chmod(root, 0)) },
+		"root of another user": func(t *testing.T, root string) { must(t, os.Chown(root, 1000, 1000)) },
+		"read-only property":   func(t *testing.T, root string) { must(t, btrfs.SetReadOnly(root, true)) },
+		"compression property": func(t *testing.T, root string) { must(t, btrfs.SetCompression(root, "zlib")) },
+		"nodatacow":            func(t *testing.T, root string) { must(t, btrfs.SetNoDataCow(root, true)) },
+		"record of its own": func(t *testing.T, root string) {
+			must(t, unix.Setxattr(root, meta.LedgerXattr, []byte("noise"), 0))
+		},
+		"immutable file": func(t *testing.T, root string) {
+			write(t, filepath.Join(root, "file"), "data")
+			chattr(t, filepath.Join(root, "file"), unix.STATX_ATTR_IMMUTABLE)
+		},
+		"names": func(t *testing.T, root string) {
+			for _, name := range []string{"new\nline", "\xff\xfe", "..\\", strings.Repeat("n", 255)} {
+				mkdir(t, filepath.Join(root, name))
+			}
+		},
+		"deep": func(t *testing.T, root string) {
+			mkdir(t, filepath.Join(root, strings.Repeat(strings.Repeat("d", 100)+"/", 35)))
+		},
+		"device node": func(t *testing.T, root string) {
+			must(t, unix.Mknod(filepath.Join(root, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+		},
+		"symbolic links": func(t *testing.T, root string) {
+			for i, to := range []string{"/", "..", "../../..", "fs", "/proc/self/root"} {
+				must(t, os.Symlink(to, filepath.Join(root, fmt.Sprint(i))))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, rigOptions{})
+			volume, target := r.published("pvc-hostile")
+			write(t, filepath.Join(target, "data"), "kept")
+			do(t, target)
+
+			again := r.targetPath("pod-2", volume)
+			must(t, r.publish(volume, again, writer(), false))
+			wantFile(t, filepath.Join(again, "data"), "kept")
+			must(t, r.unpublish(volume, again))
+			taken := r.snapshot("snapshot-1", volume)
+			for clone, parameters := range map[string]map[string]string{
+				"pvc-clone": nil, "pvc-compressed": {"compression": "zstd"}, "pvc-nodatacow": {"nodatacow": "true"},
+			} {
+				id := r.createAs(&csi.CreateVolumeRequest{Name: clone, VolumeContentSource: fromSnapshot(taken), Parameters: parameters}).GetVolumeId()
+				wantFile(t, filepath.Join(r.source(id), "data"), "kept")
+				must(t, r.delete(id))
+			}
+			_, err := r.DeleteSnapshot(t.Context(), &csi.DeleteSnapshotRequest{SnapshotId: taken})
+			must(t, err)
+			must(t, r.unpublish(volume, target))
+			must(t, r.unstage(volume))
+			must(t, r.delete(volume))
+			for _, area := range []string{"active", "committed", "removing"} {
+				left, err := os.ReadDir(filepath.Join(r.state, "pools/default", area))
+				must(t, err)
+				if len(left) > 0 {
+					t.Errorf("%s holds %v", area, left)
+				}
+			}
+		})
+	}
+}
+
+// TestHeldByTheKernel: what the kernel holds is not deleted by halves, the answer
+// says what may hold it, and when that ends the delete goes through.
+func TestHeldByTheKernel(t *testing.T) {
+	for name, hold := range map[string]struct {
+		begin, end func(t *testing.T, volume string) // which is renamed by then
+		word       string
+	}{
+		"swap file": {
+			func(t *testing.T, volume string) {
+				file := filepath.Join(volume, "swap")
+				f, err := os.Create(file)
+				must(t, err)
+				defer f.Close()
+				must(t, unix.Fallocate(int(f.Fd()), 0, 0, 16*mib))
+				must(t, f.Chmod(0o600))
+				command(t, "mkswap", file)
+				command(t, "swapon", file)
+			},
+			func(t *testing.T, volume string) { command(t, "swapoff", filepath.Join(volume, "swap")) },
+			"swapoff",
+		},
+		"default subvolume": {
+			func(t *testing.T, volume string) { command(t, "btrfs", "subvolume", "set-default", volume) },
+			func(t *testing.T, volume string) { command(t, "btrfs", "subvolume", "set-default", "5", volume) },
+			"set-default",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, rigOptions{})
+			volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc-held", Parameters: map[string]string{"nodatacow": "true"}}).GetVolumeId()
+			t.Cleanup(func() { // before the filesystem is unmounted, whatever failed
+				left, _ := filepath.Glob(filepath.Join(r.state, "pools/default/*/*pvc-held/fs/swap"))
+				for _, file := range left {
+					_ = exec.Command("swapoff", file).Run()
+				}
+			})
+			hold.begin(t, r.source(volume))
+			for range 2 {
+				wantCode(t, r.delete(volume), codes.Aborted, hold.word)
+			}
+			hold.end(t, filepath.Join(r.state, "pools/default/removing/active-pvc-held/fs"))
+			must(t, r.delete(volume))
+		})
+	}
+}
+
+func command(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+}
+
+// chattr sets a flag of a file or directory.
+func chattr(t *testing.T, path string, flag uint32) {
+	t.Helper()
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	must(t, err)
+	must(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|flag)))
+}

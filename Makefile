@@ -157,6 +157,20 @@ e2e-suite: ## Run all of Kubernetes' External.Storage tests, slow ones too, on t
 		$(MAKE) --no-print-directory e2e E2E_SUITE=full E2E_NODES=$$nodes E2E_PACKAGES=. E2EFLAGS='-v -run TestExternalStorage' || exit 1; \
 	done
 
+# A whole soak writes its figures into docs/reliability.md.
+SOAK ?= 30m
+KILLS ?= 1000
+CUTS ?= 500
+FUZZ ?= 60s
+.PHONY: soak
+soak: deps build ## Kill a driver, cut its power and leave it alone, under load (as root); SOAK=5m KILLS= CUTS= FUZZ= SEED= OUT=FILE.json
+	go -C test/reliability run ./cmd/soak --binary $(CURDIR)/bin/btrfs-csi --source $(CURDIR) --docs $(CURDIR)/docs \
+		--time $(SOAK) --kills $(KILLS) --cuts $(CUTS) --fuzz $(FUZZ) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--output json > $(abspath $(OUT)))
+
+.PHONY: fuzz
+fuzz: deps ## Run every fuzz target for FUZZ=60s (as root)
+	go -C test/reliability run ./cmd/soak fuzz --source $(CURDIR) --time $(FUZZ)
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check format, style and import rules
 	@hack/deps.sh build

@@ -129,6 +129,62 @@ func TestCommitsFail(t *testing.T) {
 	})
 }
 
+// TestCommitsEachSyncs: a commit that the kernel has made does not make everything
+// durable that came before it, such as what an fsync writes to the log of one
+// directory alone. So each operation of a group syncs its own slot, once it has come,
+// also beside snapshots.
+func TestCommitsEachSyncs(t *testing.T) {
+	for name, snapshots := range map[string]int{"syncs alone": 0, "beside a snapshot": 1, "beside snapshots": 3} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := &syncedSlots{slowCommits: slowCommits{took: time.Millisecond, takes: func(Copy) time.Duration { return 0 }}, synced: map[Slot]int{}}
+				c := &commits{filesystem: f, took: f.took}
+				together := c.announce()
+				var all sync.WaitGroup
+				for range snapshots {
+					all.Go(func() { _ = c.snapshot(c.announce(), Copy{}) })
+				}
+				for i := range 8 {
+					s := Slot{"active", string(rune('a' + i))}
+					all.Go(func() {
+						_ = c.sync(c.announce(), s)
+						if f.of(s) != 1 {
+							t.Errorf("%s was answered and synced %d times", s, f.of(s))
+						}
+					})
+				}
+				synctest.Wait()
+				together.leave()
+				all.Wait()
+				if c.expected != 8+snapshots {
+					t.Errorf("the last group had %d operations, the test is of one with %d", c.expected, 8+snapshots)
+				}
+			})
+		})
+	}
+}
+
+// syncedSlots counts how often each slot was synced.
+type syncedSlots struct {
+	slowCommits
+	mu     sync.Mutex // protects synced
+	synced map[Slot]int
+}
+
+func (f *syncedSlots) Sync(s Slot) error {
+	err := f.slowCommits.Sync(s)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.synced[s]++
+	return err
+}
+
+func (f *syncedSlots) of(s Slot) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.synced[s]
+}
+
 type failing struct {
 	Filesystem
 	reason error

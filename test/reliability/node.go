@@ -236,7 +236,7 @@ func (n *node) findings(ctx context.Context) ([]snapshot.Finding, error) {
 }
 
 // disaster is what no log may hold.
-var disaster = regexp.MustCompile(`(?m)^(panic:|fatal error:|WARNING: DATA RACE|unexpected fault).*`)
+var disaster = regexp.MustCompile(`(?m)^(panic:|fatal error:|WARNING: DATA RACE|unexpected fault|E.*\] "Panic").*`)
 
 // repair is how a driver that starts tells what it found half done.
 var repair = regexp.MustCompile(`"Reconciled".* problem="(\w+)".* repair="(\w*)"`)

@@ -80,6 +80,16 @@ func (c *counts) add(what string, err error) {
 	}
 }
 
+// sent returns how many requests were sent so far.
+func (c *counts) sent() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, a := range c.requests {
+		n += a.Sent
+	}
+	return n
+}
+
 // fill writes what the workers counted into a report.
 func (c *counts) fill(r *Report) {
 	c.mu.Lock()
@@ -96,12 +106,16 @@ func (c *counts) fill(r *Report) {
 func (r Report) Total() Answers {
 	var total Answers
 	for _, a := range r.Requests {
-		total.Sent += a.Sent
-		total.Acknowledged += a.Acknowledged
-		total.Refused += a.Refused
-		total.Unanswered += a.Unanswered
+		total.add(a)
 	}
 	return total
+}
+
+func (a *Answers) add(other Answers) {
+	a.Sent += other.Sent
+	a.Acknowledged += other.Acknowledged
+	a.Refused += other.Refused
+	a.Unanswered += other.Unanswered
 }
 
 // String returns a few lines for people.

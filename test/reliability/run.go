@@ -26,12 +26,16 @@ type Options struct {
 	// Duration is how long to go on at least. Kills and cuts go on for as long, or, where
 	// there are to be none, the load alone.
 	Duration time.Duration
-	Quota    []btrfs.QuotaMode // that take turns; all without it
-	Workers  int               // 12 without it
-	Seed     uint64            // a random one without it
-	Log      func(format string, args ...any)
-	// Observe is called when a driver that has served for a while is at rest.
-	Observe func(pid int, stateDir string)
+	// Limit is how long to go on at most, whatever kills and cuts are left then. 0 is as
+	// long as it takes.
+	Limit   time.Duration
+	Quota   []btrfs.QuotaMode // that take turns; all without it
+	Workers int               // 12 without it
+	Seed    uint64            // a random one without it
+	Log     func(format string, args ...any)
+	// Sample is how often to look at the driver's process and how long its answers take.
+	// Only for one that is left alone, without kills and cuts.
+	Sample time.Duration
 }
 
 // modes are all kinds of quota.
@@ -70,7 +74,8 @@ func Run(ctx context.Context, o Options) (Report, error) {
 	for i, quota := range o.Quota {
 		part := o
 		part.Kills, part.Cuts = share(o.Kills, i, len(o.Quota)), share(o.Cuts, i, len(o.Quota))
-		part.Duration, part.Seed = o.Duration/time.Duration(len(o.Quota)), o.Seed+uint64(i)
+		part.Duration, part.Limit = o.Duration/time.Duration(len(o.Quota)), o.Limit/time.Duration(len(o.Quota))
+		part.Seed = o.Seed + uint64(i)
 		if err := runLeg(ctx, part, quota, &report); err != nil {
 			errs = append(errs, fmt.Errorf("quota %s, seed %d: %w", quota, o.Seed, err))
 			break
@@ -138,8 +143,7 @@ func (l *leg) run(ctx context.Context) error {
 
 // rounds do one thing after the other to the driver, in random order.
 func (l *leg) rounds(ctx context.Context, load *load) error {
-	until := time.Now().Add(l.options.Duration)
-	for l.kills < l.options.Kills || l.cuts < l.options.Cuts || time.Now().Before(until) {
+	for began := time.Now(); l.goesOn(time.Since(began)); {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -147,10 +151,18 @@ func (l *leg) rounds(ctx context.Context, load *load) error {
 		if err := l.draw()(ctx); err != nil {
 			return err
 		}
-		l.options.Log("quota %s, %d kills, %d cuts, %d restarts: %v, of which the last start %v", l.node.quota,
-			l.report.Kills, l.report.Cuts, l.report.Restarts, time.Since(began).Round(time.Millisecond), l.node.ready.Round(time.Millisecond))
+		l.options.Log("quota %s, %d kills, %d cuts, %d restarts, %d requests: the last took %v, of which the start %v", l.node.quota,
+			l.report.Kills, l.report.Cuts, l.report.Restarts, l.report.counts.sent(), time.Since(began).Round(time.Millisecond), l.node.ready.Round(time.Millisecond))
 	}
 	return l.finish(ctx, load)
+}
+
+// goesOn reports whether there is more to do after some time.
+func (l *leg) goesOn(after time.Duration) bool {
+	if l.options.Limit > 0 && after >= l.options.Limit {
+		return false
+	}
+	return l.kills < l.options.Kills || l.cuts < l.options.Cuts || after < l.options.Duration
 }
 
 // draw draws what to do next.
@@ -173,13 +185,7 @@ func (l *leg) draw() func(context.Context) error {
 // rest lets the load go on, and then checks.
 func (l *leg) rest(ctx context.Context) error {
 	l.work(ctx, 2*time.Second)
-	if err := l.settled(ctx, "in the midst of the load"); err != nil {
-		return err
-	}
-	if l.options.Observe != nil {
-		l.options.Observe(l.node.process.cmd.Process.Pid, l.node.state())
-	}
-	return nil
+	return l.settled(ctx, "in the midst of the load")
 }
 
 // work lets the workers work for a random time.

@@ -1,0 +1,90 @@
+package reliability
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// The figures of the last soak stand between these in reliability.md.
+const (
+	figuresBegin = "<!-- The figures of the last soak: written by make soak, not by hand. -->\n"
+	figuresEnd   = "<!-- End of the figures. -->\n"
+)
+
+// Document is reliability.md, which has a place for the figures of a soak.
+type Document struct{ dir string }
+
+// OpenDocument returns the one in a directory.
+func OpenDocument(dir string) (Document, error) {
+	d := Document{dir}
+	_, err := d.with("")
+	return d, err
+}
+
+func (d Document) path() string { return filepath.Join(d.dir, "reliability.md") }
+
+// with returns the document with other figures.
+func (d Document) with(figures string) (string, error) {
+	text, err := os.ReadFile(d.path())
+	if err != nil {
+		return "", err
+	}
+	next, err := replaceFigures(string(text), figures)
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", d.path(), err)
+	}
+	return next, nil
+}
+
+// Write writes the figures of a soak that has passed.
+func (d Document) Write(r SoakReport) error {
+	text, err := d.with(r.figures())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(d.path(), []byte(text), 0o644)
+}
+
+// replaceFigures replaces what stands between the marks.
+func replaceFigures(text, figures string) (string, error) {
+	before, rest, begins := strings.Cut(text, figuresBegin)
+	_, after, ends := strings.Cut(rest, figuresEnd)
+	if !begins || !ends {
+		return "", errors.New("the marks between which the figures belong are not there; put them back: " + figuresBegin + figuresEnd)
+	}
+	return before + figuresBegin + figures + figuresEnd + after, nil
+}
+
+// figures are those of a soak, as Markdown.
+func (r SoakReport) figures() string {
+	var b strings.Builder
+	row := func(what, format string, args ...any) {
+		fmt.Fprintf(&b, "| %s | %s |\n", what, fmt.Sprintf(format, args...))
+	}
+	total := r.Total()
+	b.WriteString("\n| | |\n|---|---|\n")
+	row("driver", "%s", r.Version)
+	row("machine", "Linux %s, %d CPUs", r.Kernel, r.CPUs)
+	row("date", "%s", r.Began.Format(time.DateOnly))
+	row("seed", "%d", r.Seed)
+	row("time", "%v, and %v of fuzzing", (r.Kills.Elapsed + r.Cuts.Elapsed + r.Alone.Elapsed).Round(time.Second), r.Fuzz.Elapsed().Round(time.Second))
+	row("kills", "%d, of them %d of a driver that was starting", r.TotalKills(), r.Kills.KillsAtStart)
+	row("power cuts", "%d", r.Cuts.Cuts)
+	row("orderly restarts under load", "%d", r.Kills.Restarts+r.Cuts.Restarts)
+	row("requests", "%d: %d acknowledged, %d refused as they should be, %d broken off or to be asked again", total.Sent, total.Acknowledged, total.Refused, total.Unanswered)
+	row("volumes and snapshots", "%d", r.Kills.Objects+r.Cuts.Objects+r.Alone.Objects)
+	row("files written and synced", "%d", r.Kills.Writes+r.Cuts.Writes+r.Alone.Writes)
+	row("in flight when it was killed", "%d whole after, %d absent, none half", r.Kills.AtKills.Whole, r.Kills.AtKills.Absent)
+	row("in flight when the power was cut", "%d whole after, %d absent, none half", r.Cuts.AtCuts.Whole, r.Cuts.AtCuts.Absent)
+	row("fuzzed", "%d targets, %d inputs", len(r.Fuzz), r.Fuzz.Inputs())
+	row("**lost, left over, half done, panics**", "**0**")
+	if r.Kills.Kills < r.Wanted.Kills || r.Cuts.Cuts < r.Wanted.Cuts {
+		fmt.Fprintf(&b, "\nThe time did not suffice for the %d kills and %d power cuts that were asked for.\n", r.Wanted.Kills, r.Wanted.Cuts)
+	}
+	b.WriteString("\n")
+	return b.String()
+}

@@ -1,0 +1,30 @@
+package reliability
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestParseTargets(t *testing.T) {
+	got := parseTargets("FuzzA\nFuzzB\nok  \texample.com/one\t0.01s\nok  \texample.com/none\t0.01s\n?   \texample.com/bare\t[no test files]\nFuzzC\nok  \texample.com/two\t0.02s\n")
+	want := []Fuzzed{{Package: "example.com/one", Target: "FuzzA"}, {Package: "example.com/one", Target: "FuzzB"}, {Package: "example.com/two", Target: "FuzzC"}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestFuzzed(t *testing.T) {
+	elapsed, inputs := fuzzed([]byte(`fuzz: elapsed: 0s, gathering baseline coverage: 0/30 completed
+fuzz: elapsed: 0s, gathering baseline coverage: 30/30 completed, now fuzzing with 2 workers
+fuzz: elapsed: 3s, execs: 1000 (333/sec), new interesting: 1 (total: 31)
+fuzz: elapsed: 1m1s, execs: 20123 (350/sec), new interesting: 2 (total: 32)
+PASS
+`))
+	if elapsed != 61*time.Second || inputs != 20123 {
+		t.Errorf("got %v, %d inputs", elapsed, inputs)
+	}
+	if elapsed, inputs := fuzzed([]byte("PASS\n")); elapsed != 0 || inputs != 0 {
+		t.Errorf("got %v, %d inputs where there was no fuzzing", elapsed, inputs)
+	}
+}

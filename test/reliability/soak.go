@@ -1,0 +1,168 @@
+package reliability
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+// SoakOptions say how long to soak a driver, and in what.
+type SoakOptions struct {
+	Binary string // btrfs-csi
+	Dir    string // where to make a directory for the pools, which is taken away; not on btrfs
+	Time   time.Duration
+	Kills  int // at most, as the time suffices
+	Cuts   int
+	Seed   uint64 // a random one without it
+	Log    func(format string, args ...any)
+
+	Fuzz   time.Duration // for each target, after Time; 0: none is fuzzed
+	Source string        // directory of the driver's module, which has the targets
+}
+
+// Shares of the time. One driver that is left alone has what the others leave.
+const (
+	shareOfKills = 0.40
+	shareOfCuts  = 0.35
+)
+
+// SoakReport has the figures of a soak.
+type SoakReport struct {
+	Version string    `json:"version"` // of the driver
+	Kernel  string    `json:"kernel"`
+	CPUs    int       `json:"cpus"`
+	Began   time.Time `json:"began"`
+	Seed    uint64    `json:"seed"`
+	Wanted  struct {
+		Kills int `json:"kills"`
+		Cuts  int `json:"cuts"`
+	} `json:"wanted"`
+	Kills Report     `json:"kills"` // drivers that were killed
+	Cuts  Report     `json:"cuts"`  // and whose power was cut
+	Alone Report     `json:"alone"` // one driver that was left alone
+	Fuzz  FuzzReport `json:"fuzz"`
+}
+
+// Soak kills drivers, cuts their power, leaves one alone, and fuzzes. It stops at the
+// first thing that is not as it should be. The report has what was done until then.
+func Soak(ctx context.Context, o SoakOptions) (SoakReport, error) {
+	if o.Seed == 0 {
+		o.Seed = rand.Uint64() >> 32
+	}
+	r := SoakReport{CPUs: runtime.NumCPU(), Began: time.Now().UTC(), Seed: o.Seed}
+	r.Wanted.Kills, r.Wanted.Cuts = o.Kills, o.Cuts
+	var err error
+	if r.Version, err = versionOf(ctx, o.Binary); err != nil {
+		return r, err
+	}
+	if r.Kernel, err = kernel(); err != nil {
+		return r, err
+	}
+	o.Log("seed %d; %v for %d kills, %d power cuts and one driver that is left alone", o.Seed, o.Time, o.Kills, o.Cuts)
+	if err := r.run(ctx, o); err != nil {
+		return r, err
+	}
+	if o.Fuzz > 0 {
+		r.Fuzz, err = Fuzz(ctx, o.Source, o.Fuzz, o.Log)
+	}
+	return r, err
+}
+
+// run does all that takes a node, one part after the other.
+func (r *SoakReport) run(ctx context.Context, o SoakOptions) error {
+	for _, part := range []struct {
+		name    string
+		options func() Options
+		report  *Report
+	}{
+		{"killed", func() Options {
+			return Options{Kills: o.Kills, Limit: time.Duration(shareOfKills * float64(o.Time))}
+		}, &r.Kills},
+		{"power-cut", func() Options {
+			return Options{Cuts: o.Cuts, Limit: time.Duration(shareOfCuts * float64(o.Time))}
+		}, &r.Cuts},
+		{"left-alone", func() Options { // with the quota that most have
+			return Options{Duration: o.Time - r.Kills.Elapsed - r.Cuts.Elapsed, Quota: []btrfs.QuotaMode{btrfs.QuotaFull}}
+		}, &r.Alone},
+	} {
+		options := part.options()
+		options.Binary, options.Seed, options.Log = o.Binary, o.Seed, o.Log
+		err := inDirectory(o.Dir, part.name, func(dir string) (err error) {
+			options.Dir = dir
+			*part.report, err = Run(ctx, options)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", part.name, err)
+		}
+	}
+	return nil
+}
+
+// inDirectory makes a directory for fn and takes it away, unless something is still
+// mounted there.
+func inDirectory(parent, name string, fn func(dir string) error) error {
+	dir, err := os.MkdirTemp(parent, "btrfs-csi-"+name+"-")
+	if err != nil {
+		return err
+	}
+	err = fn(dir)
+	points, tableErr := mountedBelow(dir)
+	if tableErr != nil || len(points) > 0 {
+		return errors.Join(err, tableErr, fmt.Errorf("%s is left behind: %d mounts are below it", dir, len(points)))
+	}
+	return errors.Join(err, os.RemoveAll(dir))
+}
+
+func versionOf(ctx context.Context, binary string) (string, error) {
+	out, err := exec.CommandContext(ctx, binary, "version").Output()
+	if err != nil {
+		return "", fmt.Errorf("%s version: %w", binary, err)
+	}
+	return strings.Join(strings.Fields(string(out)), " "), nil
+}
+
+func kernel() (string, error) {
+	var name unix.Utsname
+	err := unix.Uname(&name)
+	return unix.ByteSliceToString(name.Release[:]), err
+}
+
+// Total adds up the requests of all parts.
+func (r SoakReport) Total() Answers {
+	var total Answers
+	for _, part := range []Report{r.Kills, r.Cuts, r.Alone} {
+		total.add(part.Total())
+	}
+	return total
+}
+
+// String returns the figures for people.
+func (r SoakReport) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s on Linux %s, %d CPUs, %s, seed %d\n\n", r.Version, r.Kernel, r.CPUs, r.Began.Format(time.RFC3339), r.Seed)
+	for _, part := range []struct {
+		name string
+		Report
+	}{{"Killed", r.Kills}, {"Power cut", r.Cuts}, {"Left alone", r.Alone}} {
+		fmt.Fprintf(&b, "%s: %s\n", part.name, part.Report)
+	}
+	b.WriteString(r.Fuzz.String())
+	total := r.Total()
+	fmt.Fprintf(&b, "All: %d kills, %d power cuts, %d requests, %d of them acknowledged, %v fuzzed\n",
+		r.TotalKills(), r.Cuts.Cuts, total.Sent, total.Acknowledged, r.Fuzz.Elapsed().Round(time.Second))
+	return b.String()
+}
+
+// TotalKills counts those between power cuts too.
+func (r SoakReport) TotalKills() int { return r.Kills.Kills + r.Cuts.Kills }

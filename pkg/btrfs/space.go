@@ -25,27 +25,50 @@ type Space struct {
 	Unallocated int64
 }
 
-// Room is what statfs and df tell, in bytes.
+// Room is what is left, in bytes.
 type Room struct {
 	Size      int64
-	Available int64 // an estimate, limits of quota ignored
+	Available int64 // an estimate of df's, limits of quota ignored
+	// Metadata is an estimate of what metadata can still take before the kernel
+	// is left with its global reserve. Available does not tell: statfs gives 0 only
+	// when the kernel has tried to allocate a chunk for metadata, in vain.
+	Metadata int64
 	// ReadOnly is also the state of a filesystem that the kernel stopped after an
 	// error.
 	ReadOnly bool
 }
 
-// RoomOf returns the room on the filesystem around path (statfs). It is much
-// cheaper than SpaceOf.
+// RoomOf returns the room on the filesystem around path (statfs, SPACE_INFO). It is
+// much cheaper than SpaceOf.
 func RoomOf(path string) (Room, error) {
-	var room Room
-	err := withDir("room of", path, func(fd int) (err error) {
-		room, err = roomOf(fd)
-		return err
-	})
-	return room, err
+	var space Space
+	err := withDir("room of", path, space.fill)
+	return space.Room, err
 }
 
-func roomOf(fd int) (Room, error) {
+// fill reads all but Unallocated.
+func (s *Space) fill(fd int) (err error) {
+	if s.Room, err = statfs(fd); err != nil {
+		return err
+	}
+	if err := s.addChunks(fd); err != nil {
+		return err
+	}
+	s.Metadata = s.metadataLeft()
+	return nil
+}
+
+// metadataLeft takes what is available beyond the chunks of data for space in no
+// chunk yet, of which metadata may need twice as much (DUP).
+func (s *Space) metadataLeft() int64 {
+	if s.MetadataTotal == 0 { // mixed chunks
+		return s.Available
+	}
+	free := s.MetadataTotal - s.MetadataUsed - s.GlobalReserveTotal
+	return max(0, free) + max(0, s.Available-(s.DataTotal-s.DataUsed))/2
+}
+
+func statfs(fd int) (Room, error) {
 	var st unix.Statfs_t
 	for {
 		err := unix.Fstatfs(fd, &st)
@@ -64,11 +87,8 @@ func roomOf(fd int) (Room, error) {
 // DEV_INFO).
 func SpaceOf(path string) (Space, error) {
 	var space Space
-	err := withDir("space of", path, func(fd int) (err error) {
-		if space.Room, err = roomOf(fd); err != nil {
-			return err
-		}
-		if err := space.addChunks(fd); err != nil {
+	err := withDir("space of", path, func(fd int) error {
+		if err := space.fill(fd); err != nil {
 			return err
 		}
 		devices, err := devices(fd)

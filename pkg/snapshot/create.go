@@ -9,6 +9,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
@@ -159,25 +161,7 @@ func (p *pool) size(want Range, from *located) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if size == least {
-		return size, nil
-	}
 	return size, p.room(size - least)
-}
-
-// room fails when the pool cannot be written or has less than growth bytes left.
-func (p *pool) room(growth int64) error {
-	room, err := p.Room()
-	if err != nil {
-		return p.explain(err)
-	}
-	if room.ReadOnly {
-		return fmt.Errorf("pool %q: %w: remount it read-write", p.name, ErrReadOnly)
-	}
-	if growth > room.Available {
-		return fmt.Errorf("%d bytes wanted in pool %q, which has %d of %d left: %w", growth, p.name, room.Available, room.Size, ErrNoSpace)
-	}
-	return nil
 }
 
 // make runs the protocol: declare, act, one commit. See the table in doc.go.
@@ -278,8 +262,10 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 			return meta.Entry{}, err
 		}
 	}
+	before := l.record.State
 	l.record.State = meta.Ready
 	if err := l.write(); err != nil {
+		l.record.State = before // undo has no mark to take back, for which there may be no room either
 		return meta.Entry{}, err
 	}
 	if durable {
@@ -376,7 +362,8 @@ func (l *located) erase(absent func() error) error {
 }
 
 func (l *located) eraseSubvolume(id uint64) error {
-	if err := l.LiftLimit(id); err != nil {
+	// With metadata full it cannot be lifted. What nests no other goes all the same.
+	if err := l.LiftLimit(id); err != nil && !errors.Is(err, unix.ENOSPC) {
 		return err
 	}
 	if err := l.Destroy(l.slot); err != nil {

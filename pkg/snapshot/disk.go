@@ -393,31 +393,38 @@ func (d *disk) Dying() (dying []uint64, err error) {
 
 // StaleQuota takes every group of a subvolume that is gone, and whose tree the
 // kernel has dropped, for stale: they are of no use to anyone, whoever made the
-// subvolume. Of the groups 1/<id> only those that look like ours are: no limit
-// any more, and no members. Under simple quota a group may still be charged for
-// what a snapshot holds; the kernel keeps it until then, and it is not stale.
+// subvolume. So is a group 1/<id> without members. One that has a limit is that of a
+// volume that vanished, or whose limit could not be lifted with metadata full, if
+// later subvolumes show that there was one with this ID; else it is somebody's plan.
+// Under simple quota a group may still be charged for what a snapshot holds; the
+// kernel keeps it until then, and it is not stale.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		groups := map[uint64]bool{}
+		groups := map[uint64]bool{} // with a limit?
 		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 			id := q.ID.Subvolume()
 			if d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
 				return nil
 			}
-			if id >= firstSubvolume && (q.ID.Level() == 0 || q.ID == d.group(id) && q.MaxReferenced == btrfs.NoLimit) {
-				groups[id] = true
+			if id >= firstSubvolume && (q.ID.Level() == 0 || q.ID == d.group(id)) {
+				groups[id] = q.ID.Level() > 0 && q.MaxReferenced != btrfs.NoLimit
 			}
 			return nil
 		})
 		if err != nil || len(groups) == 0 {
 			return err
 		}
-		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(groups, id); return nil })
-		for id := range groups {
-			stale = append(stale, id)
+		var last uint64
+		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(groups, id); last = id; return nil })
+		for id, limited := range groups {
+			members, failed := btrfs.QgroupMembers(path, d.group(id))
+			err = errors.Join(err, failed)
+			if !members && (!limited || id < last) {
+				stale = append(stale, id)
+			}
 		}
 		return err
 	})

@@ -106,11 +106,18 @@ func TestPoolsComeAndGo(t *testing.T) {
 
 func eventually(t *testing.T, is func() bool) {
 	t.Helper()
+	if !soon(is) {
+		t.Fatal("not within 5 s")
+	}
+}
+
+func soon(is func() bool) bool {
 	for end := time.Now().Add(5 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatal("not within 5 s")
+			return false
 		}
 	}
+	return true
 }
 
 // TestWaitMissesNothing: a change of the mounts ends every Wait that it comes

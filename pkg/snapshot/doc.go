@@ -50,6 +50,7 @@
 //	              4 fsync
 //	              5 rmdir
 //	remove, lost  1, 4, 5                            the fsync
+//	remove, full  2, 3, 4, 5, fsync of the areas     the fsyncs: without metadata for 1
 //
 //	found at the next start                   reconcile
 //	slot without record or subvolume          rmdir

@@ -57,6 +57,7 @@ type pool struct {
 
 	leftovers leftovers
 	commits   commits
+	unsynced  atomic.Bool // a slot was erased in its area, which may not be durable
 }
 
 // Open finds the pools of the host, reconciles each with its ledger, and

@@ -95,7 +95,8 @@ type Ledger interface {
 	// Record returns what SetRecord wrote, nil for a slot without a record.
 	Record(Slot) ([]byte, error)
 	SetRecord(Slot, []byte) error
-	// Sync makes everything durable that was done before in the slot.
+	// Sync makes everything durable that was done before in the slot, or, for a Slot
+	// without a name, in the area: which slots there are.
 	Sync(Slot) error
 }
 

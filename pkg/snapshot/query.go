@@ -22,7 +22,7 @@ type Mount struct {
 
 // Capacity is the room for volumes in a pool, in bytes.
 type Capacity struct {
-	Available   int64 `json:"available"`   // what can be written now
+	Available   int64 `json:"available"`   // what can be written now, the headroom left out
 	MaximumSize int64 `json:"maximumSize"` // of one volume
 	MinimumSize int64 `json:"minimumSize"` // of one volume
 }
@@ -148,12 +148,8 @@ func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
 	if err != nil {
 		return Capacity{}, p.explain(err)
 	}
-	c := Capacity{MinimumSize: MinSize}
-	if !room.ReadOnly {
-		c.Available = max(0, room.Available) / MinSize * MinSize
-		c.MaximumSize = c.Available
-	}
-	return c, nil
+	left := beyondHeadroom(room) / MinSize * MinSize
+	return Capacity{Available: left, MaximumSize: left, MinimumSize: MinSize}, nil
 }
 
 // Room returns the room on the filesystem that a volume lies on.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -47,11 +49,37 @@ func (l *located) remove() error {
 	l.coming = l.commits.announce()
 	defer l.coming.leave()
 	to := l.slot.removing()
-	if err := l.Move(l.slot, to); err != nil {
+	err := l.Move(l.slot, to)
+	if errors.Is(err, unix.ENOSPC) {
+		return l.removeInPlace()
+	}
+	if err != nil {
 		return err
 	}
 	l.slot = to
 	return l.dispose()
+}
+
+// removeInPlace erases a slot where it is. With metadata full the kernel has a
+// reserve for what frees some, and none for a rename. A crash before the end leaves
+// the slot as lost, which the retry removes.
+func (l *located) removeInPlace() error {
+	if err := l.erase(func() error { return nil }); err != nil {
+		return err
+	}
+	return l.syncAreas()
+}
+
+// syncAreas makes durable that slots are gone from their areas.
+func (p *pool) syncAreas() error {
+	var err error
+	for _, area := range areas {
+		err = errors.Join(err, p.Sync(Slot{Area: area}))
+	}
+	if err != nil {
+		p.unsynced.Store(true)
+	}
+	return err
 }
 
 // dispose erases a slot in AreaRemoving. Where it is without a subvolume its rename
@@ -66,6 +94,11 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 	}
 	var away error
 	for _, p := range e.allPools() {
+		if p.unsynced.Swap(false) {
+			if err := p.syncAreas(); err != nil {
+				return unfinished(fmt.Errorf("%s: %w", ref, p.explain(err)))
+			}
+		}
 		for _, kind := range ref.Class.Kinds() {
 			slot := slotOf(kind, ref.ID).removing()
 			s, err := p.look(slot)

@@ -311,7 +311,7 @@ func (f *Filesystem) Room() (room btrfs.Room, err error) {
 				used += int64(len(found.subvolume.data))
 			}
 		}
-		room = btrfs.Room{Size: f.Size, Available: f.Size - used, ReadOnly: f.readOnly}
+		room = btrfs.Room{Size: f.Size, Available: f.Size - used, Metadata: f.Size - used, ReadOnly: f.readOnly}
 		return nil
 	})
 	return room, err
@@ -405,6 +405,9 @@ func (f *Filesystem) SetRecord(at snapshot.Slot, record []byte) error {
 func (f *Filesystem) Sync(at snapshot.Slot) error {
 	return f.step("Sync", at, func(s *state) error {
 		_, err := s.at(at)
+		if at.Name == "" { // an area
+			err = nil
+		}
 		if err == nil {
 			f.commit()
 		}

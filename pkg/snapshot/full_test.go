@@ -1,0 +1,320 @@
+package snapshot_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// What a full pool does, on real disks that are small enough to be filled.
+
+// newSmallNode is newNode with a pool of 256 MiB.
+func newSmallNode(t *testing.T, mode btrfs.QuotaMode, mkfs ...string) *node {
+	t.Helper()
+	n := &node{state: btrfstest.Mount(t, btrfstest.Size(256*mib), btrfstest.MkfsArgs(mkfs...)), mode: mode, disks: map[string]string{}}
+	var err error
+	n.host, err = snapshot.NewHost(n.state, mode)
+	must(t, err)
+	return n
+}
+
+// fillData takes all space for data, and all in no chunk yet, and gives the first
+// 64 MiB of it back if asked to.
+func fillData(dir string, giveBack bool) error {
+	for i, size := 0, int64(64*mib); size >= 4096; i++ {
+		f, err := os.Create(fmt.Sprintf("%s/data-%d", dir, i))
+		if errors.Is(err, unix.ENOSPC) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.Fallocate(int(f.Fd()), 0, 0, size)
+		if errors.Is(err, unix.ENOSPC) {
+			size /= 2
+		} else if err != nil {
+			return errors.Join(err, f.Close())
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	if giveBack {
+		return os.Remove(dir + "/data-0")
+	}
+	return nil
+}
+
+// fillMetadata writes extended attributes, until there is no room for an empty
+// directory. One of 3,000 bytes is metadata alone.
+func fillMetadata(dir string) error {
+	for i, value := 0, make([]byte, 3000); ; i++ {
+		file := fmt.Sprintf("%s/metadata-%d", dir, i)
+		err := os.Mkdir(file, 0o700)
+		for j := 0; err == nil && j < 1000; j++ {
+			err = unix.Setxattr(file, fmt.Sprintf("user.%d", j), value, 0)
+		}
+		if errors.Is(err, unix.ENOSPC) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// blind is a Host whose pools always seem to have room, so that it is the kernel
+// that says no, at whatever step.
+type blind struct{ snapshot.Host }
+
+type blindPool struct{ snapshot.Filesystem }
+
+func (h blind) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	filesystem, err := h.Host.Open(ctx, name)
+	return blindPool{filesystem}, err
+}
+
+func (p blindPool) Room() (btrfs.Room, error) {
+	const plenty = 1 << 40
+	return btrfs.Room{Size: plenty, Available: plenty, Metadata: plenty}, nil
+}
+
+// traces are the slots and qgroups that there are.
+func (n *node) traces(t *testing.T) string {
+	t.Helper()
+	var found []string
+	for _, area := range []string{"active", "committed", "view", "removing"} {
+		slots, err := os.ReadDir(filepath.Join(n.path("default"), area))
+		must(t, err)
+		for _, slot := range slots {
+			found = append(found, area+"/"+slot.Name())
+		}
+	}
+	must(t, btrfs.WalkQgroups(n.state, func(q btrfs.Qgroup) error {
+		found = append(found, fmt.Sprintf("%s %d", q.ID, q.MaxReferenced))
+		return nil
+	}))
+	return strings.Join(found, "\n")
+}
+
+// settle has the kernel drop what was removed, with its accounting, which it does
+// by itself within 30 s.
+func (n *node) settle(t *testing.T) {
+	t.Helper()
+	if out, err := exec.Command("btrfs", "filesystem", "sync", n.state).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// TestFull fills a pool from outside of its volumes: nothing is made then, and nothing
+// is left of the attempt, while all that gives space back goes on. The kernel is never
+// driven so far that it stops the filesystem.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	kinds := map[string]func(dir string) error{
+		"data": func(dir string) error { return fillData(dir, false) },
+		"metadata": func(dir string) error {
+			return errors.Join(fillData(dir, true), fillMetadata(dir)) // there is space for data
+		},
+		"both": func(dir string) error { return errors.Join(fillData(dir, false), fillMetadata(dir)) },
+	}
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
+		for kind, fill := range kinds {
+			t.Run(fmt.Sprintf("%s/%s", kind, mode), func(t *testing.T) {
+				t.Parallel()
+				testFull(t, newSmallNode(t, mode), kind, fill)
+			})
+		}
+	}
+	t.Run("mixed", func(t *testing.T) {
+		t.Parallel()
+		testFull(t, newSmallNode(t, btrfs.QuotaFull, "--mixed"), "both", kinds["both"])
+	})
+	t.Run("single", func(t *testing.T) {
+		t.Parallel()
+		testFull(t, newSmallNode(t, btrfs.QuotaFull, "-m", "single"), "metadata", kinds["metadata"])
+	})
+}
+
+func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
+	ctx := t.Context()
+	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	for _, name := range []string{"pvc", "other", "snapshotted"} {
+		must(t, second(e.Prepare(ctx, sized(name, 16*mib), meta.Ref{})))
+		must(t, n.fill(name, mib))
+	}
+	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "snapshotted")))
+	must(t, second(e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
+	foreign := filepath.Join(n.state, "foreign")
+	must(t, os.Mkdir(foreign, 0o700))
+	must(t, fill(foreign))
+	n.Pool("default").Commit()
+
+	before := n.traces(t)
+	capacity, err := e.Capacity(ctx, "")
+	if must(t, err); capacity.Available != 0 || capacity.MaximumSize != 0 {
+		t.Errorf("promises %+v", capacity)
+	}
+	refuses := func(e *snapshot.Engine, words ...string) {
+		t.Helper()
+		for what, err := range map[string]error{
+			"create":   second(e.Prepare(ctx, sized("new", mib), meta.Ref{})),
+			"clone":    second(e.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Volume("pvc"))),
+			"restore":  second(e.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Snapshot("snap"))),
+			"view":     second(e.View(ctx, snapshot.Spec{Name: "new"}, meta.Snapshot("snap"))),
+			"snapshot": second(e.Commit(ctx, snapshot.Spec{Name: "new"}, "pvc")),
+		} {
+			if !errors.Is(err, snapshot.ErrNoSpace) || errors.Is(err, snapshot.ErrUnfinished) {
+				t.Errorf("%s: %v", what, err)
+				continue
+			}
+			for _, word := range words {
+				if !strings.Contains(err.Error(), word) {
+					t.Errorf("%s: want %q in %v", what, word, err)
+				}
+			}
+		}
+		wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 64 * mib})), snapshot.ErrNoSpace)
+	}
+	refuses(e, `pool "default"`, "free", "delete")
+	must(t, second(e.Prepare(ctx, sized("pvc", 16*mib), meta.Ref{}))) // again
+	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "snapshotted")))
+	must(t, e.Close())
+
+	if kind != "data" { // of which a volume needs none
+		eyeless := open(t, blind{n.host}, filepath.Join(t.TempDir(), "index.db"))
+		for what, err := range map[string]error{
+			"create":   second(eyeless.Prepare(ctx, sized("new", mib), meta.Ref{})),
+			"clone":    second(eyeless.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Volume("pvc"))),
+			"snapshot": second(eyeless.Commit(ctx, snapshot.Spec{Name: "new"}, "pvc")),
+		} {
+			if !errors.Is(err, snapshot.ErrNoSpace) || errors.Is(err, snapshot.ErrUnfinished) {
+				t.Errorf("%s, by the kernel: %v", what, err)
+			}
+		}
+		must(t, eyeless.Close())
+	}
+	var got string
+	if !soon(func() bool { n.settle(t); got = n.traces(t); return got == before }) {
+		t.Errorf("left behind:\n%s\nthere was:\n%s", got, before)
+	}
+
+	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db")) // restarts
+	must(t, second(e.Mounts(ctx, "other")))
+	must(t, os.Remove(filepath.Join(n.path("default"), "active/snapshotted/fs/data")))
+	// The kernel has a reserve for deleting, and none for truncating.
+	if err := os.Truncate(filepath.Join(n.path("default"), "active/other/fs/data"), 4096); err != nil && (kind == "data" || !errors.Is(err, unix.ENOSPC)) {
+		t.Error(err)
+	}
+	must(t, e.Remove(ctx, meta.Snapshot("snap")))
+	must(t, e.Remove(ctx, meta.Volume("view")))
+	must(t, e.Remove(ctx, meta.Volume("pvc")))
+	must(t, e.Remove(ctx, meta.Volume("pvc")))
+	wants(t, second(e.Stat(ctx, meta.Volume("pvc"))), snapshot.ErrNotFound)
+	must(t, second(e.Stat(ctx, meta.Volume("other"))))
+	if findings, err := e.Plan(ctx); err != nil || len(findings) > 0 {
+		t.Errorf("found %v, %v", findings, err)
+	}
+	room, err := btrfs.RoomOf(n.state)
+	if must(t, err); room.ReadOnly {
+		t.Error("the kernel has stopped the filesystem")
+	}
+	must(t, os.RemoveAll(foreign))
+	eventually(t, func() bool {
+		n.settle(t)
+		return second(e.Prepare(ctx, sized("new", 16*mib), meta.Ref{})) == nil
+	})
+	must(t, os.Truncate(filepath.Join(n.path("default"), "active/other/fs/data"), 4096))
+}
+
+// TestFillingUp has pods take what is left while volumes are made and removed, so
+// that the kernel says no at any step. A removal that is cut short by that is done
+// by a retry, without room being made for it.
+func TestFillingUp(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			n := newSmallNode(t, mode)
+			e := open(t, blind{n.host}, filepath.Join(t.TempDir(), "index.db"))
+			ctx := t.Context()
+			must(t, second(e.Prepare(ctx, sized("base", 16*mib), meta.Ref{})))
+			must(t, n.fill("base", mib))
+			n.Pool("default").Commit()
+			before := n.traces(t)
+			foreign := filepath.Join(n.state, "foreign")
+			must(t, os.Mkdir(foreign, 0o700))
+			must(t, fillData(foreign, true))
+
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			var workers sync.WaitGroup
+			var made, refused atomic.Int64
+			for i := range 8 {
+				workers.Go(func() {
+					for ctx.Err() == nil {
+						id := fmt.Sprintf("pvc-%d", i)
+						err := second(e.Prepare(t.Context(), sized(id, mib), meta.Ref{}))
+						if i%2 == 0 {
+							err = second(e.Prepare(t.Context(), snapshot.Spec{Name: id + "c"}, meta.Volume("base")))
+						}
+						switch {
+						case err == nil:
+							made.Add(1)
+						case errors.Is(err, snapshot.ErrNoSpace):
+							refused.Add(1)
+						default:
+							t.Error(err)
+						}
+						for _, id := range []string{id, id + "c"} {
+							if !soon(func() bool { err = e.Remove(t.Context(), meta.Volume(id)); return err == nil }) {
+								t.Errorf("remove: %v", err)
+							}
+						}
+					}
+				})
+			}
+			for round := range 3 {
+				pod := fmt.Sprintf("%s/%d", foreign, round)
+				if err := os.Mkdir(pod, 0o700); err == nil {
+					err = fillMetadata(pod)
+					must(t, errors.Join(err, os.RemoveAll(pod)))
+				}
+			}
+			cancel()
+			workers.Wait()
+			if made.Load() == 0 || refused.Load() == 0 {
+				t.Errorf("%d were made, %d refused: nothing was shown", made.Load(), refused.Load())
+			}
+			room, err := btrfs.RoomOf(n.state)
+			if must(t, err); room.ReadOnly {
+				t.Error("the kernel has stopped the filesystem")
+			}
+			must(t, e.Close())
+			var got string
+			if !soon(func() bool {
+				n.settle(t)
+				e := open(t, n.host, filepath.Join(t.TempDir(), "index.db")) // forgets the accounting
+				must(t, e.Close())
+				got = n.traces(t)
+				return got == before
+			}) {
+				t.Errorf("left behind:\n%s\nthere was:\n%s", got, before)
+			}
+		})
+	}
+}

@@ -82,9 +82,12 @@ func (c *Cluster) makePKI() (err error) {
 	return c.pki.kubeconfig("admin", c.Kubeconfig())
 }
 
-// component starts a part of the control plane.
+// component starts a part of the control plane. It shares few cores with all nodes and
+// has memory, so that it collects garbage more rarely than Go does by default.
 func (c *Cluster) component(name string, args ...string) (*process, error) {
-	p, err := startProcess(name, c.logFile(name), exec.Command(filepath.Join(c.components.Bin, name), args...))
+	cmd := exec.Command(filepath.Join(c.components.Bin, name), args...)
+	cmd.Env = append(os.Environ(), "GOGC=400")
+	p, err := startProcess(name, c.logFile(name), cmd)
 	if err == nil {
 		c.processes = append(c.processes, p)
 	}

@@ -393,38 +393,49 @@ func (d *disk) Dying() (dying []uint64, err error) {
 
 // StaleQuota takes every group of a subvolume that is gone, and whose tree the
 // kernel has dropped, for stale: they are of no use to anyone, whoever made the
-// subvolume. So is a group 1/<id> without members. One that has a limit is that of a
-// volume that vanished, or whose limit could not be lifted with metadata full, if
-// later subvolumes show that there was one with this ID; else it is somebody's plan.
-// Under simple quota a group may still be charged for what a snapshot holds; the
-// kernel keeps it until then, and it is not stale.
+// subvolume. So is what is left of one, a group 1/<id> without members. If that has a
+// limit, it is of a volume that vanished, or whose limit could not be lifted with
+// metadata full, if later subvolumes show that there was one with this ID; else it is
+// somebody's plan. Under simple quota a group may still be charged for what a
+// snapshot holds; the kernel keeps it until then, and it is not stale.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		groups := map[uint64]bool{} // with a limit?
+		type groups struct{ own, limited bool } // there is 0/<id>; 1/<id> has a limit
+		gone := map[uint64]groups{}
 		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 			id := q.ID.Subvolume()
-			if d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
+			if id < firstSubvolume || d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
 				return nil
 			}
-			if id >= firstSubvolume && (q.ID.Level() == 0 || q.ID == d.group(id)) {
-				groups[id] = q.ID.Level() > 0 && q.MaxReferenced != btrfs.NoLimit
+			g := gone[id]
+			switch {
+			case q.ID.Level() == 0:
+				g.own = true
+			case q.ID == d.group(id):
+				g.limited = q.MaxReferenced != btrfs.NoLimit
+			default:
+				return nil
 			}
+			gone[id] = g
 			return nil
 		})
-		if err != nil || len(groups) == 0 {
+		if err != nil || len(gone) == 0 {
 			return err
 		}
 		var last uint64
-		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(groups, id); last = id; return nil })
-		for id, limited := range groups {
-			members, failed := btrfs.QgroupMembers(path, d.group(id))
-			err = errors.Join(err, failed)
-			if !members && (!limited || id < last) {
-				stale = append(stale, id)
+		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); last = id; return nil })
+		for id, g := range gone {
+			if !g.own {
+				members, failed := btrfs.QgroupMembers(path, d.group(id))
+				err = errors.Join(err, failed)
+				if members || g.limited && id >= last {
+					continue
+				}
 			}
+			stale = append(stale, id)
 		}
 		return err
 	})

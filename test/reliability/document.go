@@ -1,7 +1,6 @@
 package reliability
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -54,7 +53,7 @@ func replaceFigures(text, figures string) (string, error) {
 	before, rest, begins := strings.Cut(text, figuresBegin)
 	_, after, ends := strings.Cut(rest, figuresEnd)
 	if !begins || !ends {
-		return "", errors.New("the marks between which the figures belong are not there; put them back: " + figuresBegin + figuresEnd)
+		return "", fmt.Errorf("put the marks %q and %q back, between which the figures belong", figuresBegin, figuresEnd)
 	}
 	return before + figuresBegin + figures + figuresEnd + after, nil
 }

@@ -17,16 +17,18 @@ import (
 
 const gib = 1 << 30
 
-// available is what can still be written to a pool of a node, as its filesystem
-// tells.
+// available is what can still be promised of a pool of a node: what can be written,
+// as its filesystem tells, but for the headroom.
 func available(t *testing.T, node *cluster.Node, pool string) int64 {
 	t.Helper()
-	var blocks, size int64
-	text := onNode(t, node, "sync -f /var/lib/btrfs-csi/pools/"+pool+" && stat -f -c '%a %S' /var/lib/btrfs-csi/pools/"+pool)
-	if _, err := fmt.Sscan(text, &blocks, &size); err != nil {
+	const mib = 1 << 20
+	var free, all, block int64
+	text := onNode(t, node, "sync -f /var/lib/btrfs-csi/pools/"+pool+" && stat -f -c '%a %b %S' /var/lib/btrfs-csi/pools/"+pool)
+	if _, err := fmt.Sscan(text, &free, &all, &block); err != nil {
 		t.Fatalf("stat of pool %s on %s: %q: %v", pool, node.Name, text, err)
 	}
-	return blocks * size
+	size := all * block
+	return free*block - min(max(size/100, 64*mib), gib, size/16)
 }
 
 // capacities are what the scheduler knows of the room for a class on a node.

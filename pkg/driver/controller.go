@@ -146,11 +146,11 @@ func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err err
 	if err != nil {
 		return false, err
 	}
-	table, err := mountTable()
+	device, err := filesystemOf(source.Source)
 	if err != nil {
 		return false, err
 	}
-	device, err := filesystemOf(table, source.Source)
+	table, err := mountTable()
 	if err != nil {
 		return false, err
 	}

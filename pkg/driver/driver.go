@@ -19,7 +19,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
-	"k8s.io/mount-utils"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -101,7 +100,7 @@ type Driver struct {
 	cluster Cluster
 	options Options
 	attach  func(source string, flags flagSet, at target) error
-	mounter mount.Interface // unmounts
+	detach  func(at target) error
 	targets *targets
 	locks   locks
 
@@ -136,7 +135,7 @@ func New(engine Engine, options Options) (*Driver, error) {
 		return nil, err
 	}
 	return &Driver{
-		engine: engine, cluster: options.Cluster, options: options, attach: attach, mounter: mount.NewWithoutSystemd(""), targets: targets,
+		engine: engine, cluster: options.Cluster, options: options, attach: attach, detach: detach, targets: targets,
 		renew: make(chan struct{}, 1),
 	}, nil
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -150,4 +151,56 @@ func chattr(t *testing.T, path string, flag uint32) {
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	must(t, err)
 	must(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|flag)))
+}
+
+// TestTargetsThatChange exchanges a directory above the target for a symbolic link, again
+// and again, while the driver works there. It may refuse, but what the link points at
+// is neither mounted on nor unmounted nor removed.
+func TestTargetsThatChange(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	volume := r.create("pvc-1")
+	must(t, r.stage(volume, writer()))
+	target := r.targetPath("pod-1", volume)
+	outside := filepath.Join(t.TempDir(), "outside")
+	decoy := filepath.Join(outside, "volumes", volume, "mount")
+	mkdir(t, decoy)
+	bindMount(t, r.source(volume), decoy) // looks like what is to be unmounted
+	t.Cleanup(func() { unmountBelow(t, outside) })
+	pod, link := filepath.Join(r.kubelet, "pods", "pod-1"), filepath.Join(r.kubelet, "pods", "link")
+	must(t, os.Symlink(outside, link))
+
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	exchanges := 0
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := unix.Renameat2(unix.AT_FDCWD, pod, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE); err != nil {
+				t.Errorf("exchange: %v", err)
+				return
+			}
+			exchanges++
+		}
+	}()
+	codesSeen := map[codes.Code]int{}
+	for range 300 {
+		codesSeen[status.Code(r.publish(volume, target, writer(), false))]++
+		codesSeen[status.Code(r.unpublish(volume, target))]++
+		if n := mountsAt(t, decoy); n != 1 {
+			t.Fatalf("outside: want 1 mount, got %d", n)
+		}
+	}
+	close(stop)
+	<-stopped
+	t.Logf("%d exchanges, answers %v", exchanges, codesSeen)
+	if exchanges%2 == 1 {
+		must(t, unix.Renameat2(unix.AT_FDCWD, pod, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE))
+	}
+	must(t, r.unpublish(volume, target))
+	wantGone(t, target)
+	wantMounts(t, decoy, 1)
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -131,6 +132,20 @@ func attach(source string, flags flagSet, at target) error {
 	return nil
 }
 
+// detach takes away the mount on top at a target. umount(8), and mount-utils by it, goes
+// by the path, and follows the symbolic links that it has by then.
+func detach(at target) error {
+	parent, err := at.openParent()
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	if err := unix.Unmount(filepath.Join(procPath(parent), filepath.Base(at.path)), unix.UMOUNT_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "umount", Path: at.path, Err: err}
+	}
+	return nil
+}
+
 // String returns for example "nodev,relatime,rw".
 func (f flagSet) String() string {
 	names := []string{}
@@ -231,33 +246,50 @@ func (c *tableCache) forget() {
 	c.change, c.table = nil, nil
 }
 
-// topAt returns the mount on top at a path, false for none.
-func topAt(at string) (mounted, bool, error) {
-	table, err := mountTable()
+// top returns the mount on top at the target, false for none. It asks for the mount's ID:
+// the table's path is that of the time when it was read, and a directory above may
+// have another name since.
+func (t target) top() (mounted, bool, error) {
+	f, err := t.open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return mounted{}, false, nil
+	}
 	if err != nil {
 		return mounted{}, false, err
 	}
-	for _, m := range slices.Backward(table) {
-		if m.at == at {
-			return m, true, nil
-		}
-	}
-	return mounted{}, false, nil
+	defer f.Close()
+	return mountOf(int(f.Fd()), t.path)
 }
 
 // filesystemOf returns the device of the filesystem around a path as the mount
 // table has it. stat tells another one for every subvolume.
-func filesystemOf(table []mounted, path string) (string, error) {
+func filesystemOf(path string) (string, error) {
+	f, err := os.OpenFile(path, pathOnly|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	m, _, err := mountOf(int(f.Fd()), path)
+	return m.device, err
+}
+
+// mountOf returns the mount that what is open as fd is on, and whether it is the root
+// of that.
+func mountOf(fd int, path string) (mounted, bool, error) {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
-		return "", &fs.PathError{Op: "statx", Path: path, Err: err}
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
+		return mounted{}, false, &fs.PathError{Op: "statx", Path: path, Err: err}
+	}
+	table, err := mountTable()
+	if err != nil {
+		return mounted{}, false, err
 	}
 	for _, m := range table {
 		if st.Mask&unix.STATX_MNT_ID != 0 && m.id == st.Mnt_id {
-			return m.device, nil
+			return m, st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 		}
 	}
-	return "", fmt.Errorf("the mount that %s is on is not in the mount table", path)
+	return mounted{}, false, fmt.Errorf("the mount that %s is on is not in the mount table", path)
 }
 
 // slotRoot finds the slot of a volume in the root of a mount. The first one

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
@@ -352,7 +351,7 @@ func (b binding) isAt(at target) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	top, isMount, err := topAt(at.path)
+	top, isMount, err := at.top()
 	switch {
 	case err != nil || !isMount:
 		return false, err
@@ -431,15 +430,15 @@ func (b binding) prove(at target) error {
 // fails for what is not that volume, and touches no directory.
 func (s *node) unbind(volume string, at target) error {
 	for range mostMounts {
-		top, isMount, err := topAt(at.path)
+		top, isMount, err := at.top()
 		if err != nil || !isMount {
 			return err
 		}
 		if !top.isVolume(volume) {
 			return precondition("volume %q: something else is mounted at %q: %s: unmount it by hand", volume, at.path, top)
 		}
-		if err := s.mounter.Unmount(at.path); err != nil {
-			return fmt.Errorf("volume %q stays mounted at %q: %s", volume, at.path, strings.Join(strings.Fields(err.Error()), " "))
+		if err := s.detach(at); err != nil {
+			return fmt.Errorf("volume %q stays mounted: %w", volume, err)
 		}
 	}
 	return fmt.Errorf("volume %q stays mounted at %q: unmounted %d times in vain", volume, at.path, mostMounts)

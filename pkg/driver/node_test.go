@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"k8s.io/mount-utils"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -41,15 +40,15 @@ func broken(real attacher) attacher {
 	}
 }
 
+func brokenDetach(target) error { return errors.New("broken unmount") }
+
+// lyingDetach says that it did.
+func lyingDetach(target) error { return nil }
+
 // attachOf mounts something else than it is told.
 func attachOf(other string) attacher {
 	return func(_ string, flags flagSet, at target) error { return attach(other, flags, at) }
 }
-
-// brokenUnmount never unmounts.
-type brokenUnmount struct{ mount.Interface }
-
-func (brokenUnmount) Unmount(string) error { return errors.New("broken unmount") }
 
 func TestLifeOfAMount(t *testing.T) {
 	r := newRig(t, rigOptions{})
@@ -309,10 +308,9 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 	wantMounts(t, target, 1) // not ours to undo, and told
 	must(t, unix.Unmount(target, 0))
 
-	real := r.driver.mounter
-	r.driver.attach, r.driver.mounter = broken(attach), brokenUnmount{real}
+	r.driver.attach, r.driver.detach = broken(attach), brokenDetach
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount", "broken unmount")
-	r.driver.attach, r.driver.mounter = attach, real
+	r.driver.attach, r.driver.detach = attach, detach
 	must(t, r.unpublish(volume, target))
 	wantGone(t, target)
 }
@@ -357,16 +355,11 @@ func TestFailedUnmountRemovesNothing(t *testing.T) {
 func TestUnmountThatOnlySaysSoEnds(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
-	real := r.driver.mounter
-	r.driver.mounter = lyingUnmount{real}
+	r.driver.detach = lyingDetach
 	wantCode(t, r.unpublish(volume, target), codes.Aborted, "in vain")
 	wantMounts(t, target, 1)
-	r.driver.mounter = real
+	r.driver.detach = detach
 }
-
-type lyingUnmount struct{ mount.Interface }
-
-func (lyingUnmount) Unmount(string) error { return nil }
 
 func TestUnpublishTakesAllOfAStack(t *testing.T) {
 	r := newRig(t, rigOptions{})

@@ -420,6 +420,7 @@ const numbersIntroduction = `# Numbers
 
 Measured by ` + "`make e2e`" + ` on a Kubernetes of two nodes, all of it on one machine with
 %d cores and Linux %s: etcd, the control plane, both kubelets, and the test share them.
+The control plane runs with GOGC=400: memory is not what is short here.
 The pools are btrfs in sparse files, with full quota. Written by the test, not by hand:
 ` + "`make e2e E2E_NUMBERS=docs/numbers.md`" + `.
 

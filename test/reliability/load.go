@@ -6,8 +6,10 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -60,29 +62,41 @@ type task struct {
 }
 
 func (w *worker) tasks() []task {
-	removals := 3
-	if w.crowded() {
+	removals, crowded := 3, w.crowded()
+	if crowded {
 		removals = 20
 	}
+	// making is the weight of a task that makes an object: more are removed than made where
+	// there are too many.
+	making := func(weight int) int {
+		if crowded {
+			return 1
+		}
+		return weight
+	}
 	return []task{
-		{weight: 5, do: w.create},
-		{weight: 8, fits: (*object).isWritable, do: w.copier(meta.Committed), shared: true},
-		{weight: 5, fits: (*object).isWritable, do: w.copier(meta.Active), shared: true},
-		{weight: 5, fits: (*object).isSnapshot, do: w.copier(meta.Active), shared: true},
-		{weight: 2, fits: (*object).isSnapshot, do: w.copier(meta.View), shared: true},
+		{weight: making(5), do: w.create},
+		{weight: making(8), fits: (*object).isWritable, do: w.copier(meta.Committed), shared: true},
+		{weight: making(5), fits: (*object).isWritable, do: w.copier(meta.Active), shared: true},
+		{weight: making(5), fits: (*object).isSnapshot, do: w.copier(meta.Active), shared: true},
+		{weight: making(2), fits: (*object).isSnapshot, do: w.copier(meta.View), shared: true},
 		{weight: 4, fits: (*object).isWritable, do: w.expand},
 		{weight: 5, fits: (*object).isUnmounted, do: w.mount},
 		{weight: 16, fits: (*object).isMountedWritable, do: w.write},
 		{weight: 3, fits: (*object).isMounted, do: w.unmount},
 		{weight: removals, fits: (*object).isUnused, do: w.remove},
-		{weight: 2, fits: (*object).isVolume, do: w.look},
-		{weight: 1, do: w.list},
-		{weight: 2, fits: (*object).isVolume, do: w.provoke},
+		{weight: 1, do: w.contend},
+		{weight: 5, fits: (*object).isMade, do: w.look},
+		{weight: 1, do: w.lookAround},
+		{weight: 2, do: w.list},
+		{weight: 5, fits: (*object).isMade, do: w.provoke},
 	}
 }
 
+func (o *object) isMade() bool            { return true }
 func (o *object) isVolume() bool          { return o.kind != meta.Committed }
 func (o *object) isSnapshot() bool        { return o.kind == meta.Committed }
+func (o *object) isView() bool            { return o.kind == meta.View }
 func (o *object) isWritable() bool        { return o.kind == meta.Active }
 func (o *object) isUnmounted() bool       { return o.isVolume() && o.staged == absent }
 func (o *object) isMounted() bool         { return o.isVolume() && o.staged == present }
@@ -162,9 +176,48 @@ func (w *worker) declareNext(o *object) *object {
 	return o
 }
 
+// several is how many ask for the same at once: mostly one.
+func (w *worker) several() int {
+	if w.random.IntN(8) == 0 {
+		return 3
+	}
+	return 1
+}
+
+// together has several do the same at once, each with random numbers of its own.
+func (w *worker) together(ctx context.Context, several int, do func(context.Context, *worker) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for range several {
+		rival := &worker{load: w.load, number: w.number, random: rand.New(rand.NewPCG(w.random.Uint64(), w.random.Uint64()))}
+		group.Go(func() error { return do(ctx, rival) })
+	}
+	return group.Wait()
+}
+
+// rivals are the answers to those who asked for the same at once.
+type rivals[T any] struct {
+	mu    sync.Mutex // protects given
+	given []T
+}
+
+// add adds an answer, unless it is a refusal.
+func (r *rivals[T]) add(answer T, err error) {
+	if err != nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.given = append(r.given, answer)
+}
+
 // insist sends a request until it is answered for good: with success, or with a code
 // after which nobody asks again.
 func (w *worker) insist(ctx context.Context, what string, o *object, send func(context.Context, *client) error) error {
+	return w.insistOn(ctx, what, o, final, send)
+}
+
+// insistOn is insist where something else counts as an answer.
+func (w *worker) insistOn(ctx context.Context, what string, o *object, answered func(error) bool, send func(context.Context, *client) error) error {
 	began := time.Now()
 	for attempt := 0; ; attempt++ {
 		var err error
@@ -176,15 +229,16 @@ func (w *worker) insist(ctx context.Context, what string, o *object, send func(c
 		if gateErr != nil {
 			return gateErr
 		}
-		if final(err) {
+		if answered(err) {
 			return err
 		}
 		if fell := w.node.fell.Load(); fell != nil {
 			return *fell
 		}
 		if time.Since(began) > patience {
-			return fmt.Errorf("%s was not answered within %v, by %d attempts; the last: %w; the driver is at:\n%s",
-				what, patience, attempt+1, err, w.node.goroutines())
+			at, atErr := w.node.goroutines()
+			return fmt.Errorf("%s was not answered within %v, by %d attempts; the last: %w; the driver is at (%w):\n%s",
+				what, patience, attempt+1, err, atErr, at)
 		}
 		time.Sleep(time.Duration(1+w.random.IntN(5*min(attempt+1, 10))) * time.Millisecond)
 	}
@@ -203,8 +257,9 @@ func (w *worker) send(ctx context.Context, what string, send func(context.Contex
 	if c == nil {
 		return status.Error(codes.Unavailable, "no driver")
 	}
+	began := time.Now()
 	err := send(ctx, c)
-	w.counts.add(what, err)
+	w.counts.add(what, err, began)
 	return err
 }
 

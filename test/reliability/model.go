@@ -77,7 +77,8 @@ const (
 )
 
 // model is what has been asked for and answered. Only a worker that has the object
-// busy changes it, so requests for one object come one after the other.
+// busy changes it, so requests for one object come one after the other, or are the same
+// several times at once.
 type model struct {
 	mu     sync.Mutex // protects what follows, and all objects
 	now    position

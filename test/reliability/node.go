@@ -44,6 +44,7 @@ type node struct {
 
 // client asks a driver.
 type client struct {
+	csi.IdentityClient
 	csi.ControllerClient
 	csi.NodeClient
 	conn *grpc.ClientConn
@@ -95,6 +96,9 @@ func (n *node) close() error {
 
 func unmountOnce(path string) error { return syscall.Unmount(path, 0) }
 
+// nodeID is the name of every node.
+const nodeID = "node"
+
 // launch starts a driver, and does not wait for it to serve.
 func (n *node) launch() error {
 	log, err := os.OpenFile(n.logFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -102,7 +106,7 @@ func (n *node) launch() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(n.binary, "serve", "--node-id=node", "--endpoint=unix://"+n.socket(), "--state-dir="+n.state(),
+	cmd := exec.Command(n.binary, "serve", "--node-id="+nodeID, "--endpoint=unix://"+n.socket(), "--state-dir="+n.state(),
 		"--kubelet-dir="+n.kubelet(), "--quota="+string(n.quota), "--profiling")
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = environment()
@@ -168,7 +172,7 @@ func (n *node) connect(ctx context.Context) (*client, error) {
 	if err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	return &client{csi.NewControllerClient(conn), csi.NewNodeClient(conn), conn}, nil
+	return &client{csi.NewIdentityClient(conn), csi.NewControllerClient(conn), csi.NewNodeClient(conn), conn}, nil
 }
 
 // kill ends the driver as the kernel does when there is no memory left.
@@ -199,21 +203,22 @@ func (n *node) end(signal syscall.Signal) error {
 	return err
 }
 
-// goroutines returns what the driver is at.
-func (n *node) goroutines() string {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.state(), "admin.sock"))
-	}}}
+// goroutines returns what the driver is at. No connection stays behind, which would be
+// one of the driver's descriptors.
+func (n *node) goroutines() (string, error) {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.state(), "admin.sock"))
+		},
+	}}
 	response, err := client.Get("http://driver/debug/pprof/goroutine?debug=1")
 	if err != nil {
-		return err.Error()
+		return "", err
 	}
 	defer response.Body.Close()
 	text, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err.Error()
-	}
-	return string(text)
+	return string(text), err
 }
 
 // findings asks the binary for all that is wrong. Beside a running driver it asks

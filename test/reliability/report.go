@@ -25,6 +25,10 @@ type Report struct {
 	Requests     map[string]Answers `json:"requests"`
 	Writes       int                `json:"writes"` // files written and fsynced
 
+	// Of a driver that was left alone.
+	Samples   []Sample             `json:"samples,omitempty"`
+	Latencies map[string][]Latency `json:"latencies,omitempty"` // by kind of request
+
 	counts *counts
 }
 
@@ -47,6 +51,15 @@ type counts struct {
 	requests map[string]*Answers
 	repairs  map[string]int
 	writes   int
+	began    time.Time // zero: requests are not timed
+	timings  map[string][]timing
+}
+
+// time has requests be timed from now on.
+func (c *counts) time(began time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.began, c.timings = began, map[string][]timing{}
 }
 
 func (c *counts) repair(what string) {
@@ -61,7 +74,9 @@ func (c *counts) write() {
 	c.writes++
 }
 
-func (c *counts) add(what string, err error) {
+// add counts a request that was sent at some time and has just been answered. What
+// provokes is told by its name, which is none of a method, and is not timed.
+func (c *counts) add(what string, err error, sent time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.requests[what]
@@ -73,6 +88,9 @@ func (c *counts) add(what string, err error) {
 	switch {
 	case err == nil:
 		a.Acknowledged++
+		if !c.began.IsZero() && !strings.Contains(what, " ") {
+			c.timings[what] = append(c.timings[what], timing{sent.Sub(c.began), time.Since(sent)})
+		}
 	case final(err):
 		a.Refused++
 	default:
@@ -132,9 +150,23 @@ func (r Report) String() string {
 	for _, what := range slices.Sorted(maps.Keys(r.Repairs)) {
 		fmt.Fprintf(&b, "  %d times mended at a start: %s\n", r.Repairs[what], what)
 	}
-	for _, what := range slices.Sorted(maps.Keys(r.Requests)) {
-		a := r.Requests[what]
+	methods := r.methods()
+	for _, what := range slices.Sorted(maps.Keys(methods)) {
+		a := methods[what]
 		fmt.Fprintf(&b, "  %-40s %6d sent %6d acknowledged %5d refused %5d unanswered\n", what, a.Sent, a.Acknowledged, a.Refused, a.Unanswered)
 	}
 	return b.String()
+}
+
+// methods are the requests by method, and apart from them those that repeat or provoke.
+func (r Report) methods() map[string]Answers {
+	methods := map[string]Answers{}
+	for what, a := range r.Requests {
+		if method, _, otherwise := strings.Cut(what, " "); otherwise {
+			what = strings.TrimSuffix(method, ",") + ", repeated or wrong"
+		}
+		a.add(methods[what])
+		methods[what] = a
+	}
+	return methods
 }

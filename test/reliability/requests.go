@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync/atomic"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
@@ -43,13 +45,10 @@ func (w *worker) copier(kind meta.Kind) func(context.Context, *object) error {
 }
 
 func (w *worker) makeVolume(ctx context.Context, o *object, size *csi.CapacityRange) error {
-	var made *csi.Volume
-	err := w.insist(ctx, "CreateVolume", o, func(ctx context.Context, c *client) error {
+	return w.make(ctx, o, "CreateVolume", func(ctx context.Context, c *client) (offspring, error) {
 		response, err := c.CreateVolume(ctx, createRequest(o, size))
-		made = response.GetVolume()
-		return err
+		return madeVolume(response.GetVolume()), err
 	})
-	return w.settle(o, err, made.GetVolumeId(), made.GetCapacityBytes())
 }
 
 func createRequest(o *object, size *csi.CapacityRange) *csi.CreateVolumeRequest {
@@ -60,28 +59,88 @@ func createRequest(o *object, size *csi.CapacityRange) *csi.CreateVolumeRequest 
 }
 
 func (w *worker) makeSnapshot(ctx context.Context, o *object) error {
-	var made *csi.Snapshot
-	err := w.insist(ctx, "CreateSnapshot", o, func(ctx context.Context, c *client) error {
+	return w.make(ctx, o, "CreateSnapshot", func(ctx context.Context, c *client) (offspring, error) {
 		response, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: o.name, SourceVolumeId: o.source.id})
-		made = response.GetSnapshot()
-		return err
+		return madeSnapshot(response.GetSnapshot()), err
 	})
-	return w.settle(o, err, made.GetSnapshotId(), made.GetSizeBytes())
 }
 
-// settle notes how the making of an object has ended. Only for a copy whose source
-// is being removed may that be a refusal.
-func (w *worker) settle(o *object, err error, id string, size int64) error {
-	if status.Code(err) == codes.NotFound && o.source != nil && w.removing(o.source) {
-		w.refused(o)
-		return nil
+// contend has several ask for a volume at once, under one name and of two sizes. One size
+// is made, for those who asked for it; the others are told that there is one already.
+func (w *worker) contend(ctx context.Context, _ *object) error {
+	sizes := []int64{64 * mib, 65 * mib}
+	o := &object{kind: meta.Active, sizes: timeline[int64]{{value: sizes[0]}, {value: sizes[1]}}, contents: timeline[content]{{}}}
+	w.declareNext(o)
+	defer w.release(o)
+	var asked atomic.Int32
+	var won rivals[int64]
+	err := w.together(ctx, 2*len(sizes), func(ctx context.Context, w *worker) error {
+		size := sizes[int(asked.Add(1))%len(sizes)]
+		err := w.insist(ctx, "CreateVolume of two sizes", o, func(ctx context.Context, c *client) error {
+			response, err := c.CreateVolume(ctx, createRequest(o, &csi.CapacityRange{RequiredBytes: size, LimitBytes: size}))
+			return answers(err, response.GetVolume(), volumeOf(o, size, w.node.poolID()))
+		})
+		won.add(size, err)
+		if status.Code(err) == codes.AlreadyExists {
+			return nil
+		}
+		return err
+	})
+	if got := won.given; err == nil && (len(got) != 2 || got[0] != got[1]) {
+		err = fmt.Errorf("made for those who asked for %v, wanted are two of one size", got)
 	}
 	if err != nil {
-		return fmt.Errorf("create %s: %w", o.id, err)
+		return fmt.Errorf("%d at once create %s: %w", 2*len(sizes), o.id, err)
 	}
-	if id != o.id {
-		return fmt.Errorf("create %q: has the ID %q, wanted is %q", o.name, id, o.id)
+	return w.settle(o, won.given[0])
+}
+
+// offspring is what the driver says that it has made.
+type offspring struct {
+	size int64
+	said proto.Message // all of it
+	want func(o *object, size int64, poolID string) proto.Message
+}
+
+func madeVolume(v *csi.Volume) offspring {
+	return offspring{v.GetCapacityBytes(), v, func(o *object, size int64, poolID string) proto.Message { return volumeOf(o, size, poolID) }}
+}
+
+func madeSnapshot(s *csi.Snapshot) offspring {
+	return offspring{s.GetSizeBytes(), s, func(o *object, size int64, _ string) proto.Message { return snapshotOf(o, size, s.GetCreationTime()) }}
+}
+
+// make asks for an object, at times several times at once. Only for a copy whose source
+// is being removed may the answer be a refusal.
+func (w *worker) make(ctx context.Context, o *object, what string, send func(context.Context, *client) (offspring, error)) error {
+	var gotten rivals[offspring]
+	err := w.together(ctx, w.several(), func(ctx context.Context, w *worker) error {
+		var m offspring
+		err := w.insist(ctx, what, o, func(ctx context.Context, c *client) (err error) {
+			m, err = send(ctx, c)
+			return err
+		})
+		gotten.add(m, err)
+		return err
+	})
+	got := gotten.given
+	switch {
+	case len(got) == 0 && status.Code(err) == codes.NotFound && o.source != nil && w.removing(o.source):
+		w.refused(o)
+		return nil
+	case err != nil:
+		return fmt.Errorf("create %s, answered %d times: %w", o.id, len(got), err)
 	}
+	for _, m := range got {
+		if err := answers(nil, m.said, m.want(o, got[0].size, w.node.poolID())); err != nil {
+			return fmt.Errorf("create %s: %w", o.id, err)
+		}
+	}
+	return w.settle(o, got[0].size)
+}
+
+// settle notes that an object was made, and what is in it.
+func (w *worker) settle(o *object, size int64) error {
 	now, err := contentOf(w.node.subvolume(o))
 	if err != nil {
 		return err
@@ -101,13 +160,15 @@ func (w *worker) remove(ctx context.Context, o *object) error {
 	if o.isSnapshot() {
 		what = "DeleteSnapshot"
 	}
-	err := w.insist(ctx, what, o, func(ctx context.Context, c *client) (err error) {
-		if o.isSnapshot() {
-			_, err = c.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: o.id})
-		} else {
-			_, err = c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: o.id})
-		}
-		return err
+	err := w.together(ctx, w.several(), func(ctx context.Context, w *worker) error {
+		return w.insist(ctx, what, o, func(ctx context.Context, c *client) (err error) {
+			if o.isSnapshot() {
+				_, err = c.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: o.id})
+			} else {
+				_, err = c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: o.id})
+			}
+			return err
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", o.id, err)
@@ -123,12 +184,12 @@ func (w *worker) expand(ctx context.Context, o *object) error {
 	o.sizes = append(o.sizes, grown)
 	w.mu.Unlock()
 	w.ask(o, &grown.span, "expand to %d", size)
-	err := w.insist(ctx, "ControllerExpandVolume", o, func(ctx context.Context, c *client) error {
-		response, err := c.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
-			VolumeId: o.id, CapacityRange: &csi.CapacityRange{RequiredBytes: size}, VolumeCapability: capabilityOf(o),
-		})
-		if err == nil && response.GetCapacityBytes() != size {
-			err = fmt.Errorf("it has %d bytes now, wanted are %d", response.GetCapacityBytes(), size)
+	byNode := o.isMounted() && w.random.IntN(3) == 0
+	what := map[bool]string{false: "ControllerExpandVolume", true: "NodeExpandVolume"}[byNode]
+	err := w.insist(ctx, what, o, func(ctx context.Context, c *client) error {
+		now, err := expandTo(ctx, c, o, w.node, size, byNode)
+		if err == nil && now != size {
+			err = fmt.Errorf("it has %d bytes now, wanted are %d", now, size)
 		}
 		return err
 	})
@@ -139,6 +200,18 @@ func (w *worker) expand(ctx context.Context, o *object) error {
 	return nil
 }
 
+func expandTo(ctx context.Context, c *client, o *object, n *node, size int64, byNode bool) (int64, error) {
+	wanted := &csi.CapacityRange{RequiredBytes: size}
+	if byNode {
+		response, err := c.NodeExpandVolume(ctx, &csi.NodeExpandVolumeRequest{VolumeId: o.id, VolumePath: n.target(o), CapacityRange: wanted})
+		return response.GetCapacityBytes(), err
+	}
+	response, err := c.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
+		VolumeId: o.id, CapacityRange: wanted, VolumeCapability: capabilityOf(o),
+	})
+	return response.GetCapacityBytes(), err
+}
+
 // mount stages and publishes a volume, and looks through the mount.
 func (w *worker) mount(ctx context.Context, o *object) error {
 	staging, target := w.node.staging(o), w.node.target(o)
@@ -146,22 +219,30 @@ func (w *worker) mount(ctx context.Context, o *object) error {
 		return err
 	}
 	err := w.place(ctx, "NodeStageVolume", o, &o.staged, present, func(ctx context.Context, c *client) error {
-		_, err := c.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{VolumeId: o.id, StagingTargetPath: staging, VolumeCapability: capabilityOf(o)})
+		_, err := c.NodeStageVolume(ctx, stageRequest(w.node, o))
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	err = w.place(ctx, "NodePublishVolume", o, &o.published, present, func(ctx context.Context, c *client) error {
-		_, err := c.NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
-			VolumeId: o.id, StagingTargetPath: staging, TargetPath: target, VolumeCapability: capabilityOf(o),
-		})
+		_, err := c.NodePublishVolume(ctx, publishRequest(w.node, o))
 		return err
 	})
 	if err != nil {
 		return err
 	}
 	return w.touch(ctx, func() error { return w.peruse(o, target) })
+}
+
+func stageRequest(n *node, o *object) *csi.NodeStageVolumeRequest {
+	return &csi.NodeStageVolumeRequest{VolumeId: o.id, StagingTargetPath: n.staging(o), VolumeCapability: capabilityOf(o)}
+}
+
+func publishRequest(n *node, o *object) *csi.NodePublishVolumeRequest {
+	return &csi.NodePublishVolumeRequest{
+		VolumeId: o.id, StagingTargetPath: n.staging(o), TargetPath: n.target(o), VolumeCapability: capabilityOf(o),
+	}
 }
 
 // peruse looks at a volume as a pod does.
@@ -249,127 +330,6 @@ func (w *worker) writeOne(ctx context.Context, o *object) error {
 	})
 }
 
-// look asks for one volume, and what it holds.
-func (w *worker) look(ctx context.Context, o *object) error {
-	w.mu.Lock()
-	size := o.sizes[len(o.sizes)-1].value
-	mounted := o.published == present
-	w.mu.Unlock()
-	err := w.insist(ctx, "ControllerGetVolume", o, func(ctx context.Context, c *client) error {
-		response, err := c.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: o.id})
-		if have := response.GetVolume().GetCapacityBytes(); err == nil && have != size {
-			return fmt.Errorf("it has %d bytes, wanted are %d", have, size)
-		}
-		return err
-	})
-	if err == nil && mounted {
-		err = w.insist(ctx, "NodeGetVolumeStats", o, func(ctx context.Context, c *client) error {
-			_, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: o.id, VolumePath: w.node.target(o)})
-			return err
-		})
-	}
-	if err != nil {
-		return fmt.Errorf("look at %s: %w", o.id, err)
-	}
-	return nil
-}
-
-// list asks for everything, while others change it.
-func (w *worker) list(ctx context.Context, _ *object) error {
-	var found []listed
-	var during window
-	err := w.insist(ctx, "List", nil, func(ctx context.Context, c *client) (err error) {
-		during.from = w.here()
-		found, err = c.list(ctx)
-		during.to = w.here()
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("list: %w", err)
-	}
-	return compareList(w.expect(during), found)
-}
-
-// provoke asks for what has to be refused.
-func (w *worker) provoke(ctx context.Context, o *object) error {
-	w.mu.Lock()
-	mounted := o.published == present
-	w.mu.Unlock()
-	provocations := []struct {
-		what string
-		want codes.Code
-		send func(context.Context, *client) error
-	}{
-		{"CreateVolume of another source", codes.AlreadyExists, func(ctx context.Context, c *client) error {
-			request := createRequest(o, nil)
-			request.VolumeContentSource = sourceOf(&object{source: &object{kind: meta.Committed, id: "snapshot-other"}})
-			_, err := c.CreateVolume(ctx, request)
-			return err
-		}},
-		{"CreateSnapshot of nothing", codes.NotFound, func(ctx context.Context, c *client) error {
-			_, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snapshot-of-nothing", SourceVolumeId: o.id + "-not"})
-			return err
-		}},
-		{"CreateVolume with a misspelt parameter", codes.InvalidArgument, func(ctx context.Context, c *client) error {
-			request := createRequest(o, nil)
-			request.Parameters = map[string]string{"compresion": "zstd"}
-			_, err := c.CreateVolume(ctx, request)
-			return err
-		}},
-		{"DeleteVolume in use", codes.FailedPrecondition, func(ctx context.Context, c *client) error {
-			_, err := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: o.id})
-			return err
-		}},
-	}
-	if !mounted {
-		provocations = provocations[:len(provocations)-1]
-	}
-	p := provocations[w.random.IntN(len(provocations))]
-	if err := w.insist(ctx, p.what, o, p.send); status.Code(err) != p.want {
-		return fmt.Errorf("%s, %s: wanted is %v, found %w", o.id, p.what, p.want, errors.Join(err))
-	}
-	return nil
-}
-
-// listed is a volume or snapshot as the driver lists it.
-type listed struct {
-	id, source string
-	size       int64
-}
-
-// pageSize makes several pages of most lists.
-const pageSize = 7
-
-// list returns all volumes and snapshots.
-func (c *client) list(ctx context.Context) ([]listed, error) {
-	var all []listed
-	for token, first := "", true; first || token != ""; first = false {
-		page, err := c.ListVolumes(ctx, &csi.ListVolumesRequest{MaxEntries: pageSize, StartingToken: token})
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range page.GetEntries() {
-			source := e.GetVolume().GetContentSource()
-			all = append(all, listed{
-				e.GetVolume().GetVolumeId(), source.GetVolume().GetVolumeId() + source.GetSnapshot().GetSnapshotId(), e.GetVolume().GetCapacityBytes(),
-			})
-		}
-		token = page.GetNextToken()
-	}
-	for token, first := "", true; first || token != ""; first = false {
-		page, err := c.ListSnapshots(ctx, &csi.ListSnapshotsRequest{MaxEntries: pageSize, StartingToken: token})
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range page.GetEntries() {
-			s := e.GetSnapshot()
-			all = append(all, listed{s.GetSnapshotId(), s.GetSourceVolumeId(), s.GetSizeBytes()})
-		}
-		token = page.GetNextToken()
-	}
-	return all, nil
-}
-
 // compareList holds a list against what must and may be there.
 func compareList(expected map[string]expectation, found []listed) error {
 	var errs []error
@@ -418,10 +378,13 @@ func sourceOf(o *object) *csi.VolumeContentSource {
 }
 
 func capabilityOf(o *object) *csi.VolumeCapability {
-	mode := csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER
 	if o.kind == meta.View {
-		mode = csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY
+		return withMode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
 	}
+	return withMode(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
+}
+
+func withMode(mode csi.VolumeCapability_AccessMode_Mode) *csi.VolumeCapability {
 	return &csi.VolumeCapability{
 		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
 		AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode},

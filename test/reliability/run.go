@@ -143,6 +143,7 @@ func (l *leg) run(ctx context.Context) error {
 
 // rounds do one thing after the other to the driver, in random order.
 func (l *leg) rounds(ctx context.Context, load *load) error {
+	stopWatching := l.watch(ctx)
 	for began := time.Now(); l.goesOn(time.Since(began)); {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -153,6 +154,9 @@ func (l *leg) rounds(ctx context.Context, load *load) error {
 		}
 		l.options.Log("quota %s, %d kills, %d cuts, %d restarts, %d requests: the last took %v, of which the start %v", l.node.quota,
 			l.report.Kills, l.report.Cuts, l.report.Restarts, l.report.counts.sent(), time.Since(began).Round(time.Millisecond), l.node.ready.Round(time.Millisecond))
+	}
+	if err := stopWatching(); err != nil {
+		return err
 	}
 	return l.finish(ctx, load)
 }

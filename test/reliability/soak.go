@@ -36,6 +36,13 @@ const (
 	shareOfCuts  = 0.35
 )
 
+const (
+	// leastAlone is how long a driver is left alone, however little time there is.
+	leastAlone = 30 * time.Second
+	// samples is how often that is looked at.
+	samples = 300
+)
+
 // SoakReport has the figures of a soak.
 type SoakReport struct {
 	Version string    `json:"version"` // of the driver
@@ -92,7 +99,8 @@ func (r *SoakReport) run(ctx context.Context, o SoakOptions) error {
 			return Options{Cuts: o.Cuts, Limit: time.Duration(shareOfCuts * float64(o.Time))}
 		}, &r.Cuts},
 		{"left-alone", func() Options { // with the quota that most have
-			return Options{Duration: o.Time - r.Kills.Elapsed - r.Cuts.Elapsed, Quota: []btrfs.QuotaMode{btrfs.QuotaFull}}
+			left := max(o.Time-r.Kills.Elapsed-r.Cuts.Elapsed, leastAlone)
+			return Options{Duration: left, Sample: left / samples, Quota: []btrfs.QuotaMode{btrfs.QuotaFull}}
 		}, &r.Alone},
 	} {
 		options := part.options()
@@ -135,7 +143,8 @@ func versionOf(ctx context.Context, binary string) (string, error) {
 func kernel() (string, error) {
 	var name unix.Utsname
 	err := unix.Uname(&name)
-	return unix.ByteSliceToString(name.Release[:]), err
+	version, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // what follows is the distributor's
+	return version, err
 }
 
 // Total adds up the requests of all parts.

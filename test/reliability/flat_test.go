@@ -1,0 +1,78 @@
+package reliability
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestFlat: what swings, warms up, or falls is flat; what leaks is not, however it
+// swings.
+func TestFlat(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 1))
+	// at is how far the run is, from 0 to 1.
+	series := func(change func(at float64, s *Sample)) []Sample {
+		all := make([]Sample, samples)
+		for i := range all {
+			all[i] = Sample{
+				Memory:     30<<20 + random.Int64N(8<<20),
+				Goroutines: 40 + random.IntN(16), Descriptors: 20 + random.IntN(30),
+			}
+			change(float64(i)/samples, &all[i])
+		}
+		return all
+	}
+	for _, test := range []struct {
+		name   string
+		change func(at float64, s *Sample)
+		want   string
+	}{
+		{"noise", func(float64, *Sample) {}, ""},
+		{"warms up", func(at float64, s *Sample) { s.Memory += int64(min(at, 0.2) * 200 * mib) }, ""},
+		{"a peak in the end", func(at float64, s *Sample) {
+			if at > 0.95 {
+				s.Memory, s.Goroutines, s.Descriptors = 3*s.Memory, 3*s.Goroutines, 3*s.Descriptors
+			}
+		}, ""},
+		{"falls", func(at float64, s *Sample) { s.Goroutines -= int(30 * at) }, ""},
+		{"memory leaks", func(at float64, s *Sample) { s.Memory += int64(at * 40 * mib) }, "bytes of memory"},
+		{"goroutines leak", func(at float64, s *Sample) { s.Goroutines += int(40 * at) }, "goroutines"},
+		{"descriptors leak", func(at float64, s *Sample) { s.Descriptors += int(60 * at) }, "descriptors"},
+		{"memory leaks late", func(at float64, s *Sample) { s.Memory += int64(max(0, at-0.6) * 80 * mib) }, "bytes of memory"},
+	} {
+		t.Run(test.name, func(t *testing.T) { wantError(t, flat(series(test.change)), test.want) })
+	}
+	wantError(t, flat(series(func(float64, *Sample) {})[:leastSamples-1]), "too few")
+}
+
+func TestFlatLatencies(t *testing.T) {
+	series := func(grows time.Duration) (all []Latency) {
+		for i := range latencySlots {
+			all = append(all, Latency{P50: 4*time.Millisecond + time.Duration(i%5)*time.Millisecond + grows*time.Duration(i)/latencySlots})
+		}
+		return all
+	}
+	wantError(t, flatLatencies(map[string][]Latency{"A": series(0), "B": series(10 * time.Millisecond), "rare": series(time.Hour)[:9]}), "")
+	wantError(t, flatLatencies(map[string][]Latency{"A": series(0), "B": series(200 * time.Millisecond)}), "for B")
+}
+
+func TestLatencies(t *testing.T) {
+	c := &counts{requests: map[string]*Answers{}}
+	c.time(time.Now())
+	for i := range 100 {
+		c.timings["A"] = append(c.timings["A"], timing{time.Second, time.Duration(100 - i)})
+	}
+	c.timings["A"] = append(c.timings["A"], timing{50 * time.Second, 7})
+	got := c.latencies(time.Minute)["A"]
+	if len(got) != 2 || got[0] != (Latency{time.Second, 100, 51, 100}) || got[1] != (Latency{50 * time.Second, 1, 7, 7}) {
+		t.Errorf("got %v", got)
+	}
+}
+
+func wantError(t *testing.T, err error, want string) {
+	t.Helper()
+	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+		t.Errorf("got %v, want %q", err, want)
+	}
+}

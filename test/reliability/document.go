@@ -39,10 +39,16 @@ func (d Document) with(figures string) (string, error) {
 	return next, nil
 }
 
+// plotName is the file beside the document that shows the driver that was left alone.
+const plotName = "reliability.svg"
+
 // Write writes the figures of a soak that has passed.
 func (d Document) Write(r SoakReport) error {
 	text, err := d.with(r.figures())
 	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(d.dir, plotName), []byte(r.Alone.plot()), 0o644); err != nil {
 		return err
 	}
 	return os.WriteFile(d.path(), []byte(text), 0o644)
@@ -84,6 +90,35 @@ func (r SoakReport) figures() string {
 	if r.Kills.Kills < r.Wanted.Kills || r.Cuts.Cuts < r.Wanted.Cuts {
 		fmt.Fprintf(&b, "\nThe time did not suffice for the %d kills and %d power cuts that were asked for.\n", r.Wanted.Kills, r.Wanted.Cuts)
 	}
-	b.WriteString("\n")
+	r.Alone.writeFlat(&b)
 	return b.String()
+}
+
+// writeFlat tells how one driver that was left alone has been, and links what shows it.
+func (r Report) writeFlat(b *strings.Builder) {
+	fmt.Fprintf(b, "\nOne driver was left alone for %v, after which each bound held. The median of the second quarter of that time and of the last:\n\n",
+		r.Elapsed.Round(time.Second))
+	b.WriteString("| | second quarter | last quarter |\n|---|---|---|\n")
+	row := func(what, unit string, early, late float64) {
+		fmt.Fprintf(b, "| %s | %.3g%s | %.3g%s |\n", what, early, unit, late, unit)
+	}
+	for _, c := range []struct {
+		what, unit string
+		of         func(Sample) float64
+	}{
+		{"resident memory", " MiB", func(s Sample) float64 { return float64(s.Memory) / mib }},
+		{"goroutines", "", func(s Sample) float64 { return float64(s.Goroutines) }},
+		{"descriptors", "", func(s Sample) float64 { return float64(s.Descriptors) }},
+	} {
+		if n := len(r.Samples); n >= leastSamples {
+			row(c.what, c.unit, median(r.Samples[n/4:n/2], c.of), median(r.Samples[n*3/4:], c.of))
+		}
+	}
+	for _, what := range plotted {
+		if parts := r.Latencies[what]; len(parts) >= 4 {
+			ms := func(l Latency) float64 { return l.P50.Seconds() * 1e3 }
+			row(what+", median", " ms", median(parts[len(parts)/4:len(parts)/2], ms), median(parts[len(parts)*3/4:], ms))
+		}
+	}
+	fmt.Fprintf(b, "\n![memory, goroutines, descriptors and latencies over the time](%s)\n\n", plotName)
 }

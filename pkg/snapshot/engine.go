@@ -196,9 +196,14 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 	return nil
 }
 
+// drop takes a pool out of use. Whoever asks for it in the meantime is told the reason, if
+// there is one.
 func (e *Engine) drop(ctx context.Context, p *pool, reason error) {
 	e.mu.Lock()
 	delete(e.pools, p.name)
+	if reason != nil {
+		e.broken[p.name] = reason
+	}
 	e.mu.Unlock()
 	klog.FromContext(ctx).Info("Pool is gone", "pool", p.name, "poolID", p.PoolID(), "reason", reason)
 	e.changed(meta.Ref{})

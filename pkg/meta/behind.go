@@ -1,6 +1,7 @@
 package meta
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -87,15 +88,17 @@ func (b *behind) end(f *file) error {
 	return b.write(f)
 }
 
-// write brings the file up to date. What cannot be written is given up.
+// write brings the file up to date. What cannot be written is given up, and told
+// here if nobody has been told: the file may lack it.
 func (b *behind) write(f *file) error {
 	b.writing.Lock()
 	defer b.writing.Unlock()
 	b.mu.Lock()
-	changes := b.changes
+	changes, failed := b.changes, b.failed
+	b.failed = nil
 	b.mu.Unlock()
 	if len(changes) == 0 {
-		return nil
+		return failed
 	}
 	err := f.update(func(tx *bolt.Tx) error {
 		for _, c := range changes {
@@ -112,5 +115,5 @@ func (b *behind) write(f *file) error {
 	for _, c := range b.changes {
 		b.touched[c.ref] = true
 	}
-	return err
+	return errors.Join(failed, err)
 }

@@ -32,7 +32,7 @@ type file struct {
 // openFile opens the file, anew where it cannot be trusted; renewed then says why.
 func openFile(path string) (f *file, renewed string, err error) {
 	db, err := openTrusted(path)
-	if errors.Is(err, errUntrusted) {
+	if errors.Is(err, errUntrusted) && !noRoom(err) {
 		renewed = err.Error()
 		if err := removeFile(path); err != nil {
 			return nil, "", fmt.Errorf("replace index: %w", err)
@@ -42,9 +42,34 @@ func openFile(path string) (f *file, renewed string, err error) {
 	if err != nil {
 		return nil, "", err
 	}
+	if err := sealOpen(path); err != nil {
+		return nil, "", errors.Join(err, db.Close())
+	}
 	f = &file{path: path}
 	f.db.Store(db)
 	return f, renewed, nil
+}
+
+// openMemory opens an empty file that is nowhere: its path is empty.
+func openMemory() (*file, error) {
+	db, err := openVerified("")
+	if err != nil {
+		return nil, err
+	}
+	f := &file{}
+	f.db.Store(db)
+	return f, nil
+}
+
+func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// memfd is os.OpenFile of a file in memory.
+func memfd(string, int, os.FileMode) (*os.File, error) {
+	fd, err := unix.MemfdCreate("index", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "index"), nil
 }
 
 func (f *file) close() error { return f.db.Load().Close() }
@@ -106,9 +131,9 @@ func openTrusted(path string) (*bolt.DB, error) {
 	return openVerified(path)
 }
 
-// openVerified opens the file and reads all of it. What bbolt makes of damage in
-// spite of the seal, a panic or SIGBUS, is caught here, where nothing depends on
-// the file yet.
+// openVerified opens the file, or an empty one in memory for no path, and reads all
+// of it. What bbolt makes of damage in spite of the seal, a panic or SIGBUS, is caught
+// here, where nothing depends on the file yet.
 func openVerified(path string) (db *bolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -119,9 +144,14 @@ func openVerified(path string) (db *bolt.DB, err error) {
 			db, err = nil, fmt.Errorf("%w: %v", errUntrusted, r)
 		}
 	}()
+	openFile := os.OpenFile
+	if path == "" {
+		openFile = memfd
+	}
 	db, err = bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: openTimeout,
-		NoSync:  true, // a cache over the ledger: an fsync would buy nothing
+		OpenFile: openFile,
+		Timeout:  openTimeout,
+		NoSync:   true, // a cache over the ledger: an fsync would buy nothing
 		// The free list is kept in the file: to find the free pages bbolt would
 		// read all others, in a goroutine in which a panic cannot be caught.
 		FreelistType: bolt.FreelistMapType,

@@ -48,15 +48,17 @@ type poolState struct {
 
 // OpenIndex opens the index at path. A file that is missing, damaged, of another
 // version, or was in use when the machine went down is replaced by an empty one;
-// renewed then says why, for the log. It fails when another process holds the
-// file, or when none can be made.
+// renewed then says why, for the log. Where there is no room for it the index is in
+// memory alone. It fails when another process holds the file, or when none can be
+// made.
 func OpenIndex(path string) (x *Index, renewed string, err error) {
 	f, renewed, err := openFile(path)
+	if noRoom(err) {
+		renewed = fmt.Sprintf("it is kept in memory until the next start, make room for it: %v", err)
+		f, err = openMemory()
+	}
 	if err != nil {
 		return nil, "", fmt.Errorf("open index %s: %w", path, err)
-	}
-	if err := sealOpen(path); err != nil {
-		return nil, "", errors.Join(fmt.Errorf("open index %s: %w", path, err), f.close())
 	}
 	x = &Index{file: f, behind: newBehind()}
 	go x.behind.run(f)
@@ -138,7 +140,7 @@ func (x *Index) Check() error {
 // Close closes the file, and seals it. Nothing may be added any more.
 func (x *Index) Close() error {
 	err := errors.Join(x.behind.end(x.file), x.file.close())
-	if err != nil {
+	if err != nil || x.file.path == "" {
 		return err
 	}
 	return sealClosed(x.file.path)

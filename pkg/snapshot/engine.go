@@ -358,6 +358,7 @@ func (p *pool) read(slot Slot) (located, error) {
 func (e *Engine) notHere(ref meta.Ref) error {
 	known, err := e.index.Lookup(ref)
 	if err != nil {
+		e.indexBehind.Store(true)
 		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
 	}
 	for _, k := range known {

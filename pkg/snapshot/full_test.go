@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -317,4 +318,123 @@ func TestFillingUp(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestIndexOnFullDisk has no room left where the index is. No request notices, no
+// listing is wrong, and the file is right again once there is room.
+func TestIndexOnFullDisk(t *testing.T) {
+	t.Parallel()
+	for name, mount := range map[string]func(t *testing.T) string{"tmpfs": mountTmpfs, "ext4": mountExt4} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, btrfs.QuotaNone)
+			dir := mount(t)
+			path, ballast := filepath.Join(dir, "index.db"), filepath.Join(dir, "ballast")
+			ctx := t.Context()
+			made, volumes, snapshots := 0, 0, 0
+			// Entries that do not fit into the free pages of the file.
+			labels := map[string]string{"label": strings.Repeat("x", 2000)}
+			create := func(e *snapshot.Engine) (id string) {
+				t.Helper()
+				id = fmt.Sprintf("pvc-%d", made)
+				must(t, second(e.Prepare(ctx, snapshot.Spec{Name: id, Labels: labels}, meta.Ref{})))
+				made++
+				volumes++
+				return id
+			}
+			work := func(e *snapshot.Engine, rounds int) {
+				t.Helper()
+				for round := range rounds {
+					id := create(e)
+					must(t, second(e.Commit(ctx, snapshot.Spec{Name: id}, id)))
+					must(t, second(e.Resize(ctx, id, snapshot.Range{Required: 2 << 30})))
+					snapshots++
+					if round%2 == 0 {
+						must(t, e.Remove(ctx, meta.Volume(id)))
+						volumes--
+					}
+				}
+			}
+			lists := func(e *snapshot.Engine) {
+				t.Helper()
+				v, s := 0, 0
+				must(t, e.Walk(ctx, meta.Volumes, "", func(meta.Entry) bool { v++; return true }))
+				must(t, e.Walk(ctx, meta.Snapshots, "", func(meta.Entry) bool { s++; return true }))
+				if v != volumes || s != snapshots {
+					t.Errorf("lists %d volumes and %d snapshots, %d and %d are there", v, s, volumes, snapshots)
+				}
+			}
+			e := open(t, n.host, path)
+			work(e, 4)
+			must(t, fillFile(ballast))
+			for range 20 {
+				create(e)
+				time.Sleep(20 * time.Millisecond) // the writer may have failed by then, and nobody was told
+				lists(e)
+			}
+			work(e, 20)
+			lists(e)
+			must(t, os.Remove(ballast))
+			lists(e)
+			must(t, e.Close())
+			holds := func() {
+				t.Helper()
+				index, renewed, err := meta.OpenIndex(path)
+				must(t, err)
+				entries := 0
+				must(t, errors.Join(index.Check(), index.Walk(meta.Snapshots, "", func(meta.Entry) bool { entries++; return true }), index.Close()))
+				if entries != snapshots || renewed != "" {
+					t.Errorf("the file has %d snapshots of %d; %s", entries, snapshots, renewed)
+				}
+			}
+			holds()
+
+			must(t, fillFile(ballast))
+			for range 2 {
+				e = open(t, n.host, path) // starts without room, then without a file and room for one
+				lists(e)
+				work(e, 6)
+				lists(e)
+				_ = e.Close()
+				must(t, errors.Join(os.Remove(path), os.Remove(path+".seal"), fillFile(ballast)))
+				must(t, os.WriteFile(path, nil, 0o600))
+				must(t, os.WriteFile(path+".seal", nil, 0o600))
+			}
+			must(t, os.Remove(ballast))
+			e = open(t, n.host, path)
+			lists(e)
+			must(t, e.Close())
+			holds()
+		})
+	}
+}
+
+func fillFile(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	for size := 64 << 10; size > 0 && err == nil; {
+		if _, err = f.Write(make([]byte, size)); errors.Is(err, unix.ENOSPC) {
+			size, err = size/2, nil
+		}
+	}
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func mountTmpfs(t *testing.T) string {
+	dir := t.TempDir()
+	must(t, unix.Mount("none", dir, "tmpfs", 0, "size=512k"))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	return dir
+}
+
+func mountExt4(t *testing.T) string {
+	dir, device := t.TempDir(), btrfstest.Loop(t, 4*mib)
+	if out, err := exec.Command("mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", device).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	must(t, unix.Mount(device, dir, "ext4", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	return dir
 }

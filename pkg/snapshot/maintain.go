@@ -60,6 +60,7 @@ func (e *Engine) maintain(ctx context.Context) {
 		for _, p := range e.allPools() {
 			p.maintain(ctx)
 		}
+		e.indexed(ctx, e.index.Flush())
 		if e.indexBehind.Load() {
 			e.indexed(ctx, e.syncIndex())
 		}

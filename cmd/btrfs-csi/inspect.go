@@ -64,7 +64,7 @@ func newList() *cobra.Command {
 			return o.output.print(cmd.OutOrStdout(), nonNil(items), func(t *table) {
 				t.row("NAME", "KIND", "POOL", "SIZE", "USED", "EXCLUSIVE", "SOURCE", "CLAIM", "STATUS", "AGE")
 				for _, i := range items {
-					t.row(i.ID, string(i.Kind), i.Pool, limit(i), used(i), exclusive(i), i.Source.ID, claim(i), i.Status, age(i.Created))
+					t.row(i.ID, string(i.Kind), i.Pool, limit(i), used(i), exclusive(i), i.Source.ID, claim(i), statusOf(i), age(i.Created))
 				}
 			})
 		},
@@ -245,6 +245,14 @@ func limit(i snapshot.Item) string {
 		return ""
 	}
 	return size(i.Size)
+}
+
+// statusOf tells also of subvolumes that pods have made in a volume.
+func statusOf(i snapshot.Item) string {
+	if len(i.Nested) == 0 {
+		return i.Status
+	}
+	return fmt.Sprintf("%s, %d nested", i.Status, len(i.Nested))
 }
 
 func used(i snapshot.Item) string {

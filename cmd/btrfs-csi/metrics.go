@@ -61,6 +61,8 @@ var (
 	descMetadataTotal = poolMetric("metadata_bytes", "Metadata chunks allocated.")
 	descReadOnly      = poolMetric("read_only", "1 if the pool's filesystem is, or has turned, read-only.")
 	descInconsistent  = poolMetric("quota_inconsistent", "1 if limits are void until a rescan has ended.", "mode")
+	descRescans       = poolMetric("quota_rescans_total", "How often the quota was found inconsistent and was rescanned.")
+	descNesting       = poolMetric("nesting_volumes", "Volumes in which pods have made subvolumes.")
 	descOrphans       = prometheus.NewDesc("btrfs_csi_orphans", "Volumes and snapshots of this node that the cluster knows nothing of, and PersistentVolumes whose volume is missing.", []string{"kind"}, nil)
 	descTold          = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When the cluster was last told of all pools of this node, which is done every 15 seconds.", nil, nil)
 	descDeviceErrors  = poolMetric("device_errors_total", "Error counters of the pool's devices.", "device", "type")
@@ -117,6 +119,8 @@ func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
 	gauge(descMetadataTotal, float64(p.Space.MetadataTotal))
 	gauge(descReadOnly, flagValue(p.Space.ReadOnly))
 	gauge(descInconsistent, flagValue(p.Quota.Inconsistent), string(p.Quota.Mode))
+	gauge(descNesting, float64(p.Nesting))
+	ch <- prometheus.MustNewConstMetric(descRescans, prometheus.CounterValue, float64(p.Rescans), p.Name, p.ID)
 	for _, d := range p.Devices {
 		for kind, count := range map[string]uint64{
 			"write": d.WriteErrors, "read": d.ReadErrors, "flush": d.FlushErrors,

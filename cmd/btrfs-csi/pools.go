@@ -22,6 +22,8 @@ type poolRow struct {
 	Unallocated       int64  `json:"unallocated"`
 	Quota             string `json:"quota"`
 	QuotaInconsistent bool   `json:"quotaInconsistent"`
+	QuotaRescans      uint64 `json:"quotaRescans,omitempty"` // known to a running driver, as is the next
+	Nesting           int    `json:"nesting,omitempty"`      // volumes that hold subvolumes of pods
 	ReadOnly          bool   `json:"readOnly"`
 	DeviceErrors      uint64 `json:"deviceErrors"`
 	Status            string `json:"status"`
@@ -76,7 +78,7 @@ func poolRowOf(p snapshot.PoolStatus) poolRow {
 	r := poolRow{
 		Name: p.Name, ID: p.ID, Size: p.Space.Size, Available: p.Space.Available,
 		MetadataSize: p.Space.MetadataTotal, MetadataUsed: p.Space.MetadataUsed, Unallocated: p.Space.Unallocated,
-		Quota: string(p.Quota.Mode), QuotaInconsistent: p.Quota.Inconsistent, ReadOnly: p.Space.ReadOnly, Error: p.Error,
+		Quota: string(p.Quota.Mode), QuotaInconsistent: p.Quota.Inconsistent, QuotaRescans: p.Rescans, Nesting: p.Nesting, ReadOnly: p.Space.ReadOnly, Error: p.Error,
 	}
 	for _, d := range p.Devices {
 		r.DeviceErrors += d.WriteErrors + d.ReadErrors + d.FlushErrors + d.CorruptionErrors + d.GenerationErrors

@@ -101,14 +101,14 @@ func Exists(path string, subvolID uint64) (bool, error) {
 // once, in bounded memory; subvolumes made or destroyed meanwhile may or may not
 // be seen. It ends with the first error of fn.
 func WalkSubvolumeIDs(path string, fn func(id uint64) error) error {
-	return walkRoots(path, rootBackrefKey, fn)
+	return walkRoots(path, rootBackrefKey, func(k itemKey) error { return fn(k.objectID) })
 }
 
 // WalkTreeIDs is WalkSubvolumeIDs with the destroyed subvolumes whose files the
 // cleaner has not dropped yet: their root item is there, and their qgroup is
 // still needed.
 func WalkTreeIDs(path string, fn func(id uint64) error) error {
-	return walkRoots(path, rootItemKey, fn)
+	return walkRoots(path, rootItemKey, func(k itemKey) error { return fn(k.objectID) })
 }
 
 // TreeExists is Exists for the same: it reports whether the root item is there.
@@ -122,8 +122,8 @@ func TreeExists(path string, subvolID uint64) (bool, error) {
 	return found, err
 }
 
-// walkRoots calls fn with the ID of every subvolume that has an item of a type.
-func walkRoots(path string, itemType uint32, fn func(id uint64) error) error {
+// walkRoots calls fn with the items of a type of all subvolumes.
+func walkRoots(path string, itemType uint32, fn func(itemKey) error) error {
 	return withDir("walk subvolumes of", path, func(fd int) error {
 		search := searchTree(fd, rootTree,
 			itemKey{firstFree, 0, 0}, itemKey{lastFree, rootBackrefKey, ^uint64(0)}, bulkBuffer)
@@ -135,7 +135,7 @@ func walkRoots(path string, itemType uint32, fn func(id uint64) error) error {
 			if item.itemType != itemType {
 				continue
 			}
-			if err := fn(item.objectID); err != nil {
+			if err := fn(item.itemKey); err != nil {
 				return err
 			}
 		}

@@ -32,6 +32,29 @@ func NestedSubvolumes(path string) ([]Nested, error) {
 	return nested, err
 }
 
+// Nesting returns, for every subvolume that lies in another than that around path,
+// and not in the top level, the one that it lies in. It reads the root tree once.
+func Nesting(path string) (map[uint64]uint64, error) {
+	var around uint64
+	err := withDir("subvolume around", path, func(fd int) error {
+		var args subvolInfoArgs
+		_, err := ioctl(fd, iocGetSubvolInfo, unsafe.Pointer(&args))
+		around = args.treeID
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	parents := map[uint64]uint64{}
+	err = walkRoots(path, rootBackrefKey, func(ref itemKey) error {
+		if ref.offset != around && ref.offset != topLevelSubvol {
+			parents[ref.objectID] = ref.offset
+		}
+		return nil
+	})
+	return parents, err
+}
+
 // eachRootRef calls fn for each direct child of the subvolume that fd lies in.
 func eachRootRef(fd int, fn func(rootRef)) error {
 	var args rootRefArgs

@@ -218,6 +218,11 @@ func TestNestedSubvolumeIsNamedAndGoesWithItsVolume(t *testing.T) {
 	must(t, btrfs.Create(filepath.Join(target, "nested")))
 	_, err := r.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: volume})
 	wantCode(t, err, codes.FailedPrecondition, "nested")
+	health, err := r.ControllerGetVolumeHealth(t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: volume})
+	if statuses := health.GetVolumeHealth().GetHealthStatuses(); err != nil || len(statuses) != 1 ||
+		statuses[0].Reason != "NestedSubvolumes" || !strings.Contains(statuses[0].Message, `"nested"`) {
+		t.Errorf("health %v, %v", health, err)
+	}
 	_, err = r.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: volume, Parameters: map[string]string{"nestedSubvolumes": "skip"}})
 	must(t, err)
 	must(t, r.unpublish(volume, target))

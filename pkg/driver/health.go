@@ -40,6 +40,9 @@ func (s *node) NodeGetVolumeHealth(ctx context.Context, request *csi.NodeGetVolu
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, err
 }
 
+// mostNested is how many nested subvolumes are named.
+const mostNested = 10
+
 func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth, error) {
 	if err := required("volume_id", id); err != nil {
 		return nil, err
@@ -57,6 +60,14 @@ func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth
 	}
 	if err != nil {
 		return nil, err
+	}
+	nested, err := s.engine.Nested(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if len(nested) > 0 && !entry.Parameters.SkipNested {
+		add(csi.VolumeHealthErrorType_DEGRADED, "NestedSubvolumes", fmt.Sprintf("it holds %d subvolumes, and cannot be copied with them: %q",
+			len(nested), nested[:min(len(nested), mostNested)]))
 	}
 	for _, pool := range s.engine.Pools(ctx) {
 		if pool.ID != entry.PoolID {

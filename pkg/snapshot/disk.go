@@ -198,7 +198,39 @@ func (d *disk) Snapshot(copies []Copy, done func(i int, err error)) {
 	}
 }
 
-func (d *disk) Destroy(s Slot) error { return d.inSubvolume(s, btrfs.Destroy) }
+// Destroy lifts the limits of what is nested where they stand in the way: what is
+// nested in one that is at its limit could not go.
+func (d *disk) Destroy(s Slot) error {
+	return d.inSubvolume(s, func(path string) error {
+		err := btrfs.Destroy(path)
+		if !errors.Is(err, unix.EDQUOT) {
+			return err
+		}
+		info, failed := btrfs.Info(path)
+		if failed == nil {
+			failed = d.liftNested(info.ID)
+		}
+		if failed != nil {
+			return errors.Join(err, failed)
+		}
+		return btrfs.Destroy(path)
+	})
+}
+
+func (d *disk) liftNested(subvolume uint64) error {
+	parents, err := d.Nesting()
+	for id := range parents {
+		if hostOf(parents, id) == subvolume {
+			err = errors.Join(err, d.LiftLimit(id))
+		}
+	}
+	return err
+}
+
+func (d *disk) Nesting() (parents map[uint64]uint64, err error) {
+	err = d.inRoot(func(path string) error { parents, err = btrfs.Nesting(path); return err })
+	return parents, err
+}
 
 // Info takes what is named fs but is no subvolume for none: it is not ours, and
 // Rmdir will not remove it.

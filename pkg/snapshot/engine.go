@@ -58,6 +58,8 @@ type pool struct {
 	leftovers leftovers
 	commits   commits
 	unsynced  atomic.Bool // a slot was erased in its area, which may not be durable
+	nested    nested
+	rescans   atomic.Uint64 // begun since the pool is in use
 }
 
 // Open finds the pools of the host, reconciles each with its ledger, and

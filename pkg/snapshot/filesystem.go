@@ -115,6 +115,9 @@ type Subvolumes interface {
 	// Nested returns the paths of the subvolumes inside, relative to it, one
 	// level deep.
 	Nested(Slot) ([]string, error)
+	// Nesting returns the subvolumes that lie in other ones, also in foreign ones, and
+	// what each lies in, by ID.
+	Nesting() (map[uint64]uint64, error)
 	// Apply sets the properties of the subvolume's root directory, which what
 	// is created in it inherits.
 	Apply(Slot, meta.Parameters) error

@@ -15,6 +15,8 @@ type Item struct {
 	Status string `json:"status"` // see slotState
 	Detail string `json:"detail,omitempty"`
 	Usage  *Usage `json:"usage,omitempty"` // nil where nobody counts
+	// Nested are the subvolumes that pods have made inside, one level deep.
+	Nested []string `json:"nested,omitempty"`
 }
 
 // statuses are the slot states in the words of users.
@@ -59,6 +61,10 @@ func (s *scanned) item() (Item, error) {
 	}
 	if s.info.ID == 0 {
 		return item, nil
+	}
+	var err error
+	if item.Nested, err = s.Nested(s.slot); err != nil {
+		return item, err
 	}
 	usage, err := s.Usage(s.info.ID)
 	if errors.Is(err, ErrNoQuota) {

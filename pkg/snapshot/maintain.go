@@ -8,6 +8,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
 // leftovers are destroyed subvolumes whose accounting the kernel may keep: for
@@ -58,7 +59,7 @@ func (e *Engine) maintain(ctx context.Context) {
 		case <-tick.C:
 		}
 		for _, p := range e.allPools() {
-			p.maintain(ctx)
+			e.maintainPool(ctx, p)
 		}
 		e.indexed(ctx, e.index.Flush())
 		if e.indexBehind.Load() {
@@ -67,23 +68,45 @@ func (e *Engine) maintain(ctx context.Context) {
 	}
 }
 
-// maintain forgets the accounting of what was destroyed, and has a full quota
-// that has become inconsistent, whose limits are void, counted anew.
-func (p *pool) maintain(ctx context.Context) {
+// maintainPool forgets the accounting of what is gone, bounds what pods have nested,
+// and has a full quota that has become inconsistent, whose limits are void, counted
+// anew. Its cost is that of reading the root and the quota tree.
+func (e *Engine) maintainPool(ctx context.Context, p *pool) {
+	logger := klog.FromContext(ctx).WithValues("pool", p.name)
 	for _, subvolume := range p.leftovers.take() {
 		if err := p.ForgetQuota(subvolume); err != nil {
 			p.leftovers.add(subvolume)
 		}
 	}
-	logger := klog.FromContext(ctx).WithValues("pool", p.name)
+	// What vanished without us is forgotten the next time: at the second look.
+	stale, err := p.StaleQuota()
+	for _, subvolume := range stale {
+		p.leftovers.add(subvolume)
+	}
+	if err != nil {
+		logger.Error(err, "Stale quota cannot be read")
+	}
+	if err := e.boundNested(ctx, p); err != nil {
+		logger.Error(err, "Nested subvolumes cannot be bounded")
+	}
 	status, err := p.QuotaStatus()
 	if err != nil {
 		logger.Error(err, "Quota status cannot be read")
 		return
 	}
 	if needsRescan(status) {
-		logger.Info("Quota is inconsistent, limits are void until it has been rescanned", "rescanError", p.Rescan())
+		logger.Info("Quota is inconsistent, limits are void until it has been rescanned", "rescanError", p.rescan())
+		e.changed(meta.Ref{})
 	}
+}
+
+// rescan has the quota counted anew.
+func (p *pool) rescan() error {
+	err := p.Rescan()
+	if err == nil {
+		p.rescans.Add(1)
+	}
+	return err
 }
 
 func needsRescan(s btrfs.QuotaStatus) bool {

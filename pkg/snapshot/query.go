@@ -35,6 +35,12 @@ type PoolStatus struct {
 	Space   btrfs.Space       `json:"space,omitzero"`
 	Quota   btrfs.QuotaStatus `json:"quota,omitzero"`
 	Devices []btrfs.Device    `json:"devices,omitempty"`
+	// Rescans is how often, since the pool is in use, its quota was found inconsistent
+	// and was rescanned.
+	Rescans uint64 `json:"rescans,omitempty"`
+	// Nesting is the number of volumes in which pods have made subvolumes, as of the
+	// last maintenance.
+	Nesting int `json:"nesting,omitempty"`
 }
 
 // Stat returns a volume or snapshot; ErrNotFound, ErrLost or ErrPoolAway where
@@ -197,7 +203,7 @@ func (e *Engine) Pools(context.Context) []PoolStatus {
 }
 
 func (p *pool) status() PoolStatus {
-	s := PoolStatus{Name: p.name, ID: p.PoolID()}
+	s := PoolStatus{Name: p.name, ID: p.PoolID(), Rescans: p.rescans.Load(), Nesting: p.nested.volumes()}
 	var errSpace, errQuota, errDevices error
 	s.Space, errSpace = p.Space()
 	s.Quota, errQuota = p.QuotaStatus()

@@ -386,7 +386,7 @@ func (p *pool) planQuota() ([]action, error) {
 	if needsRescan(status) {
 		actions = append(actions, action{
 			Finding: Finding{Pool: p.name, Problem: QuotaInconsistent, Detail: "limits are void until it has been rescanned", Repair: "rescan"},
-			run:     p.Rescan,
+			run:     p.rescan,
 		})
 	}
 	return actions, nil

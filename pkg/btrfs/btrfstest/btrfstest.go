@@ -98,6 +98,14 @@ func PowerCut(t testing.TB, mountPoint string) string {
 	return mountImage(t, image, nil)
 }
 
+// Remount unmounts a filesystem that Mount made and mounts it again, as a boot does.
+func Remount(t testing.TB, mountPoint string) {
+	t.Helper()
+	image := Image(t, mountPoint)
+	unmount(t, mountPoint)
+	run(t, "mount", "-t", "btrfs", "-o", "loop", image, mountPoint)
+}
+
 // Grow makes the device under a filesystem larger, not the filesystem.
 func Grow(t testing.TB, mountPoint string, size int64) {
 	t.Helper()

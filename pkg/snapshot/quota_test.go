@@ -1,0 +1,423 @@
+package snapshot_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// What a size means.
+
+// eachLimit runs a test in both modes that have limits.
+func eachLimit(t *testing.T, test func(t *testing.T, mode btrfs.QuotaMode)) {
+	t.Parallel()
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			test(t, mode)
+		})
+	}
+}
+
+// writers are the ways to fill a file, until the kernel says no.
+var writers = map[string]func(f *os.File, offset int64) (int64, error){
+	"4k": writing(4 << 10),
+	"1m": writing(1 << 20),
+	"fallocate": func(f *os.File, offset int64) (int64, error) {
+		return 256 << 10, unix.Fallocate(int(f.Fd()), 0, offset, 256<<10)
+	},
+	"direct": func(f *os.File, offset int64) (int64, error) {
+		flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+		if err == nil {
+			_, err = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags|unix.O_DIRECT)
+		}
+		if err != nil {
+			return 0, err
+		}
+		n, err := f.WriteAt(alignedPage, offset)
+		return int64(n), err
+	},
+}
+
+func writing(size int) func(f *os.File, offset int64) (int64, error) {
+	data := make([]byte, size)
+	return func(f *os.File, offset int64) (int64, error) {
+		n, err := f.WriteAt(data, offset)
+		return int64(n), err
+	}
+}
+
+// alignedPage is what a direct write wants.
+var alignedPage = func() []byte {
+	page, err := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		panic(err)
+	}
+	return page
+}()
+
+// overrun writes files until nothing more goes, and returns what they hold.
+func overrun(dir string, write func(f *os.File, offset int64) (int64, error)) (total int64, err error) {
+	for i := 0; ; i++ {
+		f, err := os.Create(fmt.Sprintf("%s/file-%d", dir, i))
+		if err != nil {
+			return total, err
+		}
+		offset := int64(0)
+		for offset < 8<<20 && err == nil {
+			var n int64
+			n, err = write(f, offset)
+			offset += n
+		}
+		err = errors.Join(err, f.Sync(), f.Close())
+		if info, failed := os.Stat(f.Name()); failed == nil {
+			total += info.Size()
+		}
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// TestOverrun: a volume holds what its size is, and not a byte of data more,
+// however it is written. What it holds less is the tolerance that is documented.
+func TestOverrun(t *testing.T) {
+	const size, short = 64 * mib, 1 * mib
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		for name, write := range writers {
+			must(t, second(e.Prepare(ctx, sized(name, size), meta.Ref{})))
+			mount, err := e.Mounts(ctx, name)
+			must(t, err)
+			total, err := overrun(mount.Source, write)
+			wants(t, err, unix.EDQUOT)
+			n.Pool("default").Commit()
+			usage, err := e.Usage(ctx, meta.Volume(name))
+			must(t, err)
+			if total > size || size-total > short || usage.Used > size {
+				t.Errorf("%s: holds %d bytes of data, counted %d, of %d", name, total, usage.Used, size)
+			}
+			// At its limit files can be removed, not always truncated.
+			must(t, os.Remove(filepath.Join(mount.Source, "file-0")))
+			n.Pool("default").Commit()
+			f, err := os.Create(filepath.Join(mount.Source, "again"))
+			must(t, err)
+			_, err = f.Write(make([]byte, mib))
+			must(t, errors.Join(err, f.Sync(), f.Close()))
+			_, err = overrun(mount.Source, write)
+			wants(t, err, unix.EDQUOT)
+			must(t, e.Remove(ctx, meta.Volume(name)))
+		}
+	})
+}
+
+// TestLimitsSurvive a restart of the driver, one of the machine without a driver after
+// it, and quota that was turned off meanwhile.
+func TestLimitsSurvive(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		index := filepath.Join(t.TempDir(), "index.db")
+		e := open(t, n.host, index)
+		ctx := t.Context()
+		holds := func() {
+			t.Helper()
+			for _, volume := range []string{"pvc", "restored"} {
+				wants(t, n.fill(volume, 6*mib), unix.EDQUOT)
+				must(t, os.Remove(filepath.Join(n.path("default"), "active", volume, "fs/data")))
+				eventually(t, func() bool { // the room comes back with a commit
+					n.Pool("default").Commit()
+					return n.fill(volume, mib) == nil
+				})
+			}
+		}
+		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
+		must(t, n.fill("pvc", mib)) // which the snapshot holds, and simple quota charges to pvc
+		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")))
+		must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("snap"))))
+		must(t, os.Remove(filepath.Join(n.path("default"), "active/restored/fs/data")))
+		holds()
+		must(t, e.Close())
+		holds()
+		btrfstest.Remount(t, n.state)
+		holds()
+		e = open(t, n.host, index)
+		holds()
+		findings, err := e.Plan(ctx)
+		if must(t, err); len(findings) > 0 {
+			t.Errorf("found %v", findings)
+		}
+		must(t, e.Close())
+		must(t, btrfs.DisableQuota(n.state))
+		must(t, n.fill("pvc", 6*mib))
+		must(t, os.Remove(filepath.Join(n.path("default"), "active/pvc/fs/data")))
+		open(t, n.host, index)
+		if mode == btrfs.QuotaFull {
+			must(t, btrfs.WaitRescan(n.state))
+		}
+		holds()
+	})
+}
+
+// within is eventually for what maintenance does.
+func within(t *testing.T, limit time.Duration, is func() bool) (took time.Duration) {
+	t.Helper()
+	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+		took = time.Since(began)
+		switch {
+		case is():
+			return took
+		case took > limit:
+			t.Fatalf("not within %s", limit)
+		}
+	}
+}
+
+// TestInconsistentQuotaIsRescanned within a minute, and limits hold again, whatever
+// made them void.
+func TestInconsistentQuotaIsRescanned(t *testing.T) {
+	t.Parallel()
+	for name, spoil := range map[string]func(t *testing.T, n *node, e *snapshot.Engine){
+		"group": func(t *testing.T, n *node, e *snapshot.Engine) {
+			entry, err := e.Stat(t.Context(), meta.Volume("pvc"))
+			must(t, err)
+			group := btrfs.NewQgroupID(1, 77)
+			must(t, btrfs.CreateQgroup(n.state, group))
+			must(t, second(btrfs.AssignQgroup(n.state, btrfs.NewQgroupID(0, entry.SubvolumeID), group)))
+			mount, err := e.Mounts(t.Context(), "pvc")
+			must(t, err)
+			must(t, btrfs.Snapshot(filepath.Join(n.state, "foreign"), mount.Source, true))
+		},
+		// The kernel does not count what a snapshot that it drops shares, from some height
+		// of the subtree on: three levels by default, as many files have, here any.
+		"large snapshot removed": func(t *testing.T, n *node, e *snapshot.Engine) {
+			info, err := btrfs.Filesystem(n.state)
+			must(t, err)
+			must(t, os.WriteFile(filepath.Join("/sys/fs/btrfs", info.FSID.String(), "qgroups/drop_subtree_threshold"), []byte("0"), 0))
+			mount, err := e.Mounts(t.Context(), "large")
+			must(t, err)
+			for i := range 2000 {
+				must(t, os.WriteFile(fmt.Sprintf("%s/%d", mount.Source, i), make([]byte, 1000), 0o600))
+			}
+			must(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "large")))
+			must(t, e.Remove(t.Context(), meta.Snapshot("snap")))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, btrfs.QuotaFull)
+			e := n.start(t)
+			ctx := t.Context()
+			must(t, second(e.Prepare(ctx, sized("pvc", 8*mib), meta.Ref{})))
+			must(t, n.fill("pvc", 4*mib))
+			must(t, second(e.Prepare(ctx, sized("large", 64*mib), meta.Ref{})))
+			must(t, btrfs.WaitRescan(n.state))
+			told := make(chan struct{}, 1000)
+			e.OnChange(func(ref meta.Ref) {
+				if ref.IsZero() {
+					told <- struct{}{}
+				}
+			})
+			spoil(t, n, e)
+			eventually(t, func() bool {
+				n.settle(t)
+				return e.Pools(ctx)[0].Quota.Inconsistent
+			})
+			must(t, n.fill("pvc", 8*mib)) // limits are void
+			go e.Run(ctx)
+			took := within(t, time.Minute, func() bool { return !e.Pools(ctx)[0].Quota.Inconsistent })
+			t.Logf("consistent after %s", took)
+			if rescans := e.Pools(ctx)[0].Rescans; rescans != 1 || len(told) == 0 {
+				t.Errorf("%d rescans told, %d times", rescans, len(told))
+			}
+			wants(t, n.fill("pvc", mib), unix.EDQUOT)
+			must(t, os.Remove(filepath.Join(n.path("default"), "active/pvc/fs/data")))
+			n.Pool("default").Commit()
+			must(t, n.fill("pvc", 4*mib))
+			wants(t, n.fill("pvc", 8*mib), unix.EDQUOT)
+		})
+	}
+}
+
+// TestVanished has somebody else remove the subvolume of a volume: its accounting
+// goes, while its record is kept.
+func TestVanished(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		lost, err := e.Prepare(ctx, sized("lost", mib), meta.Ref{})
+		must(t, err)
+		must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
+		planned := btrfs.NewQgroupID(1, 100000) // of somebody's, for a subvolume to come
+		must(t, btrfs.CreateQgroup(n.state, planned))
+		must(t, btrfs.LimitQgroup(n.state, planned, mib))
+		must(t, n.Pool("default").Vanish(active("lost")))
+		go e.Run(ctx)
+		within(t, 90*time.Second, func() bool {
+			n.settle(t)
+			left := false
+			must(t, btrfs.WalkQgroups(n.state, func(q btrfs.Qgroup) error {
+				left = left || q.ID.Subvolume() == lost.SubvolumeID
+				return nil
+			}))
+			return !left
+		})
+		wants(t, second(e.Stat(ctx, meta.Volume("lost"))), snapshot.ErrLost)
+		usage, err := e.Usage(ctx, meta.Volume("pvc"))
+		if must(t, err); usage.Limit != mib {
+			t.Errorf("another volume has %+v", usage)
+		}
+		must(t, second(btrfs.QgroupOf(n.state, planned)))
+	})
+}
+
+// TestStaleQuota has every kind of accounting that a crash leaves behind a removal: the
+// next start clears it. What a limit 1/<id> still has as a member 0/<id> is not spared.
+func TestStaleQuota(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		index := filepath.Join(t.TempDir(), "index.db")
+		e := open(t, n.host, index)
+		ctx := t.Context()
+		dead := map[uint64]string{}
+		groups := func() (left []string) {
+			must(t, btrfs.WalkQgroups(n.state, func(q btrfs.Qgroup) error {
+				if name := dead[q.ID.Subvolume()]; name != "" {
+					left = append(left, fmt.Sprintf("%d %s", q.ID.Level(), name))
+				}
+				return nil
+			}))
+			slices.Sort(left)
+			return left
+		}
+		for _, name := range []string{"both", "limit"} {
+			entry, err := e.Prepare(ctx, sized(name, mib), meta.Ref{})
+			must(t, err)
+			dead[entry.SubvolumeID] = name
+		}
+		foreign := filepath.Join(n.state, "foreign") // has no limit
+		must(t, btrfs.Create(foreign))
+		info, err := btrfs.Info(foreign)
+		must(t, err)
+		dead[info.ID] = "own"
+		must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
+
+		// As long as a snapshot holds what they wrote, the kernel keeps their accounting.
+		must(t, n.fill("both", mib/4))
+		must(t, os.WriteFile(foreign+"/data", make([]byte, mib/4), 0o600))
+		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "both")))
+		must(t, btrfs.Snapshot(foreign+"-snap", foreign, true))
+		must(t, e.Remove(ctx, meta.Volume("both")))
+		must(t, e.Remove(ctx, meta.Volume("limit")))
+		must(t, btrfs.Destroy(foreign))
+		eventually(t, func() bool {
+			n.settle(t)
+			gone := true
+			for id := range dead {
+				there, err := btrfs.TreeExists(n.state, id)
+				gone = gone && err == nil && !there
+			}
+			return gone
+		})
+		must(t, e.Remove(ctx, meta.Snapshot("snap")))
+		must(t, btrfs.Destroy(foreign+"-snap"))
+		must(t, e.Close()) // and with it what it remembered of them
+		n.settle(t)
+		eventually(t, func() bool {
+			n.settle(t)
+			charged := false
+			must(t, btrfs.WalkQgroups(n.state, func(q btrfs.Qgroup) error {
+				charged = charged || dead[q.ID.Subvolume()] != "" && q.Referenced > 0
+				return nil
+			}))
+			return !charged
+		})
+		want := []string{"0 both", "0 own", "1 both", "1 limit"}
+		if mode == btrfs.QuotaFull {
+			want = nil // the kernel's cleaner does it
+		}
+		if left := groups(); !slices.Equal(left, want) {
+			t.Errorf("the crash left %q, want %q", left, want)
+		}
+		e = open(t, n.host, index)
+		if left := groups(); len(left) > 0 {
+			t.Errorf("the start left %q", left)
+		}
+		usage, err := e.Usage(ctx, meta.Volume("pvc"))
+		if must(t, err); usage.Limit != mib {
+			t.Errorf("another volume has %+v", usage)
+		}
+		must(t, e.Close())
+	})
+}
+
+// TestNestedIsBounded: what a pod nests in a volume gets what the volume has left, is
+// told, and goes with the volume.
+func TestNestedIsBounded(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		const size = 64 * mib
+		pvc, err := e.Prepare(ctx, sized("pvc", size), meta.Ref{})
+		must(t, err)
+		must(t, second(e.Prepare(ctx, sized("other", mib), meta.Ref{})))
+		must(t, n.fill("pvc", 16*mib))
+		mount, err := e.Mounts(ctx, "pvc")
+		must(t, err)
+		nested := filepath.Join(mount.Source, "dir", "nested")
+		must(t, os.Mkdir(filepath.Dir(nested), 0o755))
+		must(t, btrfs.Create(nested))
+		must(t, btrfs.Create(nested+"/deeper"))
+		must(t, btrfs.Create(filepath.Join(n.state, "foreign")))
+		must(t, btrfs.Create(filepath.Join(n.state, "foreign/nested")))
+		must(t, os.WriteFile(nested+"/deeper/early", make([]byte, 8*mib), 0o600))
+		n.Pool("default").Commit()
+		go e.Run(ctx)
+		within(t, time.Minute, func() bool { return e.Pools(ctx)[0].Nesting == 1 })
+		if paths, err := e.Nested(ctx, "pvc"); err != nil || len(paths) != 1 || paths[0] != "dir/nested" {
+			t.Errorf("nested %q, %v", paths, err)
+		}
+		wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
+		total, err := overrun(nested, writers["1m"])
+		wants(t, err, unix.EDQUOT)
+		if total > size-24*mib || total < size-26*mib {
+			t.Errorf("took %d, the volume had %d left", total, size-24*mib)
+		}
+		wants(t, second(overrun(nested+"/deeper", writers["4k"])), unix.EDQUOT)
+		must(t, os.Remove(nested+"/deeper/early"))
+		foreign, err := btrfs.Info(filepath.Join(n.state, "foreign/nested"))
+		must(t, err)
+		if q, err := btrfs.QgroupOf(n.state, btrfs.NewQgroupID(0, foreign.ID)); err != nil || q.MaxReferenced != btrfs.NoLimit {
+			t.Errorf("of somebody else's: %+v, %v", q, err)
+		}
+		_ = fillMetadataTo(nested) // to the last node, so that nothing in it can be destroyed
+		must(t, e.Remove(ctx, meta.Volume("pvc")))
+		eventually(t, func() bool {
+			n.settle(t)
+			there, err := btrfs.TreeExists(n.state, pvc.SubvolumeID)
+			return err == nil && !there
+		})
+	})
+}
+
+// fillMetadataTo takes what a limit leaves for metadata.
+func fillMetadataTo(dir string) (err error) {
+	for i := 0; err == nil; i++ {
+		err = os.Mkdir(fmt.Sprintf("%s/metadata-%d", dir, i), 0o700)
+	}
+	return err
+}

@@ -134,11 +134,19 @@ func TestKernelSnapshotsShareCommitsInSeparateDirectories(t *testing.T) {
 			source, _ := create(t, mnt, "source")
 			mkdir(t, mnt, "one")
 			got := fewestCommits(t, mnt, func(round int) func() {
-				copies := make([]Copy, many)
-				for i := range copies {
-					copies[i] = Copy{Dst: test.path(mnt, fmt.Sprintf("%d-%d", round, i)), Src: source, ReadOnly: true}
+				paths := make([]string, many)
+				for i := range paths {
+					paths[i] = test.path(mnt, fmt.Sprintf("%d-%d", round, i))
 				}
-				return func() { Snapshots(copies, func(_ int, err error) { must(t, err) }) }
+				return func() {
+					results := make(chan error)
+					for _, path := range paths {
+						go func() { results <- Snapshot(path, source, true) }()
+					}
+					for range paths {
+						must(t, <-results)
+					}
+				}
 			})
 			if got < test.least || got > test.most {
 				t.Errorf("%d snapshots took %d commits, want %d to %d", many, got, test.least, test.most)

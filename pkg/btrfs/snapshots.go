@@ -6,118 +6,82 @@ package btrfs
 import "C"
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+	"runtime/cgo"
+	"sync"
+	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// Copy is a snapshot to be taken; see Snapshot.
-type Copy struct {
-	Dst, Src string
-	ReadOnly bool
-}
+// snapshotsUnderWay are those that are in the kernel, or on their way there.
+var snapshotsUnderWay atomic.Int64
 
-// Snapshots takes several snapshots, each as Snapshot does, at once, so that they
-// share as few commits as the kernel allows: two, however many they are. It calls
-// done with the index of each when that has ended, one after the other, and returns
-// after the last.
-//
-// The threads are those of C. Go lets no more of its own into the kernel at a time
-// than there are processors, until it notices that one of them stays there; by then
-// the first would have committed without the others.
-func Snapshots(copies []Copy, done func(i int, err error)) {
-	switch len(copies) {
-	case 0:
-		return
-	case 1:
-		done(0, Snapshot(copies[0].Dst, copies[0].Src, copies[0].ReadOnly))
-		return
-	}
-	ended, end, err := os.Pipe()
-	if err != nil {
-		for i := range copies {
-			done(i, fmt.Errorf("take snapshots: %w", err))
-		}
-		return
-	}
-	defer ended.Close()
-	defer end.Close()
-	memory := C.calloc(C.size_t(len(copies)), C.sizeof_struct_snapshot)
-	defer C.free(memory)
-	snapshots := unsafe.Slice((*C.struct_snapshot)(memory), len(copies))
-	var started []int // what each of them is in copies
-	var opened []int
-	defer func() {
-		for _, fd := range opened {
-			unix.Close(fd)
-		}
-	}()
-	for i, c := range copies {
-		s := &snapshots[len(started)]
-		fds, err := c.open(s)
-		opened = append(opened, fds...)
-		if err != nil {
-			done(i, c.explain(err))
-			continue
-		}
-		s.number, s.ended = C.int(len(started)), C.int(end.Fd())
-		started = append(started, i)
-	}
-	C.take_snapshots(&snapshots[0], C.int(len(started)))
-	for range started {
-		s := &snapshots[next(ended)]
-		i := started[s.number]
-		if s.error == 0 {
-			done(i, nil)
-		} else {
-			done(i, copies[i].explain(unix.Errno(s.error)))
+// snapCreate is the ioctl SNAP_CREATE_V2, which lasts as long as a commit. One that
+// is alone is run as any system call. Beside others it is run by a thread of C: Go
+// lets no more of its own into the kernel at a time than there are processors,
+// until it notices, tens of microseconds later or milliseconds, that one of them
+// stays there. Until then nobody else would come as far as the kernel, to share the
+// commit that is open.
+func snapCreate(dir int, args *volArgsV2) error {
+	defer snapshotsUnderWay.Add(-1)
+	if snapshotsUnderWay.Add(1) > 1 {
+		if ended, err := endings(); err == nil {
+			return snapCreateBeside(dir, args, ended)
 		}
 	}
+	return snapCreateAlone(dir, args)
 }
 
-func (c Copy) explain(err error) error {
-	return fmt.Errorf("snapshot %q to %q: %w", c.Src, c.Dst, err)
+func snapCreateAlone(dir int, args *volArgsV2) error {
+	_, err := ioctl(dir, iocSnapCreateV2, unsafe.Pointer(args))
+	return err
 }
 
-// next returns the number that a thread writes when it has ended.
-func next(ended *os.File) int {
-	var number [C.sizeof_int]byte
-	_, err := io.ReadFull(ended, number[:])
-	if err != nil {
-		// They write to memory that would be freed.
-		panic(fmt.Sprintf("the threads that take snapshots cannot be heard: %v", err))
-	}
-	return int(binary.NativeEndian.Uint32(number[:]))
-}
-
-// open fills in what a thread needs, and returns what it has opened.
-func (c Copy) open(s *C.struct_snapshot) (opened []int, err error) {
-	parent, name := filepath.Split(c.Dst)
-	if name == "" || name == "." || name == ".." {
-		return nil, unix.EINVAL
-	}
-	source, err := openDir(c.Src)
-	if err != nil {
-		return nil, err
-	}
-	if err := requireSubvolume(source); err != nil {
-		return []int{source}, err
-	}
-	dir, err := openDir(parent)
-	if err != nil {
-		return []int{source}, err
-	}
-	opened = []int{source, dir}
-	args, err := snapArgs(source, name, c.ReadOnly)
-	if err != nil {
-		return opened, err
-	}
-	s.dir = C.int(dir)
+func snapCreateBeside(dir int, args *volArgsV2, ended int) error {
+	s := (*C.struct_snapshot)(C.calloc(1, C.sizeof_struct_snapshot))
+	defer C.free(unsafe.Pointer(s))
+	done := make(chan struct{})
+	call := cgo.NewHandle(done)
+	defer call.Delete()
+	s.call, s.ended, s.dir = C.uintptr_t(call), C.int(ended), C.int(dir)
 	*(*volArgsV2)(unsafe.Pointer(&s.args)) = *args
-	return opened, nil
+	if C.start_snapshot(s) != 0 {
+		return snapCreateAlone(dir, args)
+	}
+	<-done
+	if s.error != 0 {
+		return unix.Errno(s.error)
+	}
+	return nil
+}
+
+// endings returns the pipe to which the threads write what has ended.
+var endings = sync.OnceValues(func() (int, error) {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return -1, err
+	}
+	if err := unix.SetNonblock(ends[0], true); err != nil { // to be waited for without a thread
+		return -1, err
+	}
+	go hear(bufio.NewReader(os.NewFile(uintptr(ends[0]), "snapshots")))
+	return ends[1], nil
+})
+
+// hear wakes those whose snapshot has ended.
+func hear(ended io.Reader) {
+	var call [C.sizeof_uintptr_t]byte
+	for {
+		if _, err := io.ReadFull(ended, call[:]); err != nil {
+			// They write to memory that would be freed.
+			panic(fmt.Sprintf("the threads that take snapshots cannot be heard: %v", err))
+		}
+		close(cgo.Handle(binary.NativeEndian.Uint64(call[:])).Value().(chan struct{}))
+	}
 }

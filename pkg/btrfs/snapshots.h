@@ -1,13 +1,15 @@
 #include <linux/btrfs.h>
+#include <stdint.h>
 
 /* A snapshot to be taken: of the subvolume args.fd, in the directory dir. */
 struct snapshot {
+	struct snapshot *next;
+	uintptr_t call; /* is written to ended when error is set */
+	int ended;      /* descriptor */
 	int dir;
-	int error; /* errno, once its number has been written to ended */
-	int number;
-	int ended; /* descriptor */
+	int error; /* errno */
 	struct btrfs_ioctl_vol_args_v2 args;
 };
 
-/* Starts to take them, each in a thread of its own, and returns. */
-void take_snapshots(struct snapshot *snapshots, int count);
+/* Has a thread take it, and returns at once: 0, or errno where there is no thread. */
+int start_snapshot(struct snapshot *s);

@@ -52,8 +52,7 @@ func Snapshot(dst, src string, readOnly bool) error {
 			if err != nil {
 				return err
 			}
-			_, err = ioctl(dir, iocSnapCreateV2, unsafe.Pointer(args))
-			return err
+			return snapCreate(dir, args)
 		})
 	})
 }

@@ -493,13 +493,11 @@ func (p placed) Create(s snapshot.Slot) error {
 	return p.put(s)
 }
 
-func (p placed) Snapshot(copies []snapshot.Copy, done func(i int, err error)) {
-	p.Filesystem.Snapshot(copies, func(i int, err error) {
-		if err == nil {
-			err = p.put(copies[i].To)
-		}
-		done(i, err)
-	})
+func (p placed) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+	if err := p.Filesystem.Snapshot(from, to, readOnly); err != nil {
+		return err
+	}
+	return p.put(to)
 }
 
 func (p placed) Destroy(s snapshot.Slot) error {

@@ -6,17 +6,21 @@ import (
 	"time"
 )
 
-// mostPatience bounds how long an operation that is ready for its commit waits for
+// mostPatience bounds how long an operation that is ready for its fsync waits for
 // others.
 const mostPatience = 25 * time.Millisecond
 
-// commits has operations of one pool that come to their commit at about the same
-// time share one. The kernel lets whoever comes while a transaction is open join
-// it, but who asks for its commit closes it: by themselves, one operation after
+// commits has operations of one pool that come to their fsync at about the same
+// time share a commit. The kernel lets whoever comes while a transaction is open
+// join it, but who asks for its commit closes it: by themselves, one operation after
 // the other would. So those that are ready wait for the commit under way, which
 // theirs would queue behind, for the operations that are known to be on their way,
 // and for as many as came the last time; all that for no longer than a few commits
 // take. An operation that is alone never waits.
+//
+// Snapshots are not among them. Their ioctl asks for the commit and joins it in one, and
+// who does so while another commit is under way is with all that come until that
+// has ended. For one that has not begun there is nothing to be won by waiting.
 type commits struct {
 	filesystem Filesystem
 
@@ -30,18 +34,10 @@ type commits struct {
 
 // group are operations that commit together.
 type group struct {
-	size   int
-	copies []*copying
-	start  chan struct{} // closed when they may, and no more join
-	leads  atomic.Bool   // set by the one that goes first
-	led    chan struct{} // closed after the first commit
-}
-
-// copying is a snapshot of a group.
-type copying struct {
-	Copy
-	err  error
-	done chan struct{} // closed with err set
+	size  int
+	start chan struct{} // closed when they may, and no more join
+	leads atomic.Bool   // set by the one that goes first
+	led   chan struct{} // closed after the first commit
 }
 
 // coming is an operation that will commit, or fail before.
@@ -50,7 +46,7 @@ type coming struct {
 	came    bool // protected by commits.mu
 }
 
-// announce tells that an operation has begun that ends with a commit. Its end is
+// announce tells that an operation has begun that ends with an fsync. Its end is
 // to be told by leave, however it ends.
 func (c *commits) announce() *coming {
 	c.mu.Lock()
@@ -92,9 +88,8 @@ func (c *commits) release() {
 	close(g.start)
 }
 
-// arrive waits for others, and returns with them. copying is nil for an operation
-// without a snapshot.
-func (c *commits) arrive(a *coming, copying *copying) *group {
+// arrive waits for others, and returns with them.
+func (c *commits) arrive(a *coming) *group {
 	c.mu.Lock()
 	a.come()
 	if c.waiting == nil {
@@ -102,9 +97,6 @@ func (c *commits) arrive(a *coming, copying *copying) *group {
 	}
 	g := c.waiting
 	g.size++
-	if copying != nil {
-		g.copies = append(g.copies, copying)
-	}
 	c.dispatch()
 	patience := min(4*c.took, mostPatience)
 	c.mu.Unlock()
@@ -147,48 +139,15 @@ func (c *commits) depart(took time.Duration) {
 // sync makes a slot durable. A commit of another operation does that too, so one of
 // the group goes first, and the others find little or nothing to do.
 func (c *commits) sync(a *coming, s Slot) error {
-	g := c.arrive(a, nil)
-	if first := g.leads.CompareAndSwap(false, true); first && len(g.copies) == 0 {
+	g := c.arrive(a)
+	if g.leads.CompareAndSwap(false, true) {
 		began := time.Now()
 		err := c.filesystem.Sync(s)
 		close(g.led)
 		c.depart(time.Since(began))
 		return err
-	} else if first {
-		go c.copy(g)
 	}
 	happens(g.led, mostPatience)
 	defer c.depart(0)
 	return c.filesystem.Sync(s)
-}
-
-// snapshot takes one, together with the others of the group.
-func (c *commits) snapshot(a *coming, what Copy) error {
-	copying := &copying{Copy: what, done: make(chan struct{})}
-	g := c.arrive(a, copying)
-	switch leads := g.leads.CompareAndSwap(false, true); {
-	case leads && len(g.copies) == 1:
-		c.copy(g)
-	case leads:
-		go c.copy(g)
-	}
-	<-copying.done
-	return copying.err
-}
-
-// copy takes the snapshots of a group. Each operation goes on when its own is there:
-// one may take longer, because much of its source has to be written first.
-func (c *commits) copy(g *group) {
-	began := time.Now()
-	copies := make([]Copy, len(g.copies))
-	for i, copying := range g.copies {
-		copies[i] = copying.Copy
-	}
-	first := sync.OnceFunc(func() { close(g.led) })
-	c.filesystem.Snapshot(copies, func(i int, err error) {
-		g.copies[i].err = err
-		close(g.copies[i].done)
-		c.depart(time.Since(began))
-		first()
-	})
 }

@@ -11,27 +11,12 @@ import (
 // slowCommits is a Filesystem on which every commit takes a while.
 type slowCommits struct {
 	Filesystem
-	took  time.Duration
-	takes func(Copy) time.Duration // besides took
+	took time.Duration
 }
 
 func (f *slowCommits) Sync(Slot) error {
 	time.Sleep(f.took)
 	return nil
-}
-
-func (f *slowCommits) Snapshot(copies []Copy, done func(i int, err error)) {
-	var all sync.WaitGroup
-	var one sync.Mutex
-	for i, c := range copies {
-		all.Go(func() {
-			time.Sleep(f.took + f.takes(c))
-			one.Lock()
-			defer one.Unlock()
-			done(i, nil)
-		})
-	}
-	all.Wait()
 }
 
 func TestCommitsAlone(t *testing.T) {
@@ -51,49 +36,6 @@ func TestCommitsAlone(t *testing.T) {
 	})
 }
 
-// TestCommitsSlowOne: one snapshot whose source has much to be written keeps nobody
-// else from answering, in its group or later.
-func TestCommitsSlowOne(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		slow := Slot{"active", "slow"}
-		f := &slowCommits{took: time.Millisecond, takes: func(c Copy) time.Duration {
-			if c.From == slow {
-				return time.Hour
-			}
-			return 0
-		}}
-		c := &commits{filesystem: f, took: f.took}
-		snapshot := func(from Slot) func() {
-			return func() {
-				a := c.announce()
-				defer a.leave()
-				if err := c.snapshot(a, Copy{From: from}); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-		began := time.Now()
-		hour := make(chan struct{})
-		var others sync.WaitGroup
-		together := c.announce() // the slow one and a sync are one group
-		go func() { defer close(hour); snapshot(slow)() }()
-		others.Go(func() { _ = c.sync(c.announce(), Slot{}) })
-		synctest.Wait()
-		together.leave()
-		for range 3 {
-			for range 8 {
-				others.Go(snapshot(Slot{"active", "other"}))
-			}
-			others.Go(func() { _ = c.sync(c.announce(), Slot{}) })
-			others.Wait()
-		}
-		if took := time.Since(began); took > time.Second {
-			t.Errorf("the others took %v", took)
-		}
-		<-hour
-	})
-}
-
 // TestCommitsFail: an operation that fails before its commit keeps nobody waiting,
 // and a commit that fails is told to all that it was for.
 func TestCommitsFail(t *testing.T) {
@@ -103,18 +45,11 @@ func TestCommitsFail(t *testing.T) {
 		gone := c.announce()
 		began := time.Now()
 		var all sync.WaitGroup
-		for range 3 {
+		for range 6 {
 			all.Go(func() {
 				a := c.announce()
 				defer a.leave()
 				if err := c.sync(a, Slot{}); !errors.Is(err, broken) {
-					t.Errorf("got %v", err)
-				}
-			})
-			all.Go(func() {
-				a := c.announce()
-				defer a.leave()
-				if err := c.snapshot(a, Copy{}); !errors.Is(err, broken) {
 					t.Errorf("got %v", err)
 				}
 			})
@@ -131,37 +66,29 @@ func TestCommitsFail(t *testing.T) {
 
 // TestCommitsEachSyncs: a commit that the kernel has made does not make everything
 // durable that came before it, such as what an fsync writes to the log of one
-// directory alone. So each operation of a group syncs its own slot, once it has come,
-// also beside snapshots.
+// directory alone. So each operation of a group syncs its own slot, once it has come.
 func TestCommitsEachSyncs(t *testing.T) {
-	for name, snapshots := range map[string]int{"syncs alone": 0, "beside a snapshot": 1, "beside snapshots": 3} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f := &syncedSlots{slowCommits: slowCommits{took: time.Millisecond, takes: func(Copy) time.Duration { return 0 }}, synced: map[Slot]int{}}
-				c := &commits{filesystem: f, took: f.took}
-				together := c.announce()
-				var all sync.WaitGroup
-				for range snapshots {
-					all.Go(func() { _ = c.snapshot(c.announce(), Copy{}) })
-				}
-				for i := range 8 {
-					s := Slot{"active", string(rune('a' + i))}
-					all.Go(func() {
-						_ = c.sync(c.announce(), s)
-						if f.of(s) != 1 {
-							t.Errorf("%s was answered and synced %d times", s, f.of(s))
-						}
-					})
-				}
-				synctest.Wait()
-				together.leave()
-				all.Wait()
-				if c.expected != 8+snapshots {
-					t.Errorf("the last group had %d operations, the test is of one with %d", c.expected, 8+snapshots)
+	synctest.Test(t, func(t *testing.T) {
+		f := &syncedSlots{slowCommits: slowCommits{took: time.Millisecond}, synced: map[Slot]int{}}
+		c := &commits{filesystem: f, took: f.took}
+		together := c.announce()
+		var all sync.WaitGroup
+		for i := range 8 {
+			s := Slot{"active", string(rune('a' + i))}
+			all.Go(func() {
+				_ = c.sync(c.announce(), s)
+				if f.of(s) != 1 {
+					t.Errorf("%s was answered and synced %d times", s, f.of(s))
 				}
 			})
-		})
-	}
+		}
+		synctest.Wait()
+		together.leave()
+		all.Wait()
+		if c.expected != 8 {
+			t.Errorf("the last group had %d operations, the test is of one with 8", c.expected)
+		}
+	})
 }
 
 // syncedSlots counts how often each slot was synced.
@@ -191,8 +118,3 @@ type failing struct {
 }
 
 func (f failing) Sync(Slot) error { return f.reason }
-func (f failing) Snapshot(copies []Copy, done func(i int, err error)) {
-	for i := range copies {
-		done(i, f.reason)
-	}
-}

@@ -77,8 +77,11 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
-	coming := p.commits.announce()
-	defer coming.leave()
+	var coming *coming
+	if from == nil {
+		coming = p.commits.announce()
+		defer coming.leave()
+	}
 	if kind == meta.Committed {
 		spec.Size = Range{}
 	}
@@ -201,7 +204,7 @@ func (l *located) populate(from *located) error {
 	if from == nil {
 		return l.Create(l.slot)
 	}
-	if err := l.commits.snapshot(l.coming, Copy{from.slot, l.slot, l.record.Kind.ReadOnly()}); err != nil {
+	if err := l.Snapshot(from.slot, l.slot, l.record.Kind.ReadOnly()); err != nil {
 		return err
 	}
 	// Asked again: a pod may have made one in between, which would be missing

@@ -180,22 +180,11 @@ func (d *disk) Create(s Slot) error {
 	})
 }
 
-func (d *disk) Snapshot(copies []Copy, done func(i int, err error)) {
-	err := d.within(func(root string) error {
+func (d *disk) Snapshot(from, to Slot, readOnly bool) error {
+	return d.within(func(root string) error {
 		path := func(s Slot) string { return filepath.Join(root, string(s.Area), s.Name, subvolumeName) }
-		requests := make([]btrfs.Copy, len(copies))
-		for i, c := range copies {
-			requests[i] = btrfs.Copy{Dst: path(c.To), Src: path(c.From), ReadOnly: c.ReadOnly}
-		}
-		btrfs.Snapshots(requests, done)
-		return nil
+		return btrfs.Snapshot(path(to), path(from), readOnly)
 	})
-	if err == nil {
-		return
-	}
-	for i := range copies {
-		done(i, err)
-	}
 }
 
 // Destroy lifts the limits of what is nested where they stand in the way: what is

@@ -212,13 +212,11 @@ func (n nesting) Open(ctx context.Context, name string) (snapshot.Filesystem, er
 	return nestingPool{n.Pool(name)}, err
 }
 
-func (p nestingPool) Snapshot(copies []snapshot.Copy, done func(i int, err error)) {
-	for _, c := range copies {
-		if err := p.Nest(c.From, "late"); err != nil {
-			panic(err)
-		}
+func (p nestingPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+	if err := p.Nest(from, "late"); err != nil {
+		return err
 	}
-	p.Filesystem.Snapshot(copies, done)
+	return p.Filesystem.Snapshot(from, to, readOnly)
 }
 
 // TestNestedMeanwhile: what was nested after the first look would be missing from

@@ -48,12 +48,6 @@ func (s Slot) ref() (meta.Ref, bool) {
 // String returns the slot's path within its pool.
 func (s Slot) String() string { return string(s.Area) + "/" + s.Name }
 
-// Copy is a subvolume to be made from another one.
-type Copy struct {
-	From, To Slot
-	ReadOnly bool
-}
-
 // Filesystem is what the engine needs of the filesystem below a pool. Every
 // method that changes something is one step of the kernel's: it happened or it
 // did not. Unless said otherwise a step is not durable before the next Sync or
@@ -104,10 +98,9 @@ type Ledger interface {
 type Subvolumes interface {
 	// Create makes an empty subvolume.
 	Create(Slot) error
-	// Snapshot makes copies, all at once, and calls done with the index of each when
-	// that has ended, one after the other. It returns after the last. A copy is
-	// durable, and so is all that came before it, when done is called with it.
-	Snapshot(copies []Copy, done func(i int, err error))
+	// Snapshot makes a copy. It is durable, and so is all that came before it, when
+	// Snapshot returns. Those that are made at the same time share commits.
+	Snapshot(from, to Slot, readOnly bool) error
 	// Destroy removes the subvolume with all that is nested in it.
 	Destroy(Slot) error
 	// Info returns what btrfs knows of the subvolume.

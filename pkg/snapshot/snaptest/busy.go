@@ -26,12 +26,12 @@ func (g *gated) Open(ctx context.Context, name string) (snapshot.Filesystem, err
 	return gatedPool{filesystem, g}, err
 }
 
-func (p gatedPool) Snapshot(copies []snapshot.Copy, done func(i int, err error)) {
+func (p gatedPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
 	if p.taken.CompareAndSwap(false, true) {
 		close(p.reached)
 		<-p.gated.open
 	}
-	p.Filesystem.Snapshot(copies, done)
+	return p.Filesystem.Snapshot(from, to, readOnly)
 }
 
 // busy proves what an operation under way refuses, and what it does not.

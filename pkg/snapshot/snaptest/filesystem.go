@@ -430,24 +430,18 @@ func (f *Filesystem) Create(at snapshot.Slot) error {
 	})
 }
 
-func (f *Filesystem) Snapshot(copies []snapshot.Copy, done func(i int, err error)) {
-	for i, c := range copies {
-		done(i, f.snapshot(c))
-	}
-}
-
-func (f *Filesystem) snapshot(c snapshot.Copy) error {
-	return f.step("Snapshot", c.To, func(s *state) error {
-		source, err := s.in(c.From)
+func (f *Filesystem) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+	return f.step("Snapshot", to, func(s *state) error {
+		source, err := s.in(from)
 		if err != nil {
 			return err
 		}
-		target, err := s.room(c.To)
+		target, err := s.room(to)
 		if err != nil {
 			return err
 		}
 		s.add(target, subvolume{
-			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: c.ReadOnly},
+			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
 			data:          source.data, properties: source.properties, // what is nested is left out
 		})
 		f.commit()

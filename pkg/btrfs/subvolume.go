@@ -48,25 +48,17 @@ func Snapshot(dst, src string, readOnly bool) error {
 			return err
 		}
 		return withEntry("to", dst, func(dir int, name string) error {
-			args, err := snapArgs(source, name, readOnly)
-			if err != nil {
-				return err
+			if len(name) > subvolNameMax {
+				return unix.ENAMETOOLONG
 			}
-			return snapCreate(dir, args)
+			args := volArgsV2{fd: int64(source)}
+			if readOnly {
+				args.flags = subvolRDOnly
+			}
+			copy(args.name[:], name)
+			return snapCreate(dir, &args)
 		})
 	})
-}
-
-func snapArgs(source int, name string, readOnly bool) (*volArgsV2, error) {
-	if len(name) > subvolNameMax {
-		return nil, unix.ENAMETOOLONG
-	}
-	args := &volArgsV2{fd: int64(source)}
-	if readOnly {
-		args.flags = subvolRDOnly
-	}
-	copy(args.name[:], name)
-	return args, nil
 }
 
 // SetReadOnly sets or clears the read-only flag of a subvolume (SUBVOL_SETFLAGS).

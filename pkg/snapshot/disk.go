@@ -135,7 +135,8 @@ func (d *disk) Move(from, to Slot) error {
 
 func (d *disk) Record(s Slot) (record []byte, err error) {
 	err = d.inSlot(s, func(dir string) error {
-		buf := make([]byte, usualRecord)
+		var usual [usualRecord]byte
+		buf := usual[:]
 		n, err := unix.Lgetxattr(dir, meta.LedgerXattr, buf)
 		if errors.Is(err, unix.ERANGE) {
 			buf = make([]byte, 2*meta.MaxRecordSize)
@@ -150,7 +151,7 @@ func (d *disk) Record(s Slot) (record []byte, err error) {
 		case err != nil:
 			return pathError("getxattr", s, err)
 		}
-		record = buf[:n]
+		record = append([]byte{}, buf[:n]...) // never nil, which is none
 		return nil
 	})
 	return record, err

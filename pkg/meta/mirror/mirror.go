@@ -80,6 +80,9 @@ const (
 	// settle is how long a change waits for others of the same volume: what is
 	// made, bound and snapshotted at once is written once.
 	settle = 500 * time.Millisecond
+	// mostRest is how long changes that follow each other put off what is written:
+	// the API server has what made them to do, which somebody waits for.
+	mostRest = 5 * time.Second
 	// resync is the time between two looks at everything.
 	resync = 5 * time.Minute
 	// writers is how many objects are written at a time.
@@ -94,6 +97,7 @@ type Mirror struct {
 	events  record.EventRecorder
 	sink    record.EventBroadcaster
 
+	unrest unrest
 	queue  workqueue.TypedRateLimitingInterface[meta.Ref]
 	live   workqueue.TypedRateLimitingInterface[string] // names of Subvolumes to be expanded
 	poke   chan struct{}                                // pools may have changed
@@ -132,6 +136,7 @@ func New(clients *Clients, node Node, options Options) *Mirror {
 // zero Ref, that pools have come or gone. It does not block.
 func (m *Mirror) Changed(ref meta.Ref) {
 	if !ref.IsZero() {
+		m.unrest.stir(time.Now())
 		m.queue.AddAfter(ref, settle)
 		return
 	}
@@ -160,12 +165,56 @@ func (m *Mirror) Run(ctx context.Context) {
 	all.Go(func() { m.watchOrphans(ctx) })
 	all.Go(func() { m.watchHomeless(ctx) })
 	for range writers {
-		all.Go(func() { work(ctx, m.queue, m.syncSubvolume) })
+		all.Go(func() {
+			work(ctx, m.queue, func(ctx context.Context, ref meta.Ref) error {
+				m.unrest.wait(ctx)
+				return m.syncSubvolume(ctx, ref)
+			})
+		})
 		all.Go(func() { work(ctx, m.live, m.expandHere) })
 	}
 	<-ctx.Done()
 	m.queue.ShutDown()
 	m.live.ShutDown()
+}
+
+// unrest knows whether something changes all the time.
+type unrest struct {
+	mu    sync.Mutex // protects what follows
+	since time.Time  // the first of the changes that follow each other
+	last  time.Time
+}
+
+// stir tells of a change.
+func (u *unrest) stir(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if now.Sub(u.last) > settle {
+		u.since = now
+	}
+	u.last = now
+}
+
+// left is for how long what can wait should.
+func (u *unrest) left(now time.Time) time.Duration {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return min(u.last.Add(settle).Sub(now), u.since.Add(mostRest).Sub(now))
+}
+
+// wait returns when nothing has changed for a while, or has too long.
+func (u *unrest) wait(ctx context.Context) {
+	for {
+		left := u.left(time.Now())
+		if left <= 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(left):
+		}
+	}
 }
 
 // syncAll has everything compared, on this node and in the cluster.

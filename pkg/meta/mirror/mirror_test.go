@@ -1,8 +1,10 @@
 package mirror
 
 import (
+	"context"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -160,4 +162,45 @@ func TestSourceOf(t *testing.T) {
 			t.Errorf("%s: got %+v, %v", c.name, got, ok)
 		}
 	}
+}
+
+// TestUnrest: what is written waits for changes to end, but not for ever.
+func TestUnrest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var u unrest
+		waited := func() time.Duration {
+			began := time.Now()
+			u.wait(t.Context())
+			return time.Since(began)
+		}
+		if got := waited(); got != 0 {
+			t.Errorf("waited %v where nothing changes", got)
+		}
+		u.stir(time.Now())
+		if got := waited(); got != settle {
+			t.Errorf("waited %v after one change", got)
+		}
+		time.Sleep(2 * settle)
+		ctx, stop := context.WithCancel(t.Context())
+		go func() {
+			for ctx.Err() == nil {
+				u.stir(time.Now())
+				time.Sleep(settle / 5)
+			}
+		}()
+		synctest.Wait()
+		if got := waited(); got != mostRest {
+			t.Errorf("waited %v for changes that do not end", got)
+		}
+		if got := waited(); got != 0 {
+			t.Errorf("waited %v more", got)
+		}
+		stop()
+		synctest.Wait()
+		time.Sleep(2 * settle)
+		u.stir(time.Now())
+		if got := waited(); got != settle {
+			t.Errorf("waited %v after one change, when there had been calm", got)
+		}
+	})
 }

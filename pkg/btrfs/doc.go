@@ -1,8 +1,9 @@
 // Package btrfs speaks the btrfs ioctls that the driver needs: subvolumes and
 // their lineage, nested subvolumes, quota, space and devices. It knows nothing
-// of CSI, keeps no state and starts no goroutine: every function opens the path
-// it is given, asks the kernel and closes it again. All of them may be called
-// concurrently.
+// of CSI and keeps nothing open: every function opens the path it is given, asks the
+// kernel and closes it again. All of them may be called concurrently. Snapshots at
+// the same time have threads of their own, which end when they are not needed, and a
+// pipe to them.
 //
 // # Terms
 //
@@ -30,7 +31,7 @@
 //
 // # Durability
 //
-// Only [Snapshot], [Snapshots] and [EnableQuota] commit by themselves. All else is in memory
+// Only [Snapshot] and [EnableQuota] commit by themselves. All else is in memory
 // until the next commit, which [Sync] of the right directory forces.
 //
 // # Privileges
@@ -38,7 +39,7 @@
 // CAP_SYS_ADMIN for the tree search, quota and resize ioctls and
 // CAP_DAC_READ_SEARCH for file handles, both in the initial user namespace.
 //
-// C is used by github.com/containerd/btrfs, and for the threads of [Snapshots]. The
+// C is used by github.com/containerd/btrfs, and for the threads of [Snapshot]. The
 // structures of the other ioctls are Go types in ioctl.go, compared with the
 // kernel's headers by a test.
 package btrfs

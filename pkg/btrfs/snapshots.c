@@ -1,63 +1,82 @@
+#define _GNU_SOURCE
 #include "snapshots.h"
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
 enum {
+	most = 512, /* threads */
 	stack = 128 * 1024,
-	patience = 10, /* seconds that a thread waits for the next one */
+	patience = 2, /* seconds that a thread waits for a snapshot */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects what follows */
-static pthread_cond_t queued = PTHREAD_COND_INITIALIZER;
 static struct snapshot *first, **last = &first; /* those that no thread has taken up */
-static int waiting;                             /* how many they are */
-static int idle;                                /* threads that wait for one */
+static int threads;
+static int spare; /* threads that are in no ioctl, less the snapshots that wait for one */
 
-/* Returns the next one, NULL when none came for a while. The caller holds lock. */
+/* How many snapshots wait. Not a condition variable: those of glibc lose a signal now and
+ * then (its bug 25847). */
+static sem_t queued;
+
+__attribute__((constructor)) static void prepare(void)
+{
+	sem_init(&queued, 0, 0);
+}
+
+/* Returns the next snapshot, NULL when the thread is not needed any more. */
 static struct snapshot *next(void)
 {
 	struct timespec until;
-	struct snapshot *s;
-	int late = 0;
+	struct snapshot *s = NULL;
+	int late;
 
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += patience;
-	idle++;
-	while (!first && !late)
-		late = pthread_cond_timedwait(&queued, &lock, &until);
-	idle--;
-	s = first;
-	if (s) {
-		waiting--;
-		first = s->next;
-		if (!first)
-			last = &first;
+	for (;;) {
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_sec += patience;
+		late = sem_clockwait(&queued, CLOCK_MONOTONIC, &until);
+		if (late && errno == EINTR)
+			continue;
+		pthread_mutex_lock(&lock);
+		if (!late) {
+			s = first;
+			first = s->next;
+			if (!first)
+				last = &first;
+		} else if (spare > 0) {
+			spare--;
+			threads--;
+		} else {
+			pthread_mutex_unlock(&lock);
+			continue;
+		}
+		pthread_mutex_unlock(&lock);
+		return s;
 	}
-	return s;
 }
 
 static void *take(void *unused)
 {
 	struct snapshot *s;
 
-	pthread_mutex_lock(&lock);
+	pthread_setname_np(pthread_self(), "btrfs-snapshot");
 	while ((s = next())) {
 		uintptr_t call = s->call;
 		int ended = s->ended;
 
-		pthread_mutex_unlock(&lock);
 		s->error = ioctl(s->dir, BTRFS_IOC_SNAP_CREATE_V2, &s->args) ? errno : 0;
 		/* This ends the life of s. A pipe takes so little whole. */
 		while (write(ended, &call, sizeof call) < 0 && errno == EINTR)
 			;
 		pthread_mutex_lock(&lock);
+		spare++;
+		pthread_mutex_unlock(&lock);
 	}
-	pthread_mutex_unlock(&lock);
 	return unused;
 }
 
@@ -81,17 +100,21 @@ static int start_thread(void)
 
 int start_snapshot(struct snapshot *s)
 {
-	int error = 0;
+	int error = EAGAIN;
 
 	pthread_mutex_lock(&lock);
-	if (waiting >= idle) /* each of these has one to take up already */
+	if (spare <= 0 && threads < most)
 		error = start_thread();
-	if (!error) {
+	if (!error)
+		threads++;
+	else if (threads) /* it waits for one of these */
+		spare--;
+	if (threads) {
 		s->next = NULL;
 		*last = s;
 		last = &s->next;
-		waiting++;
-		pthread_cond_signal(&queued);
+		sem_post(&queued);
+		error = 0;
 	}
 	pthread_mutex_unlock(&lock);
 	return error;

@@ -8,6 +8,7 @@ import "C"
 import (
 	"bufio"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -62,17 +63,30 @@ func snapCreateBeside(dir int, args *volArgsV2, ended int) error {
 }
 
 // endings returns the pipe to which the threads write what has ended.
-var endings = sync.OnceValues(func() (int, error) {
+func endings() (int, error) {
+	pipe.Lock()
+	defer pipe.Unlock()
+	if pipe.made {
+		return pipe.in, nil
+	}
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
 		return -1, err
 	}
 	if err := unix.SetNonblock(ends[0], true); err != nil { // to be waited for without a thread
-		return -1, err
+		return -1, errors.Join(err, unix.Close(ends[0]), unix.Close(ends[1]))
 	}
+	pipe.made, pipe.in = true, ends[1]
 	go hear(bufio.NewReader(os.NewFile(uintptr(ends[0]), "snapshots")))
-	return ends[1], nil
-})
+	return pipe.in, nil
+}
+
+// pipe is made by the first that needs it, and stays.
+var pipe struct {
+	sync.Mutex // protects what follows
+	made       bool
+	in         int
+}
 
 // hear wakes those whose snapshot has ended.
 func hear(ended io.Reader) {

@@ -6,8 +6,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,6 +38,7 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		{"..", "source", unix.EINVAL},
 	}
 	before := descriptors(t)
+	most := 0
 	for round := range 3 {
 		var all sync.WaitGroup
 		for i := range 100 {
@@ -49,10 +53,33 @@ func TestSnapshotsAtOnce(t *testing.T) {
 			})
 		}
 		all.Wait()
+		most = max(most, threads(t)) // they wait for more
+	}
+	// Threads of Go come as far as the kernel two at a time, on two processors.
+	if most <= 2*runtime.GOMAXPROCS(0) {
+		t.Errorf("%d threads took a hundred snapshots", most)
 	}
 	if n := descriptors(t); n > before+3 { // the pipe of the threads, and what waits for it
 		t.Errorf("%d descriptors are open, %d were", n, before)
 	}
+	for end := time.Now().Add(20 * time.Second); threads(t) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d threads are left", threads(t))
+		}
+	}
+}
+
+// threads is how many there are to take snapshots.
+func threads(t *testing.T) (n int) {
+	t.Helper()
+	names, err := filepath.Glob("/proc/self/task/*/comm")
+	must(t, err)
+	for _, name := range names {
+		if text, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(text)) == "btrfs-snapshot" {
+			n++
+		}
+	}
+	return n
 }
 
 func takeOne(t *testing.T, dst, src string, readOnly bool) {

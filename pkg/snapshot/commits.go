@@ -18,9 +18,10 @@ const mostPatience = 25 * time.Millisecond
 // and for as many as came the last time; all that for no longer than a few commits
 // take. An operation that is alone never waits.
 //
-// Snapshots are not among them. Their ioctl asks for the commit and joins it in one, and
-// who does so while another commit is under way is with all that come until that
-// has ended. For one that has not begun there is nothing to be won by waiting.
+// Snapshots are not among them. Their ioctl joins a transaction and asks for its commit in
+// one, and who does so while another commit is under way is with all that come until
+// that has ended (since Linux 6.6; before, with fewer). For one that has not begun there
+// is nothing to be won by waiting.
 type commits struct {
 	filesystem Filesystem
 

@@ -64,7 +64,10 @@ for task in "$@"; do
 		program ip iproute2
 		program nsenter util-linux
 		;;
-	bench) program fio fio ;;
+	bench)
+		program fio fio
+		program strace strace
+		;;
 	*) echo "$0: unknown task $task" >&2; exit 2 ;;
 	esac
 done

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,10 +26,11 @@ type part struct {
 
 // bench runs parts.
 type bench struct {
-	dir   string // where filesystems are made
-	sides map[string]opener
-	log   io.Writer
-	begin time.Time
+	dir    string // where filesystems are made
+	binary string // the driver
+	sides  map[string]opener
+	log    io.Writer
+	begin  time.Time
 
 	total, done float64 // seconds of the parts, as they were estimated
 	now         string  // the part that runs
@@ -49,7 +51,7 @@ func newBench(ctx context.Context, dir, binary string, log io.Writer) (*bench, e
 		fmt.Fprintln(log, "Building the driver")
 		err = build(ctx, binary)
 	}
-	b.sides = sides(binary)
+	b.binary, b.sides = binary, sides(binary)
 	if err != nil {
 		err = errors.Join(err, b.close())
 	}
@@ -77,7 +79,11 @@ func (b *bench) close() error {
 // run runs parts, and gives take the rows of each. What the kernel cannot do is
 // left out, and told.
 func (b *bench) run(ctx context.Context, parts []part, take func([]row) error) error {
-	where, err := thisMachine()
+	version, err := exec.CommandContext(ctx, b.binary, "version").Output()
+	if err != nil {
+		return fmt.Errorf("%s version: %w", b.binary, err)
+	}
+	where, err := thisMachine(strings.Join(strings.Fields(string(version)), " "))
 	if err != nil {
 		return err
 	}

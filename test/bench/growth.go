@@ -12,15 +12,18 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// volumesGrow holds the driver with many volumes against itself with few.
-func volumesGrow(quota btrfs.QuotaMode, inflight, rounds int, want map[string]float64, operations []string, counts ...int) part {
+// volumesGrow holds sides with many volumes against themselves with few. The first is
+// to be as is wanted; the others tell what the filesystem has to do with it.
+func volumesGrow(quota btrfs.QuotaMode, inflight, rounds int, sides []string, want map[string]float64, operations []string, counts ...int) part {
 	c := contest{
-		topic: topicGrowth, inflight: inflight, quota: quota, rounds: rounds, limit: limit{512, time.Second},
+		topic: topicGrowth, inflight: inflight, quota: quota, rounds: rounds, limit: limit{512, 500 * time.Millisecond},
 		operations: operations, xName: "volumes",
 	}
-	for i, n := range counts {
-		c.contestants = append(c.contestants, contestant{sideDriver, n})
-		c.pairs = append(c.pairs, pair{ours: i, peer: 0})
+	for k, side := range sides {
+		for i, n := range counts {
+			c.contestants = append(c.contestants, contestant{side, n})
+			c.pairs = append(c.pairs, pair{ours: k*len(counts) + i, peer: k * len(counts)})
+		}
 	}
 	c.pairs[len(counts)-1].want = want
 	return c.part(fmt.Sprintf("growth/volumes/%d/%s", inflight, quota))
@@ -247,6 +250,9 @@ func (r row) curve(u unit, p points) (rows []row) {
 	slices.Sort(counts)
 	for _, n := range counts {
 		next := r
+		if r.XName == "volumes" {
+			next.Existing = n
+		}
 		next.X, next.PeerName = float64(n), fmt.Sprintf("%d %s", counts[0], r.XName)
 		rows = append(rows, next.compare(u, p[n], p[counts[0]]))
 	}

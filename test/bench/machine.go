@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -19,10 +20,17 @@ type machine struct {
 	MemoryMB uint64    `json:"memory_mb"`
 	Kernel   string    `json:"kernel"` // its version, without what a distributor adds
 	Mounted  string    `json:"mounted"`
+	Driver   string    `json:"driver"`     // its version
+	Peer     string    `json:"containerd"` // the version of containerd's snapshotter
 	Time     time.Time `json:"time"`
 }
 
-func thisMachine() (machine, error) {
+// like reports whether numbers of both can be compared.
+func (m machine) like(other machine) bool {
+	return m.Cores == other.Cores && m.Arch == other.Arch && m.MemoryMB == other.MemoryMB && m.Kernel == other.Kernel
+}
+
+func thisMachine(driver string) (machine, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return machine{}, err
@@ -35,8 +43,22 @@ func thisMachine() (machine, error) {
 	}
 	return machine{
 		Cores: runtime.NumCPU(), Arch: runtime.GOARCH, MemoryMB: info.Totalram * uint64(info.Unit) >> 20, Kernel: version,
-		Mounted: "loop device with direct I/O on a sparse file", Time: time.Now().UTC().Truncate(time.Second),
+		Mounted: "loop device with direct I/O on a sparse file", Driver: driver, Peer: moduleVersion("github.com/containerd/containerd/v2"), Time: time.Now().UTC().Truncate(time.Second),
 	}, nil
+}
+
+// moduleVersion is that of a module which this program is made of.
+func moduleVersion(path string) string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	for _, module := range info.Deps {
+		if module.Path == path {
+			return module.Version
+		}
+	}
+	return ""
 }
 
 // residentMiB is the memory of a process that is not swapped out.

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 )
@@ -50,13 +52,14 @@ files, and holds the numbers against each other. It wants root.`,
 	f.BoolVar(&o.list, "list", false, "list the parts and measure nothing")
 	f.StringVar(&o.only, "only", "", "run the parts whose name this regular expression matches")
 	f.StringVar(&o.output, "output", "", "file to write the rows to, as JSON")
-	f.StringVar(&o.docs, "docs", "", "directory to write benchmarks.md and its plots to")
+	f.StringVar(&o.docs, "docs", "", "directory to write benchmarks.md, its plots and the rows to")
 	f.StringVar(&o.dir, "dir", "/var/tmp", "directory with room for the filesystems, 20 GiB")
 	f.StringVar(&o.binary, "binary", "", "the driver to measure, instead of one that is built")
 	return cmd
 }
 
 func (o options) run(ctx context.Context) error {
+	began := time.Now()
 	only, err := regexp.Compile(o.only)
 	if err != nil {
 		return fmt.Errorf("--only: %w", err)
@@ -71,11 +74,15 @@ func (o options) run(ctx context.Context) error {
 		}
 		return nil
 	}
+	if o.docs != "" && o.output == "" {
+		o.output = filepath.Join(o.docs, "benchmarks.json")
+	}
 	rows, err := o.measure(ctx, parts)
 	if err != nil {
 		return err
 	}
 	printTable(os.Stdout, rows)
+	fmt.Fprintf(os.Stderr, "It took %s.\n", time.Since(began).Round(time.Second))
 	if o.docs == "" {
 		return nil
 	}

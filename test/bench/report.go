@@ -30,7 +30,9 @@ func writeDocs(dir string, rows []row) error {
 	d := document{dir: dir, plots: map[string][]panel{}}
 	d.introduction(rows)
 	d.required(rows)
+	d.bounds(rows)
 	d.operations(rows)
+	d.costs(rows)
 	d.contents(rows)
 	d.dataPath(rows)
 	d.growth(rows)
@@ -61,25 +63,29 @@ func (d *document) introduction(rows []row) {
 	d.line(`# Benchmarks
 
 Written by `+"`make bench`"+`, not by hand. Measured on %s on a machine with %d cores (%s) and %d GiB of
-memory, Linux %s, each filesystem a btrfs on a %s.
+memory, Linux %s, each filesystem a btrfs on a %s. The driver is %s.
 
 The driver is the real binary, a process of its own, asked over gRPC; it shares the cores with who asks.
 Beside it, on the same kind of filesystem and in the same run:
 
 - **engine**: that of the driver, without gRPC.
-- **containerd**: the btrfs snapshotter of containerd. Its Prepare without a parent is held against create, Commit against
-  snapshot, Prepare with a parent against clone and restore, Remove against delete, Usage against stats, Walk
+- **containerd**: the btrfs snapshotter of containerd %s, in the process that asks. Its Prepare without a parent is held against create, Commit against
+  snapshot, Prepare with a parent against clone and restore, Remove against delete, Usage against stats, Mounts against mounts, Walk
   against list. Its Prepare without a parent is not durable when it returns; ours is. Volumes are empty, which is
   its best case: its Commit, Remove and Usage walk all files.
 - **engine as a snapshotter**: the engine behind containerd's interface.
 - **raw**: the bare ioctls and, where they do not commit, an fsync: as durable, without record, limit and lock; each subvolume
-  in a directory of its own, or all in one.
+  in a directory of its own, or all in one. Snapshots at the same time have threads of their own, as those of the engine.
 
 Who is compared does the same in turn, round after round, in the other order every second round, on a fresh
 filesystem each time, or on one that all that was added is taken away from. Before each timed part everything is synced, and the kernel's
 cleaner has dropped what was destroyed. A number is the median of the rounds, a ratio that of the medians; above 1
-ours is better. "Rounds" are the least and the greatest ratio of a round.`,
-		m.Time.Format("2006-01-02"), m.Cores, m.Arch, (m.MemoryMB+512)/1024, m.Kernel, m.Mounted)
+ours is better. "Rounds" are the least and the greatest ratio of a round.
+
+What is measured is a choice: everyone against everyone with nothing else on the filesystem, at 1, 4, 16 and 64 at a time; with
+1,000 and 10,000 volumes beside, driver and containerd, 64 at a time. A series, one after the other, ends after a minute: numbers
+that are missing from a curve were not reached. All rows are in [benchmarks.json](benchmarks.json).`,
+		m.Time.Format("2006-01-02"), m.Cores, m.Arch, (m.MemoryMB+512)/1024, m.Kernel, m.Mounted, m.Driver, m.Peer)
 }
 
 func (d *document) required(rows []row) {
@@ -91,6 +97,101 @@ func (d *document) required(rows []row) {
 				r.PeerName, number(r.Peer), r.Unit, number(r.Ratio), number(r.RatioMin), number(r.RatioMax), r.wanted(), r.verdict())
 		}
 	}
+}
+
+// bounds tells of each row that does not reach what is wanted what the same run says
+// of the reasons.
+func (d *document) bounds(rows []row) {
+	var lines []string
+	for _, r := range rows {
+		if r.judged() && !r.reached() {
+			lines = append(lines, fmt.Sprintf("- **%s**: %s.", r.title(), strings.Join(bound(r, rows), "; ")))
+		}
+	}
+	if len(lines) == 0 {
+		return
+	}
+	d.line("\n### What bounds those that fall short\n\n%s", strings.Join(lines, "\n"))
+}
+
+// title names a row in a sentence.
+func (r row) title() string {
+	title := r.Operation
+	for _, more := range []struct {
+		format string
+		value  any
+		there  bool
+	}{
+		{"%d at once", r.Inflight, r.Inflight > 1}, {"quota %s", r.Quota, r.Quota != ""}, {"%s", r.with(), r.with() != ""},
+		{"against %s", r.PeerName, r.PeerName != ""},
+	} {
+		if more.there {
+			title += ", " + fmt.Sprintf(more.format, more.value)
+		}
+	}
+	return title
+}
+
+// bound is what the other rows of the same operation say of a ratio.
+func bound(r row, rows []row) (reasons []string) {
+	if r.RatioMax >= r.Want && r.Want > 0 {
+		reasons = append(reasons, fmt.Sprintf("some rounds reach it, from %s to %s", number(r.RatioMin), number(r.RatioMax)))
+	}
+	values, commits := map[string]float64{}, map[string]float64{}
+	for _, other := range rows {
+		if other.Topic == r.Topic && other.Operation == r.Operation && other.Inflight == r.Inflight && other.Quota == r.Quota && other.Existing == r.Existing {
+			values[other.OursName], commits[other.OursName] = other.Ours, other.OursCommits
+			values[other.PeerName], commits[other.PeerName] = other.Peer, other.PeerCommits
+		}
+	}
+	raw, engine := values[sideRawSeparate], values[sideEngine]
+	if r.Topic == topicOperations && raw > 0 && engine > 0 {
+		if r.PeerName != sideRawSeparate {
+			reasons = append(reasons, fmt.Sprintf("the ioctls alone, with nothing declared, are at %s times the peer", number(raw/r.Peer)))
+		}
+		reasons = append(reasons, fmt.Sprintf("the engine does %.0f %% of what they do, with %s commits for each where they take %s", 100*engine/raw, number(commits[sideEngine]), number(commits[sideRawSeparate])))
+		if r.OursName == sideDriver {
+			reasons = append(reasons, fmt.Sprintf("asked over gRPC, by a client on the same processors, %.0f %% of the engine is left", 100*r.Ours/engine))
+		}
+	}
+	if len(reasons) == 0 {
+		reasons = []string{"nothing in this run says why"}
+	}
+	return reasons
+}
+
+// costs has what one operation at a time costs the filesystem and the kernel.
+func (d *document) costs(rows []row) {
+	commits, calls := ofTopic(rows, topicCommits), ofTopic(rows, topicCalls)
+	if len(commits)+len(calls) == 0 {
+		return
+	}
+	d.line("\n## What one operation takes\n\nCommits as the kernel counts them, and system calls of the driver as strace does, with full quota; those by which threads wait for each other are left out. The fsync of an expansion is of a record alone, which the log of the filesystem takes: no commit.\n")
+	modes := groups(commits, func(r row) string { return r.Quota })
+	head := "| operation | system calls |"
+	for _, mode := range modes {
+		head += fmt.Sprintf(" commits, quota %s |", mode[0].Quota)
+	}
+	d.line("%s\n|---|---|%s", head, strings.Repeat("---|", len(modes)))
+	for _, name := range operationsOfALife {
+		cells := fmt.Sprintf("| %s | %s |", name, valueOf(calls, name))
+		for _, mode := range modes {
+			cells += fmt.Sprintf(" %s |", valueOf(mode, "commits of "+name))
+		}
+		if strings.Trim(cells, "| ") != name {
+			d.line("%s", cells)
+		}
+	}
+}
+
+// valueOf is ours in the row of an operation, "" where there is none.
+func valueOf(rows []row, operation string) string {
+	for _, r := range rows {
+		if r.Operation == operation {
+			return number(r.Ours)
+		}
+	}
+	return ""
 }
 
 func several(n int) string {
@@ -173,7 +274,7 @@ func (d *document) contents(rows []row) {
 	if len(rows) == 0 {
 		return
 	}
-	d.line("\n## What a volume holds\n\nThe cost of a removal and of a clone does not depend on it.\n")
+	d.line("\n## What a volume holds\n\nA removal answers when the volume is gone for good; its space comes back when the kernel has dropped its files.\n")
 	d.line("| operation | ours | peer | unit | ratio | rounds |\n|---|---|---|---|---|---|")
 	removals := panel{title: "delete of a volume", x: "files", y: milliseconds.name, lines: []line{{name: sideDriver}, {name: sideLibrary}}}
 	for _, r := range rows {
@@ -225,11 +326,11 @@ func (d *document) growth(rows []row) {
 	if len(rows) == 0 {
 		return
 	}
-	d.line("\n## Growth\n\nWhat the driver takes when there is more and more. The slope is the exponent of the cost: 0 is flat, 1 grows as what there is.")
+	d.line("\n## Growth\n\nWhat it takes when there is more and more, for the driver and, beside it, for the ioctls alone. The slope is the exponent of the cost: 0 is flat, 1 grows as what there is. A curve is called flat whose last point costs no more than a fifth more than its first.")
 	for _, over := range groups(rows, func(r row) string { return r.XName }) {
 		what := over[0].XName
 		d.line("\n### Over the number of %s\n", what)
-		d.line("| operation | at once | of | quota | unit | values | slope | |\n|---|---|---|---|---|---|---|---|")
+		d.line("| operation | at once | of | quota | unit | values | last to first | slope | |\n|---|---|---|---|---|---|---|---|---|")
 		var panels []panel
 		for _, same := range groups(over, func(r row) string { return fmt.Sprint(r.Operation, "/", r.Inflight) }) {
 			title := same[0].Operation
@@ -241,7 +342,8 @@ func (d *document) growth(rows []row) {
 				l := line{name: curve[0].OursName + ", quota " + curve[0].Quota, points: pointsOf(curve)}
 				p.lines = append(p.lines, l)
 				slope := costSlope(l.points, curve[0].Better)
-				d.line("| %s | %s | %s | %s | %s | %s | %.2f | %s |", curve[0].Operation, several(curve[0].Inflight), curve[0].OursName, curve[0].Quota, curve[0].Unit, values(curve), slope, why(curve[0], slope))
+				more := costRatio(l.points, curve[0].Better)
+				d.line("| %s | %s | %s | %s | %s | %s | %.2f | %.2f | %s |", curve[0].Operation, several(curve[0].Inflight), curve[0].OursName, curve[0].Quota, curve[0].Unit, values(curve), more, slope, why(curve[0], more))
 			}
 			if len(p.xValues()) > 1 {
 				panels = append(panels, p)
@@ -289,14 +391,28 @@ func costSlope(points []point, better string) float64 {
 	return slope
 }
 
-// flat is the slope up to which a curve is called so: a fifth more for ten times as much.
-const flat = 0.08
+// costRatio is how much more the last point costs than the first.
+func costRatio(points []point, better string) float64 {
+	if len(points) == 0 || points[0].y == 0 || points[len(points)-1].y == 0 {
+		return 0
+	}
+	ratio := points[len(points)-1].y / points[0].y
+	if better == higher {
+		return 1 / ratio
+	}
+	return ratio
+}
+
+// flat is up to where a curve is called so.
+const flat = 1.2
 
 // why says what is known of a curve that is not flat.
-func why(r row, slope float64) string {
+func why(r row, more float64) string {
 	switch {
-	case slope <= flat:
+	case more <= flat:
 		return "flat"
+	case r.OursName == sideRawSeparate:
+		return "the filesystem itself"
 	case r.Operation == opList:
 		return "all are told"
 	case r.Operation == "start-up":
@@ -305,8 +421,10 @@ func why(r row, slope float64) string {
 		return "the index, a file that is mapped, is read as it is used"
 	case r.Quota == string(btrfs.QuotaFull) && r.XName != "volumes":
 		return "full quota finds all who share an extent, in the kernel"
+	case r.XName == "volumes" && r.Inflight > 1:
+		return "the trees of the filesystem are deeper: see the ioctls alone"
 	}
-	return ""
+	return "not explained"
 }
 
 func ofTopic(rows []row, topic string) []row {

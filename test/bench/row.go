@@ -66,7 +66,10 @@ func (r row) name() string {
 // reached reports whether the row shows what it is to show; true if that is
 // nothing.
 func (r row) reached() bool {
-	return r.Ratio >= r.Want && (r.Exactly == 0 || r.Ours == r.Exactly)
+	if r.Exactly > 0 {
+		return r.Ours == r.Exactly && r.RatioMin == r.RatioMax // in every round
+	}
+	return r.Ratio >= r.Want
 }
 
 // judged reports whether the row is to show something.
@@ -135,6 +138,9 @@ func readRows(paths []string) ([]row, error) {
 			return nil, fmt.Errorf("%s: what bench --output wrote is wanted: %w", path, err)
 		}
 		for _, r := range found {
+			if len(rows) > 0 && !r.Machine.like(rows[0].Machine) {
+				return nil, fmt.Errorf("%s: it was measured on another machine than %s: numbers of one machine alone can be compared", path, paths[0])
+			}
 			if i, ok := at[r.name()]; ok {
 				rows[i] = r
 				continue

@@ -51,6 +51,10 @@ func (s containerd) operations() map[string]operation {
 			_, err := s.Usage(ctx, volumeName(0))
 			return err
 		},
+		opMounts: func(ctx context.Context, i int) error {
+			_, err := s.Mounts(ctx, volumeName(i))
+			return err
+		},
 		opList: func(ctx context.Context, _ int) error {
 			return s.Walk(ctx, func(context.Context, snapshots.Info) error { return nil })
 		},

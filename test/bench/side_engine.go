@@ -68,6 +68,10 @@ func (e *engine) operations() map[string]operation {
 			_, err := e.Resize(ctx, volumeName(i), snapshot.Range{Required: e.size.Add(1 << 20)})
 			return err
 		},
+		opMounts: func(ctx context.Context, i int) error {
+			_, err := e.Mounts(ctx, volumeName(i))
+			return err
+		},
 		opStats: e.stats,
 		opList: func(ctx context.Context, _ int) error {
 			return e.Walk(ctx, meta.Volumes, "", func(meta.Entry) bool { return true })

@@ -166,7 +166,7 @@ func (d *document) costs(rows []row) {
 	if len(commits)+len(calls) == 0 {
 		return
 	}
-	d.line("\n## What one operation takes\n\nCommits as the kernel counts them, and system calls of the driver as strace does, with full quota; those by which threads wait for each other are left out. The fsync of an expansion is of a record alone, which the log of the filesystem takes: no commit.\n")
+	d.line("\n## What one operation takes\n\nCommits as the kernel counts them, and system calls of the driver as strace does, with full quota; those by which threads wait for each other are left out. The fsync of an expansion is of a record alone, which the log of the filesystem takes: no commit. With quota the kernel's cleaner commits by itself now and then.\n")
 	modes := groups(commits, func(r row) string { return r.Quota })
 	head := "| operation | system calls |"
 	for _, mode := range modes {

@@ -93,6 +93,7 @@ refuses "/storageClasses/0': missing property 'name'" --set 'storageClasses[0].d
 refuses /storageClasses/0/volumeBindingMode --set 'storageClasses[0].name=a,storageClasses[0].volumeBindingMode=Later'
 refuses /storageClasses/0/mountOptions/0 --set 'storageClasses[0].name=a,storageClasses[0].mountOptions[0]=compress=zstd'
 refuses /storageClasses/0/parameters --set 'storageClasses[0].name=a,storageClasses[0].parameters.compresion=zstd'
+refuses /storageClasses/0/parameters --set 'storageClasses[0].name=a,storageClasses[0].parameters.csi\.storage\.k8s\.io/node-stage-secret-name=x'
 refuses /storageClasses/0/parameters/compression --set 'storageClasses[0].name=a,storageClasses[0].parameters.compression=zstd:16'
 refuses /storageClasses/0/parameters/pool --set 'storageClasses[0].name=a,storageClasses[0].parameters.pool=../x'
 refuses /storageClasses/0/parameters/nodatacow --set 'storageClasses[0].name=a,storageClasses[0].parameters.nodatacow=maybe'

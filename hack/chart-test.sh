@@ -68,9 +68,13 @@ refuses stateDir --set stateDir=/var/lib
 refuses /loopPoolSize --set loopPoolSize=20GB
 refuses /loopPoolSize --set loopPoolSize=20
 refuses /loopPoolSize --set-string loopPoolSize=-1Gi
+refuses 'loopPoolSize "255Mi": at least 256Mi' --set loopPoolSize=255Mi
+refuses 'loopPoolSize "268M": at least 256Mi' --set loopPoolSize=268M
+refuses 'loopPoolSize "262143.9Ki": at least 256Mi' --set loopPoolSize=262143.9Ki
 refuses /quota --set quota=exact
 refuses /orphans/policy --set orphans.policy=remove
 refuses /orphans/grace --set orphans.grace=1d
+refuses /orphans/grace --set orphans.policy=delete,orphans.grace=0h0m
 refuses /logLevel --set-string logLevel=2
 refuses /httpPort --set httpPort=80
 refuses /kubeAPI/qps --set kubeAPI.qps=0
@@ -83,6 +87,10 @@ refuses /driver/resources/limits/memory --set driver.resources.limits.memory=1GB
 refuses /driver/resources/limits --set driver.resources.limits.memroy=1Gi
 refuses /provisioner/workerThreads --set provisioner.workerThreads=0
 refuses /sidecars/timeout --set sidecars.timeout=60
+refuses /sidecars/timeout --set sidecars.timeout=0s
+refuses /sidecars/retryIntervalStart --set sidecars.retryIntervalStart=0ms
+refuses /provisioner/capacityPollInterval --set provisioner.capacityPollInterval=0s
+refuses /podMonitor/interval --set podMonitor.interval=0.0s
 refuses /snapshotter/enabled --set snapshotter.enabled=auto
 refuses /tolerations/0/effect --set 'tolerations[0].effect=NoScheduling'
 refuses /updateStrategy --set updateStrategy.rollingUpdate.maxSurge=1
@@ -93,15 +101,24 @@ refuses "/storageClasses/0': missing property 'name'" --set 'storageClasses[0].d
 refuses /storageClasses/0/volumeBindingMode --set 'storageClasses[0].name=a,storageClasses[0].volumeBindingMode=Later'
 refuses /storageClasses/0/mountOptions/0 --set 'storageClasses[0].name=a,storageClasses[0].mountOptions[0]=compress=zstd'
 refuses /storageClasses/0/parameters --set 'storageClasses[0].name=a,storageClasses[0].parameters.compresion=zstd'
+refuses /storageClasses/0/parameters --set 'storageClasses[0].name=a,storageClasses[0].parameters.csi\.storage\.k8s\.io/node-stage-secret-name=x'
 refuses /storageClasses/0/parameters/compression --set 'storageClasses[0].name=a,storageClasses[0].parameters.compression=zstd:16'
 refuses /storageClasses/0/parameters/pool --set 'storageClasses[0].name=a,storageClasses[0].parameters.pool=../x'
 refuses /storageClasses/0/parameters/nodatacow --set 'storageClasses[0].name=a,storageClasses[0].parameters.nodatacow=maybe'
 refuses 'storageClasses[0].parameters' --set 'storageClasses[0].name=a,storageClasses[0].parameters.nodatacow=true,storageClasses[0].parameters.compression=lzo'
 refuses 'storageClasses[1].default' --set 'storageClasses[0].name=a,storageClasses[0].default=true,storageClasses[1].name=b,storageClasses[1].default=true'
 refuses 'storageClasses[1].name' --set 'storageClasses[0].name=a,storageClasses[1].name=a'
+refuses 'storageClasses[0].mountOptions: ro and rw' --set 'storageClasses[0].name=a,storageClasses[0].mountOptions={ro,noatime,rw}'
+refuses 'storageClasses[0].mountOptions: noatime and relatime' --set 'storageClasses[0].name=a,storageClasses[0].mountOptions={relatime,noatime}'
+refuses 'volumeSnapshotClasses[1].default' --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[0].default=true,volumeSnapshotClasses[1].name=b,volumeSnapshotClasses[1].default=true'
+refuses 'volumeSnapshotClasses[1].name' --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[1].name=a'
 refuses /volumeSnapshotClasses/0/deletionPolicy --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[0].deletionPolicy=Keep'
 refuses snapshotController.enabled --set snapshotController.enabled=true --is-upgrade
 refuses kubeVersion --kube-version 1.30.0
+# Without a value a key is not there, and what would be made of that is nonsense.
+for key in $(sed -n 's/^\([a-zA-Z]*\):.*/\1/p' $chart/values.yaml); do
+	refuses "missing property '$key'" --set "$key=null"
+done
 
 # What has to hold whatever the values are.
 for values in "$chart/values.yaml" $chart/ci/*.yaml; do
@@ -110,6 +127,9 @@ for values in "$chart/values.yaml" $chart/ci/*.yaml; do
 done
 hasnt '/var/lib/kubelet' --set kubeletDir=/data/kubelet
 has '^ +- --endpoint=unix:///data/kubelet/plugins/btrfs-csi.github.io/csi.sock$' --set kubeletDir=/data/kubelet
+has '^ +- --loop-pool=256Mi$' --set loopPoolSize=256Mi
+has '^ +- --loop-pool=1P$' --set loopPoolSize=1P
+has '^ +- --orphan-grace=0s$' --set orphans.grace=0s
 hasnt '/var/lib/btrfs-csi' --set stateDir=/data/btrfs-csi
 hasnt 'csi-snapshotter|^kind: VolumeSnapshotClass$' "${with_snapshots[@]}" --set snapshotter.enabled=false
 has '^kind: VolumeSnapshotClass$' "${with_snapshots[@]}"

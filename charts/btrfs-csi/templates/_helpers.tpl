@@ -86,6 +86,12 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
+{{/* The bytes of a size like 20Gi. */}}
+{{- define "btrfs-csi.bytes" -}}
+{{- $units := dict "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 }}
+{{- mulf (regexFind "^[0-9.]+" .) (get $units (regexFind "[a-zA-Z]+$" .)) }}
+{{- end }}
+
 {{/* "true" where VolumeSnapshotClasses can be made. */}}
 {{- define "btrfs-csi.snapshotClasses" -}}
 {{- and .Values.snapshotter.enabled (.Capabilities.APIVersions.Has "snapshot.storage.k8s.io/v1") }}

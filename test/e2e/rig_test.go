@@ -48,6 +48,7 @@ var lab struct {
 	*cluster.Cluster
 	kubeletDir string
 	chart      string   // the directory of the chart
+	previous   string   // that of the chart that users have, to upgrade from
 	helm       string   // the program
 	values     []string // arguments for helm install and upgrade
 	snapshots  snapshotclient.Interface
@@ -77,9 +78,9 @@ func TestMain(m *testing.M) {
 // setUp starts the cluster and installs the chart.
 func setUp() (err error) {
 	image := os.Getenv("E2E_IMAGE")
-	lab.chart, lab.helm = os.Getenv("E2E_CHART"), os.Getenv("HELM")
-	if image == "" || lab.chart == "" || lab.helm == "" {
-		return errors.New("E2E_IMAGE (an archive), E2E_CHART (a directory) and HELM (the program) have to be set; make e2e does it")
+	lab.chart, lab.previous, lab.helm = os.Getenv("E2E_CHART"), os.Getenv("E2E_PREVIOUS_CHART"), os.Getenv("HELM")
+	if image == "" || lab.chart == "" || lab.previous == "" || lab.helm == "" {
+		return errors.New("E2E_IMAGE (an archive), E2E_CHART and E2E_PREVIOUS_CHART (directories) and HELM (the program) have to be set; make e2e does it")
 	}
 	tag, err := tagOf(image)
 	if err != nil {

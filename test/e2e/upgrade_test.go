@@ -21,7 +21,13 @@ import (
 // the tests began with, and more, and waits until the driver is ready with them.
 func upgrade(t *testing.T, values ...string) {
 	t.Helper()
-	helm(t, slices.Concat([]string{"upgrade", "--install", release, lab.chart, "--wait", "--timeout", "2m"}, lab.values, values)...)
+	upgradeTo(t, lab.chart, values...)
+}
+
+// upgradeTo does so with another chart.
+func upgradeTo(t *testing.T, chart string, values ...string) {
+	t.Helper()
+	helm(t, slices.Concat([]string{"upgrade", "--install", release, chart, "--wait", "--timeout", "2m"}, lab.values, values)...)
 	for _, node := range lab.Nodes {
 		driverReady(t, node)
 	}
@@ -79,15 +85,27 @@ func (s *space) writes(name string) int {
 	return now
 }
 
-// The chart is upgraded, the driver killed, the chart uninstalled and installed again,
-// while pods write.
+// previously installs the chart that users upgrade from, with the driver of today.
+func previously(t *testing.T) {
+	t.Helper()
+	if out, err := runTool("diff", "-rq", lab.previous, lab.chart); err == nil {
+		t.Log("the previous chart is the present one: the upgrade changes values alone")
+	} else {
+		t.Logf("the previous chart is another:\n%s", out)
+	}
+	upgradeTo(t, lab.previous)
+}
+
+// The chart is upgraded from the previous one, the driver killed, the chart uninstalled and
+// installed again, while pods write.
 func TestUpgrade(t *testing.T) {
 	s := newSpace(t)
+	t.Cleanup(func() { upgrade(t) })
+	previously(t)
 	s.writer("one", lab.Nodes[0])
 	s.writer("two", lab.Nodes[1])
 	s.snapshot("before", "one")
 	s.ready("before")
-	t.Cleanup(func() { upgrade(t) })
 	everyone := func(t *testing.T) {
 		s := s.in(t)
 		t.Logf("the pods have written %d and %d lines", s.writes("one"), s.writes("two"))

@@ -151,8 +151,8 @@ e2e: e2e-prepare ## Run the end-to-end tests on a Kubernetes of two nodes (as ro
 		go test -tags e2e -count 1 -p 1 -timeout $(E2E_TIMEOUT) $(E2EFLAGS) $(E2E_PACKAGES)
 
 .PHONY: e2e-kubelet
-e2e-kubelet: ## Run some end-to-end tests where the kubelet has another directory, as with k0s (as root)
-	@E2E_KUBELET_DIR=/var/lib/k0s/kubelet $(MAKE) --no-print-directory e2e E2E_PACKAGES=. E2E_NUMBERS= \
+e2e-kubelet: ## Run some end-to-end tests with another directory of the kubelet, as with k0s, and pools in files (as root)
+	@E2E_KUBELET_DIR=/var/lib/k0s/kubelet E2E_LOOP_POOL=2Gi $(MAKE) --no-print-directory e2e E2E_PACKAGES=. E2E_NUMBERS= \
 		E2EFLAGS='-v -parallel 4 -run "^Test(Install|Provision|Restore|ExpandOnline|SubPath)"'
 
 .PHONY: e2e-suite

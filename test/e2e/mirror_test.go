@@ -141,7 +141,7 @@ func TestMirrorTells(t *testing.T) {
 			return p.Status.Subvolumes == int64(len(items))
 		})
 		columns := strings.Fields(kubectl(t, "get", "pools."+driverName, pool, "--no-headers"))
-		want := fmt.Sprintln(pool, "default", node.Name, "10Gi", now.Status.Available.String(), "full", now.Status.Subvolumes, "Ready")
+		want := fmt.Sprintln(pool, "default", node.Name, "10Gi", now.Status.Available.String(), lab.quota, now.Status.Subvolumes, "Ready")
 		if shown := fmt.Sprintln(strings.Join(columns[:len(columns)-1], " ")); shown != want {
 			t.Errorf("kubectl shows %s, want %s", shown, want)
 		}

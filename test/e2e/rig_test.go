@@ -47,6 +47,8 @@ var ctx = context.Background()
 var lab struct {
 	*cluster.Cluster
 	kubeletDir string
+	loopPool   string   // the size of a pool that the driver makes in a file; empty where the cluster has made one
+	quota      string   // of the pools
 	chart      string   // the directory of the chart
 	previous   string   // that of the chart that users have, to upgrade from
 	helm       string   // the program
@@ -98,6 +100,15 @@ func setUp() (err error) {
 	}
 	for i := range nodes {
 		nodes[i].KubeletDir = lab.kubeletDir
+	}
+	lab.quota = "full"
+	if size := os.Getenv("E2E_LOOP_POOL"); size != "" {
+		// With the quota that is not the default.
+		lab.loopPool, lab.quota = size, "simple"
+		lab.values = append(lab.values, "--set", "loopPoolSize="+size, "--set", "quota="+lab.quota)
+		for i := range nodes {
+			nodes[i].PoolSize = -1
+		}
 	}
 	if lab.Cluster, err = cluster.Start(ctx, cluster.Options{Nodes: nodes, Images: []string{image}, Log: os.Stderr}); err != nil {
 		return err

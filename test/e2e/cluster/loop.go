@@ -136,10 +136,11 @@ func (l *loop) detach() error {
 
 // filesystemsOn returns what stat calls the filesystems of a btrfs: every subvolume
 // has a number of its own, which lasts as long as a file of it is in use. They are
-// looked for where pools have subvolumes. What is no btrfs has none.
+// looked for where pools have subvolumes. What is no btrfs has none, nor has a device
+// that is detached meanwhile, as that of a pool in a file is with its last mount.
 func filesystemsOn(device string) (map[uint64]bool, error) {
 	mount, err := mountBtrfs(device)
-	if errors.Is(err, unix.EINVAL) {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENXIO) {
 		return nil, nil
 	} else if err != nil {
 		return nil, fmt.Errorf("btrfs on %s: %w", device, err)

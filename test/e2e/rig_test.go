@@ -51,6 +51,7 @@ var lab struct {
 	quota      string   // of the pools
 	chart      string   // the directory of the chart
 	previous   string   // that of the chart that users have, to upgrade from
+	tag        string   // of the driver's image
 	helm       string   // the program
 	values     []string // arguments for helm install and upgrade
 	snapshots  snapshotclient.Interface
@@ -84,11 +85,10 @@ func setUp() (err error) {
 	if image == "" || lab.chart == "" || lab.previous == "" || lab.helm == "" {
 		return errors.New("E2E_IMAGE (an archive), E2E_CHART and E2E_PREVIOUS_CHART (directories) and HELM (the program) have to be set; make e2e does it")
 	}
-	tag, err := tagOf(image)
-	if err != nil {
+	if lab.tag, err = tagOf(image); err != nil {
 		return fmt.Errorf("E2E_IMAGE: %w", err)
 	}
-	lab.values = []string{"--namespace", driverNamespace, "--set", "image.tag=" + tag, "--set", "snapshotController.enabled=true"}
+	lab.values = []string{"--namespace", driverNamespace, "--set", "image.tag=" + lab.tag, "--set", "snapshotController.enabled=true"}
 	nodes := make([]cluster.NodeOptions, 2)
 	if os.Getenv("E2E_NODES") == "1" { // of External.Storage
 		nodes = nodes[:1]

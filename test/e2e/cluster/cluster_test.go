@@ -441,9 +441,11 @@ func transaction(t *testing.T, disk string) string {
 }
 
 // loopCommands do what raw block volumes do: a loop device on a file in a subvolume
-// of a pool, and one on that.
+// of a pool, and one on that. And what the driver does to have a pool in a file: one on
+// a file in its directory.
 func loopCommands(lab string) string {
-	return `cd /var/lib/btrfs-csi/pools/default
+	return `cd /var/lib/btrfs-csi; truncate -s 64M ` + marker(lab) + `.img; losetup --find ` + marker(lab) + `.img
+		cd pools/default
 		mkdir -p active/image; btrfs subvolume create active/image/fs >&2; cd active/image/fs
 		truncate -s 64M ` + marker(lab) + `; losetup --find $(losetup --find --show ` + marker(lab) + `)`
 }

@@ -40,9 +40,11 @@ func identify(path string) (fileID, error) {
 func detachLoops(images ...string) (err error) {
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		var loops []loop
+		// Fails for a device that is just being detached, as that of a pool that the
+		// driver made in a file is with its last mount.
 		loops, err = loopsOn(images)
-		if len(loops) == 0 {
-			return err
+		if err == nil && len(loops) == 0 {
+			return nil
 		}
 		for _, l := range slices.Backward(loops) {
 			err = errors.Join(err, l.detach())
@@ -136,11 +138,10 @@ func (l *loop) detach() error {
 
 // filesystemsOn returns what stat calls the filesystems of a btrfs: every subvolume
 // has a number of its own, which lasts as long as a file of it is in use. They are
-// looked for where pools have subvolumes. What is no btrfs has none, nor has a device
-// that is detached meanwhile, as that of a pool in a file is with its last mount.
+// looked for where pools have subvolumes. What is no btrfs has none.
 func filesystemsOn(device string) (map[uint64]bool, error) {
 	mount, err := mountBtrfs(device)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENXIO) {
+	if errors.Is(err, unix.EINVAL) {
 		return nil, nil
 	} else if err != nil {
 		return nil, fmt.Errorf("btrfs on %s: %w", device, err)

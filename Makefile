@@ -119,6 +119,8 @@ demo: deps build ## Show volumes, snapshots and clones on a btrfs of its own (as
 # image, under a tag of its own.
 E2E_TAG := e2e
 E2E_ARCHIVE = $(CURDIR)/dist/btrfs-csi-image-$(E2E_TAG)-$$(go env GOHOSTARCH).tar
+# What TestUpgrade upgrades from.
+E2E_PREVIOUS_CHART := $(CURDIR)/dist/previous-chart
 
 .PHONY: e2e-prepare
 e2e-prepare: $(HELM)
@@ -143,12 +145,14 @@ test: deps ## Run go vet and all tests, on a real btrfs (as root)
 
 .PHONY: e2e
 e2e: e2e-prepare ## Run the end-to-end tests on a Kubernetes of two nodes (as root)
-	cd test/e2e && E2E_NUMBERS=$(abspath $(E2E_NUMBERS)) E2E_IMAGE=$(E2E_ARCHIVE) E2E_TAG=$(E2E_TAG) E2E_CHART=$(CURDIR)/charts/btrfs-csi HELM=$(HELM) \
+	@hack/previous-chart.sh $(E2E_PREVIOUS_CHART)
+	cd test/e2e && E2E_NUMBERS=$(abspath $(E2E_NUMBERS)) E2E_IMAGE=$(E2E_ARCHIVE) E2E_TAG=$(E2E_TAG) E2E_CHART=$(CURDIR)/charts/btrfs-csi \
+		E2E_PREVIOUS_CHART=$(E2E_PREVIOUS_CHART) HELM=$(HELM) \
 		go test -tags e2e -count 1 -p 1 -timeout $(E2E_TIMEOUT) $(E2EFLAGS) $(E2E_PACKAGES)
 
 .PHONY: e2e-kubelet
-e2e-kubelet: ## Run some end-to-end tests where the kubelet has another directory, as with k0s (as root)
-	@E2E_KUBELET_DIR=/var/lib/k0s/kubelet $(MAKE) --no-print-directory e2e E2E_PACKAGES=. E2E_NUMBERS= \
+e2e-kubelet: ## Run some end-to-end tests with another directory of the kubelet, as with k0s, and pools in files (as root)
+	@E2E_KUBELET_DIR=/var/lib/k0s/kubelet E2E_LOOP_POOL=2Gi $(MAKE) --no-print-directory e2e E2E_PACKAGES=. E2E_NUMBERS= \
 		E2EFLAGS='-v -parallel 4 -run "^Test(Install|Provision|Restore|ExpandOnline|SubPath)"'
 
 .PHONY: e2e-suite

@@ -82,11 +82,27 @@ func testPool(t *testing.T, node *cluster.Node) {
 		t.Errorf("the Pool is that of %+v", pool.Spec)
 	}
 	size := onNode(t, node, "blockdev --getsize64 $(findmnt -no SOURCE /var/lib/btrfs-csi/pools/default)")
-	if fmt.Sprintln(pool.Status.Size.Value()) != size || pool.Status.Quota != "full" {
-		t.Errorf("size %v, quota %q, want %s and full", pool.Status.Size, pool.Status.Quota, size)
+	if fmt.Sprintln(pool.Status.Size.Value()) != size || pool.Status.Quota != lab.quota {
+		t.Errorf("size %v, quota %q, want %s and %s", pool.Status.Size, pool.Status.Quota, size, lab.quota)
+	}
+	if lab.loopPool != "" {
+		testLoopPool(t, node, pool)
 	}
 	if a := pool.Status.Available.Value(); a <= 0 || a > pool.Status.Size.Value() {
 		t.Errorf("available %v of %v", pool.Status.Available, pool.Status.Size)
+	}
+}
+
+// testLoopPool expects that the driver has made the pool, in a file of its own.
+func testLoopPool(t *testing.T, node *cluster.Node, pool *v1alpha1.Pool) {
+	t.Helper()
+	if want := resource.MustParse(lab.loopPool); pool.Status.Size.Cmp(want) != 0 {
+		t.Errorf("the pool is of %v, want %v", pool.Status.Size, lab.loopPool)
+	}
+	device := strings.TrimSpace(onNode(t, node, "findmnt -no SOURCE /var/lib/btrfs-csi/pools/default"))
+	file := onNode(t, node, "losetup --list --noheadings --output BACK-INO "+device+"; stat -c %i /var/lib/btrfs-csi/default.img")
+	if inodes := strings.Fields(file); len(inodes) != 2 || inodes[0] != inodes[1] {
+		t.Errorf("%s, the device of the pool, is on inode %q, want that of default.img, the second", device, inodes)
 	}
 }
 

@@ -141,7 +141,7 @@ func TestMirrorTells(t *testing.T) {
 			return p.Status.Subvolumes == int64(len(items))
 		})
 		columns := strings.Fields(kubectl(t, "get", "pools."+driverName, pool, "--no-headers"))
-		want := fmt.Sprintln(pool, "default", node.Name, "10Gi", now.Status.Available.String(), "full", now.Status.Subvolumes, "Ready")
+		want := fmt.Sprintln(pool, "default", node.Name, "10Gi", now.Status.Available.String(), lab.quota, now.Status.Subvolumes, "Ready")
 		if shown := fmt.Sprintln(strings.Join(columns[:len(columns)-1], " ")); shown != want {
 			t.Errorf("kubectl shows %s, want %s", shown, want)
 		}
@@ -259,7 +259,7 @@ func (s *space) watchAll(d time.Duration) string {
 }
 
 // TestAPIServerAway cuts off the API server from everything for a while, with volumes
-// being made and one driver restarted meanwhile.
+// being made and one driver restarted meanwhile, which serves without it.
 func TestAPIServerAway(t *testing.T) {
 	s := newSpace(t)
 	var before []*corev1.Pod
@@ -277,15 +277,20 @@ func TestAPIServerAway(t *testing.T) {
 		s.claim(name, selected(lab.Nodes[n%2]))
 		made = append(made, name)
 	}
+	driver := driverReady(t, lab.Nodes[0])
 	restore := cutOff(t)
 	away := time.Now()
 	if _, err := api().Discovery().ServerVersion(); err == nil {
 		t.Error("the API server answers")
 	}
-	killDriver(t, lab.Nodes[0])
-	for time.Since(away) < 20*time.Second {
+	restartsAlone(t, lab.Nodes[0], driver)
+	s.servesAlone(lab.Nodes[0])
+	for {
 		for i, node := range lab.Nodes {
 			goesOn(t, node, volumes[i])
+		}
+		if time.Since(away) > 20*time.Second {
+			break
 		}
 	}
 	restore()

@@ -136,10 +136,9 @@ func (s *space) forget(claim string) {
 	volumes, claims := api().CoreV1().PersistentVolumes(), api().CoreV1().PersistentVolumeClaims(s.ns)
 	v := s.volume(claim)
 	// Retain, or the provisioner deletes the volume before it forgets it.
-	_, err := volumes.Patch(ctx, v.Name, types.MergePatchType, []byte(`{"spec":{"persistentVolumeReclaimPolicy":"Retain"}}`), metav1.PatchOptions{})
-	s.no(err)
+	s.no(reclaim(v.Name, corev1.PersistentVolumeReclaimRetain))
 	s.no(volumes.Delete(ctx, v.Name, metav1.DeleteOptions{}))
-	_, err = volumes.Patch(ctx, v.Name, types.MergePatchType, noFinalizers, metav1.PatchOptions{})
+	_, err := volumes.Patch(ctx, v.Name, types.MergePatchType, noFinalizers, metav1.PatchOptions{})
 	s.no(err)
 	awaitGone(s.T, volumes, v.Name, v)
 	s.no(claims.Delete(ctx, claim, metav1.DeleteOptions{}))

@@ -11,6 +11,7 @@ import (
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 )
@@ -87,7 +88,17 @@ func TestRefusedClaims(t *testing.T) {
 		})
 	}
 	t.Logf("all of it was told within %.1f s", time.Since(began).Seconds())
+	t.Run("no-size", func(t *testing.T) { s.in(t).testNoSize() })
 	s.noneBut("source")
+}
+
+// testNoSize asks for nothing, which the API server refuses before a driver hears of it.
+func (s *space) testNoSize() {
+	_, err := s.tryClaim("no-size", size("0"))
+	if !apierrors.IsInvalid(err) {
+		s.Fatalf("a claim of size 0: %v, want that it is invalid", err)
+	}
+	holds(s.T, "the API server", err.Error(), "spec.resources", "must be greater than zero")
 }
 
 // refuse makes the claim and its pod.

@@ -150,6 +150,15 @@ func (s *space) onNodes() (left []string, err error) {
 // 64Mi, unless told otherwise.
 func (s *space) claim(name string, options ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	s.Helper()
+	claim, err := s.tryClaim(name, options...)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return claim
+}
+
+// tryClaim is claim for what may be refused.
+func (s *space) tryClaim(name string, options ...func(*corev1.PersistentVolumeClaim)) (*corev1.PersistentVolumeClaim, error) {
 	storageClass := class
 	claim := &corev1.PersistentVolumeClaim{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Annotations: map[string]string{}},
@@ -162,11 +171,7 @@ func (s *space) claim(name string, options ...func(*corev1.PersistentVolumeClaim
 	for _, option := range options {
 		option(claim)
 	}
-	claim, err := api().CoreV1().PersistentVolumeClaims(s.ns).Create(ctx, claim, metav1.CreateOptions{})
-	if err != nil {
-		s.Fatal(err)
-	}
-	return claim
+	return api().CoreV1().PersistentVolumeClaims(s.ns).Create(ctx, claim, metav1.CreateOptions{})
 }
 
 func size(size string) func(*corev1.PersistentVolumeClaim) {

@@ -47,7 +47,11 @@ var ctx = context.Background()
 var lab struct {
 	*cluster.Cluster
 	kubeletDir string
+	loopPool   string   // the size of a pool that the driver makes in a file; empty where the cluster has made one
+	quota      string   // of the pools
 	chart      string   // the directory of the chart
+	previous   string   // that of the chart that users have, to upgrade from
+	tag        string   // of the driver's image
 	helm       string   // the program
 	values     []string // arguments for helm install and upgrade
 	snapshots  snapshotclient.Interface
@@ -77,15 +81,14 @@ func TestMain(m *testing.M) {
 // setUp starts the cluster and installs the chart.
 func setUp() (err error) {
 	image := os.Getenv("E2E_IMAGE")
-	lab.chart, lab.helm = os.Getenv("E2E_CHART"), os.Getenv("HELM")
-	if image == "" || lab.chart == "" || lab.helm == "" {
-		return errors.New("E2E_IMAGE (an archive), E2E_CHART (a directory) and HELM (the program) have to be set; make e2e does it")
+	lab.chart, lab.previous, lab.helm = os.Getenv("E2E_CHART"), os.Getenv("E2E_PREVIOUS_CHART"), os.Getenv("HELM")
+	if image == "" || lab.chart == "" || lab.previous == "" || lab.helm == "" {
+		return errors.New("E2E_IMAGE (an archive), E2E_CHART and E2E_PREVIOUS_CHART (directories) and HELM (the program) have to be set; make e2e does it")
 	}
-	tag, err := tagOf(image)
-	if err != nil {
+	if lab.tag, err = tagOf(image); err != nil {
 		return fmt.Errorf("E2E_IMAGE: %w", err)
 	}
-	lab.values = []string{"--namespace", driverNamespace, "--set", "image.tag=" + tag, "--set", "snapshotController.enabled=true"}
+	lab.values = []string{"--namespace", driverNamespace, "--set", "image.tag=" + lab.tag, "--set", "snapshotController.enabled=true"}
 	nodes := make([]cluster.NodeOptions, 2)
 	if os.Getenv("E2E_NODES") == "1" { // of External.Storage
 		nodes = nodes[:1]
@@ -97,6 +100,15 @@ func setUp() (err error) {
 	}
 	for i := range nodes {
 		nodes[i].KubeletDir = lab.kubeletDir
+	}
+	lab.quota = "full"
+	if size := os.Getenv("E2E_LOOP_POOL"); size != "" {
+		// With the quota that is not the default.
+		lab.loopPool, lab.quota = size, "simple"
+		lab.values = append(lab.values, "--set", "loopPoolSize="+size, "--set", "quota="+lab.quota)
+		for i := range nodes {
+			nodes[i].PoolSize = -1
+		}
 	}
 	if lab.Cluster, err = cluster.Start(ctx, cluster.Options{Nodes: nodes, Images: []string{image}, Log: os.Stderr}); err != nil {
 		return err

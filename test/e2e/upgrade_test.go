@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,7 +23,18 @@ import (
 // the tests began with, and more, and waits until the driver is ready with them.
 func upgrade(t *testing.T, values ...string) {
 	t.Helper()
-	helm(t, slices.Concat([]string{"upgrade", "--install", release, lab.chart, "--wait", "--timeout", "2m"}, lab.values, values)...)
+	upgradeTo(t, lab.chart, values...)
+}
+
+// upgradeTo does so with another chart.
+func upgradeTo(t *testing.T, chart string, values ...string) {
+	t.Helper()
+	helm(t, slices.Concat([]string{"upgrade", "--install", release, chart, "--create-namespace", "--wait", "--timeout", "2m"}, lab.values, values)...)
+	driversReady(t)
+}
+
+func driversReady(t *testing.T) {
+	t.Helper()
 	for _, node := range lab.Nodes {
 		driverReady(t, node)
 	}
@@ -79,15 +92,27 @@ func (s *space) writes(name string) int {
 	return now
 }
 
-// The chart is upgraded, the driver killed, the chart uninstalled and installed again,
-// while pods write.
+// previously installs the chart that users upgrade from, with the driver of today.
+func previously(t *testing.T) {
+	t.Helper()
+	if out, err := runTool("diff", "-rq", lab.previous, lab.chart); err == nil {
+		t.Log("the previous chart is the present one: the upgrade changes values alone")
+	} else {
+		t.Logf("the previous chart is another:\n%s", out)
+	}
+	upgradeTo(t, lab.previous)
+}
+
+// The chart is upgraded from the previous one, the driver killed, the chart uninstalled and
+// installed again, while pods write.
 func TestUpgrade(t *testing.T) {
 	s := newSpace(t)
+	t.Cleanup(func() { upgrade(t) })
+	previously(t)
 	s.writer("one", lab.Nodes[0])
 	s.writer("two", lab.Nodes[1])
 	s.snapshot("before", "one")
 	s.ready("before")
-	t.Cleanup(func() { upgrade(t) })
 	everyone := func(t *testing.T) {
 		s := s.in(t)
 		t.Logf("the pods have written %d and %d lines", s.writes("one"), s.writes("two"))
@@ -105,23 +130,20 @@ func TestUpgrade(t *testing.T) {
 	})
 	t.Run("Restart", func(t *testing.T) {
 		kubectl(t, "delete", "pods", "--namespace", driverNamespace, "--all")
-		for _, node := range lab.Nodes {
-			driverReady(t, node)
-		}
+		driversReady(t)
 		everyone(t)
 	})
 	t.Run("Uninstall", func(t *testing.T) {
 		volumes := []string{s.in(t).volume("one").Name, s.in(t).volume("two").Name}
 		content := s.in(t).content("before").Name
 		helm(t, "uninstall", release, "--namespace", driverNamespace, "--wait", "--timeout", "2m")
-		eventually(t, "the driver's pods are gone", func() error {
-			if left := driverUIDs(t); len(left) > 0 {
-				return fmt.Errorf("there are still %q", left)
-			}
-			return nil
-		})
+		driversGone(t)
 		everyone(t)
 		stays(t, volumes, content)
+	})
+	t.Run("Kustomize", func(t *testing.T) {
+		s.in(t).kustomize()
+		everyone(t)
 	})
 	t.Run("Install", func(t *testing.T) {
 		// What waits for the driver is done when it is back.
@@ -149,6 +171,80 @@ func TestUpgrade(t *testing.T) {
 		for _, node := range lab.Nodes {
 			check(t, node)
 		}
+	})
+}
+
+// kustomize deploys deploy/kubernetes, where there is no chart, as its README says, uses it
+// and removes it.
+func (s *space) kustomize() {
+	s.Helper()
+	driver := overlay(s.T)
+	// Not with its CRDs: the snapshots of the tests would go too.
+	controller := manifests(s.T, "snapshot-controller/snapshot-controller.yaml")
+	remove := func() {
+		kubectl(s.T, "delete", "--ignore-not-found", "--timeout", "2m", "-k", driver)
+		kubectl(s.T, "delete", "--ignore-not-found", "--timeout", "2m", "-f", controller)
+		driversGone(s.T)
+	}
+	s.Cleanup(remove) // before the chart is installed, which refuses what is not its own
+	kubectl(s.T, "apply", "--server-side", "-k", filepath.Dir(controller))
+	kubectl(s.T, "apply", "--server-side", "-k", driver)
+	driversReady(s.T)
+
+	const name = "kustomized"
+	s.claim(name)
+	s.pod(name)
+	s.running(name)
+	s.sh(name, "echo hello > /data/file")
+	s.snapshot(name, name)
+	s.ready(name)
+	s.deletePod(name)
+	s.deleteMember("snapshot", name)
+	s.deleteMember("volume", name)
+}
+
+// manifests is the path of something in deploy/kubernetes.
+func manifests(t *testing.T, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join("../../deploy/kubernetes", name))
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// overlay makes an overlay of deploy/kubernetes, with the image of the tests.
+func overlay(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	base, err := filepath.EvalSymlinks(manifests(t, ""))
+	if err == nil {
+		base, err = filepath.Rel(dir, base) // another path is refused
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("resources: [%q]\nimages:\n  - {name: ghcr.io/btrfs-csi/btrfs-csi, newTag: %q}\n", base, lab.tag)
+	if err := os.WriteFile(filepath.Join(dir, "kustomization.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// driversGone waits until there is no pod of the driver.
+func driversGone(t *testing.T) {
+	t.Helper()
+	eventually(t, "the driver's pods are gone", func() error {
+		if left := driverUIDs(t); len(left) > 0 {
+			return fmt.Errorf("there are still %q", left)
+		}
+		return nil
 	})
 }
 

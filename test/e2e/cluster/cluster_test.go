@@ -39,13 +39,36 @@ func TestMain(m *testing.M) {
 	if ending := os.Getenv(endingVariable); ending != "" {
 		os.Exit(runEnding(ending))
 	}
+	before := kernelSettings()
 	code := (&cluster.Lab{Name: lab}).Main(m.Run)
 	// Main has returned: this is the outermost process, and all is to be gone.
-	if left := leftBy(lab); len(left) > 0 {
+	left := leftBy(lab)
+	for setting, now := range kernelSettings() {
+		if now != before[setting] {
+			left = append(left, fmt.Sprintf("kernel setting %s: %s, it was %s", setting, now, before[setting]))
+		}
+	}
+	if len(left) > 0 {
 		fmt.Fprintf(os.Stderr, "left on the machine:\n%s\n", strings.Join(left, "\n"))
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// kernelSettings are those of the machine that a kubelet sets, if it is let.
+func kernelSettings() map[string]string {
+	settings := map[string]string{}
+	for _, name := range []string{
+		"kernel/keys/root_maxbytes", "kernel/keys/root_maxkeys", "kernel/panic", "kernel/panic_on_oops",
+		"vm/overcommit_memory", "vm/panic_on_oom",
+	} {
+		value, err := os.ReadFile("/proc/sys/" + name)
+		if err != nil {
+			panic(err)
+		}
+		settings[name] = strings.TrimSpace(string(value))
+	}
+	return settings
 }
 
 // leftBy returns what a lab left on the machine.
@@ -95,9 +118,19 @@ func start(t *testing.T, o cluster.Options) *cluster.Cluster {
 	return c
 }
 
+// maxStart is how long a cluster may take to be up, on a machine with other things to do:
+// twice what is promised. All was built before the lab was entered.
+const maxStart = time.Minute
+
 // TestCluster takes one cluster through everything, in order.
 func TestCluster(t *testing.T) {
+	began := time.Now()
 	c := start(t, cluster.Options{})
+	took := time.Since(began)
+	t.Logf("the cluster was up after %.1f s", took.Seconds())
+	if took > maxStart {
+		t.Errorf("the cluster was up after %s, want %s at most", took, maxStart)
+	}
 	if len(c.Nodes) != 2 {
 		t.Fatalf("%d nodes, want 2", len(c.Nodes))
 	}
@@ -408,9 +441,11 @@ func transaction(t *testing.T, disk string) string {
 }
 
 // loopCommands do what raw block volumes do: a loop device on a file in a subvolume
-// of a pool, and one on that.
+// of a pool, and one on that. And what the driver does to have a pool in a file: one on
+// a file in its directory.
 func loopCommands(lab string) string {
-	return `cd /var/lib/btrfs-csi/pools/default
+	return `cd /var/lib/btrfs-csi; truncate -s 64M ` + marker(lab) + `.img; losetup --find ` + marker(lab) + `.img
+		cd pools/default
 		mkdir -p active/image; btrfs subvolume create active/image/fs >&2; cd active/image/fs
 		truncate -s 64M ` + marker(lab) + `; losetup --find $(losetup --find --show ` + marker(lab) + `)`
 }

@@ -1,0 +1,99 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
+)
+
+// What can be asked of a driver without the API server.
+
+// restartsAlone kills the driver in a pod, and waits until another is ready.
+func restartsAlone(t *testing.T, node *cluster.Node, pod *corev1.Pod) {
+	t.Helper()
+	before := onNode(t, node, "pidof btrfs-csi")
+	began := time.Now()
+	killDriver(t, node)
+	eventually(t, "a driver that starts without the API server is ready", func() error {
+		now, err := node.Exec(ctx, "pidof", "btrfs-csi")
+		if err != nil || string(now) == before {
+			return fmt.Errorf("process %q, it was %q (%w)", now, before, err)
+		}
+		return saysReady(pod)
+	})
+	t.Logf("without the API server a driver was ready %.1f s after the last was killed", time.Since(began).Seconds())
+}
+
+// saysReady fails unless the driver in a pod says that it is ready.
+func saysReady(pod *corev1.Pod) error {
+	client := http.Client{Timeout: 5 * time.Second}
+	response, err := client.Get("http://" + pod.Status.PodIP + ":9808/readyz")
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("GET /readyz: %s", response.Status)
+	}
+	return nil
+}
+
+// controllerOf is the driver of a node, as its sidecars see it.
+func controllerOf(t *testing.T, node *cluster.Node) csi.ControllerClient {
+	t.Helper()
+	// As the lab sees it.
+	socket := filepath.Join(filepath.Dir(lab.LogDir()), node.Name, "disk/kubelet/plugins", driverName, "csi.sock")
+	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { connection.Close() })
+	return csi.NewControllerClient(connection)
+}
+
+// servesAlone makes a volume and a snapshot of it, as the sidecars would, and deletes both:
+// the cluster is never to know of them.
+func (s *space) servesAlone(node *cluster.Node) {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	driver := controllerOf(s.T, node)
+	const pool = "/var/lib/btrfs-csi/pools/default/"
+	volume, err := driver.CreateVolume(ctx, &csi.CreateVolumeRequest{
+		Name:          "pvc-" + uuid.NewString(),
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 64 << 20},
+		VolumeCapabilities: []*csi.VolumeCapability{{
+			AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
+			AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
+		}},
+		// So that it is found where it is left.
+		Parameters: map[string]string{"csi.storage.k8s.io/pvc/namespace": s.ns, "csi.storage.k8s.io/pvc/name": "alone"},
+	})
+	s.no(err)
+	active := pool + "active/" + volume.GetVolume().GetVolumeId()
+	onNode(s.T, node, "echo alone > "+active+"/fs/file")
+	snapshot, err := driver.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{
+		Name: "snapshot-" + uuid.NewString(), SourceVolumeId: volume.GetVolume().GetVolumeId(),
+	})
+	s.no(err)
+	committed := pool + "committed/" + snapshot.GetSnapshot().GetSnapshotId()
+	onNode(s.T, node, "grep -x alone "+committed+"/fs/file")
+	_, err = driver.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snapshot.GetSnapshot().GetSnapshotId()})
+	s.no(err)
+	_, err = driver.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: volume.GetVolume().GetVolumeId()})
+	s.no(err)
+	onNode(s.T, node, "! test -e "+active+" && ! test -e "+committed)
+}

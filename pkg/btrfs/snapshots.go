@@ -70,10 +70,12 @@ func endings() (int, error) {
 		return pipe.in, nil
 	}
 	var ends [2]int
-	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+	err := unix.Pipe2(ends[:], unix.O_CLOEXEC)
+	if err != nil {
 		return -1, err
 	}
-	if err := unix.SetNonblock(ends[0], true); err != nil { // to be waited for without a thread
+	err = unix.SetNonblock(ends[0], true) // to be waited for without a thread
+	if err != nil {
 		return -1, errors.Join(err, unix.Close(ends[0]), unix.Close(ends[1]))
 	}
 	pipe.made, pipe.in = true, ends[1]

@@ -3,6 +3,7 @@ package mirror
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -96,12 +98,11 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodGet {
 		a.writes = append(a.writes, r.Method+" "+r.URL.Path)
 	}
-	var given map[string]any
-	_ = json.NewDecoder(r.Body).Decode(&given) // of what is not JSON nothing is kept
+	given := read(r)
 	have, ok := a.objects[name]
 	switch {
 	case r.Method == http.MethodGet && !ok && a.isList(name):
-		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.list(name)})
+		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.within(name)})
 		return
 	case r.Method == http.MethodPost:
 		delete(given, "status")
@@ -131,12 +132,30 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, a.objects[name])
 }
 
+// read returns what was sent, as JSON or not.
+func read(r *http.Request) (given map[string]any) {
+	data, _ := io.ReadAll(r.Body)
+	if r.Header.Get("Content-Type") == runtime.ContentTypeProtobuf {
+		o, _, _ := serializer.NewCodecFactory(scheme).UniversalDeserializer().Decode(data, nil, nil)
+		data, _ = json.Marshal(o)
+	}
+	_ = json.Unmarshal(data, &given)
+	return given
+}
+
 func (a *fakeAPI) isList(name string) bool {
 	return slices.Contains([]string{persistentVolumes, nodeObjects, contentObjects, subvolumeObjects, poolObjects}, name)
 }
 
-func (a *fakeAPI) list(dir string) []any {
-	items := []any{}
+// under returns the objects of a path.
+func (a *fakeAPI) under(dir string) []map[string]any {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.within(dir)
+}
+
+func (a *fakeAPI) within(dir string) []map[string]any {
+	items := []map[string]any{}
 	for _, name := range slices.Sorted(maps.Keys(a.objects)) {
 		if path.Dir(name) == dir {
 			items = append(items, a.objects[name])
@@ -241,13 +260,20 @@ type lab struct {
 func newLab(t *testing.T, node *fakeNode, options Options) *lab {
 	t.Helper()
 	api, clients := newFakeAPI(t)
-	options.NodeName, options.Driver = "node-1", "btrfs-csi.github.io"
+	l := newLabOf(t, "node-1", api, clients, node, options)
+	l.claims.hold(map[string]bool{"pool-1": true})
+	return l
+}
+
+// newLabOf returns a mirror of a node in a cluster.
+func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *fakeNode, options Options) *lab {
+	t.Helper()
+	options.NodeName, options.Driver = name, "btrfs-csi.github.io"
 	options.TopologyPrefix, options.TopologyValue = "topology.btrfs-csi.github.io/", "here"
 	m := New(clients, node, options)
 	t.Cleanup(m.sink.Shutdown)
 	events := record.NewFakeRecorder(100)
 	m.events = events
-	m.claims.hold(map[string]bool{"pool-1": true})
 	m.contents.served.Store(true)
 	return &lab{T: t, Mirror: m, api: api, node: node, events: events}
 }

@@ -48,7 +48,7 @@ func newFakeAPI(t *testing.T) (*fakeAPI, *Clients) {
 	api := &fakeAPI{objects: map[string]map[string]any{}, refuses: map[string]bool{}}
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
-	clients, err := Connect(&rest.Config{Host: server.URL})
+	clients, err := Connect(&rest.Config{Host: server.URL, QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

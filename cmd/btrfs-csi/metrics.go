@@ -20,6 +20,7 @@ import (
 // each scrape, at a cost that does not grow with the number of volumes.
 type metrics struct {
 	registry   *prometheus.Registry
+	started    time.Time
 	operations *prometheus.HistogramVec
 	engine     *atomic.Pointer[snapshot.Engine]
 	mirror     atomic.Pointer[mirror.Mirror] // nil without a cluster
@@ -28,6 +29,7 @@ type metrics struct {
 func newMetrics(engine *atomic.Pointer[snapshot.Engine]) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
+		started:  time.Now(),
 		operations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "btrfs_csi_operation_duration_seconds",
 			Help:    "Time that CSI requests took, by method and grpc code.",
@@ -64,7 +66,7 @@ var (
 	descRescans       = poolMetric("quota_rescans_total", "How often the quota was found inconsistent and was rescanned.")
 	descNesting       = poolMetric("nesting_volumes", "Volumes in which pods have made subvolumes.")
 	descOrphans       = prometheus.NewDesc("btrfs_csi_orphans", "Volumes and snapshots of this node that the cluster knows nothing of, and PersistentVolumes whose volume is missing.", []string{"kind"}, nil)
-	descTold          = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When the cluster was last told of all pools of this node, which is done every 15 seconds.", nil, nil)
+	descTold          = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When the cluster was last told of all pools of this node, which is done every 15 seconds; when the driver started, until then.", nil, nil)
 	descDeviceErrors  = poolMetric("device_errors_total", "Error counters of the pool's devices.", "device", "type")
 )
 
@@ -73,20 +75,24 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCo
 
 // Collect makes m a prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
-	e := m.engine.Load()
-	if e == nil {
-		return
-	}
-	for _, p := range e.Pools(context.Background()) {
-		collectPool(ch, p)
+	if e := m.engine.Load(); e != nil {
+		for _, p := range e.Pools(context.Background()) {
+			collectPool(ch, p)
+		}
 	}
 	if mirror := m.mirror.Load(); mirror != nil {
-		if told := mirror.Told(); !told.IsZero() {
-			ch <- prometheus.MustNewConstMetric(descTold, prometheus.GaugeValue, float64(told.Unix()))
-		}
-		if orphans, looked := mirror.Orphans(); looked { // else nobody knows that there are none
-			collectOrphans(ch, orphans)
-		}
+		m.collectMirror(ch, mirror)
+	}
+}
+
+func (m *metrics) collectMirror(ch chan<- prometheus.Metric, mirror *mirror.Mirror) {
+	told := mirror.Told()
+	if told.IsZero() { // a driver that never reaches the cluster has to be noticed, too
+		told = m.started
+	}
+	ch <- prometheus.MustNewConstMetric(descTold, prometheus.GaugeValue, float64(told.Unix()))
+	if orphans, looked := mirror.Orphans(); looked { // else nobody knows that there are none
+		collectOrphans(ch, orphans)
 	}
 }
 

@@ -199,7 +199,8 @@ func TestMirrorComesBack(t *testing.T) {
 	testVolume(t, node, s.volume("data"))
 }
 
-// TestMirrorQuiet expects that nothing is written while nothing changes.
+// TestMirrorQuiet expects that nothing is written while nothing changes. It does not
+// see a resync; that is TestQuiet of the mirror.
 func TestMirrorQuiet(t *testing.T) {
 	s := newSpace(t)
 	s.claim("data")

@@ -2,16 +2,23 @@ package mirror
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
 const (
@@ -19,41 +26,48 @@ const (
 	lookForHomeless = 10 * time.Second
 	// poolParameter is the parameter of a StorageClass that names a pool.
 	poolParameter = "pool"
+	// defaultPool is the pool of a class that names none, on a node that has several.
+	defaultPool = "default"
 	// tellHomeless is the time between two Events on one of them.
 	tellHomeless = 2 * time.Minute
+	// tellTogether is that where every node tells: there may be a thousand.
+	tellTogether = 10 * time.Minute
 )
 
-// spokesman reports whether this node is the one that speaks for those that
-// cannot speak any more: the first, by name, of the ready nodes that have a pool.
-// It does not matter that for a while two may be, or none.
-func (m *Mirror) spokesman(ctx context.Context) bool {
+// owned returns the Pools that a node has.
+func (m *Mirror) owned(ctx context.Context) ([]v1alpha1.Pool, error) {
 	pools, err := m.clients.pools().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
-		return false
+		return nil, err
 	}
+	return slices.DeleteFunc(pools.Items, func(p v1alpha1.Pool) bool { return p.Spec.NodeName == "" }), nil
+}
+
+// speaks reports whether this node speaks for those that cannot speak any more,
+// and whether it alone does: the first, by name, of the ready nodes that have a
+// pool. Where none has, nothing tells which nodes there are, and each one speaks.
+// It does not matter that for a while two are the first, or none.
+func (m *Mirror) speaks(ctx context.Context, pools []v1alpha1.Pool) (speaks, alone bool) {
 	var nodes []string
-	for _, pool := range pools.Items {
+	for _, pool := range pools {
 		nodes = append(nodes, pool.Spec.NodeName)
 	}
 	slices.Sort(nodes)
 	for _, node := range slices.Compact(nodes) {
 		if node == m.options.NodeName {
-			return true
-		}
-		if node == "" {
-			continue
+			return true, true
 		}
 		if ready, err := m.nodeReady(ctx, node); ready || err != nil {
-			return false
+			return false, false
 		}
 	}
-	return false
+	return true, false
 }
 
 // watchHomeless tells of claims that no node can take: their source is on none
-// that lives, or their pool on none at all.
+// that lives, or a pool for them on none at all.
 func (m *Mirror) watchHomeless(ctx context.Context) {
-	told := map[types.UID]time.Time{}
+	rests := map[types.UID]time.Time{}
 	tick := time.NewTicker(lookForHomeless)
 	defer tick.Stop()
 	for {
@@ -62,30 +76,67 @@ func (m *Mirror) watchHomeless(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		waiting := m.waiting()
-		maps.DeleteFunc(told, func(uid types.UID, last time.Time) bool {
-			return waiting[uid] == nil || time.Since(last) >= tellHomeless
-		})
-		maps.DeleteFunc(waiting, func(uid types.UID, _ *corev1.PersistentVolumeClaim) bool { return !told[uid].IsZero() })
-		if len(waiting) == 0 || !m.spokesman(ctx) {
+		m.tellOfHomeless(ctx, rests)
+	}
+}
+
+// tellOfHomeless looks once. rests says until when a claim is left alone.
+func (m *Mirror) tellOfHomeless(ctx context.Context, rests map[types.UID]time.Time) {
+	waiting := m.waiting(ctx)
+	maps.DeleteFunc(rests, func(uid types.UID, until time.Time) bool { return waiting[uid] == nil || !time.Now().Before(until) })
+	maps.DeleteFunc(waiting, func(uid types.UID, _ *corev1.PersistentVolumeClaim) bool { return !rests[uid].IsZero() })
+	if len(waiting) == 0 {
+		return
+	}
+	pools, err := m.owned(ctx)
+	if err != nil {
+		return
+	}
+	speaks, alone := m.speaks(ctx, pools)
+	for uid, claim := range waiting {
+		if plain(claim, m.homing.classOf(claim)) { // many wait for no more than a pod
+			rests[uid] = time.Now().Add(tellHomeless)
+		}
+		if !speaks {
 			continue
 		}
-		for uid, claim := range waiting {
-			reason, why := "SourceUnavailable", m.whyHomeless(ctx, claim)
-			if why == "" {
-				reason, why = "UnknownPool", m.whyPoolless(ctx, claim)
-			}
-			if why != "" {
-				told[uid] = time.Now()
-				m.events.Event(claim, corev1.EventTypeWarning, reason, why)
-			}
+		reason, why := "SourceUnavailable", m.whyHomeless(ctx, claim)
+		if why == "" {
+			reason, why = whyPoolless(claim, m.homing.classOf(claim), pools)
+		}
+		switch {
+		case why == "":
+		case alone:
+			rests[uid] = time.Now().Add(tellHomeless)
+			m.events.Event(claim, corev1.EventTypeWarning, reason, why)
+		default:
+			rests[uid] = time.Now().Add(tellTogether)
+			m.tellOnce(ctx, claim, reason, why)
 		}
 	}
 }
 
-// waiting returns the claims of this driver that are made from a source, or in a
-// certain pool, and have waited for their volume for a while.
-func (m *Mirror) waiting() map[types.UID]*corev1.PersistentVolumeClaim {
+// tellOnce writes an Event that other nodes write too: they give it one name, and
+// the API server takes the first.
+func (m *Mirror) tellOnce(ctx context.Context, claim *corev1.PersistentVolumeClaim, reason, why string) {
+	sum, now := sha256.Sum256([]byte(string(claim.UID)+reason+why)), metav1.Now()
+	_, err := m.clients.events(claim.Namespace).Create(ctx, &corev1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: claim.Namespace, Name: "btrfs-csi." + hex.EncodeToString(sum[:16])},
+		InvolvedObject: corev1.ObjectReference{
+			APIVersion: "v1", Kind: claimKind, Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, ResourceVersion: claim.ResourceVersion,
+		},
+		Type: corev1.EventTypeWarning, Reason: reason, Message: why, Source: corev1.EventSource{Component: m.options.Driver},
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		klog.FromContext(ctx).V(2).Info("Event not written", "claim", klog.KObj(claim), "message", why, "reason", err)
+	}
+}
+
+// waiting returns the claims of this driver that have waited for their volume for
+// a while, but for those that this node could take.
+func (m *Mirror) waiting(ctx context.Context) map[types.UID]*corev1.PersistentVolumeClaim {
+	plainHere := sync.OnceValue(func() bool { return m.plainHere(ctx) })
 	waiting := map[types.UID]*corev1.PersistentVolumeClaim{}
 	for _, o := range m.homing.claims.GetStore().List() {
 		claim := o.(*corev1.PersistentVolumeClaim)
@@ -93,11 +144,39 @@ func (m *Mirror) waiting() map[types.UID]*corev1.PersistentVolumeClaim {
 			continue
 		}
 		class := m.homing.classOf(claim)
-		if _, made := sourceOf(claim); class != nil && (made || class.Parameters[poolParameter] != "") {
+		if class != nil && (!plain(claim, class) || !plainHere()) {
 			waiting[claim.UID] = claim
 		}
 	}
 	return waiting
+}
+
+// plain reports whether a claim is made from nothing, in no certain pool.
+func plain(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) bool {
+	_, made := sourceOf(claim)
+	return !made && class != nil && class.Parameters[poolParameter] == ""
+}
+
+// plainHere reports whether this node has a pool for plain claims, of which there
+// is nothing to tell then, or cannot say yet.
+func (m *Mirror) plainHere(ctx context.Context) bool {
+	select {
+	case <-m.claims.first:
+	default:
+		return true
+	}
+	var pools []string
+	for _, report := range m.node.Pools(ctx) {
+		if report.ID != "" && m.claims.holds(report.ID) {
+			pools = append(pools, report.Name)
+		}
+	}
+	return takesPlain(pools)
+}
+
+// takesPlain reports whether a node with these pools takes plain claims.
+func takesPlain(pools []string) bool {
+	return len(pools) == 1 || slices.Contains(pools, defaultPool)
 }
 
 // whyHomeless says why no node takes a claim; "" where one does, or will.
@@ -134,28 +213,30 @@ func (m *Mirror) whyUnavailable(ctx context.Context, ref meta.Ref) string {
 		"bring the node back, or attach its disk to another node"
 }
 
-// whyPoolless says that no node has the pool that a claim's class names; "" where
-// one does. The scheduler only says that there is no room.
-func (m *Mirror) whyPoolless(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
-	class := m.homing.classOf(claim)
-	if class == nil || class.Parameters[poolParameter] == "" {
-		return ""
-	}
-	pools, err := m.clients.pools().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
-	if err != nil {
-		return ""
-	}
-	var have []string
-	for _, pool := range pools.Items {
-		if pool.Spec.NodeName != "" {
-			have = append(have, pool.Spec.Pool)
-		}
+// whyPoolless says that no node has the pool that a claim's class names, or one
+// for a class that names none; "" where one has. The scheduler only says that
+// there is no room.
+func whyPoolless(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, pools []v1alpha1.Pool) (reason, why string) {
+	byNode, have := map[string][]string{}, []string{}
+	for _, pool := range pools {
+		byNode[pool.Spec.NodeName] = append(byNode[pool.Spec.NodeName], pool.Spec.Pool)
+		have = append(have, pool.Spec.Pool)
 	}
 	slices.Sort(have)
 	have = slices.Compact(have)
-	if slices.Contains(have, class.Parameters[poolParameter]) {
-		return ""
+	switch isPlain := plain(claim, class); {
+	case class == nil:
+	case isPlain && len(pools) == 0:
+		return "NoPool", "No node has a pool: mount a btrfs filesystem at /var/lib/btrfs-csi/pools/default of a node (of its stateDir, if that is another), or set loopPoolSize of the chart; " +
+			"`btrfs-csi pools` in the driver of a node tells why one is not used"
+	case isPlain:
+		if !slices.ContainsFunc(slices.Collect(maps.Values(byNode)), takesPlain) {
+			return "NoDefaultPool", fmt.Sprintf("StorageClass %q names no pool, and each node that has pools has several and none called %q; there are %q: use a class whose parameter %q names one",
+				class.Name, defaultPool, have, poolParameter)
+		}
+	case class.Parameters[poolParameter] != "" && !slices.Contains(have, class.Parameters[poolParameter]):
+		return "UnknownPool", fmt.Sprintf("StorageClass %q names pool %q, which no node has; there are %q: mount a btrfs filesystem at pools/%s of a node, or use another class",
+			class.Name, class.Parameters[poolParameter], have, class.Parameters[poolParameter])
 	}
-	return fmt.Sprintf("StorageClass %q names pool %q, which no node has; there are %q: mount a btrfs filesystem at pools/%s of a node, or use another class",
-		class.Name, class.Parameters[poolParameter], have, class.Parameters[poolParameter])
+	return "", ""
 }

@@ -81,8 +81,9 @@ const (
 	// made, bound and snapshotted at once is written once.
 	settle = 500 * time.Millisecond
 	// mostRest is how long changes that follow each other put off what is written:
-	// the API server has what made them to do, which somebody waits for.
-	mostRest = 5 * time.Second
+	// the API server has what made them to do, which somebody waits for. But what is
+	// not written yet cannot be expanded from another node either.
+	mostRest = 3 * time.Second
 	// resync is the time between two looks at everything.
 	resync = 5 * time.Minute
 	// writers is how many objects are written at a time.

@@ -18,7 +18,7 @@ import (
 )
 
 // What runs against an API server is tested with a real one, in test/e2e. Here is
-// what only decides.
+// what only decides; where it asks one before, a fake (api_test.go).
 
 func TestObjectName(t *testing.T) {
 	hash := strings.Repeat("0123456789abcdef", 4)

@@ -1,0 +1,214 @@
+package mirror
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+)
+
+// classFor returns a StorageClass whose parameter names a pool, none with "".
+func classFor(pool string) *storagev1.StorageClass {
+	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "btrfs"}, Provisioner: "btrfs-csi.github.io"}
+	if pool != "" {
+		class.Parameters = map[string]string{poolParameter: pool}
+	}
+	return class
+}
+
+// claimFor returns a claim of that class that has waited for a minute.
+func claimFor(from *corev1.TypedLocalObjectReference) *corev1.PersistentVolumeClaim {
+	class := "btrfs"
+	return &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "db", Name: "data", UID: "uid", CreationTimestamp: metav1.NewTime(time.Now().Add(-time.Minute))},
+		Spec:       corev1.PersistentVolumeClaimSpec{StorageClassName: &class, DataSource: from},
+	}
+}
+
+// poolsOf returns the Pools of "node/pool".
+func poolsOf(names ...string) (pools []v1alpha1.Pool) {
+	for _, name := range names {
+		node, pool, _ := strings.Cut(name, "/")
+		pools = append(pools, v1alpha1.Pool{
+			ObjectMeta: metav1.ObjectMeta{Name: "id-" + node + "-" + pool}, Spec: v1alpha1.PoolSpec{NodeName: node, Pool: pool},
+		})
+	}
+	return pools
+}
+
+func readyNode(name string) *corev1.Node {
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}},
+	}
+}
+
+func TestWhyPoolless(t *testing.T) {
+	clone := &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "other"}
+	for _, c := range []struct {
+		name   string
+		class  string // the pool that it names
+		from   *corev1.TypedLocalObjectReference
+		pools  []string
+		reason string
+		says   []string
+	}{
+		{name: "no pool anywhere", reason: "NoPool", says: []string{"/var/lib/btrfs-csi/pools/default", "loopPoolSize"}},
+		{name: "no pool anywhere, one named", class: "fast", reason: "UnknownPool", says: []string{"fast", "[]"}},
+		{name: "no pool anywhere, a clone", from: clone},
+		{name: "one pool of any name", pools: []string{"a/fast"}},
+		{name: "several, one of them default", pools: []string{"a/default", "a/fast"}},
+		{name: "several, none of them default", pools: []string{"a/fast", "a/slow", "b/fast", "b/slow"}, reason: "NoDefaultPool", says: []string{`["fast" "slow"]`, `"btrfs"`, `"pool"`}},
+		{name: "several, and another node has one", pools: []string{"a/fast", "a/slow", "b/slow"}},
+		{name: "several, and another node has default", pools: []string{"a/fast", "a/slow", "b/slow", "b/default"}},
+		{name: "several, none of them default, a clone", from: clone, pools: []string{"a/fast", "a/slow"}},
+		{name: "several, one named", class: "slow", pools: []string{"a/fast", "a/slow"}},
+		{name: "another named", class: "huge", pools: []string{"a/fast", "a/slow"}, reason: "UnknownPool", says: []string{`["fast" "slow"]`, "pools/huge"}},
+		{name: "another named, for a clone", from: clone, class: "huge", pools: []string{"a/fast"}, reason: "UnknownPool"},
+	} {
+		reason, why := whyPoolless(claimFor(c.from), classFor(c.class), poolsOf(c.pools...))
+		if reason != c.reason || (why == "") != (reason == "") {
+			t.Errorf("%s: want %q, got %q: %s", c.name, c.reason, reason, why)
+		}
+		for _, part := range c.says {
+			if !strings.Contains(why, part) {
+				t.Errorf("%s: want %q said, got %q", c.name, part, why)
+			}
+		}
+	}
+}
+
+func TestSpeaks(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		pools         []string
+		ready         []string // nodes; the others are not there
+		refuses       bool
+		speaks, alone bool
+	}{
+		{name: "no pool anywhere", speaks: true},
+		{name: "the only one", pools: []string{"node-1/a"}, speaks: true, alone: true},
+		{name: "the first", pools: []string{"node-2/a", "node-1/a", "node-1/b"}, ready: []string{"node-2"}, speaks: true, alone: true},
+		{name: "the second", pools: []string{"node-0/a", "node-1/a"}, ready: []string{"node-0"}},
+		{name: "the second, and the first is lost", pools: []string{"node-0/a", "node-1/a"}, speaks: true, alone: true},
+		{name: "without a pool", pools: []string{"node-2/a"}, ready: []string{"node-2"}},
+		{name: "without a pool, as all that live", pools: []string{"node-0/a", "node-2/a"}, speaks: true},
+		{name: "nobody tells of the first", pools: []string{"node-0/a", "node-1/a"}, refuses: true},
+	} {
+		l := newLab(t, newFakeNode(), Options{})
+		for _, name := range c.ready {
+			l.api.put(nodeObjects, readyNode(name))
+		}
+		l.api.refuses[nodeObjects] = c.refuses
+		if speaks, alone := l.speaks(t.Context(), poolsOf(c.pools...)); speaks != c.speaks || alone != c.alone {
+			t.Errorf("%s: want %v, %v, got %v, %v", c.name, c.speaks, c.alone, speaks, alone)
+		}
+	}
+}
+
+// TestTellOfHomeless: two nodes look at one claim.
+func TestTellOfHomeless(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		pools   []string // in the cluster
+		pending bool     // node-1 has not claimed its pools yet
+		young   bool     // the claim
+		events  []string // of both nodes, through their recorders
+		written int      // Events that all nodes write
+	}{
+		{name: "no pool anywhere", written: 1},
+		{name: "no pool anywhere, and nobody knows it yet", pending: true},
+		{name: "the claim is young", young: true},
+		{name: "a pool for it", pools: []string{"node-1/default"}},
+		{name: "none for it", pools: []string{"node-1/fast", "node-1/slow"}, events: []string{"NoDefaultPool"}},
+		{name: "one is away", pools: []string{"/default"}, written: 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			api, clients := newFakeAPI(t)
+			for _, pool := range poolsOf(c.pools...) {
+				api.put(poolObjects, &pool)
+			}
+			claim := claimFor(nil)
+			if c.young {
+				claim.CreationTimestamp = metav1.Now()
+			}
+			var told []string
+			for _, name := range []string{"node-1", "node-2"} {
+				api.put(nodeObjects, readyNode(name))
+				l := newLabOf(t, name, api, clients, newFakeNode(), Options{})
+				if !c.pending {
+					close(l.claims.first)
+				}
+				l.no(l.homing.claims.GetStore().Add(claim))
+				l.no(l.homing.classes.GetStore().Add(classFor("")))
+				rests := map[types.UID]time.Time{}
+				for range 2 { // the second look is too soon to tell again
+					l.tellOfHomeless(t.Context(), rests)
+				}
+				if !c.pending && !c.young && rests["uid"].IsZero() {
+					t.Errorf("%s looks again at once", name)
+				}
+				told = append(told, l.told()...)
+			}
+			if len(told) != len(c.events) || len(told) > 0 && !strings.Contains(told[0], c.events[0]) {
+				t.Errorf("want the Events %q, got %q", c.events, told)
+			}
+			written := api.under("/api/v1/namespaces/db/events")
+			if len(written) != c.written {
+				t.Fatalf("want %d Events that all write, got %v", c.written, written)
+			}
+			for _, event := range written {
+				if about := child(event, "involvedObject"); about["name"] != "data" || about["uid"] != "uid" || event["reason"] != "NoPool" {
+					t.Errorf("got the Event %v", event)
+				}
+			}
+			if posts := len(api.written()); posts != 2*c.written {
+				t.Errorf("want one attempt of each node, got %d in all", posts)
+			}
+		})
+	}
+}
+
+// TestPlainHere: of claims that this node can take there is nothing to tell, and
+// nobody is asked.
+func TestPlainHere(t *testing.T) {
+	here := func(names ...string) (reports []PoolReport) {
+		for _, name := range names {
+			reports = append(reports, PoolReport{Name: name, ID: "pool-" + name})
+		}
+		return reports
+	}
+	for _, c := range []struct {
+		name    string
+		reports []PoolReport
+		held    []string // IDs
+		asked   bool     // what the others have
+	}{
+		{name: "no pool", asked: true},
+		{name: "one", reports: here("fast"), held: []string{"pool-fast"}},
+		{name: "one, another node's", reports: here("fast"), asked: true},
+		{name: "one that cannot be used", reports: []PoolReport{{Name: "default"}}, held: []string{""}, asked: true},
+		{name: "several", reports: here("fast", "slow"), held: []string{"pool-fast", "pool-slow"}, asked: true},
+		{name: "several, one of them default", reports: here("fast", "default"), held: []string{"pool-fast", "pool-default"}},
+	} {
+		l := newLab(t, newFakeNode(), Options{})
+		l.node.pools = c.reports
+		held := map[string]bool{}
+		for _, id := range c.held {
+			held[id] = true
+		}
+		l.claims.hold(held)
+		close(l.claims.first)
+		l.no(l.homing.claims.GetStore().Add(claimFor(nil)))
+		l.no(l.homing.classes.GetStore().Add(classFor("")))
+		if asked := len(l.waiting(t.Context())) == 1; asked != c.asked {
+			t.Errorf("%s: want it looked at: %v, got the opposite", c.name, c.asked)
+		}
+	}
+}

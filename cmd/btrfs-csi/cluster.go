@@ -66,7 +66,7 @@ func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 		row := poolRowOf(p)
 		reports = append(reports, mirror.PoolReport{
 			Name: row.Name, ID: row.ID, State: row.Status, Message: row.Error, Quota: row.Quota,
-			Size: row.Size, Available: row.Available,
+			Size: row.Size, Available: row.Available, Rescans: p.Rescans,
 		})
 	}
 	return reports

@@ -37,6 +37,8 @@ type PoolReport struct {
 	Quota     string
 	Size      int64 // bytes
 	Available int64 // bytes
+	// Rescans is how often the quota was found inconsistent since the pool is in use.
+	Rescans uint64
 }
 
 // Node is what the mirror needs of the node that it mirrors. All may be called

@@ -53,6 +53,8 @@ type claims struct {
 	denied map[string]denial
 	taken  map[string]bool // held, and taken from a node that was not ready
 	gone   map[string]bool // claimed, and not here at the last look
+
+	rescans map[string]uint64 // of the quota, that were told
 }
 
 type denial struct {
@@ -223,6 +225,7 @@ func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolR
 		m.deny(ctx, have, report.Name)
 		return false, nil
 	}
+	m.tellRescans(have, report)
 	status := v1alpha1.PoolStatus{
 		State: report.State, Message: report.Message, Quota: report.Quota,
 		Size:       resource.NewQuantity(report.Size, resource.BinarySI),
@@ -236,6 +239,19 @@ func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolR
 	have.Status = status
 	_, err = m.clients.pools().UpdateStatus(ctx, have, metav1.UpdateOptions{})
 	return true, err
+}
+
+// tellRescans tells of a quota that was inconsistent, which its state may not show any
+// more.
+func (m *Mirror) tellRescans(pool *v1alpha1.Pool, report PoolReport) {
+	if report.Rescans > m.claims.rescans[report.ID] {
+		m.events.Eventf(pool, corev1.EventTypeWarning, "QuotaInconsistent",
+			"The quota of pool %q of node %q was inconsistent, so its limits were void; it is rescanned, and they hold when that is done", report.Name, m.options.NodeName)
+	}
+	if m.claims.rescans == nil {
+		m.claims.rescans = map[string]uint64{}
+	}
+	m.claims.rescans[report.ID] = report.Rescans
 }
 
 // coarse rounds bytes down to a power of two that is small beside the whole, by

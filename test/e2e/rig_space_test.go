@@ -95,7 +95,7 @@ func (s *space) left() (left []string, err error) {
 	}
 	for _, v := range volumes.Items {
 		if v.Spec.ClaimRef != nil && v.Spec.ClaimRef.Namespace == s.ns {
-			left = append(left, "PersistentVolume "+v.Name)
+			left = append(left, fmt.Sprintf("PersistentVolume %s (%s)", v.Name, v.Status.Phase))
 		}
 	}
 	contents, err := lab.snapshots.SnapshotV1().VolumeSnapshotContents().List(ctx, metav1.ListOptions{})

@@ -176,7 +176,9 @@ func (r *suiteRun) driverFile() string {
 // command is one of the suite's programs.
 func (r *suiteRun) command(program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(r.Context(), lab.Program(program), args...)
-	cmd.Env = append(os.Environ(), "KUBE_TEST_REPO_LIST="+cluster.Components().Repositories, "DEBUG_STORAGE_TESTSUITE=1")
+	// kubectl exec by websockets closes its streams now and then where processors are short.
+	cmd.Env = append(os.Environ(), "KUBE_TEST_REPO_LIST="+cluster.Components().Repositories, "DEBUG_STORAGE_TESTSUITE=1",
+		"KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false")
 	return cmd
 }
 

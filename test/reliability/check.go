@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -141,14 +142,32 @@ func compareIndex(ledger map[string]meta.Record, index []listed) error {
 }
 
 // checkMounts compares what is mounted on the node with what should be, and finds loop
-// devices that nobody wants.
+// devices that nobody wants. A nil model is one of a node where nothing was mounted.
 func (n *node) checkMounts(m *model) error {
-	points, err := mountedBelow(n.kubelet())
+	points, err := mountedBelow(n.dir)
 	if err != nil {
 		return err
 	}
 	var errs []error
+	if root := points[n.pool()]; root != "/" {
+		errs = append(errs, fmt.Errorf("%q is mounted as the pool, wanted is / once", root))
+	}
+	delete(points, n.pool())
+	if m != nil {
+		errs = append(errs, n.takeWanted(points, m))
+	}
+	for at, root := range points {
+		errs = append(errs, fmt.Errorf("stray mount of %s at %s", root, at))
+	}
+	return errors.Join(append(errs, n.checkLoops())...)
+}
+
+// takeWanted takes what should be mounted out of points, and tells what is not there or
+// is another.
+func (n *node) takeWanted(points map[string]string, m *model) error {
+	var errs []error
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, o := range m.living {
 		for at, p := range map[string]presence{n.staging(o): o.staged, n.target(o): o.published} {
 			root, there := points[at]
@@ -161,15 +180,23 @@ func (n *node) checkMounts(m *model) error {
 			}
 		}
 	}
-	m.mu.Unlock()
-	for at, root := range points {
-		errs = append(errs, fmt.Errorf("stray mount of %s at %s", root, at))
+	return errors.Join(errs...)
+}
+
+// checkLoops wants one loop device on the pool's image, and none on any other file of
+// the node.
+func (n *node) checkLoops() error {
+	all, err := loops()
+	if err != nil {
+		return err
 	}
-	loops, err := loopsBelow(n.dir)
-	if want := []string{n.image}; err == nil && filepath.Dir(n.image) == n.dir && !slices.Equal(loops, want) {
-		err = fmt.Errorf("loop devices on %q, wanted are those on %q", loops, want)
+	ours := slices.DeleteFunc(all, func(file string) bool {
+		return file != n.image && !strings.HasPrefix(file, n.dir+"/")
+	})
+	if want := []string{n.image}; !slices.Equal(ours, want) {
+		return fmt.Errorf("loop devices on %q, wanted are those on %q", ours, want)
 	}
-	return errors.Join(append(errs, err)...)
+	return nil
 }
 
 // checkQuota restarts the driver once the kernel's cleaner is done, after which no

@@ -48,7 +48,7 @@ func (l *leg) cut(ctx context.Context) (err error) {
 		return fmt.Errorf("%s: %w", when, err)
 	}
 	t, err := n.check(ctx, l.expect(during))
-	if err != nil {
+	if err = errors.Join(err, n.checkMounts(nil)); err != nil {
 		return fmt.Errorf("%s: %w\nits driver's last words:\n%s", when, err, n.lastWords())
 	}
 	l.report.AtCuts.add(t)

@@ -3,8 +3,10 @@ package reliability
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -58,10 +60,20 @@ func TestChecksFindDamage(t *testing.T) {
 		{"a mount is there twice", func(o *object, subvolume string) error {
 			return unix.Mount(subvolume, l.node.target(o), "", unix.MS_BIND, "")
 		}, " and /active/"},
-		{"a mount is a stray", func(o *object, subvolume string) error {
+		{"a mount for the kubelet is a stray", func(o *object, subvolume string) error {
 			stray := filepath.Join(l.node.kubelet(), "stray")
 			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
 		}, "stray mount"},
+		{"a stray mount", func(_ *object, subvolume string) error { // the kubelet knows nothing of it
+			stray := filepath.Join(l.node.dir, "stray")
+			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
+		}, "stray mount of"},
+		{"a second loop device on the pool", func(*object, string) error { return attachLoop(t, l.node.image) },
+			fmt.Sprintf("%q %q", l.node.image, l.node.image)},
+		{"a stray loop device", func(*object, string) error {
+			file := filepath.Join(l.node.state(), "stray.img")
+			return errors.Join(sparse(file, mib), attachLoop(t, file))
+		}, "stray.img"},
 		{"a subvolume is a stray", func(*object, string) error {
 			return btrfs.Create(filepath.Join(l.node.pool(), "stray"))
 		}, "are in no slot"},
@@ -83,6 +95,19 @@ func TestChecksFindDamage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// attachLoop sets a loop device up on a file until the test ends.
+func attachLoop(t *testing.T, file string) error {
+	out, err := exec.Command("losetup", "--find", "--show", file).Output()
+	if err == nil {
+		t.Cleanup(func() {
+			if err := command(context.Background(), "losetup", "--detach", strings.TrimSpace(string(out))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return err
 }
 
 func TestStaleQuotaIsFound(t *testing.T) {

@@ -9,11 +9,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -30,6 +32,7 @@ const asCommand = "BTRFS_CSI_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asCommand) == "1" {
+		becomeMortal()
 		main()
 		return
 	}
@@ -67,6 +70,7 @@ type running struct {
 	log    *bytes.Buffer
 	conn   *grpc.ClientConn
 	client csi.ControllerClient
+	node   csi.NodeClient
 }
 
 // startDriver runs serve and waits until it is ready.
@@ -78,12 +82,15 @@ func startDriver(t *testing.T, stateDir string, args ...string) *running {
 		"serve", "--node-id=test", "--state-dir=" + stateDir, "--endpoint=unix://" + socket, "--kubelet-dir=" + t.TempDir(),
 	}, args...)...)
 	r.Stdout, r.Stderr = r.log, r.log
+	r.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // no driver outlives the test
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.stop(t) })
 	var err error
-	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+	// A second is grpc's least patience after a failed attempt.
+	quick := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}
+	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(quick)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -91,7 +98,7 @@ func startDriver(t *testing.T, stateDir string, args ...string) *running {
 	if _, err := csi.NewIdentityClient(r.conn).Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Fatalf("driver is not ready: %v\n%s", err, r.log)
 	}
-	r.client = csi.NewControllerClient(r.conn)
+	r.client, r.node = csi.NewControllerClient(r.conn), csi.NewNodeClient(r.conn)
 	return r
 }
 

@@ -87,6 +87,9 @@ type Options struct {
 	// Observe, if given, is told of every RPC once it has ended. method is the
 	// name alone, for example CreateVolume. It must not block.
 	Observe func(method string, code codes.Code, d time.Duration)
+	// AroundMounts, if given, makes each change of the mount table in place of the
+	// driver, and may come between: for tests that end the process there.
+	AroundMounts func(change func() error) error
 	// GracePeriod is how long requests under way may take to end at stop; 10 s
 	// without it.
 	GracePeriod time.Duration
@@ -135,10 +138,17 @@ func New(engine Engine, options Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{
+	d := &Driver{
 		engine: engine, cluster: options.Cluster, options: options, attach: attach, detach: detach, targets: targets,
 		renew: make(chan struct{}, 1),
-	}, nil
+	}
+	if around := options.AroundMounts; around != nil {
+		d.attach = func(source string, flags flagSet, at target) error {
+			return around(func() error { return attach(source, flags, at) })
+		}
+		d.detach = func(at target) error { return around(func() error { return detach(at) }) }
+	}
+	return d, nil
 }
 
 // Serve answers requests on a unix socket until ctx ends, then lets those under

@@ -76,7 +76,11 @@ type running struct {
 // startDriver runs serve and waits until it is ready.
 func startDriver(t *testing.T, stateDir string, args ...string) *running {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "csi.sock")
+	return startDriverAt(t, filepath.Join(t.TempDir(), "csi.sock"), stateDir, args...)
+}
+
+func startDriverAt(t *testing.T, socket, stateDir string, args ...string) *running {
+	t.Helper()
 	r := &running{log: &bytes.Buffer{}}
 	r.Cmd = command(context.Background(), append([]string{
 		"serve", "--node-id=test", "--state-dir=" + stateDir, "--endpoint=unix://" + socket, "--kubelet-dir=" + t.TempDir(),
@@ -179,6 +183,21 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 		t.Errorf("grown while mounted: size is %d, want 1 GiB", got)
 	}
 	d.stop(t)
+
+	// As drivers that were killed have left it: the file is grown, the filesystem is not,
+	// and another is half made.
+	unfinished := filepath.Join(state, unfinishedImage+"1")
+	if err := errors.Join(os.Truncate(filepath.Join(state, loopImage), 3<<29), os.WriteFile(unfinished, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	d = startDriver(t, state, "--loop-pool=1536Mi")
+	if got := sizeOf(); got != 3<<29 {
+		t.Errorf("file grown before: size is %d, want 1536 MiB", got)
+	}
+	if _, err := os.Lstat(unfinished); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half an image is left: %v", err)
+	}
+	d.stop(t)
 	if err := unix.Unmount(pool, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -266,6 +285,27 @@ func TestCheckRepairs(t *testing.T) {
 				t.Errorf("what was not ours is gone: %v", err)
 			}
 		})
+	}
+}
+
+// TestAdminSocketIsForRootAlone holds also where others may enter the state directory.
+func TestAdminSocketIsForRootAlone(t *testing.T) {
+	state := btrfstest.Mount(t)
+	if err := os.Chmod(state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(state, adminSocket)
+	if err := os.WriteFile(filepath.Join(state, "."+adminSocket), nil, 0o666); err != nil { // a killed start has left something
+		t.Fatal(err)
+	}
+	d := startDriver(t, state)
+	if file, err := os.Lstat(socket); err != nil || file.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("want a socket of mode 0600, got %v, %v", file, err)
+	}
+	d.stop(t)
+	left, err := filepath.Glob(filepath.Join(state, "*.sock"))
+	if hidden, _ := filepath.Glob(filepath.Join(state, ".*.sock")); err != nil || len(left)+len(hidden) > 0 {
+		t.Errorf("left behind: %v %v", left, hidden)
 	}
 }
 

@@ -94,9 +94,15 @@ func (e expectation) judge(path string) (meta.Record, error) {
 		return record, err
 	}
 	var errs []error
-	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != sourceID(e.object) {
-		errs = append(errs, fmt.Errorf("has the record %+v, wanted is the name %q and the source %q", record, e.object.name, sourceID(e.object)))
+	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != sourceID(e.object) || record.Parameters != e.object.asked() {
+		errs = append(errs, fmt.Errorf("has the record %+v, wanted is the name %q, the source %q and the parameters %+v",
+			record, e.object.name, sourceID(e.object), e.object.asked()))
 	}
+	properties, err := propertiesOf(filepath.Join(path, "fs"))
+	if want := e.object.properties(); err == nil && properties != want {
+		err = fmt.Errorf("has the properties %+v, wanted are %+v", properties, want)
+	}
+	errs = append(errs, err)
 	if !slices.Contains(e.sizes, record.Size) {
 		errs = append(errs, fmt.Errorf("has %d bytes, wanted is one of %v", record.Size, e.sizes))
 	}
@@ -105,6 +111,15 @@ func (e expectation) judge(path string) (meta.Record, error) {
 		err = fmt.Errorf("holds %s, wanted is one of %v", have, e.contents)
 	}
 	return record, errors.Join(append(errs, err)...)
+}
+
+// propertiesOf reads what the root of a subvolume hands down to what is written there.
+func propertiesOf(path string) (p meta.Parameters, err error) {
+	if p.Compression, err = btrfs.Compression(path); err != nil {
+		return p, err
+	}
+	p.NoDataCow, err = btrfs.NoDataCow(path)
+	return p, err
 }
 
 // compareSubvolumes fails for a subvolume that is in no slot.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
 // TestChecksFindDamage does by hand what a driver must never do, and has the checks
@@ -47,6 +48,15 @@ func TestChecksFindDamage(t *testing.T) {
 			info, err := btrfs.Info(subvolume)
 			return errors.Join(err, btrfs.LimitQgroup(l.node.pool(), btrfs.NewQgroupID(0, info.ID), btrfs.NoLimit))
 		}, "WrongLimit"},
+		{"a class is lost from a record", func(_ *object, subvolume string) error {
+			return changeRecord(filepath.Dir(subvolume), func(r *meta.Record) { r.Parameters.Compression += "lzo" })
+		}, "has the record"},
+		{"a class is lost on disk", func(o *object, subvolume string) error {
+			if o.properties().NoDataCow {
+				return btrfs.SetNoDataCow(subvolume, false)
+			}
+			return btrfs.SetCompression(subvolume, "lzo")
+		}, "has the properties"},
 		{"an expansion is lost", func(o *object, _ string) error {
 			o.sizes = timeline[int64]{{o.created, 1 << 40}}
 			return nil
@@ -95,6 +105,23 @@ func TestChecksFindDamage(t *testing.T) {
 			}
 		})
 	}
+}
+
+func changeRecord(slot string, change func(*meta.Record)) error {
+	data := make([]byte, meta.MaxRecordSize)
+	size, err := unix.Lgetxattr(slot, meta.LedgerXattr, data)
+	if err != nil {
+		return err
+	}
+	record, err := meta.DecodeRecord(data[:size])
+	if err != nil {
+		return err
+	}
+	change(&record)
+	if data, err = record.Encode(); err != nil {
+		return err
+	}
+	return unix.Lsetxattr(slot, meta.LedgerXattr, data, 0)
 }
 
 // attachLoop sets a loop device up on a file until the test ends.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func command(ctx context.Context, args ...string) *exec.Cmd {
 		panic(err)
 	}
 	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), asCommand+"=1")
+	cmd.Env = append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0") // else each end takes a second
 	return cmd
 }
 
@@ -67,10 +68,28 @@ func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 // running is a driver that serves.
 type running struct {
 	*exec.Cmd
-	log    *bytes.Buffer
+	log    *log
 	conn   *grpc.ClientConn
 	client csi.ControllerClient
 	node   csi.NodeClient
+}
+
+// log is what a driver has said, also while it goes on.
+type log struct {
+	mu   sync.Mutex // protects text
+	text bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // startDriver runs serve and waits until it is ready.
@@ -81,7 +100,7 @@ func startDriver(t *testing.T, stateDir string, args ...string) *running {
 
 func startDriverAt(t *testing.T, socket, stateDir string, args ...string) *running {
 	t.Helper()
-	r := &running{log: &bytes.Buffer{}}
+	r := &running{log: &log{}}
 	r.Cmd = command(context.Background(), append([]string{
 		"serve", "--node-id=test", "--state-dir=" + stateDir, "--endpoint=unix://" + socket, "--kubelet-dir=" + t.TempDir(),
 	}, args...)...)

@@ -214,14 +214,22 @@ func (n *node) checkLoops() error {
 	return nil
 }
 
-// checkQuota restarts the driver once the kernel's cleaner is done, after which no
+// sweep restarts the driver once the kernel's cleaner is done, after which no
 // accounting of subvolumes that are gone may be left, but for what snapshots still
 // hold in simple mode. A driver that goes on looks for it every 30 s.
-func (n *node) checkQuota(ctx context.Context) error {
+func (n *node) sweep(ctx context.Context) error {
 	if err := n.settle(ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(n.stop(), n.start(ctx), n.stop()); err != nil {
+	if err := errors.Join(n.stop(), n.start(ctx)); err != nil {
+		return err
+	}
+	return n.staleQuota()
+}
+
+// checkQuota sweeps, and looks again when the driver has ended.
+func (n *node) checkQuota(ctx context.Context) error {
+	if err := errors.Join(n.sweep(ctx), n.stop()); err != nil {
 		return err
 	}
 	findings, err := n.findings(ctx)

@@ -222,20 +222,12 @@ func (l *leg) kill(ctx context.Context) error {
 		l.report.Kills++
 		l.report.KillsAtStart++
 	}
-	// Where the kernel has dropped all that was destroyed, the next driver leaves no
-	// accounting of it.
-	dropped := l.kills%5 == 0
-	if dropped {
-		if err := l.node.settle(ctx); err != nil {
-			return err
-		}
-	}
 	if err := l.node.start(ctx); err != nil {
 		return err
 	}
 	t, err := l.node.check(ctx, l.expect(l.instant()))
-	if dropped {
-		err = errors.Join(err, l.node.staleQuota())
+	if err == nil && l.kills%5 == 0 {
+		err = l.node.sweep(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("after kill %d: %w", l.report.Kills, err)

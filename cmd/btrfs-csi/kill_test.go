@@ -265,7 +265,8 @@ func (v *victim) verify(when, id string, absent bool, allowed ...thing) {
 		disk[other] = x
 	}
 	got, is := disk[id]
-	if id != "" && !(is && slices.Contains(allowed, got) || !is && absent) {
+	right := is && slices.Contains(allowed, got) || !is && absent
+	if id != "" && !right {
 		v.t.Errorf("%s: %s is %+v, want %+v, or absent: %v", when, id, got, allowed, absent)
 	}
 	want := maps.Clone(v.there)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -64,20 +65,15 @@ func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 }
 
-// serveAdmin lets check and pools ask this driver. Who
-// holds the lock of the state directory owns the socket.
+// serveAdmin lets check and pools ask this driver.
 func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *mirror.Mirror) error {
-	path := filepath.Join(o.stateDir, adminSocket)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	listener, err := driver.Listen(filepath.Join(o.stateDir, adminSocket))
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		klog.FromContext(ctx).Error(err, "No room for the socket that check and pools ask this driver by; volumes are served without it")
+		return nil
 	}
-	// The state directory is 0700: nobody reaches the socket before the chmod.
-	listener, err := net.Listen("unix", path)
 	if err != nil {
-		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(err, listener.Close())
+		return fmt.Errorf("serve %s: %w", adminSocket, err)
 	}
 	find := func(find func(context.Context) ([]snapshot.Finding, error)) http.HandlerFunc {
 		return answer(func(ctx context.Context) (any, error) {

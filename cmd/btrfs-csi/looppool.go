@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -54,8 +55,7 @@ func loopPool(ctx context.Context, stateDir, text string) error {
 	if err := makeImage(ctx, image, want); err != nil {
 		return fmt.Errorf("loop pool: %w", err)
 	}
-	grown, err := growImage(image, want)
-	if err != nil {
+	if err := growImage(image, want); err != nil {
 		return fmt.Errorf("loop pool: %w", err)
 	}
 	if !mounted {
@@ -63,10 +63,8 @@ func loopPool(ctx context.Context, stateDir, text string) error {
 		if err := mount.NewWithoutSystemd("").Mount(image, target, "btrfs", []string{"loop"}); err != nil {
 			return fmt.Errorf("loop pool: %w", err)
 		}
-	} else if grown {
-		if err := growDevices(target); err != nil {
-			return fmt.Errorf("loop pool: %w", err)
-		}
+	} else if err := growDevice(image, target); err != nil {
+		return fmt.Errorf("loop pool: %w", err)
 	}
 	return btrfs.GrowToDevice(target)
 }
@@ -74,10 +72,13 @@ func loopPool(ctx context.Context, stateDir, text string) error {
 // makeImage makes the filesystem under another name first, so that an image of
 // the right name is always whole.
 func makeImage(ctx context.Context, image string, size int64) error {
+	if err := removeUnfinished(image); err != nil {
+		return err
+	}
 	if _, err := os.Lstat(image); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(image), loopImage+".*")
+	f, err := os.CreateTemp(filepath.Dir(image), unfinishedImage+"*")
 	if err != nil {
 		return err
 	}
@@ -99,32 +100,64 @@ func makeImage(ctx context.Context, image string, size int64) error {
 	return btrfs.Sync(filepath.Dir(image))
 }
 
-// growImage raises the size of the file; it never lowers it.
-func growImage(image string, want int64) (grown bool, err error) {
-	st, err := os.Stat(image)
-	if err != nil || st.Size() >= want {
-		return false, err
+// unfinishedImage is how the name of an image begins that is not whole yet.
+const unfinishedImage = ".unfinished-" + loopImage + "-"
+
+// removeUnfinished removes what starts that were killed have left beside an image. A
+// mkfs.btrfs that has outlived one goes on in a file that nobody sees.
+func removeUnfinished(image string) error {
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(image), unfinishedImage+"*"))
+	for _, file := range left {
+		err = errors.Join(err, os.Remove(file))
 	}
-	return true, os.Truncate(image, want)
+	return err
 }
 
-// growDevices tells the loop device below a mounted filesystem that its file has
-// grown.
-func growDevices(target string) error {
+// growImage raises the size of the file; it never lowers it.
+func growImage(image string, want int64) error {
+	st, err := os.Stat(image)
+	if err != nil || st.Size() >= want {
+		return err
+	}
+	return os.Truncate(image, want)
+}
+
+// growDevice tells the loop device below a mounted filesystem that its file is larger,
+// which the driver that made it so may have been too short-lived to do. What is no loop
+// device on the image, as disks that others have added, is left alone.
+func growDevice(image, target string) error {
 	devices, err := btrfs.Devices(target)
 	if err != nil {
 		return err
 	}
+	var file unix.Stat_t
+	if err := unix.Stat(image, &file); err != nil {
+		return err
+	}
 	for _, d := range devices {
-		f, err := os.OpenFile(d.Path, os.O_RDONLY, 0)
-		if err != nil {
-			return err
+		if d.Missing {
+			continue
 		}
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.LOOP_SET_CAPACITY, 0)
-		f.Close()
-		if errno != 0 {
-			return fmt.Errorf("grow %s: %w", d.Path, errno)
+		if err := growIfOn(d.Path, &file); err != nil {
+			return fmt.Errorf("grow %s: %w", d.Path, err)
 		}
 	}
 	return nil
+}
+
+func growIfOn(device string, file *unix.Stat_t) error {
+	f, err := os.OpenFile(device, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	loop, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if err != nil || loop.Inode != file.Ino || loop.Device != file.Dev {
+		return nil
+	}
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil || size >= file.Size { // never shrunk
+		return err
+	}
+	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0)
 }

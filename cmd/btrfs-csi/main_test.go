@@ -9,11 +9,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -30,6 +33,7 @@ const asCommand = "BTRFS_CSI_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asCommand) == "1" {
+		becomeMortal()
 		main()
 		return
 	}
@@ -43,7 +47,7 @@ func command(ctx context.Context, args ...string) *exec.Cmd {
 		panic(err)
 	}
 	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), asCommand+"=1")
+	cmd.Env = append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0") // else each end takes a second
 	return cmd
 }
 
@@ -64,26 +68,52 @@ func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 // running is a driver that serves.
 type running struct {
 	*exec.Cmd
-	log    *bytes.Buffer
+	log    *log
 	conn   *grpc.ClientConn
 	client csi.ControllerClient
+	node   csi.NodeClient
+}
+
+// log is what a driver has said, also while it goes on.
+type log struct {
+	mu   sync.Mutex // protects text
+	text bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // startDriver runs serve and waits until it is ready.
 func startDriver(t *testing.T, stateDir string, args ...string) *running {
 	t.Helper()
-	socket := filepath.Join(t.TempDir(), "csi.sock")
-	r := &running{log: &bytes.Buffer{}}
+	return startDriverAt(t, filepath.Join(t.TempDir(), "csi.sock"), stateDir, args...)
+}
+
+func startDriverAt(t *testing.T, socket, stateDir string, args ...string) *running {
+	t.Helper()
+	r := &running{log: &log{}}
 	r.Cmd = command(context.Background(), append([]string{
 		"serve", "--node-id=test", "--state-dir=" + stateDir, "--endpoint=unix://" + socket, "--kubelet-dir=" + t.TempDir(),
 	}, args...)...)
 	r.Stdout, r.Stderr = r.log, r.log
+	r.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // no driver outlives the test
 	if err := r.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.stop(t) })
 	var err error
-	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials())); err != nil {
+	// A second is grpc's least patience after a failed attempt.
+	quick := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}
+	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(quick)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -91,7 +121,7 @@ func startDriver(t *testing.T, stateDir string, args ...string) *running {
 	if _, err := csi.NewIdentityClient(r.conn).Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Fatalf("driver is not ready: %v\n%s", err, r.log)
 	}
-	r.client = csi.NewControllerClient(r.conn)
+	r.client, r.node = csi.NewControllerClient(r.conn), csi.NewNodeClient(r.conn)
 	return r
 }
 
@@ -170,6 +200,21 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	d = startDriver(t, state, "--loop-pool=1Gi")
 	if got := sizeOf(); got != 1<<30 {
 		t.Errorf("grown while mounted: size is %d, want 1 GiB", got)
+	}
+	d.stop(t)
+
+	// As drivers that were killed have left it: the file is grown, the filesystem is not,
+	// and another is half made.
+	unfinished := filepath.Join(state, unfinishedImage+"1")
+	if err := errors.Join(os.Truncate(filepath.Join(state, loopImage), 3<<29), os.WriteFile(unfinished, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	d = startDriver(t, state, "--loop-pool=1536Mi")
+	if got := sizeOf(); got != 3<<29 {
+		t.Errorf("file grown before: size is %d, want 1536 MiB", got)
+	}
+	if _, err := os.Lstat(unfinished); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half an image is left: %v", err)
 	}
 	d.stop(t)
 	if err := unix.Unmount(pool, 0); err != nil {
@@ -259,6 +304,27 @@ func TestCheckRepairs(t *testing.T) {
 				t.Errorf("what was not ours is gone: %v", err)
 			}
 		})
+	}
+}
+
+// TestAdminSocketIsForRootAlone holds also where others may enter the state directory.
+func TestAdminSocketIsForRootAlone(t *testing.T) {
+	state := btrfstest.Mount(t)
+	if err := os.Chmod(state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(state, adminSocket)
+	if err := os.WriteFile(filepath.Join(state, "."+adminSocket), nil, 0o666); err != nil { // a killed start has left something
+		t.Fatal(err)
+	}
+	d := startDriver(t, state)
+	if file, err := os.Lstat(socket); err != nil || file.Mode() != os.ModeSocket|0o600 {
+		t.Errorf("want a socket of mode 0600, got %v, %v", file, err)
+	}
+	d.stop(t)
+	left, err := filepath.Glob(filepath.Join(state, "*.sock"))
+	if hidden, _ := filepath.Glob(filepath.Join(state, ".*.sock")); err != nil || len(left)+len(hidden) > 0 {
+		t.Errorf("left behind: %v %v", left, hidden)
 	}
 }
 

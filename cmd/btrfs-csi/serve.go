@@ -34,6 +34,12 @@ const (
 	claimPatience = 2 * time.Second
 )
 
+// Only the tests set these: they end the process at a step of an operation.
+var (
+	wrapHost     = func(h snapshot.Host) snapshot.Host { return h }
+	aroundMounts func(change func() error) error // nil: nobody is in between
+)
+
 // serveOptions are the flags of serve.
 type serveOptions struct {
 	endpoint   string
@@ -138,7 +144,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	if renewed != "" {
 		logger.Info("Index made anew", "reason", renewed)
 	}
-	e, err := snapshot.Open(ctx, host, index)
+	e, err := snapshot.Open(ctx, wrapHost(host), index)
 	if err != nil {
 		return errors.Join(err, index.Close())
 	}
@@ -189,7 +195,7 @@ func awaitConsent(ctx context.Context, m *mirror.Mirror) {
 func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*mirror.Mirror, *driver.Driver, error) {
 	options := driver.Options{
 		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
-		Ready: ready, Observe: metrics.observe,
+		Ready: ready, Observe: metrics.observe, AroundMounts: aroundMounts,
 	}
 	node := &mirrored{Engine: e}
 	var m *mirror.Mirror

@@ -13,9 +13,11 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
@@ -87,6 +89,9 @@ type Options struct {
 	// Observe, if given, is told of every RPC once it has ended. method is the
 	// name alone, for example CreateVolume. It must not block.
 	Observe func(method string, code codes.Code, d time.Duration)
+	// AroundMounts, if given, makes each change of the mount table in place of the
+	// driver, and may come between: for tests that end the process there.
+	AroundMounts func(change func() error) error
 	// GracePeriod is how long requests under way may take to end at stop; 10 s
 	// without it.
 	GracePeriod time.Duration
@@ -135,10 +140,17 @@ func New(engine Engine, options Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{
+	d := &Driver{
 		engine: engine, cluster: options.Cluster, options: options, attach: attach, detach: detach, targets: targets,
 		renew: make(chan struct{}, 1),
-	}, nil
+	}
+	if around := options.AroundMounts; around != nil {
+		d.attach = func(source string, flags flagSet, at target) error {
+			return around(func() error { return attach(source, flags, at) })
+		}
+		d.detach = func(at target) error { return around(func() error { return detach(at) }) }
+	}
+	return d, nil
 }
 
 // Serve answers requests on a unix socket until ctx ends, then lets those under
@@ -284,35 +296,53 @@ type socket struct {
 	file fs.FileInfo
 }
 
-// listen makes the socket. It is bound in a directory that only root can enter
-// and gets its place by rename, so that nobody ever sees it with another mode,
-// and a process-wide umask is left alone.
+// Listen listens on a unix socket that root alone reaches. Close takes it away.
+func Listen(path string) (net.Listener, error) {
+	s, err := listen(path, 0)
+	if err != nil {
+		return nil, err
+	}
+	return ownSocket{s, path}, nil
+}
+
+// ownSocket is a socket that knows where it is.
+type ownSocket struct {
+	*socket
+	path string
+}
+
+func (o ownSocket) Close() error { removeSocket(o.path, o.socket); return nil }
+
+// listen makes the socket. It has its mode from the moment it is bound, without a
+// umask, which is process-wide, and gets its owner under another name, so that nobody
+// ever sees another one. That name is always the same: a killed start leaves one at
+// most. And it takes no block on a disk, as a directory would: a driver has to start
+// when there is none.
 func listen(path string, owner int) (*socket, error) {
 	if err := checkStale(path); err != nil {
 		return nil, err
 	}
-	private, err := os.MkdirTemp(filepath.Dir(path), ".csi")
+	born := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)) // a kubelet leaves what begins with a dot alone
+	if err := os.Remove(born); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }), err)
+	}}
+	listener, err := config.Listen(context.Background(), "unix", born)
 	if err != nil {
 		return nil, fmt.Errorf("the directory must exist and be writable: %w", err)
 	}
-	defer os.RemoveAll(private)
-	born := filepath.Join(private, "s")
-	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: born, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	listener.SetUnlinkOnClose(false) // it would unlink the name it was born with
+	listener.(*net.UnixListener).SetUnlinkOnClose(false) // it would unlink the name it was born with
 	file, err := settleSocket(born, path, owner)
 	if err != nil {
-		return nil, errors.Join(err, listener.Close())
+		return nil, errors.Join(err, listener.Close(), os.Remove(born))
 	}
 	return &socket{listener, file}, nil
 }
 
 func settleSocket(born, path string, owner int) (fs.FileInfo, error) {
-	if err := os.Chmod(born, 0o600); err != nil {
-		return nil, err
-	}
 	if owner != 0 {
 		if err := os.Chown(born, owner, -1); err != nil {
 			return nil, err
@@ -321,6 +351,9 @@ func settleSocket(born, path string, owner int) (fs.FileInfo, error) {
 	file, err := os.Lstat(born)
 	if err != nil {
 		return nil, err
+	}
+	if file.Mode() != fs.ModeSocket|0o600 {
+		return nil, fmt.Errorf("%s has the mode %v, wanted is a socket for its owner alone", born, file.Mode())
 	}
 	return file, os.Rename(born, path)
 }

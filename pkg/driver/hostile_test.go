@@ -1,11 +1,13 @@
 package driver
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -86,6 +88,78 @@ func TestHostilePod(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tellUser has a copy of the test binary print as which user it runs.
+const tellUser = "BTRFS_CSI_TEST_TELL_USER"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(tellUser) == "1" {
+		fmt.Print(os.Geteuid())
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// TestSetuidAndDevices: a program of root's and a device node that a pod has put into its
+// volume work where the class asks for nothing, and not with nosuid and nodev.
+func TestSetuidAndDevices(t *testing.T) {
+	const nobody = "65534"
+	for _, test := range []struct {
+		name   string
+		flags  []string
+		user   string
+		device error
+	}{
+		{"plain", nil, "0", nil},
+		{"nosuid", []string{"nosuid"}, nobody, nil},
+		{"nodev", []string{"nodev"}, "0", unix.EACCES},
+		{"both", []string{"nosuid", "nodev"}, nobody, unix.EACCES},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, rigOptions{})
+			volume := r.create("pvc-1")
+			target, c := r.targetPath("pod-1", volume), capability(nodeWriter, test.flags...)
+			must(t, r.stage(volume, c))
+			must(t, r.publish(volume, target, c, false))
+			if got := runSetuid(t, target); got != test.user {
+				t.Errorf("a setuid program runs as user %s, want %s", got, test.user)
+			}
+			device := filepath.Join(target, "null")
+			must(t, unix.Mknod(device, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+			f, err := os.OpenFile(device, os.O_WRONLY, 0)
+			if err == nil {
+				must(t, f.Close())
+			}
+			if !errors.Is(err, test.device) {
+				t.Errorf("the device opens with %v, want %v", err, test.device)
+			}
+		})
+	}
+}
+
+// runSetuid has nobody run a program of root's in dir, and returns as which user that ran.
+// It is run by a descriptor: nobody may not enter the directories of the test.
+func runSetuid(t *testing.T, dir string) string {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	program := filepath.Join(dir, "program")
+	command(t, "cp", self, program)
+	must(t, os.Chmod(program, os.ModeSetuid|0o755))
+	f, err := os.Open(program)
+	must(t, err)
+	defer f.Close()
+	cmd := exec.Command("/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{f}
+	cmd.Dir, cmd.Env = "/", []string{tellUser + "=1"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
 }
 
 // TestHeldByTheKernel: what the kernel holds is not deleted by halves, the answer

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -93,9 +94,15 @@ func (e expectation) judge(path string) (meta.Record, error) {
 		return record, err
 	}
 	var errs []error
-	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != sourceID(e.object) {
-		errs = append(errs, fmt.Errorf("has the record %+v, wanted is the name %q and the source %q", record, e.object.name, sourceID(e.object)))
+	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != sourceID(e.object) || record.Parameters != e.object.asked() {
+		errs = append(errs, fmt.Errorf("has the record %+v, wanted is the name %q, the source %q and the parameters %+v",
+			record, e.object.name, sourceID(e.object), e.object.asked()))
 	}
+	properties, err := propertiesOf(filepath.Join(path, "fs"))
+	if want := e.object.properties(); err == nil && properties != want {
+		err = fmt.Errorf("has the properties %+v, wanted are %+v", properties, want)
+	}
+	errs = append(errs, err)
 	if !slices.Contains(e.sizes, record.Size) {
 		errs = append(errs, fmt.Errorf("has %d bytes, wanted is one of %v", record.Size, e.sizes))
 	}
@@ -104,6 +111,15 @@ func (e expectation) judge(path string) (meta.Record, error) {
 		err = fmt.Errorf("holds %s, wanted is one of %v", have, e.contents)
 	}
 	return record, errors.Join(append(errs, err)...)
+}
+
+// propertiesOf reads what the root of a subvolume hands down to what is written there.
+func propertiesOf(path string) (p meta.Parameters, err error) {
+	if p.Compression, err = btrfs.Compression(path); err != nil {
+		return p, err
+	}
+	p.NoDataCow, err = btrfs.NoDataCow(path)
+	return p, err
 }
 
 // compareSubvolumes fails for a subvolume that is in no slot.
@@ -141,14 +157,32 @@ func compareIndex(ledger map[string]meta.Record, index []listed) error {
 }
 
 // checkMounts compares what is mounted on the node with what should be, and finds loop
-// devices that nobody wants.
+// devices that nobody wants. A nil model is one of a node where nothing was mounted.
 func (n *node) checkMounts(m *model) error {
-	points, err := mountedBelow(n.kubelet())
+	points, err := mountedBelow(n.dir)
 	if err != nil {
 		return err
 	}
 	var errs []error
+	if root := points[n.pool()]; root != "/" {
+		errs = append(errs, fmt.Errorf("%q is mounted as the pool, wanted is / once", root))
+	}
+	delete(points, n.pool())
+	if m != nil {
+		errs = append(errs, n.takeWanted(points, m))
+	}
+	for at, root := range points {
+		errs = append(errs, fmt.Errorf("stray mount of %s at %s", root, at))
+	}
+	return errors.Join(append(errs, n.checkLoops())...)
+}
+
+// takeWanted takes what should be mounted out of points, and tells what is not there or
+// is another.
+func (n *node) takeWanted(points map[string]string, m *model) error {
+	var errs []error
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, o := range m.living {
 		for at, p := range map[string]presence{n.staging(o): o.staged, n.target(o): o.published} {
 			root, there := points[at]
@@ -161,25 +195,41 @@ func (n *node) checkMounts(m *model) error {
 			}
 		}
 	}
-	m.mu.Unlock()
-	for at, root := range points {
-		errs = append(errs, fmt.Errorf("stray mount of %s at %s", root, at))
-	}
-	loops, err := loopsBelow(n.dir)
-	if want := []string{n.image}; err == nil && filepath.Dir(n.image) == n.dir && !slices.Equal(loops, want) {
-		err = fmt.Errorf("loop devices on %q, wanted are those on %q", loops, want)
-	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(errs...)
 }
 
-// checkQuota restarts the driver once the kernel's cleaner is done, after which no
+// checkLoops wants one loop device on the pool's image, and none on any other file of
+// the node.
+func (n *node) checkLoops() error {
+	all, err := loops()
+	if err != nil {
+		return err
+	}
+	ours := slices.DeleteFunc(all, func(file string) bool {
+		return file != n.image && !strings.HasPrefix(file, n.dir+"/")
+	})
+	if want := []string{n.image}; !slices.Equal(ours, want) {
+		return fmt.Errorf("loop devices on %q, wanted are those on %q", ours, want)
+	}
+	return nil
+}
+
+// sweep restarts the driver once the kernel's cleaner is done, after which no
 // accounting of subvolumes that are gone may be left, but for what snapshots still
 // hold in simple mode. A driver that goes on looks for it every 30 s.
-func (n *node) checkQuota(ctx context.Context) error {
+func (n *node) sweep(ctx context.Context) error {
 	if err := n.settle(ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(n.stop(), n.start(ctx), n.stop()); err != nil {
+	if err := errors.Join(n.stop(), n.start(ctx)); err != nil {
+		return err
+	}
+	return n.staleQuota()
+}
+
+// checkQuota sweeps, and looks again when the driver has ended.
+func (n *node) checkQuota(ctx context.Context) error {
+	if err := errors.Join(n.sweep(ctx), n.stop()); err != nil {
 		return err
 	}
 	findings, err := n.findings(ctx)

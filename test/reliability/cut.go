@@ -2,6 +2,7 @@ package reliability
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,11 +12,17 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	bolt "go.etcd.io/bbolt"
 )
 
 // cut cuts the power: it copies the pool's image, and has a driver of its own start on
 // that. The original goes on afterwards as if nothing had been.
 func (l *leg) cut(ctx context.Context) (err error) {
+	if l.closed == "" { // most kinds of damage are done to an index that was closed
+		if err := l.restart(ctx); err != nil {
+			return err
+		}
+	}
 	l.work(ctx, 400*time.Millisecond)
 	again := l.random.IntN(4) == 0
 	if again {
@@ -48,11 +55,11 @@ func (l *leg) cut(ctx context.Context) (err error) {
 		return fmt.Errorf("%s: %w", when, err)
 	}
 	t, err := n.check(ctx, l.expect(during))
-	if err != nil {
+	if err = errors.Join(err, n.checkMounts(nil)); err != nil {
 		return fmt.Errorf("%s: %w\nits driver's last words:\n%s", when, err, n.lastWords())
 	}
 	l.report.AtCuts.add(t)
-	if l.report.Cuts%4 == 0 {
+	if l.report.Cuts%3 == 0 { // not a divisor of the number of kinds
 		if err := n.empty(ctx); err != nil {
 			return fmt.Errorf("%s, everything removed: %w", when, err)
 		}
@@ -139,8 +146,7 @@ func (n *node) boot(ctx context.Context, kind indexKind, torn, closed string) er
 }
 
 // indexKind is what a power cut may leave of the index, which is never synced. torn is
-// a copy that was made while a driver wrote it, closed one of when a driver had stopped,
-// empty for none.
+// a copy that was made while a driver wrote it, closed one of when a driver had stopped.
 type indexKind struct {
 	name  string
 	place func(index, torn, closed string) error
@@ -156,16 +162,19 @@ var indexKinds = []indexKind{
 	}},
 	{"an old index that was closed", func(index, _, closed string) error { return copyIndex(closed, index) }},
 	{"an old index that was cut short", func(index, _, closed string) error {
-		if err := copyIndex(closed, index); err != nil || closed == "" {
+		if err := copyIndex(closed, index); err != nil {
 			return err
 		}
 		return os.Truncate(index, 5000)
 	}},
 	{"the seal of another index", func(index, torn, closed string) error {
-		if err := errors.Join(copyIndex(torn, index), copyIndex(closed, index+".closed")); err != nil || closed == "" {
+		if err := errors.Join(copyIndex(torn, index), copyIndex(closed, index+".closed")); err != nil {
 			return err
 		}
 		return os.Rename(index+".closed.seal", index+".seal")
+	}},
+	{"an index of another version", func(index, _, closed string) error {
+		return errors.Join(copyIndex(closed, index), bump(index), seal(index))
 	}},
 	{"noise for an index", func(index, _, closed string) error {
 		if err := copyIndex(closed, index); err != nil {
@@ -178,9 +187,6 @@ var indexKinds = []indexKind{
 
 // copyIndex copies an index and its seal, as far as they are there.
 func copyIndex(from, to string) error {
-	if from == "" {
-		return nil
-	}
 	for _, suffix := range []string{"", ".seal"} {
 		data, err := os.ReadFile(from + suffix)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -207,6 +213,32 @@ func blank(index string) error {
 		return err
 	}
 	return errors.Join(os.Truncate(index, headPages), os.Truncate(index, st.Size()))
+}
+
+// bump makes an index one of the next version.
+func bump(index string) error {
+	db, err := bolt.Open(index, 0o600, nil)
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		key := []byte("version")
+		b := tx.Bucket([]byte("meta"))
+		if b == nil || len(b.Get(key)) != 1 {
+			return fmt.Errorf("%s has no version", index)
+		}
+		return b.Put(key, []byte{b.Get(key)[0] + 1})
+	})
+	return errors.Join(err, db.Close())
+}
+
+// seal makes an index one that was closed as it is.
+func seal(index string) error {
+	data, err := os.ReadFile(index)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(index+".seal", fmt.Appendf(nil, `{"sha256":"%x"}`, sha256.Sum256(data)), 0o600)
 }
 
 // reboot makes the seal of an index in use that of an earlier boot.

@@ -3,8 +3,10 @@ package reliability
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
 // TestChecksFindDamage does by hand what a driver must never do, and has the checks
@@ -45,6 +48,15 @@ func TestChecksFindDamage(t *testing.T) {
 			info, err := btrfs.Info(subvolume)
 			return errors.Join(err, btrfs.LimitQgroup(l.node.pool(), btrfs.NewQgroupID(0, info.ID), btrfs.NoLimit))
 		}, "WrongLimit"},
+		{"a class is lost from a record", func(_ *object, subvolume string) error {
+			return changeRecord(filepath.Dir(subvolume), func(r *meta.Record) { r.Parameters.Compression += "lzo" })
+		}, "has the record"},
+		{"a class is lost on disk", func(o *object, subvolume string) error {
+			if o.properties().NoDataCow {
+				return btrfs.SetNoDataCow(subvolume, false)
+			}
+			return btrfs.SetCompression(subvolume, "lzo")
+		}, "has the properties"},
 		{"an expansion is lost", func(o *object, _ string) error {
 			o.sizes = timeline[int64]{{o.created, 1 << 40}}
 			return nil
@@ -58,10 +70,20 @@ func TestChecksFindDamage(t *testing.T) {
 		{"a mount is there twice", func(o *object, subvolume string) error {
 			return unix.Mount(subvolume, l.node.target(o), "", unix.MS_BIND, "")
 		}, " and /active/"},
-		{"a mount is a stray", func(o *object, subvolume string) error {
+		{"a mount for the kubelet is a stray", func(o *object, subvolume string) error {
 			stray := filepath.Join(l.node.kubelet(), "stray")
 			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
 		}, "stray mount"},
+		{"a stray mount", func(_ *object, subvolume string) error { // the kubelet knows nothing of it
+			stray := filepath.Join(l.node.dir, "stray")
+			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
+		}, "stray mount of"},
+		{"a second loop device on the pool", func(*object, string) error { return attachLoop(t, l.node.image) },
+			fmt.Sprintf("%q %q", l.node.image, l.node.image)},
+		{"a stray loop device", func(*object, string) error {
+			file := filepath.Join(l.node.state(), "stray.img")
+			return errors.Join(sparse(file, mib), attachLoop(t, file))
+		}, "stray.img"},
 		{"a subvolume is a stray", func(*object, string) error {
 			return btrfs.Create(filepath.Join(l.node.pool(), "stray"))
 		}, "are in no slot"},
@@ -83,6 +105,36 @@ func TestChecksFindDamage(t *testing.T) {
 			}
 		})
 	}
+}
+
+func changeRecord(slot string, change func(*meta.Record)) error {
+	data := make([]byte, meta.MaxRecordSize)
+	size, err := unix.Lgetxattr(slot, meta.LedgerXattr, data)
+	if err != nil {
+		return err
+	}
+	record, err := meta.DecodeRecord(data[:size])
+	if err != nil {
+		return err
+	}
+	change(&record)
+	if data, err = record.Encode(); err != nil {
+		return err
+	}
+	return unix.Lsetxattr(slot, meta.LedgerXattr, data, 0)
+}
+
+// attachLoop sets a loop device up on a file until the test ends.
+func attachLoop(t *testing.T, file string) error {
+	out, err := exec.Command("losetup", "--find", "--show", file).Output()
+	if err == nil {
+		t.Cleanup(func() {
+			if err := command(context.Background(), "losetup", "--detach", strings.TrimSpace(string(out))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return err
 }
 
 func TestStaleQuotaIsFound(t *testing.T) {

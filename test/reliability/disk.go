@@ -135,8 +135,8 @@ func mountedBelow(dir string) (map[string]string, error) {
 	return points, nil
 }
 
-// loopsBelow returns the files below a directory that loop devices are on.
-func loopsBelow(dir string) ([]string, error) {
+// loops returns the files that loop devices are on, each as often as one is.
+func loops() ([]string, error) {
 	devices, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		return nil, err
@@ -147,9 +147,7 @@ func loopsBelow(dir string) ([]string, error) {
 		if err != nil {
 			continue // it was freed
 		}
-		if name := strings.TrimSpace(string(file)); strings.HasPrefix(name, dir+"/") {
-			files = append(files, name)
-		}
+		files = append(files, strings.TrimSpace(string(file)))
 	}
 	return files, nil
 }

@@ -20,7 +20,8 @@
 // that was deleted may be, and what was in flight is whole or absent. Then the
 // workers ask again until they are answered, and the node has to be exactly as the
 // model says. pkg/snapshot/crash_test.go stops at every single step of every
-// operation, in memory; here it is the instant that is random, and the rest is real.
+// operation, in memory, and cmd/btrfs-csi/kill_test.go the real process on a real disk,
+// one operation at a time; here the instant is random, and many are under way.
 //
 // # Power cut
 //

@@ -67,6 +67,19 @@ type object struct {
 	trail             []string // what happened to it
 }
 
+// asked are the parameters that its record has.
+func (o *object) asked() meta.Parameters {
+	return meta.Parameters{Compression: o.parameters["compression"], NoDataCow: o.parameters["nodatacow"] == "true"}
+}
+
+// properties are those that its root directory has: its own, or else its source's.
+func (o *object) properties() meta.Parameters {
+	if o.source != nil && len(o.parameters) == 0 {
+		return o.source.properties()
+	}
+	return o.asked()
+}
+
 // presence is that of a mount.
 type presence int
 

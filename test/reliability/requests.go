@@ -35,7 +35,11 @@ func (w *worker) create(ctx context.Context, _ *object) error {
 // copier makes a copy of an object: a snapshot, a clone or restore, or a view.
 func (w *worker) copier(kind meta.Kind) func(context.Context, *object) error {
 	return func(ctx context.Context, source *object) error {
-		o := w.declareNext(&object{kind: kind, source: source})
+		o := &object{kind: kind, source: source}
+		if kind == meta.Active { // else it has those of its source
+			o.parameters = classes[w.random.IntN(len(classes))]
+		}
+		w.declareNext(o)
 		defer w.release(o)
 		if kind == meta.Committed {
 			return w.makeSnapshot(ctx, o)

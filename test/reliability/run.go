@@ -226,6 +226,9 @@ func (l *leg) kill(ctx context.Context) error {
 		return err
 	}
 	t, err := l.node.check(ctx, l.expect(l.instant()))
+	if err == nil && l.kills%5 == 0 {
+		err = l.node.sweep(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("after kill %d: %w", l.report.Kills, err)
 	}

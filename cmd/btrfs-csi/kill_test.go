@@ -1,0 +1,467 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// orderFile names a file that says after which step a driver kills itself, and in what
+// operation: it counts from when the order came.
+const orderFile = "BTRFS_CSI_TEST_ORDER_FILE"
+
+// mortal ends its process by SIGKILL after a step. Before a step is after the one
+// before it, so all boundaries but the first, where nothing has happened, are met.
+type mortal struct {
+	file  string
+	mu    sync.Mutex // protects what follows
+	order string
+	steps int
+}
+
+func becomeMortal() {
+	m := &mortal{file: os.Getenv(orderFile)}
+	if m.file == "" {
+		return
+	}
+	wrapHost = func(h snapshot.Host) snapshot.Host { return mortalHost{h, m} }
+	aroundMounts = func(change func() error) error {
+		_ = m.step(func() error { return nil }) // the directory is there, the mount is not
+		return m.step(change)
+	}
+}
+
+func (m *mortal) step(do func() error) error {
+	err := do()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	text, orderErr := os.ReadFile(m.file)
+	if orderErr != nil {
+		return err
+	}
+	if order := string(text); order != m.order {
+		m.order, m.steps = order, 0
+	}
+	if m.steps++; strings.HasPrefix(m.order, fmt.Sprintf("%d ", m.steps)) {
+		_ = unix.Kill(os.Getpid(), unix.SIGKILL)
+		select {}
+	}
+	return err
+}
+
+type mortalHost struct {
+	snapshot.Host
+	m *mortal
+}
+
+func (h mortalHost) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	filesystem, err := h.Host.Open(ctx, name)
+	return mortalPool{filesystem, h.m}, err
+}
+
+// mortalPool may die at all that changes something.
+type mortalPool struct {
+	snapshot.Filesystem
+	m *mortal
+}
+
+type slot = snapshot.Slot
+
+func (p mortalPool) Mkdir(s slot) error {
+	return p.m.step(func() error { return p.Filesystem.Mkdir(s) })
+}
+func (p mortalPool) Rmdir(s slot) error {
+	return p.m.step(func() error { return p.Filesystem.Rmdir(s) })
+}
+func (p mortalPool) Sync(s slot) error { return p.m.step(func() error { return p.Filesystem.Sync(s) }) }
+func (p mortalPool) Move(from, to slot) error {
+	return p.m.step(func() error { return p.Filesystem.Move(from, to) })
+}
+func (p mortalPool) SetRecord(s slot, record []byte) error {
+	return p.m.step(func() error { return p.Filesystem.SetRecord(s, record) })
+}
+func (p mortalPool) Create(s slot) error {
+	return p.m.step(func() error { return p.Filesystem.Create(s) })
+}
+func (p mortalPool) Snapshot(from, to slot, readOnly bool) error {
+	return p.m.step(func() error { return p.Filesystem.Snapshot(from, to, readOnly) })
+}
+func (p mortalPool) Destroy(s slot) error {
+	return p.m.step(func() error { return p.Filesystem.Destroy(s) })
+}
+func (p mortalPool) Apply(s slot, parameters meta.Parameters) error {
+	return p.m.step(func() error { return p.Filesystem.Apply(s, parameters) })
+}
+func (p mortalPool) SetLimit(subvolume uint64, bytes int64) error {
+	return p.m.step(func() error { return p.Filesystem.SetLimit(subvolume, bytes) })
+}
+func (p mortalPool) LiftLimit(subvolume uint64) error {
+	return p.m.step(func() error { return p.Filesystem.LiftLimit(subvolume) })
+}
+func (p mortalPool) ForgetQuota(subvolume uint64) error {
+	return p.m.step(func() error { return p.Filesystem.ForgetQuota(subvolume) })
+}
+
+// thing is a volume or snapshot that should be there: where, with what in it, and how
+// large.
+type thing struct {
+	area, data string
+	size       int64
+}
+
+// victim is a driver that is killed again and again, and what it has acknowledged.
+type victim struct {
+	t                     *testing.T
+	state, order, kubelet string
+	quota                 string
+	driver                *running
+	there                 map[string]thing
+}
+
+func newVictim(t *testing.T, quota string) *victim {
+	v := &victim{
+		t: t, state: btrfstest.Mount(t), order: filepath.Join(t.TempDir(), "order"), kubelet: t.TempDir(),
+		quota: quota, there: map[string]thing{},
+	}
+	t.Cleanup(func() { // what a test that failed has left
+		paths, _ := filepath.Glob(v.kubelet + "/*")
+		for _, path := range paths {
+			for unix.Unmount(path, 0) == nil {
+				continue
+			}
+		}
+	})
+	t.Setenv(orderFile, v.order)
+	v.start()
+	v.make("base", nil, writer, thing{"active", "", 16 * mebi})
+	v.write("base", "old")
+	v.snapshot("snap", "base")
+	v.write("base", "new")
+	return v
+}
+
+func (v *victim) start() {
+	v.t.Helper()
+	v.driver = startDriver(v.t, v.state, "--kubelet-dir="+v.kubelet, "--quota="+v.quota)
+}
+
+func (v *victim) must(err error) {
+	v.t.Helper()
+	if err != nil {
+		v.t.Fatalf("%v\n%s", err, v.driver.log)
+	}
+}
+
+func (v *victim) path(id string, x thing) string {
+	return filepath.Join(v.state, "pools/default", x.area, id, "fs")
+}
+
+// write puts data into a volume, durably.
+func (v *victim) write(id, data string) {
+	v.t.Helper()
+	x := v.there[id]
+	x.data = data
+	v.there[id] = x
+	v.must(os.WriteFile(filepath.Join(v.path(id, x), "data"), []byte(data), 0o600))
+}
+
+var (
+	writer = demoCapability
+	reader = &csi.VolumeCapability{
+		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
+		AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY},
+	}
+)
+
+func (v *victim) ask(id string, source *csi.VolumeContentSource, capability *csi.VolumeCapability) error {
+	_, err := v.driver.client.CreateVolume(v.t.Context(), &csi.CreateVolumeRequest{
+		Name: id, VolumeContentSource: source, VolumeCapabilities: []*csi.VolumeCapability{capability},
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 * mebi},
+	})
+	return err
+}
+
+func (v *victim) make(id string, source *csi.VolumeContentSource, capability *csi.VolumeCapability, x thing) {
+	v.t.Helper()
+	v.must(v.ask(id, source, capability))
+	v.there[id] = x
+}
+
+func (v *victim) take(id, volume string) error {
+	_, err := v.driver.client.CreateSnapshot(v.t.Context(), &csi.CreateSnapshotRequest{Name: id, SourceVolumeId: volume})
+	return err
+}
+
+func (v *victim) snapshot(id, volume string) {
+	v.t.Helper()
+	v.must(v.take(id, volume))
+	v.there[id] = thing{"committed", v.there[volume].data, v.there[volume].size}
+}
+
+// listed returns the sizes of all that the driver lists, by ID.
+func (v *victim) listed() map[string]int64 {
+	v.t.Helper()
+	found := map[string]int64{}
+	volumes, err := v.driver.client.ListVolumes(v.t.Context(), &csi.ListVolumesRequest{})
+	v.must(err)
+	for _, e := range volumes.GetEntries() {
+		found[e.GetVolume().GetVolumeId()] = e.GetVolume().GetCapacityBytes()
+	}
+	snapshots, err := v.driver.client.ListSnapshots(v.t.Context(), &csi.ListSnapshotsRequest{})
+	v.must(err)
+	for _, e := range snapshots.GetEntries() {
+		found[e.GetSnapshot().GetSnapshotId()] = e.GetSnapshot().GetSizeBytes()
+	}
+	return found
+}
+
+// slots returns all that lies in the pool, by ID, with its content.
+func (v *victim) slots() map[string]thing {
+	v.t.Helper()
+	found := map[string]thing{}
+	for _, area := range []string{"active", "committed", "view", "removing"} {
+		slots, err := os.ReadDir(filepath.Join(v.state, "pools/default", area))
+		v.must(err)
+		for _, s := range slots {
+			x := thing{area: area}
+			data, err := os.ReadFile(filepath.Join(v.path(s.Name(), x), "data"))
+			if !errors.Is(err, fs.ErrNotExist) {
+				v.must(err)
+			}
+			x.data = string(data)
+			found[s.Name()] = x
+		}
+	}
+	return found
+}
+
+// verify wants exactly what is known on the disk and in the lists, but for id, which
+// has to be one of some things, or absent if that is allowed; and nothing to repair.
+func (v *victim) verify(when, id string, absent bool, allowed ...thing) {
+	v.t.Helper()
+	disk, sizes := v.slots(), v.listed()
+	for other, size := range sizes {
+		x := disk[other]
+		x.size = size
+		disk[other] = x
+	}
+	got, is := disk[id]
+	right := is && slices.Contains(allowed, got) || !is && absent
+	if id != "" && !right {
+		v.t.Errorf("%s: %s is %+v, want %+v, or absent: %v", when, id, got, allowed, absent)
+	}
+	want := maps.Clone(v.there)
+	delete(disk, id)
+	delete(want, id)
+	if !maps.Equal(disk, want) {
+		v.t.Errorf("%s: there is\n%+v, want\n%+v", when, disk, want)
+	}
+	var findings []snapshot.Finding
+	v.must(askDriver(v.t.Context(), v.state, http.MethodGet, "/check", &findings))
+	if len(findings) > 0 {
+		v.t.Errorf("%s: check finds %v", when, findings)
+	}
+}
+
+// killedAt arms the driver, has it do something, and reports whether it died of that.
+// The next one serves then.
+func (v *victim) killedAt(step int, id string, do func() error) bool {
+	v.t.Helper()
+	v.must(os.WriteFile(v.order, fmt.Appendf(nil, "%d %s", step, id), 0o600))
+	err := do()
+	v.must(os.Remove(v.order))
+	if err == nil {
+		return false
+	}
+	if code := status.Code(err); code != codes.Unavailable {
+		v.t.Fatalf("step %d: the driver is killed, and answers %v", step, err)
+	}
+	_ = v.driver.Wait()
+	if s, ok := v.driver.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != unix.SIGKILL {
+		v.t.Fatalf("step %d: the driver ended with %v\n%s", step, v.driver.ProcessState, v.driver.log)
+	}
+	_ = v.driver.conn.Close()
+	v.start()
+	return true
+}
+
+// operation is something that the driver is killed in. prepare makes what it needs.
+type operation struct {
+	name    string
+	prepare func(v *victim, id string)
+	do      func(v *victim, id string) error
+	after   *thing // nil: it is gone
+	least   int    // steps
+}
+
+const grown = 32 * mebi
+
+func someVolume(v *victim, id string) {
+	v.make(id, fromSnapshot("snap"), writer, thing{"active", "old", 16 * mebi})
+}
+
+var operations = []operation{
+	{"create", nil, func(v *victim, id string) error { return v.ask(id, nil, writer) }, &thing{"active", "", 16 * mebi}, 6},
+	{"snapshot", nil, func(v *victim, id string) error { return v.take(id, "base") }, &thing{"committed", "new", 16 * mebi}, 4},
+	{"clone", nil, func(v *victim, id string) error { return v.ask(id, fromVolume("base"), writer) }, &thing{"active", "new", 16 * mebi}, 5},
+	{"restore", nil, func(v *victim, id string) error { return v.ask(id, fromSnapshot("snap"), writer) }, &thing{"active", "old", 16 * mebi}, 5},
+	{"view", nil, func(v *victim, id string) error { return v.ask(id, fromSnapshot("snap"), reader) }, &thing{"view", "old", 16 * mebi}, 4},
+	{"expand", someVolume, func(v *victim, id string) error {
+		_, err := v.driver.client.ControllerExpandVolume(v.t.Context(), &csi.ControllerExpandVolumeRequest{
+			VolumeId: id, CapacityRange: &csi.CapacityRange{RequiredBytes: grown},
+		})
+		return err
+	}, &thing{"active", "old", grown}, 3},
+	{"delete-volume", someVolume, func(v *victim, id string) error {
+		_, err := v.driver.client.DeleteVolume(v.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+		return err
+	}, nil, 4},
+	{"delete-snapshot", func(v *victim, id string) { v.snapshot(id, "base") }, func(v *victim, id string) error {
+		_, err := v.driver.client.DeleteSnapshot(v.t.Context(), &csi.DeleteSnapshotRequest{SnapshotId: id})
+		return err
+	}, nil, 4},
+}
+
+// TestKilledAtEveryStep kills the driver, which is a process on a real disk, after each
+// step of each operation. The next one leaves nothing half done, before it is asked
+// again; and when it is, the operation is done once.
+func TestKilledAtEveryStep(t *testing.T) {
+	for _, quota := range []string{"full", "simple"} {
+		t.Run(quota, func(t *testing.T) {
+			v := newVictim(t, quota)
+			for _, o := range operations {
+				step := 1
+				for v.dies(o, step) {
+					step++
+				}
+				if step--; step < o.least {
+					t.Errorf("%s: killed at %d steps, it has %d at least", o.name, step, o.least)
+				}
+				t.Logf("%s: killed after each of %d steps", o.name, step)
+			}
+			v.driver.stop(t)
+		})
+	}
+}
+
+// dies reports whether an operation had as many steps that the driver died at one.
+func (v *victim) dies(o operation, step int) bool {
+	v.t.Helper()
+	id := fmt.Sprintf("%s-%d", o.name, step)
+	if o.prepare != nil {
+		o.prepare(v, id)
+	}
+	before, was := v.there[id]
+	died := v.killedAt(step, id, func() error { return o.do(v, id) })
+	if died {
+		var allowed []thing
+		if was {
+			allowed = append(allowed, before)
+		}
+		if o.after != nil {
+			allowed = append(allowed, *o.after)
+		}
+		v.verify(fmt.Sprintf("%s, killed after step %d", o.name, step), id, !was || o.after == nil, allowed...)
+		v.must(o.do(v, id))
+	}
+	delete(v.there, id)
+	if o.after != nil {
+		v.there[id] = *o.after
+	}
+	v.verify(fmt.Sprintf("%s, asked again after step %d", o.name, step), "", false)
+	return died
+}
+
+func (v *victim) staging(id string) string { return filepath.Join(v.kubelet, "staging-"+id) }
+func (v *victim) target(id string) string  { return filepath.Join(v.kubelet, "target-"+id) }
+
+func stage(v *victim, id string) error {
+	if err := os.MkdirAll(v.staging(id), 0o750); err != nil {
+		return err
+	}
+	_, err := v.driver.node.NodeStageVolume(v.t.Context(), &csi.NodeStageVolumeRequest{
+		VolumeId: id, StagingTargetPath: v.staging(id), VolumeCapability: writer,
+	})
+	return err
+}
+
+func publish(v *victim, id string) error {
+	_, err := v.driver.node.NodePublishVolume(v.t.Context(), &csi.NodePublishVolumeRequest{
+		VolumeId: id, StagingTargetPath: v.staging(id), TargetPath: v.target(id), VolumeCapability: writer,
+	})
+	return err
+}
+
+func unpublish(v *victim, id string) error {
+	_, err := v.driver.node.NodeUnpublishVolume(v.t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: v.target(id)})
+	return err
+}
+
+func unstage(v *victim, id string) error {
+	_, err := v.driver.node.NodeUnstageVolume(v.t.Context(), &csi.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: v.staging(id)})
+	return err
+}
+
+// mounts is how often something is mounted at a path.
+func mounts(t *testing.T, path string) int {
+	t.Helper()
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Count(string(table), " "+path+" ")
+}
+
+// TestKilledAtEveryMount kills the driver before and after each change of the mount
+// table. Asked again it mounts once, or leaves no mount and no directory; the data, and
+// what was mounted before, stay.
+func TestKilledAtEveryMount(t *testing.T) {
+	v := newVictim(t, "full")
+	for step := 1; step <= 2; step++ {
+		id := fmt.Sprintf("mounted-%d", step)
+		someVolume(v, id)
+		for _, o := range []struct {
+			name            string
+			do              func(*victim, string) error
+			staged, present int // mounts after it
+		}{
+			{"stage", stage, 1, 0}, {"publish", publish, 1, 1}, {"unpublish", unpublish, 1, 0}, {"unstage", unstage, 0, 0},
+		} {
+			when := fmt.Sprintf("%s, killed at step %d", o.name, step)
+			if !v.killedAt(step, id+o.name, func() error { return o.do(v, id) }) {
+				t.Fatalf("%s: it lives", when)
+			}
+			v.verify(when, "", false)
+			v.must(o.do(v, id))
+			if staged, present := mounts(t, v.staging(id)), mounts(t, v.target(id)); staged != o.staged || present != o.present {
+				t.Errorf("%s, asked again: mounted %d and %d times, want %d and %d", when, staged, present, o.staged, o.present)
+			}
+			if data, err := os.ReadFile(filepath.Join(v.target(id), "data")); o.present == 1 && string(data) != "old" {
+				t.Errorf("%s, asked again: published with %q, %v", when, data, err)
+			}
+		}
+		if _, err := os.Lstat(v.target(id)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the target is left: %v", err)
+		}
+	}
+	v.driver.stop(t)
+}

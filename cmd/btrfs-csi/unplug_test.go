@@ -1,0 +1,269 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+)
+
+func tool(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+}
+
+// plug mounts an image where the pool of a name is.
+func plug(t *testing.T, image, pool string) {
+	t.Helper()
+	if err := os.MkdirAll(pool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	tool(t, "mount", "-t", "btrfs", "-o", "loop", image, pool)
+}
+
+// unplug takes the device from below a mounted filesystem: all that is read from it or
+// written to it from then on is an error. To detach it would not do: the kernel keeps a
+// loop device for as long as it is in use.
+func unplug(t *testing.T, image, pool string) {
+	t.Helper()
+	if err := os.Truncate(image, 0); err != nil {
+		t.Fatal(err)
+	}
+	devices, err := btrfs.Devices(pool)
+	if err != nil || len(devices) != 1 {
+		t.Fatalf("devices of %s: %v, %v", pool, devices, err)
+	}
+	tool(t, "losetup", "--set-capacity", devices[0].Path)
+}
+
+// unpluggable is a driver with two pools, one of which is on a device that goes.
+type unpluggable struct {
+	*victim
+	image, sick string // of the pool that goes
+	http        string
+}
+
+func newUnpluggable(t *testing.T) *unpluggable {
+	btrfstest.RequireRoot(t)
+	dir := t.TempDir()
+	u := &unpluggable{
+		victim: &victim{t: t, state: filepath.Join(dir, "state"), kubelet: t.TempDir(), quota: "full", there: map[string]thing{}},
+		image:  filepath.Join(dir, "sick.img"), http: freeAddress(t),
+	}
+	u.sick = filepath.Join(u.state, "pools/sick")
+	for image, pool := range map[string]string{filepath.Join(dir, "well.img"): "default", u.image: "sick"} {
+		tool(t, "truncate", "--size=512M", image)
+		tool(t, "mkfs.btrfs", "-q", image)
+		path := filepath.Join(u.state, "pools", pool)
+		plug(t, image, path)
+		t.Cleanup(func() { unmountAll(path) })
+	}
+	t.Cleanup(func() {
+		paths, _ := filepath.Glob(u.kubelet + "/*")
+		for _, path := range paths {
+			unmountAll(path)
+		}
+	})
+	u.driver = startDriver(t, u.state, "--kubelet-dir="+u.kubelet, "--http="+u.http)
+	return u
+}
+
+func unmountAll(path string) {
+	for unix.Unmount(path, 0) == nil {
+		continue
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+// createIn makes a volume in a pool, publishes it and writes into it, durably.
+func (u *unpluggable) createIn(pool, id string) {
+	u.t.Helper()
+	_, err := u.driver.client.CreateVolume(u.t.Context(), &csi.CreateVolumeRequest{
+		Name: id, VolumeCapabilities: []*csi.VolumeCapability{writer}, Parameters: map[string]string{"pool": pool},
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 * mebi},
+	})
+	u.must(err)
+	u.must(errors.Join(stage(u.victim, id), publish(u.victim, id)))
+	u.must(u.writeTo(id, "known"))
+}
+
+func (u *unpluggable) writeTo(id, name string) error {
+	f, err := os.Create(filepath.Join(u.target(id), name))
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("data of " + id)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+func (u *unpluggable) deleteFrom(id string) {
+	u.t.Helper()
+	u.must(errors.Join(unpublish(u.victim, id), unstage(u.victim, id)))
+	_, err := u.driver.client.DeleteVolume(u.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+	u.must(err)
+}
+
+// TestUnplugged takes the device of one pool away while pods write to it. The other pool
+// is served as before, everybody is told which pool it is, the pods' volumes can be
+// unpublished, and when the device is back so are the volumes.
+func TestUnplugged(t *testing.T) {
+	u := newUnpluggable(t)
+	u.createIn("sick", "pvc-sick")
+	u.createIn("default", "pvc-well")
+	u.must(u.take("snap-sick", "pvc-sick"))
+	u.must(btrfs.Sync(u.sick))
+	copied := u.image + ".copy"
+	tool(t, "cp", "--sparse=always", u.image, copied)
+
+	unplug(t, u.image, u.sick)
+	if err := u.writeTo("pvc-sick", "late"); err == nil {
+		t.Fatal("written and synced without a device")
+	}
+	u.served()
+	u.told()
+	u.must(errors.Join(unpublish(u.victim, "pvc-sick"), unstage(u.victim, "pvc-sick")))
+	u.served()
+
+	u.must(unix.Unmount(u.sick, 0))
+	u.served()
+	tool(t, "cp", "--sparse=always", copied, u.image)
+	plug(t, u.image, u.sick)
+	u.back()
+	for _, id := range []string{"pvc-sick", "pvc-well"} {
+		u.deleteFrom(id)
+	}
+	u.driver.stop(t)
+}
+
+// served has the pool that is well do all that it does.
+func (u *unpluggable) served() {
+	u.t.Helper()
+	ctx := u.t.Context()
+	u.createIn("default", "pvc-new")
+	u.must(u.ask("pvc-plain", nil, writer))
+	u.must(u.take("snap-new", "pvc-well"))
+	sizes := u.listed()
+	for _, id := range []string{"pvc-well", "pvc-new", "pvc-plain", "snap-new"} {
+		if sizes[id] == 0 {
+			u.t.Errorf("%s is not listed: %v", id, sizes)
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(u.target("pvc-well"), "known"))
+	if string(data) != "data of pvc-well" {
+		u.t.Errorf("the volume that is well holds %q, %v", data, err)
+	}
+	u.deleteFrom("pvc-new")
+	_, err = u.driver.client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "pvc-plain"})
+	u.must(err)
+	_, err = u.driver.client.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: "snap-new"})
+	u.must(err)
+}
+
+// told wants every way of looking to name the pool that is sick, and that alone.
+func (u *unpluggable) told() {
+	u.t.Helper()
+	health, err := u.driver.node.NodeGetStorageHealth(u.t.Context(), &csi.NodeGetStorageHealthRequest{})
+	u.must(err)
+	if text := health.String(); !strings.Contains(text, `pool \"sick\"`) || strings.Contains(text, `pool \"default\"`) {
+		u.t.Errorf("health is %s", text)
+	}
+	volume, err := u.driver.client.ControllerGetVolumeHealth(u.t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: "pvc-sick"})
+	u.must(err)
+	if len(volume.GetVolumeHealth().GetHealthStatuses()) == 0 {
+		u.t.Error("the volume is healthy")
+	}
+	stdout, _, _ := run(u.t, "pools", "-o", "json", "--state-dir", u.state)
+	var rows []poolRow
+	u.must(json.Unmarshal([]byte(stdout), &rows))
+	if len(rows) != 2 || rows[0].Status != "Ready" || rows[1].Name != "sick" || rows[1].Status == "Ready" {
+		u.t.Errorf("pools: %s", stdout)
+	}
+	metrics := u.scrape()
+	for pool, want := range map[string]bool{"default": false, "sick": true} {
+		if u.hasErrors(metrics, pool) != want {
+			u.t.Errorf("metrics tell of errors in pool %s: %v\n%s", pool, !want, metrics)
+		}
+	}
+}
+
+// hasErrors reports whether the metrics have an error of a pool's devices, or that it
+// cannot be used or written.
+func (u *unpluggable) hasErrors(metrics, pool string) bool {
+	for line := range strings.Lines(metrics) {
+		name, labels, _ := strings.Cut(line, "{")
+		if !strings.Contains(labels, fmt.Sprintf("pool=%q", pool)) {
+			continue
+		}
+		zero := strings.HasSuffix(line, " 0\n")
+		switch name {
+		case "btrfs_csi_pool_device_errors_total", "btrfs_csi_pool_read_only":
+			if !zero {
+				return true
+			}
+		case "btrfs_csi_pool_usable":
+			if zero {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (u *unpluggable) scrape() string {
+	u.t.Helper()
+	response, err := http.Get("http://" + u.http + "/metrics")
+	u.must(err)
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	u.must(err)
+	return string(text)
+}
+
+// back waits until the volume is served again, with what was in it.
+func (u *unpluggable) back() {
+	u.t.Helper()
+	var err error
+	for range 200 {
+		if err = stage(u.victim, "pvc-sick"); err == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	u.must(errors.Join(err, publish(u.victim, "pvc-sick")))
+	data, err := os.ReadFile(filepath.Join(u.target("pvc-sick"), "known"))
+	if string(data) != "data of pvc-sick" {
+		u.t.Errorf("the volume is back with %q, %v", data, err)
+	}
+	if sizes := u.listed(); sizes["pvc-sick"] == 0 || sizes["snap-sick"] == 0 {
+		u.t.Errorf("not listed again: %v", sizes)
+	}
+	u.must(u.writeTo("pvc-sick", "late"))
+	if u.hasErrors(u.scrape(), "sick") {
+		u.t.Error("the metrics tell of errors still")
+	}
+}

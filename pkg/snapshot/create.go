@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -235,7 +236,12 @@ func (from *located) refuseNested(parameters meta.Parameters) error {
 	if from.skipsNested(parameters) {
 		return nil
 	}
-	nested, err := from.Nested(from.slot)
+	return from.refuseNestedUpTo(math.MaxUint64)
+}
+
+// refuseNestedUpTo looks at those that were made up to a transaction.
+func (from *located) refuseNestedUpTo(transid uint64) error {
+	nested, err := from.NestedUpTo(from.slot, transid)
 	if err != nil || len(nested) == 0 {
 		return err
 	}
@@ -307,18 +313,62 @@ func (l *located) write() error {
 // resume goes on where a crash stopped the making of l: fs.ErrNotExist if it
 // has to start anew.
 func (l *located) resume() (meta.Entry, error) {
-	_, err := l.Info(l.slot)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := l.Rmdir(l.slot); err != nil {
-			return meta.Entry{}, unfinished(l.explain(err))
+	info, err := l.Info(l.slot)
+	if err == nil {
+		err = l.whole(info)
+	}
+	var entry meta.Entry
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err = l.Rmdir(l.slot); err == nil {
+			return entry, fs.ErrNotExist
 		}
-		return meta.Entry{}, fs.ErrNotExist
+	case errors.Is(err, ErrNested):
+		if err = l.erase(func() error { return nil }); err == nil {
+			return entry, fs.ErrNotExist
+		}
+	case err == nil:
+		entry, err = l.complete(true)
 	}
-	entry, err := l.complete(true)
-	if err != nil {
-		return meta.Entry{}, unfinished(l.explain(err))
+	return entry, unfinished(l.explain(err))
+}
+
+// whole is what populate asks behind a snapshot, and a crash may have cut off:
+// ErrNested for a copy that lacks what was nested in its source. What was nested
+// in a later transaction it cannot lack. So nothing that was acknowledged is told
+// as ErrNested: a power cut takes the mark of completeness of such a copy, but what
+// was nested up to its transaction had been looked for.
+//
+// With its source gone nobody can tell. Such a copy is kept as it is, neither
+// erased nor acknowledged. In snapshots nothing can be nested.
+func (l *located) whole(copied btrfs.SubvolumeInfo) error {
+	source := l.record.Source
+	if source.Class != meta.Volumes || l.record.Parameters.SkipNested {
+		return nil
 	}
-	return entry, nil
+	for _, kind := range source.Class.Kinds() {
+		from, err := l.read(slotOf(kind, source.ID))
+		if err == nil {
+			var info btrfs.SubvolumeInfo
+			info, err = l.Info(from.slot)
+			if err == nil && info.UUID == copied.ParentUUID {
+				return from.nestedIn(copied)
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("source %s: %w", source, err)
+		}
+	}
+	return fmt.Errorf("%s: its source %s is gone, and with it what could tell whether this copy, which was cut short, lacks subvolumes that were in it: "+
+		"it is kept; copy what is wanted out of %s, and delete it", l.record.Ref(), source, l.SlotPath(l.slot))
+}
+
+// nestedIn is refuseNested for a copy that there is.
+func (from *located) nestedIn(copied btrfs.SubvolumeInfo) error {
+	if from.record.Parameters.SkipNested {
+		return nil
+	}
+	return from.refuseNestedUpTo(copied.CreatedTransid)
 }
 
 // undo takes back what make did, durably, so that the cause can be told as

@@ -232,10 +232,16 @@ func (d *disk) Info(s Slot) (info btrfs.SubvolumeInfo, err error) {
 	return info, err
 }
 
-func (d *disk) Nested(s Slot) (paths []string, err error) {
+func (d *disk) Nested(s Slot) ([]string, error) { return d.NestedUpTo(s, math.MaxUint64) }
+
+func (d *disk) NestedUpTo(s Slot, transid uint64) (paths []string, err error) {
 	err = d.inSubvolume(s, func(path string) error {
 		nested, err := btrfs.NestedSubvolumes(path)
 		for _, n := range nested {
+			later, failed := madeAfter(path, n.ID, transid)
+			if err = errors.Join(err, failed); later || failed != nil {
+				continue
+			}
 			if n.Path == "" {
 				n.Path = fmt.Sprintf("subvolume %d", n.ID)
 			}
@@ -244,6 +250,18 @@ func (d *disk) Nested(s Slot) (paths []string, err error) {
 		return err
 	})
 	return paths, err
+}
+
+// madeAfter is true also for a subvolume that is gone by now.
+func madeAfter(path string, subvolume, transid uint64) (bool, error) {
+	if transid == math.MaxUint64 {
+		return false, nil
+	}
+	made, err := btrfs.CreatedTransid(path, subvolume)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return made > transid, err
 }
 
 // Apply leaves alone what is as it should be: a clone has its source's

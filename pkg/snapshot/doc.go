@@ -55,7 +55,8 @@
 //	found at the next start                   reconcile
 //	slot without record or subvolume          rmdir
 //	record creating, no subvolume             rmdir
-//	record creating, subvolume                goes on at step 4, and syncs
+//	record creating, subvolume                goes on at step 4, and syncs; a copy that
+//	                                          lacks what its source nests is undone
 //	record ready, subvolume, another limit    sets the limit of the record
 //	record ready, no subvolume                reports it as lost, keeps it
 //	anything in removing with a record        goes on at step 2

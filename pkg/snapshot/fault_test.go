@@ -229,3 +229,73 @@ func TestNestedMeanwhile(t *testing.T) {
 	wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
 	wants(t, second(e.Stat(t.Context(), meta.Snapshot("snap"))), snapshot.ErrNotFound)
 }
+
+// TestNestedMeanwhileCutShort has the undoing of such a copy fail: neither a retry nor
+// a start completes it.
+func TestNestedMeanwhileCutShort(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]func(t *testing.T, e *snapshot.Engine){
+		"retry": func(t *testing.T, e *snapshot.Engine) {
+			wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
+		},
+		"reconcile": func(t *testing.T, e *snapshot.Engine) {
+			findings, err := e.Reconcile(t.Context())
+			if must(t, err); len(findings) != 1 || !findings[0].Repaired {
+				t.Errorf("found %v", findings)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := snaptest.NewHost(btrfs.QuotaNone)
+			pool := host.Pool(snapshot.DefaultPool)
+			e := open(t, nesting{host}, filepath.Join(t.TempDir(), "index.db"))
+			must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
+			pool.Fail("Destroy", unix.EBUSY)
+			wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrUnfinished)
+			pool.Fail("Destroy", nil)
+			again(t, e)
+			wants(t, second(e.Stat(t.Context(), meta.Snapshot("snap"))), snapshot.ErrNotFound)
+		})
+	}
+}
+
+// TestNestedLater: what a pod nests after a snapshot takes nothing from one that was
+// acknowledged, and whose mark of completeness a power cut took.
+func TestNestedLater(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	ctx := t.Context()
+	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")))
+	w.close()
+	w.fs.PowerCut()
+	must(t, w.fs.Nest(active("base"), "later"))
+	w.open()
+	defer w.close()
+	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")))
+	w.verify()
+}
+
+// TestCutShortWithoutSource: nobody can tell any more whether such a copy is whole. It
+// is neither acknowledged nor lost, and can be removed.
+func TestCutShortWithoutSource(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	defer w.close()
+	ctx := t.Context()
+	slot := snapshot.Slot{Area: "committed", Name: "new"}
+	record, err := meta.Record{ID: "new", Name: "new", Kind: meta.Committed, State: meta.Creating, Size: 5 * mib, Source: meta.Volume("base")}.Encode()
+	must(t, err)
+	must(t, w.fs.PlantSlot(slot, record))
+	must(t, w.fs.Snapshot(active("base"), slot, true))
+	must(t, w.e.Remove(ctx, meta.Volume("base")))
+	must(t, second(w.e.Prepare(ctx, sized("base", 5*mib), meta.Ref{}))) // another of its name
+	for range 2 {
+		wants(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")), snapshot.ErrUnfinished)
+		if data, err := w.fs.Read(slot); err != nil || data != "newer data of base" {
+			t.Errorf("holds %q, %v", data, err)
+		}
+		must(t, second(w.e.Reconcile(ctx)))
+	}
+	must(t, w.e.Remove(ctx, meta.Snapshot("new")))
+	wants(t, second(w.e.Stat(ctx, meta.Snapshot("new"))), snapshot.ErrNotFound)
+}

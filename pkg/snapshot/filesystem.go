@@ -108,6 +108,8 @@ type Subvolumes interface {
 	// Nested returns the paths of the subvolumes inside, relative to it, one
 	// level deep.
 	Nested(Slot) ([]string, error)
+	// NestedUpTo is Nested for those that were made up to a transaction.
+	NestedUpTo(s Slot, transid uint64) ([]string, error)
 	// Nesting returns the subvolumes that lie in other ones, also in foreign ones, and
 	// what each lies in, by ID.
 	Nesting() (map[uint64]uint64, error)

@@ -31,12 +31,12 @@ const usualRecord = 1024
 // that the filesystem can be unmounted at any time; instead the pool's directory is
 // opened for each, which proves that it is still the one that was opened first, and
 // goes on from that descriptor. After an unmount nothing can end up on the filesystem
-// below.
+// below, or on another.
 type disk struct {
-	path   string // of the pool's directory
-	device uint64 // st_dev of the pool's directory: a number that no two subvolumes share
-	id     string // of the pool
-	mode   btrfs.QuotaMode
+	path  string // of the pool's directory
+	place place  // of the pool's directory
+	id    string // of the pool
+	mode  btrfs.QuotaMode
 	// readOnly is set when the pool could not be written as it was opened: its
 	// quota may be off and its limits are not those of the records.
 	readOnly bool
@@ -70,11 +70,19 @@ func (d *disk) Alive() error {
 			return errors.New("it can be written now, and is opened again for its quota")
 		}
 	}
-	fd, err := d.open()
-	if err == nil {
-		unix.Close(fd)
+	fd, err := d.open() // anew: what operations share may be detached
+	if err != nil {
+		return err
 	}
-	return err
+	defer unix.Close(fd)
+	id, err := d.readIdentity(fdPath(fd))
+	if err == nil && id.ID != d.id {
+		err = fmt.Errorf("its ID is %s now, it was %s", id.ID, d.id)
+	}
+	if err != nil {
+		return fmt.Errorf("pool at %s: %w", d.path, err)
+	}
+	return nil
 }
 
 func (d *disk) SlotPath(s Slot) string {

@@ -177,11 +177,12 @@ const pollSlice = 250 * time.Millisecond
 
 func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	d := &disk{path: filepath.Join(n.pools, name)}
-	var st unix.Stat_t
-	if err := unix.Lstat(d.path, &st); err != nil {
+	fd, is, err := d.openAny()
+	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
-	d.device = st.Dev
+	unix.Close(fd)
+	d.place = is
 	room, err := d.Room()
 	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
@@ -213,17 +214,12 @@ func (id identity) valid() bool {
 // because that of the filesystem is copied with the disk, and changed by tools.
 func (d *disk) identify(passive bool) error {
 	return d.within(func(root string) error {
-		path := filepath.Join(root, identityFile)
-		data, err := os.ReadFile(path)
+		id, err := d.readIdentity(root)
 		if errors.Is(err, os.ErrNotExist) && !passive {
 			return d.initialise(root)
 		}
 		if err != nil {
 			return err
-		}
-		var id identity
-		if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
-			return fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
 		}
 		if id.Version > poolVersion {
 			return fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
@@ -234,6 +230,17 @@ func (d *disk) identify(passive bool) error {
 		}
 		return d.makeAreas(root)
 	})
+}
+
+func (d *disk) readIdentity(root string) (id identity, err error) {
+	data, err := os.ReadFile(filepath.Join(root, identityFile))
+	if err != nil {
+		return id, err
+	}
+	if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
+		return id, fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
+	}
+	return id, nil
 }
 
 // initialise makes a pool of an empty directory. One that holds volumes and has

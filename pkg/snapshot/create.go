@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -71,12 +72,9 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		}
 		return entry, there.assure(entry)
 	}
-	if !errors.Is(err, ErrNotFound) {
-		return meta.Entry{}, err
-	}
-	p, from, err := e.origin(spec, source)
+	p, from, err := e.destination(ref, err, spec, source)
 	if err != nil {
-		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
+		return meta.Entry{}, err
 	}
 	var coming *coming
 	if from == nil {
@@ -132,6 +130,34 @@ func sameRequest(have meta.Record, pool string, kind meta.Kind, spec Spec, sourc
 		return nil
 	}
 	return fmt.Errorf("%s: %w: it has %s", have.Ref(), ErrExists, strings.Join(differ, "; "))
+}
+
+// destination is origin for what settled did not find, for the reason absent. A pool
+// that cannot be asked stops what would be made in it, or what the index knows there.
+// Else nothing is made in another one.
+func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.Ref) (*pool, *located, error) {
+	var sick *unaskedError
+	if !errors.As(absent, &sick) && !errors.Is(absent, ErrNotFound) {
+		return nil, nil, absent
+	}
+	p, from, err := e.origin(spec, source)
+	if sick != nil && (err != nil || e.mayBeIn(sick, ref, p)) {
+		return nil, nil, absent
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	return p, from, nil
+}
+
+// mayBeIn reports whether ref may be in a pool that could not be asked although it
+// is to be made in p.
+func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *pool) bool {
+	known, err := e.index.Lookup(ref)
+	if err != nil || sick.has(p.PoolID()) {
+		return true
+	}
+	return slices.ContainsFunc(known, func(k meta.Entry) bool { return sick.has(k.PoolID) || !e.inUse(k.PoolID) })
 }
 
 // origin returns the pool to make something in, and the source in it, if any.

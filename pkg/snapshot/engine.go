@@ -58,6 +58,7 @@ type pool struct {
 	leftovers leftovers
 	commits   commits
 	unsynced  atomic.Bool // a slot was erased in its area, which may not be durable
+	unread    atomic.Bool // could not be read when the index was made anew
 	nested    nested
 	rescans   atomic.Uint64 // begun since the pool is in use
 }
@@ -304,7 +305,7 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 		return located{}, fmt.Errorf("%s: %w", ref, ErrNotFound)
 	}
 	var found []located
-	var away error
+	var sick unaskedError
 	for _, p := range e.allPools() {
 		for _, kind := range ref.Class.Kinds() {
 			l, err := p.read(slotOf(kind, ref.ID))
@@ -312,7 +313,7 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 				continue
 			}
 			if errors.Is(err, ErrPoolAway) { // a sick disk stops only what may be on it
-				away = errors.Join(away, fmt.Errorf("%s: %w", ref, err))
+				sick.add(p, fmt.Errorf("%s: %w", ref, err))
 				continue
 			}
 			if err != nil {
@@ -325,13 +326,28 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		if away != nil {
-			return located{}, away
+		if sick.err != nil {
+			return located{}, &sick
 		}
 		return located{}, e.notHere(ref)
 	}
 	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)
 }
+
+// unaskedError says that what was looked for was not found, and that some pools could
+// not be asked.
+type unaskedError struct {
+	pools []string // IDs
+	err   error
+}
+
+func (u *unaskedError) add(p *pool, err error) {
+	u.pools, u.err = append(u.pools, p.PoolID()), errors.Join(u.err, err)
+}
+
+func (u *unaskedError) has(poolID string) bool { return slices.Contains(u.pools, poolID) }
+func (u *unaskedError) Error() string          { return u.err.Error() }
+func (u *unaskedError) Unwrap() error          { return u.err }
 
 // read returns the record of a slot; fs.ErrNotExist for none, and also for an
 // empty directory, which a crash left before it wrote the record.
@@ -356,6 +372,10 @@ func (p *pool) read(slot Slot) (located, error) {
 	return l, nil
 }
 
+func (e *Engine) inUse(poolID string) bool {
+	return slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.PoolID() == poolID })
+}
+
 // notHere tells an ID that is unknown from one whose pool is away.
 func (e *Engine) notHere(ref meta.Ref) error {
 	known, err := e.index.Lookup(ref)
@@ -364,7 +384,7 @@ func (e *Engine) notHere(ref meta.Ref) error {
 		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
 	}
 	for _, k := range known {
-		if !slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.PoolID() == k.PoolID }) {
+		if !e.inUse(k.PoolID) {
 			return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, k.Pool, k.PoolID, ErrPoolAway, k.Pool)
 		}
 	}
@@ -423,7 +443,8 @@ func (e *Engine) unnote(ctx context.Context, p *pool, ref meta.Ref) {
 	e.indexed(ctx, e.index.Remove(ref, p.PoolID()))
 }
 
-// syncIndex brings the index in line with the ledgers of all pools.
+// syncIndex brings the index in line with the ledgers of all pools. Of one that cannot
+// be read it keeps what it has, until maintain finds that it can.
 func (e *Engine) syncIndex() error {
 	if e.index == nil {
 		return nil
@@ -431,7 +452,7 @@ func (e *Engine) syncIndex() error {
 	e.indexing.Lock()
 	defer e.indexing.Unlock()
 	for _, p := range e.allPools() {
-		if err := e.syncPool(p); err != nil {
+		if err := e.syncPool(p); err != nil && !errors.Is(err, ErrPoolAway) {
 			return err
 		}
 	}
@@ -441,6 +462,7 @@ func (e *Engine) syncIndex() error {
 
 func (e *Engine) syncPool(p *pool) error {
 	entries, err := p.entries()
+	p.unread.Store(err != nil)
 	if err != nil {
 		return err
 	}

@@ -67,17 +67,66 @@ func TestSickPool(t *testing.T) {
 	w.close()
 	w.open()
 	defer w.close()
-	sick.Fail("Record", unix.EIO)
 	ctx := t.Context()
+	there := snapshot.Spec{Name: "there", Pool: "a-sick", Size: snapshot.Range{Required: mib}}
+	must(t, second(w.e.Prepare(ctx, there, meta.Ref{})))
+	sick.Fail("Record", unix.EIO)
 	must(t, second(w.e.Stat(ctx, meta.Volume("base"))))
 	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base"))) // again
 	must(t, second(w.e.Resize(ctx, "base", snapshot.Range{Required: 9 * mib})))
 	wants(t, second(w.e.Stat(ctx, meta.Volume("missing"))), snapshot.ErrPoolAway)
-	wants(t, second(w.e.Prepare(ctx, sized("missing", mib), meta.Ref{})), snapshot.ErrPoolAway)
 	wants(t, w.e.Remove(ctx, meta.Volume("missing")), snapshot.ErrPoolAway)
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
+
+	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
+	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("snap"))))
+	for _, pool := range []string{"", "a-sick"} { // it is known to be there; it may be there
+		spec := there
+		spec.Pool = pool
+		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+		spec.Name, spec.Pool = "elsewhere", "a-sick"
+		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+	}
+	wants(t, second(w.e.Prepare(ctx, sized("copy", mib), meta.Volume("missing"))), snapshot.ErrPoolAway)
+	w.tellsWhatItCan("a-sick")
+
 	sick.Fail("Record", nil)
+	w.verify()
 	wants(t, second(w.e.Stat(ctx, meta.Volume("base"))), snapshot.ErrNotFound)
+}
+
+// tellsWhatItCan: what concerns all pools tells of those that can be read, and of the
+// one that cannot.
+func (w *world) tellsWhatItCan(sick string) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	items, err := w.e.Inventory(ctx)
+	must(w.t, err)
+	told := map[string]string{}
+	for _, item := range items {
+		told[item.Pool+"/"+item.ID] = item.Status
+	}
+	if told[sick+"/"] != "Unreadable" || told["default/other"] != "Ready" {
+		w.t.Errorf("inventory: %v", told)
+	}
+	findings, err := w.e.Plan(ctx)
+	must(w.t, err)
+	repaired, err := w.e.Reconcile(ctx)
+	must(w.t, err)
+	for _, findings := range [][]snapshot.Finding{findings, repaired} {
+		problems := map[string]int{}
+		for _, f := range findings {
+			problems[f.Pool+" "+string(f.Problem)]++
+		}
+		if problems[sick+" Unusable"] != 1 || problems["default Lost"] != 1 {
+			w.t.Errorf("found %v", findings)
+		}
+	}
+	listed := map[string]bool{}
+	must(w.t, w.e.Walk(ctx, meta.Volumes, "", func(e meta.Entry) bool { listed[e.ID] = true; return true }))
+	if !listed["other"] || !listed["there"] {
+		w.t.Errorf("listed %v", listed)
+	}
 }
 
 // TestIndexThatCannotBeWritten: the disk of the index is full. No request fails,

@@ -89,6 +89,10 @@ func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) 
 	for _, p := range e.allPools() {
 		f, err := fn(p)
 		findings = append(findings, f...)
+		if errors.Is(err, ErrPoolAway) { // the others are no worse for it
+			findings = append(findings, Finding{Pool: p.name, Problem: Unusable, Detail: err.Error()})
+			err = nil
+		}
 		errs = append(errs, err)
 	}
 	duplicates, err := e.duplicates()
@@ -173,6 +177,9 @@ func (e *Engine) duplicates() ([]Finding, error) {
 	var findings []Finding
 	for _, p := range e.allPools() {
 		slots, err := p.scan()
+		if errors.Is(err, ErrPoolAway) {
+			continue // told already
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -270,6 +270,34 @@ func TestPoolIdentity(t *testing.T) {
 	}
 }
 
+// TestKnownPools: a pool is remembered in a file beside the pools, which is removed for
+// one that is gone for good.
+func TestKnownPools(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	n.AddPool(t, "fast")
+	e := n.start(t)
+	fast := filepath.Join(n.state, "known", e.PoolIDs()["fast"])
+	if name, err := os.ReadFile(fast); err != nil || string(name) != "fast\n" {
+		t.Errorf("remembered %q, %v", name, err)
+	}
+	must(t, e.Close())
+	n.Detach(t, "fast")
+	must(t, os.Mkdir(n.path("faster"), 0o700))
+	must(t, unix.Mount(n.disks["fast"], n.path("faster"), "", unix.MS_BIND, ""))
+	must(t, os.WriteFile(fast+".123", nil, 0o600)) // as a crash leaves it
+	e = n.start(t)
+	if name, err := os.ReadFile(fast); err != nil || string(name) != "faster\n" {
+		t.Errorf("remembered %q, %v", name, err)
+	}
+	must(t, e.Close())
+	n.Detach(t, "faster")
+	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	wants(t, e.Remove(t.Context(), meta.Volume("missing")), snapshot.ErrPoolAway)
+	must(t, os.Remove(fast))
+	must(t, e.Remove(t.Context(), meta.Volume("missing")))
+}
+
 // TestLimitIsEnforced, and again when somebody lifted it.
 func TestLimitIsEnforced(t *testing.T) {
 	t.Parallel()

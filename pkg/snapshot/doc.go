@@ -19,6 +19,7 @@
 //
 //	<state>/
 //	├── index.db
+//	├── known/<pool ID>             the name of each pool that ever was in use
 //	└── pools/
 //	    └── <pool>/                 a btrfs is mounted here; default may be a directory
 //	        ├── pool.json           ID of the pool, version of this layout

@@ -132,12 +132,10 @@ func (e *Engine) refresh(ctx context.Context) error {
 		}
 	}
 	e.forget(names, refused)
-	for _, name := range names {
-		if _, err := e.pool(name); err == nil {
-			continue
-		}
-		if err := e.addPool(ctx, name); err != nil {
-			e.refuse(ctx, name, err)
+	fresh := e.openPools(ctx, names)
+	for _, p := range fresh {
+		if err := e.addPool(ctx, p, fresh); err != nil {
+			e.refuse(ctx, p.name, err)
 		}
 	}
 	for name, err := range refused {
@@ -146,33 +144,61 @@ func (e *Engine) refresh(ctx context.Context) error {
 	return nil
 }
 
-// addPool opens a pool, reconciles it and takes it into use.
-func (e *Engine) addPool(ctx context.Context, name string) error {
-	filesystem, err := e.host.Open(ctx, name)
-	if err != nil {
-		return err
-	}
-	p := &pool{name: name, Filesystem: filesystem, commits: commits{filesystem: filesystem}}
-	if err := e.deniedFor(p); err != nil {
-		return err
-	}
-	for _, other := range e.allPools() {
-		if other.PoolID() == p.PoolID() {
-			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
-				name, p.PoolID(), other.name)
+// openPools opens those that are not in use.
+func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*pool) {
+	for _, name := range names {
+		if _, err := e.pool(name); err == nil {
+			continue
 		}
+		filesystem, err := e.host.Open(ctx, name)
+		if err != nil {
+			e.refuse(ctx, name, err)
+			continue
+		}
+		fresh = append(fresh, &pool{name: name, Filesystem: filesystem, commits: commits{filesystem: filesystem}})
+	}
+	return fresh
+}
+
+// addPool reconciles a pool and takes it into use. fresh are all that could be.
+func (e *Engine) addPool(ctx context.Context, p *pool, fresh []*pool) error {
+	if err := errors.Join(e.deniedFor(p), e.onlyOne(p, fresh)); err != nil {
+		return err
 	}
 	if e.index != nil {
 		if err := e.adopt(ctx, p); err != nil {
-			return fmt.Errorf("pool %q: reconcile: %w", name, err)
+			return fmt.Errorf("pool %q: reconcile: %w", p.name, err)
 		}
 	}
 	e.mu.Lock()
-	e.pools[name] = p
-	delete(e.broken, name)
+	e.pools[p.name] = p
+	delete(e.broken, p.name)
 	e.mu.Unlock()
-	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", name, "poolID", p.PoolID())
+	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", p.name, "poolID", p.PoolID())
 	e.changed(meta.Ref{})
+	return nil
+}
+
+// onlyOne refuses a pool whose ID another one has: of a disk and its copy one can be
+// used, which is the one that is, or the one that was under its name. Where neither
+// is known nobody can tell which is the copy.
+func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
+	for _, other := range append(e.allPools(), fresh...) {
+		if other.name == p.name || other.PoolID() != p.PoolID() {
+			continue
+		}
+		known, err := e.host.Known()
+		inUse := e.inUse(p.PoolID())
+		switch {
+		case !inUse && known[p.PoolID()] == p.name:
+			continue
+		case inUse || known[p.PoolID()] == other.name:
+			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
+				p.name, p.PoolID(), other.name)
+		}
+		return errors.Join(fmt.Errorf("pool %q: has the ID %s, and so has pool %q: a disk and its copy? neither is used, since nobody can tell which is which; unmount the copy",
+			p.name, p.PoolID(), other.name), err)
+	}
 	return nil
 }
 
@@ -196,6 +222,9 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 		p.leftovers.add(subvolume)
 	}
 	e.indexed(ctx, e.syncPool(p))
+	if err := e.host.Remember(p.PoolID(), p.name); err != nil {
+		klog.FromContext(ctx).Error(err, "Pool cannot be remembered for when it is away and the index is lost", "pool", p.name)
+	}
 	return nil
 }
 

@@ -178,6 +178,30 @@ func TestSameDiskTwice(t *testing.T) {
 	must(t, second(w.e.Prepare(t.Context(), sized("new", mib), meta.Ref{})))
 }
 
+// TestSameDiskTwiceAtStart: the pool is the one under the name that it had, whichever
+// comes first by name, and where that is not known neither.
+func TestSameDiskTwiceAtStart(t *testing.T) {
+	t.Parallel()
+	for _, copied := range []string{"a-copy", "z-copy"} {
+		w := newWorld(t, btrfs.QuotaFull)
+		w.host.Add(copied, w.fs)
+		for range 2 {
+			w.close()
+			w.open()
+			if ids := w.e.PoolIDs(); len(ids) != 1 || ids[snapshot.DefaultPool] == "" {
+				t.Errorf("beside %s: in use: %v", copied, ids)
+			}
+		}
+		w.host.Forget(w.fs.ID)
+		w.close()
+		w.open()
+		if all := w.e.Pools(t.Context()); len(w.e.PoolIDs()) > 0 || len(all) != 2 || all[0].Error == "" || all[1].Error == "" {
+			t.Errorf("beside %s, unknown: %+v", copied, all)
+		}
+		w.close()
+	}
+}
+
 // TestLeftovers: the accounting of what was destroyed is no finding while the
 // kernel needs it or the engine remembers it.
 func TestLeftovers(t *testing.T) {
@@ -347,4 +371,43 @@ func TestCutShortWithoutSource(t *testing.T) {
 	}
 	must(t, w.e.Remove(ctx, meta.Snapshot("new")))
 	wants(t, second(w.e.Stat(ctx, meta.Snapshot("new"))), snapshot.ErrNotFound)
+}
+
+// TestForgottenPool: with a pool away, and the index lost, nobody is told that a volume
+// is gone, until somebody says that the pool is.
+func TestForgottenPool(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	fast := snaptest.NewFilesystem(btrfs.QuotaFull)
+	w.host.Add("fast", fast)
+	w.close()
+	w.open()
+	ctx := t.Context()
+	pvc := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
+	must(t, second(w.e.Prepare(ctx, pvc, meta.Ref{})))
+	w.host.Detach("fast")
+	w.close()
+	w.open()
+	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	must(t, w.e.Remove(ctx, meta.Volume("missing"))) // it was not there: the index knows
+	must(t, w.e.Close())
+	wants(t, w.e.Remove(ctx, meta.Volume("missing")), snapshot.ErrPoolAway) // and cannot be read
+
+	must(t, os.Remove(w.index))
+	w.open()
+	for _, name := range []string{"pvc", "missing"} {
+		wants(t, w.e.Remove(ctx, meta.Volume(name)), snapshot.ErrPoolAway)
+	}
+	wants(t, w.e.Remove(ctx, meta.Snapshot("missing")), snapshot.ErrPoolAway)
+	must(t, w.e.Remove(ctx, meta.Volume("base")))
+	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
+	w.host.Forget(fast.ID)
+	must(t, w.e.Remove(ctx, meta.Volume("missing")))
+
+	w.host.Attach("fast")
+	w.close()
+	w.open()
+	defer w.close()
+	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
+	must(t, w.e.Remove(ctx, meta.Volume("pvc"))) // again
 }

@@ -290,8 +290,12 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 		return meta.Entry{}, err
 	}
 	if l.record.Kind == meta.Active {
-		if err := l.Apply(l.slot, l.record.Parameters); err != nil {
-			return meta.Entry{}, err
+		// What is ready has had them, and a pod may have changed them: that is its own
+		// to do, and at its limit they could not be set again before that is raised.
+		if l.record.State != meta.Ready {
+			if err := l.applyUnlimited(info.ID); err != nil {
+				return meta.Entry{}, err
+			}
 		}
 		if err := l.SetLimit(info.ID, l.record.Size); err != nil {
 			return meta.Entry{}, err
@@ -309,6 +313,19 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 		}
 	}
 	return entryOf(l.pool, l.record, info), nil
+}
+
+// applyUnlimited sets the properties. Under full quota a copy has its source's limit
+// until it gets its own; at that none can be set, and nobody else has the copy yet.
+func (l *located) applyUnlimited(subvolume uint64) error {
+	err := l.Apply(l.slot, l.record.Parameters)
+	if !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	if err := l.LiftLimit(subvolume); err != nil {
+		return err
+	}
+	return l.Apply(l.slot, l.record.Parameters)
 }
 
 // assure makes sure of what is there before a repeated request is answered by it:

@@ -44,7 +44,7 @@
 //	              7 fsync
 //	clone         1, 2, snapshot, 4, 5, 6            the snapshot
 //	commit, view  1, 2, snapshot, 6                  the snapshot
-//	resize        4, 5, record with the size, fsync  the fsync
+//	resize        5, record with the size, fsync     the fsync
 //	remove        1 rename the slot to removing      4
 //	              2 lift the limit
 //	              3 destroy the subvolume

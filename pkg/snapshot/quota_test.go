@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -420,4 +421,44 @@ func fillMetadataTo(dir string) (err error) {
 		err = os.Mkdir(fmt.Sprintf("%s/metadata-%d", dir, i), 0o700)
 	}
 	return err
+}
+
+// TestAtTheLimit: a volume that is full, of data and of metadata, can be snapshotted,
+// cloned and expanded, also when a pod has changed what its class set on its root.
+func TestAtTheLimit(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		spec := sized("pvc", 16*mib)
+		spec.Parameters.Compression = "zstd"
+		must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
+		mount, err := e.Mounts(ctx, "pvc")
+		must(t, err)
+		must(t, btrfs.SetCompression(mount.Source, "lzo")) // by a pod
+		random := make([]byte, mib)
+		_, _ = rand.Read(random)
+		_, err = overrun(mount.Source, func(f *os.File, offset int64) (int64, error) {
+			n, err := f.WriteAt(random, offset)
+			return int64(n), err
+		})
+		wants(t, err, unix.EDQUOT)
+		wants(t, fillMetadataTo(mount.Source), unix.EDQUOT)
+
+		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")))
+		for _, copied := range []string{"clone", "restored"} {
+			source := map[string]meta.Ref{"clone": meta.Volume("pvc"), "restored": meta.Snapshot("snap")}[copied]
+			must(t, second(e.Prepare(ctx, snapshot.Spec{Name: copied, Parameters: spec.Parameters}, source)))
+		}
+		must(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 32 * mib})))
+		n.Pool("default").Commit()
+		must(t, n.fill("pvc", 8*mib))
+		usage, err := e.Usage(ctx, meta.Volume("pvc"))
+		if must(t, err); usage.Limit != 32*mib {
+			t.Errorf("has %+v", usage)
+		}
+		for _, id := range []string{"clone", "restored", "pvc"} {
+			must(t, e.Remove(ctx, meta.Volume(id)))
+		}
+	})
 }

@@ -63,7 +63,8 @@ func (d *disk) inRoot(fn func(path string) error) error {
 
 func (d *disk) PoolID() string { return d.id }
 
-// Alive fails also for a pool that has become writable, so that it is opened anew.
+// Alive fails also for a pool that has become writable, or whose quota somebody has
+// turned off or exchanged, so that it is opened anew, with its limits.
 func (d *disk) Alive() error {
 	if d.readOnly {
 		if room, err := d.Room(); err == nil && !room.ReadOnly {
@@ -79,10 +80,24 @@ func (d *disk) Alive() error {
 	if err == nil && id.ID != d.id {
 		err = fmt.Errorf("its ID is %s now, it was %s", id.ID, d.id)
 	}
+	if err == nil {
+		err = d.checkQuota()
+	}
 	if err != nil {
 		return fmt.Errorf("pool at %s: %w", d.path, err)
 	}
 	return nil
+}
+
+func (d *disk) checkQuota() error {
+	if d.readOnly || d.mode == btrfs.QuotaNone {
+		return nil
+	}
+	status, err := d.QuotaStatus()
+	if err != nil || status.Mode == d.mode {
+		return nil // maintain tells what cannot be read: no reason to serve no volume
+	}
+	return fmt.Errorf("its quota is %q, it was %q: limits are void until it is opened again", status.Mode, d.mode)
 }
 
 func (d *disk) SlotPath(s Slot) string {

@@ -462,3 +462,44 @@ func TestAtTheLimit(t *testing.T) {
 		}
 	})
 }
+
+// TestQuotaTurnedOff, or exchanged, while the driver runs: it is told, turned on again,
+// and limits hold.
+func TestQuotaTurnedOff(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
+		told := make(chan struct{}, 1000)
+		e.OnChange(func(ref meta.Ref) {
+			if ref.IsZero() {
+				told <- struct{}{}
+			}
+		})
+		go e.Run(ctx)
+		must(t, btrfs.DisableQuota(n.state))
+		within(t, time.Minute, func() bool {
+			usage, err := e.Usage(ctx, meta.Volume("pvc"))
+			return err == nil && usage.Limit == 4*mib
+		})
+		if len(told) == 0 {
+			t.Error("it was not told")
+		}
+		if mode == btrfs.QuotaFull {
+			must(t, btrfs.WaitRescan(n.state))
+		}
+		wants(t, n.fill("pvc", 6*mib), unix.EDQUOT)
+
+		// Limits of another meaning are not served.
+		other := map[btrfs.QuotaMode]btrfs.QuotaMode{btrfs.QuotaFull: btrfs.QuotaSimple, btrfs.QuotaSimple: btrfs.QuotaFull}[mode]
+		var exchanged error
+		for range 10 { // the driver may turn its own on in between
+			if exchanged = errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, other)); exchanged == nil {
+				break
+			}
+		}
+		must(t, exchanged)
+		within(t, time.Minute, func() bool { return len(e.PoolIDs()) == 0 && len(e.Pools(ctx)) == 1 })
+	})
+}

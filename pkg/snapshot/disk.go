@@ -456,33 +456,24 @@ func (d *disk) Dying() (dying []uint64, err error) {
 
 // StaleQuota takes every group of a subvolume that is gone, and whose tree the
 // kernel has dropped, for stale: they are of no use to anyone, whoever made the
-// subvolume. So is what is left of one, a group 1/<id> without members. If that has a
-// limit, it is of a volume that vanished, or whose limit could not be lifted with
-// metadata full, if later subvolumes show that there was one with this ID; else it is
-// somebody's plan. Under simple quota a group may still be charged for what a
+// subvolume. So is what is left of one, a group 1/<id> without members, if later
+// subvolumes show that there was one with this ID; else it is somebody's plan. Those of
+// the last volume wait for the next, if leftovers do not know them. Under simple quota a group may still be charged for what a
 // snapshot holds; the kernel keeps it until then, and it is not stale.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		type groups struct{ own, limited bool } // there is 0/<id>; 1/<id> has a limit
-		gone := map[uint64]groups{}
+		gone := map[uint64]bool{} // there is 0/<id>
 		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 			id := q.ID.Subvolume()
 			if id < firstSubvolume || d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
 				return nil
 			}
-			g := gone[id]
-			switch {
-			case q.ID.Level() == 0:
-				g.own = true
-			case q.ID == d.group(id):
-				g.limited = q.MaxReferenced != btrfs.NoLimit
-			default:
-				return nil
+			if own := q.ID.Level() == 0; own || q.ID == d.group(id) {
+				gone[id] = gone[id] || own
 			}
-			gone[id] = g
 			return nil
 		})
 		if err != nil || len(gone) == 0 {
@@ -490,11 +481,11 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 		}
 		var last uint64
 		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); last = id; return nil })
-		for id, g := range gone {
-			if !g.own {
+		for id, own := range gone {
+			if !own {
 				members, failed := btrfs.QgroupMembers(path, d.group(id))
 				err = errors.Join(err, failed)
-				if members || g.limited && id >= last {
+				if members || id >= last {
 					continue
 				}
 			}

@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -265,8 +266,12 @@ func TestVanished(t *testing.T) {
 		planned := btrfs.NewQgroupID(1, 100000) // of somebody's, for a subvolume to come
 		must(t, btrfs.CreateQgroup(n.state, planned))
 		must(t, btrfs.LimitQgroup(n.state, planned, mib))
+		unlimited := btrfs.NewQgroupID(1, 100001)
+		must(t, btrfs.CreateQgroup(n.state, unlimited))
 		must(t, n.Pool("default").Vanish(active("lost")))
-		go e.Run(ctx)
+		running, stop := context.WithCancel(ctx)
+		defer stop()
+		go e.Run(running)
 		within(t, 90*time.Second, func() bool {
 			n.settle(t)
 			left := false
@@ -282,6 +287,11 @@ func TestVanished(t *testing.T) {
 			t.Errorf("another volume has %+v", usage)
 		}
 		must(t, second(btrfs.QgroupOf(n.state, planned)))
+		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
+		stop()
+		must(t, e.Close())
+		n.start(t) // it looks at what is left of before
+		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
 	})
 }
 

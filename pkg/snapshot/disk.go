@@ -357,8 +357,16 @@ func (d *disk) SetLimit(subvolume uint64, bytes int64) error {
 	return d.limit(subvolume, uint64(bytes))
 }
 
+// lifted is the limit of a volume on its way out, under simple quota: the group 1/<id>
+// that is left is known by it to be ours, and stale.
+const lifted = uint64(math.MaxInt64)
+
 func (d *disk) LiftLimit(subvolume uint64) error {
-	err := d.limit(subvolume, btrfs.NoLimit)
+	none := btrfs.NoLimit
+	if d.mode == btrfs.QuotaSimple {
+		none = lifted
+	}
+	err := d.limit(subvolume, none)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -371,7 +379,7 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 	}
 	return d.inRoot(func(path string) error {
 		group := d.group(subvolume)
-		if d.mode == btrfs.QuotaSimple && bytes != btrfs.NoLimit {
+		if d.mode == btrfs.QuotaSimple && bytes < lifted {
 			if err := btrfs.CreateQgroup(path, group); err != nil {
 				return err
 			}
@@ -456,23 +464,25 @@ func (d *disk) Dying() (dying []uint64, err error) {
 
 // StaleQuota takes every group of a subvolume that is gone, and whose tree the
 // kernel has dropped, for stale: they are of no use to anyone, whoever made the
-// subvolume. So is what is left of one, a group 1/<id> without members, if later
-// subvolumes show that there was one with this ID; else it is somebody's plan. Those of
-// the last volume wait for the next, if leftovers do not know them. Under simple quota a group may still be charged for what a
+// subvolume. So is what is left of one, a group 1/<id> without members, whose limit was
+// lifted. If it was not, it is of a volume that vanished, or metadata was full, if later
+// subvolumes show that there was one with this ID; else it is somebody's plan. Under simple quota a group may still be charged for what a
 // snapshot holds; the kernel keeps it until then, and it is not stale.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		gone := map[uint64]bool{} // there is 0/<id>
+		type groups struct{ own, lifted bool } // there is 0/<id>; the limit of 1/<id> was lifted
+		gone := map[uint64]groups{}
 		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 			id := q.ID.Subvolume()
 			if id < firstSubvolume || d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
 				return nil
 			}
 			if own := q.ID.Level() == 0; own || q.ID == d.group(id) {
-				gone[id] = gone[id] || own
+				g := gone[id]
+				gone[id] = groups{g.own || own, g.lifted || q.MaxReferenced == lifted}
 			}
 			return nil
 		})
@@ -481,11 +491,11 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 		}
 		var last uint64
 		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); last = id; return nil })
-		for id, own := range gone {
-			if !own {
+		for id, g := range gone {
+			if !g.own {
 				members, failed := btrfs.QgroupMembers(path, d.group(id))
 				err = errors.Join(err, failed)
-				if members || id >= last {
+				if members || !g.lifted && id >= last {
 					continue
 				}
 			}
@@ -500,7 +510,7 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 const firstSubvolume = 256
 
 func limitOf(q btrfs.Qgroup) int64 {
-	if q.MaxReferenced == btrfs.NoLimit {
+	if q.MaxReferenced >= lifted {
 		return 0
 	}
 	return clamp(q.MaxReferenced)

@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 // UUID is a btrfs UUID in the order of its bytes on disk.
@@ -121,6 +123,26 @@ func TreeExists(path string, subvolID uint64) (bool, error) {
 	})
 	return found, err
 }
+
+// CreatedTransid returns the transaction that made a subvolume of the filesystem
+// around path, by ID, as SubvolumeInfo has it. Errors: fs.ErrNotExist.
+func CreatedTransid(path string, subvolID uint64) (transid uint64, err error) {
+	err = withDir("look up creation in", path, func(fd int) error {
+		item, found, err := findFirst(fd, rootTree,
+			itemKey{subvolID, rootItemKey, 0}, itemKey{subvolID, rootItemKey, ^uint64(0)})
+		if err == nil && !found {
+			err = unix.ENOENT
+		}
+		if err == nil {
+			transid, err = item.uint64(rootItemOtransid)
+		}
+		return err
+	})
+	return transid, err
+}
+
+// rootItemOtransid is where otransid lies in a root item.
+const rootItemOtransid = 303
 
 // walkRoots calls fn with the items of a type of all subvolumes.
 func walkRoots(path string, itemType uint32, fn func(itemKey) error) error {

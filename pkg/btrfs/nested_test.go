@@ -32,6 +32,10 @@ func TestNestedSubvolumes(t *testing.T) {
 	last := uint64(0)
 	nested := value(NestedSubvolumes(volume))(t)
 	for _, n := range nested {
+		made := value(CreatedTransid(mnt, n.ID))(t)
+		if info := value(Info(volume + "/" + n.Path))(t); made == 0 || made != info.CreatedTransid {
+			t.Errorf("%q was made in %d, not %d", n.Path, made, info.CreatedTransid)
+		}
 		if n.Path != want[n.ID] || n.ID <= last {
 			t.Errorf("%d is %q, wanted %q; after %d", n.ID, n.Path, want[n.ID], last)
 		}

@@ -180,6 +180,21 @@ func (x *Index) Remove(ref Ref, poolID string) error {
 // Flush returns when all that was added before is in the file.
 func (x *Index) Flush() error { return x.behind.write(x.file) }
 
+// Pools returns the names of the pools that the index has known, by ID, also of those
+// that are away now: of these it remembers what they held.
+func (x *Index) Pools() (map[string]string, error) {
+	names := map[string]string{}
+	err := x.file.view(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketPools).ForEach(func(id, v []byte) error {
+			var state poolState
+			err := json.Unmarshal(v, &state)
+			names[string(id)] = state.Name
+			return err
+		})
+	})
+	return names, err
+}
+
 // Lookup returns the entries of ref, one for each pool that holds or held it:
 // also those of pools that are away now.
 func (x *Index) Lookup(ref Ref) ([]Entry, error) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -70,12 +72,9 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		}
 		return entry, there.assure(entry)
 	}
-	if !errors.Is(err, ErrNotFound) {
-		return meta.Entry{}, err
-	}
-	p, from, err := e.origin(spec, source)
+	p, from, err := e.destination(ref, err, spec, source)
 	if err != nil {
-		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
+		return meta.Entry{}, err
 	}
 	var coming *coming
 	if from == nil {
@@ -131,6 +130,34 @@ func sameRequest(have meta.Record, pool string, kind meta.Kind, spec Spec, sourc
 		return nil
 	}
 	return fmt.Errorf("%s: %w: it has %s", have.Ref(), ErrExists, strings.Join(differ, "; "))
+}
+
+// destination is origin for what settled did not find, for the reason absent. A pool
+// that cannot be asked stops what would be made in it, or what the index knows there.
+// Else nothing is made in another one.
+func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.Ref) (*pool, *located, error) {
+	var sick *unaskedError
+	if !errors.As(absent, &sick) && !errors.Is(absent, ErrNotFound) {
+		return nil, nil, absent
+	}
+	p, from, err := e.origin(spec, source)
+	if sick != nil && (err != nil || e.mayBeIn(sick, ref, p)) {
+		return nil, nil, absent
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	return p, from, nil
+}
+
+// mayBeIn reports whether ref may be in a pool that could not be asked although it
+// is to be made in p.
+func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *pool) bool {
+	known, err := e.index.Lookup(ref)
+	if err != nil || sick.has(p.PoolID()) {
+		return true
+	}
+	return slices.ContainsFunc(known, func(k meta.Entry) bool { return sick.has(k.PoolID) || !e.inUse(k.PoolID) })
 }
 
 // origin returns the pool to make something in, and the source in it, if any.
@@ -235,7 +262,12 @@ func (from *located) refuseNested(parameters meta.Parameters) error {
 	if from.skipsNested(parameters) {
 		return nil
 	}
-	nested, err := from.Nested(from.slot)
+	return from.refuseNestedUpTo(math.MaxUint64)
+}
+
+// refuseNestedUpTo looks at those that were made up to a transaction.
+func (from *located) refuseNestedUpTo(transid uint64) error {
+	nested, err := from.NestedUpTo(from.slot, transid)
 	if err != nil || len(nested) == 0 {
 		return err
 	}
@@ -258,8 +290,12 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 		return meta.Entry{}, err
 	}
 	if l.record.Kind == meta.Active {
-		if err := l.Apply(l.slot, l.record.Parameters); err != nil {
-			return meta.Entry{}, err
+		// What is ready has had them, and a pod may have changed them: that is its own
+		// to do, and at its limit they could not be set again before that is raised.
+		if l.record.State != meta.Ready {
+			if err := l.applyUnlimited(info.ID); err != nil {
+				return meta.Entry{}, err
+			}
 		}
 		if err := l.SetLimit(info.ID, l.record.Size); err != nil {
 			return meta.Entry{}, err
@@ -277,6 +313,19 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 		}
 	}
 	return entryOf(l.pool, l.record, info), nil
+}
+
+// applyUnlimited sets the properties. Under full quota a copy has its source's limit
+// until it gets its own; at that none can be set, and nobody else has the copy yet.
+func (l *located) applyUnlimited(subvolume uint64) error {
+	err := l.Apply(l.slot, l.record.Parameters)
+	if !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	if err := l.LiftLimit(subvolume); err != nil {
+		return err
+	}
+	return l.Apply(l.slot, l.record.Parameters)
 }
 
 // assure makes sure of what is there before a repeated request is answered by it:
@@ -307,18 +356,62 @@ func (l *located) write() error {
 // resume goes on where a crash stopped the making of l: fs.ErrNotExist if it
 // has to start anew.
 func (l *located) resume() (meta.Entry, error) {
-	_, err := l.Info(l.slot)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err := l.Rmdir(l.slot); err != nil {
-			return meta.Entry{}, unfinished(l.explain(err))
+	info, err := l.Info(l.slot)
+	if err == nil {
+		err = l.whole(info)
+	}
+	var entry meta.Entry
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err = l.Rmdir(l.slot); err == nil {
+			return entry, fs.ErrNotExist
 		}
-		return meta.Entry{}, fs.ErrNotExist
+	case errors.Is(err, ErrNested):
+		if err = l.erase(func() error { return nil }); err == nil {
+			return entry, fs.ErrNotExist
+		}
+	case err == nil:
+		entry, err = l.complete(true)
 	}
-	entry, err := l.complete(true)
-	if err != nil {
-		return meta.Entry{}, unfinished(l.explain(err))
+	return entry, unfinished(l.explain(err))
+}
+
+// whole is what populate asks behind a snapshot, and a crash may have cut off:
+// ErrNested for a copy that lacks what was nested in its source. What was nested
+// in a later transaction it cannot lack. So nothing that was acknowledged is told
+// as ErrNested: a power cut takes the mark of completeness of such a copy, but what
+// was nested up to its transaction had been looked for.
+//
+// With its source gone nobody can tell. Such a copy is kept as it is, neither
+// erased nor acknowledged. In snapshots nothing can be nested.
+func (l *located) whole(copied btrfs.SubvolumeInfo) error {
+	source := l.record.Source
+	if source.Class != meta.Volumes || l.record.Parameters.SkipNested {
+		return nil
 	}
-	return entry, nil
+	for _, kind := range source.Class.Kinds() {
+		from, err := l.read(slotOf(kind, source.ID))
+		if err == nil {
+			var info btrfs.SubvolumeInfo
+			info, err = l.Info(from.slot)
+			if err == nil && info.UUID == copied.ParentUUID {
+				return from.nestedIn(copied)
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("source %s: %w", source, err)
+		}
+	}
+	return fmt.Errorf("%s: its source %s is gone, and with it what could tell whether this copy, which was cut short, lacks subvolumes that were in it: "+
+		"it is kept; copy what is wanted out of %s, and delete it", l.record.Ref(), source, l.SlotPath(l.slot))
+}
+
+// nestedIn is refuseNested for a copy that there is.
+func (from *located) nestedIn(copied btrfs.SubvolumeInfo) error {
+	if from.record.Parameters.SkipNested {
+		return nil
+	}
+	return from.refuseNestedUpTo(copied.CreatedTransid)
 }
 
 // undo takes back what make did, durably, so that the cause can be told as

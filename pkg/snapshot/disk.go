@@ -31,12 +31,12 @@ const usualRecord = 1024
 // that the filesystem can be unmounted at any time; instead the pool's directory is
 // opened for each, which proves that it is still the one that was opened first, and
 // goes on from that descriptor. After an unmount nothing can end up on the filesystem
-// below.
+// below, or on another.
 type disk struct {
-	path   string // of the pool's directory
-	device uint64 // st_dev of the pool's directory: a number that no two subvolumes share
-	id     string // of the pool
-	mode   btrfs.QuotaMode
+	path  string // of the pool's directory
+	place place  // of the pool's directory
+	id    string // of the pool
+	mode  btrfs.QuotaMode
 	// readOnly is set when the pool could not be written as it was opened: its
 	// quota may be off and its limits are not those of the records.
 	readOnly bool
@@ -63,18 +63,41 @@ func (d *disk) inRoot(fn func(path string) error) error {
 
 func (d *disk) PoolID() string { return d.id }
 
-// Alive fails also for a pool that has become writable, so that it is opened anew.
+// Alive fails also for a pool that has become writable, or whose quota somebody has
+// turned off or exchanged, so that it is opened anew, with its limits.
 func (d *disk) Alive() error {
 	if d.readOnly {
 		if room, err := d.Room(); err == nil && !room.ReadOnly {
 			return errors.New("it can be written now, and is opened again for its quota")
 		}
 	}
-	fd, err := d.open()
-	if err == nil {
-		unix.Close(fd)
+	fd, err := d.open() // anew: what operations share may be detached
+	if err != nil {
+		return err
 	}
-	return err
+	defer unix.Close(fd)
+	id, err := d.readIdentity(fdPath(fd))
+	if err == nil && id.ID != d.id {
+		err = fmt.Errorf("its ID is %s now, it was %s", id.ID, d.id)
+	}
+	if err == nil {
+		err = d.checkQuota()
+	}
+	if err != nil {
+		return fmt.Errorf("pool at %s: %w", d.path, err)
+	}
+	return nil
+}
+
+func (d *disk) checkQuota() error {
+	if d.readOnly || d.mode == btrfs.QuotaNone {
+		return nil
+	}
+	status, err := d.QuotaStatus()
+	if err != nil || status.Mode == d.mode {
+		return nil // maintain tells what cannot be read: no reason to serve no volume
+	}
+	return fmt.Errorf("its quota is %q, it was %q: limits are void until it is opened again", status.Mode, d.mode)
 }
 
 func (d *disk) SlotPath(s Slot) string {
@@ -232,10 +255,16 @@ func (d *disk) Info(s Slot) (info btrfs.SubvolumeInfo, err error) {
 	return info, err
 }
 
-func (d *disk) Nested(s Slot) (paths []string, err error) {
+func (d *disk) Nested(s Slot) ([]string, error) { return d.NestedUpTo(s, math.MaxUint64) }
+
+func (d *disk) NestedUpTo(s Slot, transid uint64) (paths []string, err error) {
 	err = d.inSubvolume(s, func(path string) error {
 		nested, err := btrfs.NestedSubvolumes(path)
 		for _, n := range nested {
+			later, failed := madeAfter(path, n.ID, transid)
+			if err = errors.Join(err, failed); later || failed != nil {
+				continue
+			}
 			if n.Path == "" {
 				n.Path = fmt.Sprintf("subvolume %d", n.ID)
 			}
@@ -244,6 +273,18 @@ func (d *disk) Nested(s Slot) (paths []string, err error) {
 		return err
 	})
 	return paths, err
+}
+
+// madeAfter is true also for a subvolume that is gone by now.
+func madeAfter(path string, subvolume, transid uint64) (bool, error) {
+	if transid == math.MaxUint64 {
+		return false, nil
+	}
+	made, err := btrfs.CreatedTransid(path, subvolume)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil
+	}
+	return made > transid, err
 }
 
 // Apply leaves alone what is as it should be: a clone has its source's
@@ -316,8 +357,16 @@ func (d *disk) SetLimit(subvolume uint64, bytes int64) error {
 	return d.limit(subvolume, uint64(bytes))
 }
 
+// lifted is the limit of a volume on its way out, under simple quota: the group 1/<id>
+// that is left is known by it to be ours, and stale.
+const lifted = uint64(math.MaxInt64)
+
 func (d *disk) LiftLimit(subvolume uint64) error {
-	err := d.limit(subvolume, btrfs.NoLimit)
+	none := btrfs.NoLimit
+	if d.mode == btrfs.QuotaSimple {
+		none = lifted
+	}
+	err := d.limit(subvolume, none)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -330,7 +379,7 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 	}
 	return d.inRoot(func(path string) error {
 		group := d.group(subvolume)
-		if d.mode == btrfs.QuotaSimple && bytes != btrfs.NoLimit {
+		if d.mode == btrfs.QuotaSimple && bytes < lifted {
 			if err := btrfs.CreateQgroup(path, group); err != nil {
 				return err
 			}
@@ -415,33 +464,26 @@ func (d *disk) Dying() (dying []uint64, err error) {
 
 // StaleQuota takes every group of a subvolume that is gone, and whose tree the
 // kernel has dropped, for stale: they are of no use to anyone, whoever made the
-// subvolume. So is what is left of one, a group 1/<id> without members. If that has a
-// limit, it is of a volume that vanished, or whose limit could not be lifted with
-// metadata full, if later subvolumes show that there was one with this ID; else it is
-// somebody's plan. Under simple quota a group may still be charged for what a
+// subvolume. So is what is left of one, a group 1/<id> without members, whose limit was
+// lifted. If it was not, it is of a volume that vanished, or metadata was full, if later
+// subvolumes show that there was one with this ID; else it is somebody's plan. Under simple quota a group may still be charged for what a
 // snapshot holds; the kernel keeps it until then, and it is not stale.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		type groups struct{ own, limited bool } // there is 0/<id>; 1/<id> has a limit
+		type groups struct{ own, lifted bool } // there is 0/<id>; the limit of 1/<id> was lifted
 		gone := map[uint64]groups{}
 		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 			id := q.ID.Subvolume()
 			if id < firstSubvolume || d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
 				return nil
 			}
-			g := gone[id]
-			switch {
-			case q.ID.Level() == 0:
-				g.own = true
-			case q.ID == d.group(id):
-				g.limited = q.MaxReferenced != btrfs.NoLimit
-			default:
-				return nil
+			if own := q.ID.Level() == 0; own || q.ID == d.group(id) {
+				g := gone[id]
+				gone[id] = groups{g.own || own, g.lifted || q.MaxReferenced == lifted}
 			}
-			gone[id] = g
 			return nil
 		})
 		if err != nil || len(gone) == 0 {
@@ -453,7 +495,7 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 			if !g.own {
 				members, failed := btrfs.QgroupMembers(path, d.group(id))
 				err = errors.Join(err, failed)
-				if members || g.limited && id >= last {
+				if members || !g.lifted && id >= last {
 					continue
 				}
 			}
@@ -468,7 +510,7 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 const firstSubvolume = 256
 
 func limitOf(q btrfs.Qgroup) int64 {
-	if q.MaxReferenced == btrfs.NoLimit {
+	if q.MaxReferenced >= lifted {
 		return 0
 	}
 	return clamp(q.MaxReferenced)

@@ -86,6 +86,62 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 	wants(t, second(e.Stat(ctx, meta.Volume("new"))), snapshot.ErrPoolAway)
 }
 
+// TestExchangedDisk has a disk be exchanged for one that gets its device number, as the
+// kernel gives it to the next, under an engine that has not noticed.
+func TestExchangedDisk(t *testing.T) { // not beside others, which might get the number
+	n := newNode(t, btrfs.QuotaNone)
+	must(t, os.Mkdir(n.path("fast"), 0o700))
+	devices := []string{newDevice(t), newDevice(t)}
+	mount := func(device string) (number uint64) {
+		t.Helper()
+		must(t, unix.Mount(device, n.path("fast"), "btrfs", 0, ""))
+		var st unix.Stat_t
+		must(t, unix.Lstat(n.path("fast"), &st))
+		return st.Dev
+	}
+	t.Cleanup(func() { _ = unix.Unmount(n.path("fast"), unix.MNT_DETACH) })
+	first := mount(devices[0])
+	e := n.start(t)
+	ctx := t.Context()
+	spec := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
+	must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
+	for tries := 0; ; tries++ {
+		n.Detach(t, "fast")
+		if number := mount(devices[1]); number == first {
+			break
+		}
+		if tries == 20 {
+			t.Fatal("the other disk gets another device number")
+		}
+	}
+	other := spec
+	other.Name = "other"
+	wants(t, second(e.Prepare(ctx, other, meta.Ref{})), snapshot.ErrPoolAway)
+	wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+	wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrPoolAway)
+	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})), snapshot.ErrPoolAway)
+	wants(t, second(e.Mounts(ctx, "pvc")), snapshot.ErrPoolAway)
+	wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	names, err := os.ReadDir(n.path("fast"))
+	if err != nil || len(names) > 0 {
+		t.Errorf("written on the other disk: %v, %v", names, err)
+	}
+	go e.Run(ctx) // it notices
+	other.Pool = "fast"
+	eventually(t, func() bool { return second(e.Prepare(ctx, other, meta.Ref{})) == nil })
+	wants(t, second(e.Mounts(ctx, "pvc")), snapshot.ErrPoolAway)
+}
+
+// newDevice is an empty btrfs that is mounted nowhere.
+func newDevice(t *testing.T) string {
+	t.Helper()
+	device := btrfstest.Loop(t, 256*mib)
+	if out, err := exec.Command("mkfs.btrfs", "-q", "-f", "-K", device).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.btrfs: %v: %s", err, out)
+	}
+	return device
+}
+
 // TestPoolsComeAndGo has a running engine notice at once: the kernel tells.
 func TestPoolsComeAndGo(t *testing.T) {
 	t.Parallel()
@@ -212,6 +268,34 @@ func TestPoolIdentity(t *testing.T) {
 	if e.PoolIDs()["default"] != id {
 		t.Errorf("ID is %v, was %s", e.PoolIDs(), id)
 	}
+}
+
+// TestKnownPools: a pool is remembered in a file beside the pools, which is removed for
+// one that is gone for good.
+func TestKnownPools(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	n.AddPool(t, "fast")
+	e := n.start(t)
+	fast := filepath.Join(n.state, "known", e.PoolIDs()["fast"])
+	if name, err := os.ReadFile(fast); err != nil || string(name) != "fast\n" {
+		t.Errorf("remembered %q, %v", name, err)
+	}
+	must(t, e.Close())
+	n.Detach(t, "fast")
+	must(t, os.Mkdir(n.path("faster"), 0o700))
+	must(t, unix.Mount(n.disks["fast"], n.path("faster"), "", unix.MS_BIND, ""))
+	must(t, os.WriteFile(fast+".123", nil, 0o600)) // as a crash leaves it
+	e = n.start(t)
+	if name, err := os.ReadFile(fast); err != nil || string(name) != "faster\n" {
+		t.Errorf("remembered %q, %v", name, err)
+	}
+	must(t, e.Close())
+	n.Detach(t, "faster")
+	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	wants(t, e.Remove(t.Context(), meta.Volume("missing")), snapshot.ErrPoolAway)
+	must(t, os.Remove(fast))
+	must(t, e.Remove(t.Context(), meta.Volume("missing")))
 }
 
 // TestLimitIsEnforced, and again when somebody lifted it.

@@ -19,6 +19,7 @@
 //
 //	<state>/
 //	├── index.db
+//	├── known/<pool ID>             the name of each pool that ever was in use
 //	└── pools/
 //	    └── <pool>/                 a btrfs is mounted here; default may be a directory
 //	        ├── pool.json           ID of the pool, version of this layout
@@ -43,7 +44,7 @@
 //	              7 fsync
 //	clone         1, 2, snapshot, 4, 5, 6            the snapshot
 //	commit, view  1, 2, snapshot, 6                  the snapshot
-//	resize        4, 5, record with the size, fsync  the fsync
+//	resize        5, record with the size, fsync     the fsync
 //	remove        1 rename the slot to removing      4
 //	              2 lift the limit
 //	              3 destroy the subvolume
@@ -55,7 +56,8 @@
 //	found at the next start                   reconcile
 //	slot without record or subvolume          rmdir
 //	record creating, no subvolume             rmdir
-//	record creating, subvolume                goes on at step 4, and syncs
+//	record creating, subvolume                goes on at step 4, and syncs; a copy that
+//	                                          lacks what its source nests is undone
 //	record ready, subvolume, another limit    sets the limit of the record
 //	record ready, no subvolume                reports it as lost, keeps it
 //	anything in removing with a record        goes on at step 2

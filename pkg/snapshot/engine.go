@@ -58,6 +58,7 @@ type pool struct {
 	leftovers leftovers
 	commits   commits
 	unsynced  atomic.Bool // a slot was erased in its area, which may not be durable
+	unread    atomic.Bool // could not be read when the index was made anew
 	nested    nested
 	rescans   atomic.Uint64 // begun since the pool is in use
 }
@@ -131,12 +132,10 @@ func (e *Engine) refresh(ctx context.Context) error {
 		}
 	}
 	e.forget(names, refused)
-	for _, name := range names {
-		if _, err := e.pool(name); err == nil {
-			continue
-		}
-		if err := e.addPool(ctx, name); err != nil {
-			e.refuse(ctx, name, err)
+	fresh := e.openPools(ctx, names)
+	for _, p := range fresh {
+		if err := e.addPool(ctx, p, fresh); err != nil {
+			e.refuse(ctx, p.name, err)
 		}
 	}
 	for name, err := range refused {
@@ -145,33 +144,61 @@ func (e *Engine) refresh(ctx context.Context) error {
 	return nil
 }
 
-// addPool opens a pool, reconciles it and takes it into use.
-func (e *Engine) addPool(ctx context.Context, name string) error {
-	filesystem, err := e.host.Open(ctx, name)
-	if err != nil {
-		return err
-	}
-	p := &pool{name: name, Filesystem: filesystem, commits: commits{filesystem: filesystem}}
-	if err := e.deniedFor(p); err != nil {
-		return err
-	}
-	for _, other := range e.allPools() {
-		if other.PoolID() == p.PoolID() {
-			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
-				name, p.PoolID(), other.name)
+// openPools opens those that are not in use.
+func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*pool) {
+	for _, name := range names {
+		if _, err := e.pool(name); err == nil {
+			continue
 		}
+		filesystem, err := e.host.Open(ctx, name)
+		if err != nil {
+			e.refuse(ctx, name, err)
+			continue
+		}
+		fresh = append(fresh, &pool{name: name, Filesystem: filesystem, commits: commits{filesystem: filesystem}})
+	}
+	return fresh
+}
+
+// addPool reconciles a pool and takes it into use. fresh are all that could be.
+func (e *Engine) addPool(ctx context.Context, p *pool, fresh []*pool) error {
+	if err := errors.Join(e.deniedFor(p), e.onlyOne(p, fresh)); err != nil {
+		return err
 	}
 	if e.index != nil {
 		if err := e.adopt(ctx, p); err != nil {
-			return fmt.Errorf("pool %q: reconcile: %w", name, err)
+			return fmt.Errorf("pool %q: reconcile: %w", p.name, err)
 		}
 	}
 	e.mu.Lock()
-	e.pools[name] = p
-	delete(e.broken, name)
+	e.pools[p.name] = p
+	delete(e.broken, p.name)
 	e.mu.Unlock()
-	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", name, "poolID", p.PoolID())
+	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", p.name, "poolID", p.PoolID())
 	e.changed(meta.Ref{})
+	return nil
+}
+
+// onlyOne refuses a pool whose ID another one has: of a disk and its copy one can be
+// used, which is the one that is, or the one that was under its name. Where neither
+// is known nobody can tell which is the copy.
+func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
+	for _, other := range append(e.allPools(), fresh...) {
+		if other.name == p.name || other.PoolID() != p.PoolID() {
+			continue
+		}
+		known, err := e.host.Known()
+		inUse := e.inUse(p.PoolID())
+		switch {
+		case !inUse && known[p.PoolID()] == p.name:
+			continue
+		case inUse || known[p.PoolID()] == other.name:
+			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
+				p.name, p.PoolID(), other.name)
+		}
+		return errors.Join(fmt.Errorf("pool %q: has the ID %s, and so has pool %q: a disk and its copy? neither is used, since nobody can tell which is which; unmount the copy",
+			p.name, p.PoolID(), other.name), err)
+	}
 	return nil
 }
 
@@ -195,6 +222,9 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 		p.leftovers.add(subvolume)
 	}
 	e.indexed(ctx, e.syncPool(p))
+	if err := e.host.Remember(p.PoolID(), p.name); err != nil {
+		klog.FromContext(ctx).Error(err, "Pool cannot be remembered for when it is away and the index is lost", "pool", p.name)
+	}
 	return nil
 }
 
@@ -304,7 +334,7 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 		return located{}, fmt.Errorf("%s: %w", ref, ErrNotFound)
 	}
 	var found []located
-	var away error
+	var sick unaskedError
 	for _, p := range e.allPools() {
 		for _, kind := range ref.Class.Kinds() {
 			l, err := p.read(slotOf(kind, ref.ID))
@@ -312,7 +342,7 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 				continue
 			}
 			if errors.Is(err, ErrPoolAway) { // a sick disk stops only what may be on it
-				away = errors.Join(away, fmt.Errorf("%s: %w", ref, err))
+				sick.add(p, fmt.Errorf("%s: %w", ref, err))
 				continue
 			}
 			if err != nil {
@@ -325,13 +355,28 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		if away != nil {
-			return located{}, away
+		if sick.err != nil {
+			return located{}, &sick
 		}
 		return located{}, e.notHere(ref)
 	}
 	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)
 }
+
+// unaskedError says that what was looked for was not found, and that some pools could
+// not be asked.
+type unaskedError struct {
+	pools []string // IDs
+	err   error
+}
+
+func (u *unaskedError) add(p *pool, err error) {
+	u.pools, u.err = append(u.pools, p.PoolID()), errors.Join(u.err, err)
+}
+
+func (u *unaskedError) has(poolID string) bool { return slices.Contains(u.pools, poolID) }
+func (u *unaskedError) Error() string          { return u.err.Error() }
+func (u *unaskedError) Unwrap() error          { return u.err }
 
 // read returns the record of a slot; fs.ErrNotExist for none, and also for an
 // empty directory, which a crash left before it wrote the record.
@@ -356,6 +401,10 @@ func (p *pool) read(slot Slot) (located, error) {
 	return l, nil
 }
 
+func (e *Engine) inUse(poolID string) bool {
+	return slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.PoolID() == poolID })
+}
+
 // notHere tells an ID that is unknown from one whose pool is away.
 func (e *Engine) notHere(ref meta.Ref) error {
 	known, err := e.index.Lookup(ref)
@@ -364,7 +413,7 @@ func (e *Engine) notHere(ref meta.Ref) error {
 		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
 	}
 	for _, k := range known {
-		if !slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.PoolID() == k.PoolID }) {
+		if !e.inUse(k.PoolID) {
 			return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, k.Pool, k.PoolID, ErrPoolAway, k.Pool)
 		}
 	}
@@ -423,7 +472,8 @@ func (e *Engine) unnote(ctx context.Context, p *pool, ref meta.Ref) {
 	e.indexed(ctx, e.index.Remove(ref, p.PoolID()))
 }
 
-// syncIndex brings the index in line with the ledgers of all pools.
+// syncIndex brings the index in line with the ledgers of all pools. Of one that cannot
+// be read it keeps what it has, until maintain finds that it can.
 func (e *Engine) syncIndex() error {
 	if e.index == nil {
 		return nil
@@ -431,7 +481,7 @@ func (e *Engine) syncIndex() error {
 	e.indexing.Lock()
 	defer e.indexing.Unlock()
 	for _, p := range e.allPools() {
-		if err := e.syncPool(p); err != nil {
+		if err := e.syncPool(p); err != nil && !errors.Is(err, ErrPoolAway) {
 			return err
 		}
 	}
@@ -441,6 +491,7 @@ func (e *Engine) syncIndex() error {
 
 func (e *Engine) syncPool(p *pool) error {
 	entries, err := p.entries()
+	p.unread.Store(err != nil)
 	if err != nil {
 		return err
 	}

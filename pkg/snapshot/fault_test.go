@@ -67,17 +67,66 @@ func TestSickPool(t *testing.T) {
 	w.close()
 	w.open()
 	defer w.close()
-	sick.Fail("Record", unix.EIO)
 	ctx := t.Context()
+	there := snapshot.Spec{Name: "there", Pool: "a-sick", Size: snapshot.Range{Required: mib}}
+	must(t, second(w.e.Prepare(ctx, there, meta.Ref{})))
+	sick.Fail("Record", unix.EIO)
 	must(t, second(w.e.Stat(ctx, meta.Volume("base"))))
 	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base"))) // again
 	must(t, second(w.e.Resize(ctx, "base", snapshot.Range{Required: 9 * mib})))
 	wants(t, second(w.e.Stat(ctx, meta.Volume("missing"))), snapshot.ErrPoolAway)
-	wants(t, second(w.e.Prepare(ctx, sized("missing", mib), meta.Ref{})), snapshot.ErrPoolAway)
 	wants(t, w.e.Remove(ctx, meta.Volume("missing")), snapshot.ErrPoolAway)
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
+
+	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
+	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("snap"))))
+	for _, pool := range []string{"", "a-sick"} { // it is known to be there; it may be there
+		spec := there
+		spec.Pool = pool
+		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+		spec.Name, spec.Pool = "elsewhere", "a-sick"
+		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+	}
+	wants(t, second(w.e.Prepare(ctx, sized("copy", mib), meta.Volume("missing"))), snapshot.ErrPoolAway)
+	w.tellsWhatItCan("a-sick")
+
 	sick.Fail("Record", nil)
+	w.verify()
 	wants(t, second(w.e.Stat(ctx, meta.Volume("base"))), snapshot.ErrNotFound)
+}
+
+// tellsWhatItCan: what concerns all pools tells of those that can be read, and of the
+// one that cannot.
+func (w *world) tellsWhatItCan(sick string) {
+	w.t.Helper()
+	ctx := w.t.Context()
+	items, err := w.e.Inventory(ctx)
+	must(w.t, err)
+	told := map[string]string{}
+	for _, item := range items {
+		told[item.Pool+"/"+item.ID] = item.Status
+	}
+	if told[sick+"/"] != "Unreadable" || told["default/other"] != "Ready" {
+		w.t.Errorf("inventory: %v", told)
+	}
+	findings, err := w.e.Plan(ctx)
+	must(w.t, err)
+	repaired, err := w.e.Reconcile(ctx)
+	must(w.t, err)
+	for _, findings := range [][]snapshot.Finding{findings, repaired} {
+		problems := map[string]int{}
+		for _, f := range findings {
+			problems[f.Pool+" "+string(f.Problem)]++
+		}
+		if problems[sick+" Unusable"] != 1 || problems["default Lost"] != 1 {
+			w.t.Errorf("found %v", findings)
+		}
+	}
+	listed := map[string]bool{}
+	must(w.t, w.e.Walk(ctx, meta.Volumes, "", func(e meta.Entry) bool { listed[e.ID] = true; return true }))
+	if !listed["other"] || !listed["there"] {
+		w.t.Errorf("listed %v", listed)
+	}
 }
 
 // TestIndexThatCannotBeWritten: the disk of the index is full. No request fails,
@@ -127,6 +176,30 @@ func TestSameDiskTwice(t *testing.T) {
 		t.Errorf("got %v", findings)
 	}
 	must(t, second(w.e.Prepare(t.Context(), sized("new", mib), meta.Ref{})))
+}
+
+// TestSameDiskTwiceAtStart: the pool is the one under the name that it had, whichever
+// comes first by name, and where that is not known neither.
+func TestSameDiskTwiceAtStart(t *testing.T) {
+	t.Parallel()
+	for _, copied := range []string{"a-copy", "z-copy"} {
+		w := newWorld(t, btrfs.QuotaFull)
+		w.host.Add(copied, w.fs)
+		for range 2 {
+			w.close()
+			w.open()
+			if ids := w.e.PoolIDs(); len(ids) != 1 || ids[snapshot.DefaultPool] == "" {
+				t.Errorf("beside %s: in use: %v", copied, ids)
+			}
+		}
+		w.host.Forget(w.fs.ID)
+		w.close()
+		w.open()
+		if all := w.e.Pools(t.Context()); len(w.e.PoolIDs()) > 0 || len(all) != 2 || all[0].Error == "" || all[1].Error == "" {
+			t.Errorf("beside %s, unknown: %+v", copied, all)
+		}
+		w.close()
+	}
 }
 
 // TestLeftovers: the accounting of what was destroyed is no finding while the
@@ -228,4 +301,113 @@ func TestNestedMeanwhile(t *testing.T) {
 	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
 	wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
 	wants(t, second(e.Stat(t.Context(), meta.Snapshot("snap"))), snapshot.ErrNotFound)
+}
+
+// TestNestedMeanwhileCutShort has the undoing of such a copy fail: neither a retry nor
+// a start completes it.
+func TestNestedMeanwhileCutShort(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]func(t *testing.T, e *snapshot.Engine){
+		"retry": func(t *testing.T, e *snapshot.Engine) {
+			wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
+		},
+		"reconcile": func(t *testing.T, e *snapshot.Engine) {
+			findings, err := e.Reconcile(t.Context())
+			if must(t, err); len(findings) != 1 || !findings[0].Repaired {
+				t.Errorf("found %v", findings)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			host := snaptest.NewHost(btrfs.QuotaNone)
+			pool := host.Pool(snapshot.DefaultPool)
+			e := open(t, nesting{host}, filepath.Join(t.TempDir(), "index.db"))
+			must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
+			pool.Fail("Destroy", unix.EBUSY)
+			wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrUnfinished)
+			pool.Fail("Destroy", nil)
+			again(t, e)
+			wants(t, second(e.Stat(t.Context(), meta.Snapshot("snap"))), snapshot.ErrNotFound)
+		})
+	}
+}
+
+// TestNestedLater: what a pod nests after a snapshot takes nothing from one that was
+// acknowledged, and whose mark of completeness a power cut took.
+func TestNestedLater(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	ctx := t.Context()
+	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")))
+	w.close()
+	w.fs.PowerCut()
+	must(t, w.fs.Nest(active("base"), "later"))
+	w.open()
+	defer w.close()
+	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")))
+	w.verify()
+}
+
+// TestCutShortWithoutSource: nobody can tell any more whether such a copy is whole. It
+// is neither acknowledged nor lost, and can be removed.
+func TestCutShortWithoutSource(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	defer w.close()
+	ctx := t.Context()
+	slot := snapshot.Slot{Area: "committed", Name: "new"}
+	record, err := meta.Record{ID: "new", Name: "new", Kind: meta.Committed, State: meta.Creating, Size: 5 * mib, Source: meta.Volume("base")}.Encode()
+	must(t, err)
+	must(t, w.fs.PlantSlot(slot, record))
+	must(t, w.fs.Snapshot(active("base"), slot, true))
+	must(t, w.e.Remove(ctx, meta.Volume("base")))
+	must(t, second(w.e.Prepare(ctx, sized("base", 5*mib), meta.Ref{}))) // another of its name
+	for range 2 {
+		wants(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")), snapshot.ErrUnfinished)
+		if data, err := w.fs.Read(slot); err != nil || data != "newer data of base" {
+			t.Errorf("holds %q, %v", data, err)
+		}
+		must(t, second(w.e.Reconcile(ctx)))
+	}
+	must(t, w.e.Remove(ctx, meta.Snapshot("new")))
+	wants(t, second(w.e.Stat(ctx, meta.Snapshot("new"))), snapshot.ErrNotFound)
+}
+
+// TestForgottenPool: with a pool away, and the index lost, nobody is told that a volume
+// is gone, until somebody says that the pool is.
+func TestForgottenPool(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	fast := snaptest.NewFilesystem(btrfs.QuotaFull)
+	w.host.Add("fast", fast)
+	w.close()
+	w.open()
+	ctx := t.Context()
+	pvc := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
+	must(t, second(w.e.Prepare(ctx, pvc, meta.Ref{})))
+	w.host.Detach("fast")
+	w.close()
+	w.open()
+	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	must(t, w.e.Remove(ctx, meta.Volume("missing"))) // it was not there: the index knows
+	must(t, w.e.Close())
+	wants(t, w.e.Remove(ctx, meta.Volume("missing")), snapshot.ErrPoolAway) // and cannot be read
+
+	must(t, os.Remove(w.index))
+	w.open()
+	for _, name := range []string{"pvc", "missing"} {
+		wants(t, w.e.Remove(ctx, meta.Volume(name)), snapshot.ErrPoolAway)
+	}
+	wants(t, w.e.Remove(ctx, meta.Snapshot("missing")), snapshot.ErrPoolAway)
+	must(t, w.e.Remove(ctx, meta.Volume("base")))
+	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
+	w.host.Forget(fast.ID)
+	must(t, w.e.Remove(ctx, meta.Volume("missing")))
+
+	w.host.Attach("fast")
+	w.close()
+	w.open()
+	defer w.close()
+	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
+	must(t, w.e.Remove(ctx, meta.Volume("pvc"))) // again
 }

@@ -108,6 +108,8 @@ type Subvolumes interface {
 	// Nested returns the paths of the subvolumes inside, relative to it, one
 	// level deep.
 	Nested(Slot) ([]string, error)
+	// NestedUpTo is Nested for those that were made up to a transaction.
+	NestedUpTo(s Slot, transid uint64) ([]string, error)
 	// Nesting returns the subvolumes that lie in other ones, also in foreign ones, and
 	// what each lies in, by ID.
 	Nesting() (map[uint64]uint64, error)
@@ -157,6 +159,10 @@ type Host interface {
 	// Open makes a pool ready for use: it is given an ID and areas if it has
 	// none, and its quota is turned on.
 	Open(ctx context.Context, name string) (Filesystem, error)
+	// Remember notes, durably, that a pool is in use under a name. Known returns the
+	// last name of every pool that ever was, by ID, until it is forgotten by hand.
+	Remember(poolID, name string) error
+	Known() (map[string]string, error)
 	// Wait returns when the pools may have changed, or ctx has ended.
 	Wait(ctx context.Context)
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -22,6 +23,9 @@ import (
 const (
 	// poolsDir is where the pools are, in the state directory.
 	poolsDir = "pools"
+	// knownDir has a file for each pool that ever was in use, in the state directory:
+	// its name is the pool's ID, its content the pool's name.
+	knownDir = "known"
 	// identityFile holds the ID of a pool, in the pool's directory.
 	identityFile = "pool.json"
 	// poolVersion is raised when the layout of a pool changes so that an older
@@ -70,6 +74,41 @@ func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+func (n *node) known() string { return filepath.Join(filepath.Dir(n.pools), knownDir) }
+
+func (n *node) Remember(poolID, name string) error {
+	known, err := n.Known()
+	if err != nil || known[poolID] == name {
+		return err
+	}
+	if err := os.Mkdir(n.known(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := writeDurably(filepath.Join(n.known(), poolID), []byte(name+"\n")); err != nil {
+		return err
+	}
+	return btrfs.Sync(filepath.Dir(n.known()) + "/.")
+}
+
+func (n *node) Known() (map[string]string, error) {
+	files, err := os.ReadDir(n.known())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	names := map[string]string{}
+	for _, file := range files {
+		if _, err := uuid.Parse(file.Name()); err != nil {
+			continue // what a crash left of writing one
+		}
+		data, failed := os.ReadFile(filepath.Join(n.known(), file.Name()))
+		if failed != nil && !errors.Is(failed, os.ErrNotExist) {
+			err = errors.Join(err, failed)
+		}
+		names[file.Name()] = strings.TrimSpace(string(data))
+	}
+	return names, err
 }
 
 // openTable opens the mount table, nil where that fails: Wait does without, only
@@ -177,11 +216,12 @@ const pollSlice = 250 * time.Millisecond
 
 func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	d := &disk{path: filepath.Join(n.pools, name)}
-	var st unix.Stat_t
-	if err := unix.Lstat(d.path, &st); err != nil {
+	fd, is, err := d.openAny()
+	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
-	d.device = st.Dev
+	unix.Close(fd)
+	d.place = is
 	room, err := d.Room()
 	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
@@ -213,17 +253,12 @@ func (id identity) valid() bool {
 // because that of the filesystem is copied with the disk, and changed by tools.
 func (d *disk) identify(passive bool) error {
 	return d.within(func(root string) error {
-		path := filepath.Join(root, identityFile)
-		data, err := os.ReadFile(path)
+		id, err := d.readIdentity(root)
 		if errors.Is(err, os.ErrNotExist) && !passive {
 			return d.initialise(root)
 		}
 		if err != nil {
 			return err
-		}
-		var id identity
-		if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
-			return fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
 		}
 		if id.Version > poolVersion {
 			return fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
@@ -234,6 +269,17 @@ func (d *disk) identify(passive bool) error {
 		}
 		return d.makeAreas(root)
 	})
+}
+
+func (d *disk) readIdentity(root string) (id identity, err error) {
+	data, err := os.ReadFile(filepath.Join(root, identityFile))
+	if err != nil {
+		return id, err
+	}
+	if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
+		return id, fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
+	}
+	return id, nil
 }
 
 // initialise makes a pool of an empty directory. One that holds volumes and has

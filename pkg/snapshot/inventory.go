@@ -31,23 +31,37 @@ var statuses = map[slotState]string{
 }
 
 // Inventory reads every slot of every pool from the ledgers, ordered by pool and
-// path, with what it holds. Its cost grows with the number of slots.
+// path, with what it holds. A pool that cannot be read is an item without an ID, whose
+// detail says why. Its cost grows with the number of slots.
 func (e *Engine) Inventory(context.Context) ([]Item, error) {
 	var items []Item
 	for _, p := range e.allPools() {
-		slots, err := p.scan()
+		found, err := p.items()
+		items = append(items, found...)
+		if errors.Is(err, ErrPoolAway) {
+			items = append(items, Item{
+				Entry:  meta.Entry{Pool: p.name, PoolID: p.PoolID()},
+				Status: statuses[slotUnreadable], Detail: err.Error(),
+			})
+			err = nil
+		}
 		if err != nil {
 			return nil, err
 		}
-		for _, s := range slots {
-			item, err := s.item()
-			if err != nil {
-				return nil, fmt.Errorf("%s in pool %q: %w", s.slot, p.name, err)
-			}
-			items = append(items, item)
-		}
 	}
 	return items, nil
+}
+
+func (p *pool) items() (items []Item, err error) {
+	slots, err := p.scan()
+	for _, s := range slots {
+		item, err := s.item()
+		if err != nil {
+			return items, fmt.Errorf("%s in pool %q: %w", s.slot, p.name, p.explain(err))
+		}
+		items = append(items, item)
+	}
+	return items, err
 }
 
 func (s *scanned) item() (Item, error) {

@@ -60,6 +60,9 @@ func (e *Engine) maintain(ctx context.Context) {
 		}
 		for _, p := range e.allPools() {
 			e.maintainPool(ctx, p)
+			if p.unread.Load() {
+				e.indexBehind.Store(true)
+			}
 		}
 		e.indexed(ctx, e.index.Flush())
 		if e.indexBehind.Load() {

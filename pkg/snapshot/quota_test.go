@@ -1,6 +1,8 @@
 package snapshot_test
 
 import (
+	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -264,8 +266,12 @@ func TestVanished(t *testing.T) {
 		planned := btrfs.NewQgroupID(1, 100000) // of somebody's, for a subvolume to come
 		must(t, btrfs.CreateQgroup(n.state, planned))
 		must(t, btrfs.LimitQgroup(n.state, planned, mib))
+		unlimited := btrfs.NewQgroupID(1, 100001)
+		must(t, btrfs.CreateQgroup(n.state, unlimited))
 		must(t, n.Pool("default").Vanish(active("lost")))
-		go e.Run(ctx)
+		running, stop := context.WithCancel(ctx)
+		defer stop()
+		go e.Run(running)
 		within(t, 90*time.Second, func() bool {
 			n.settle(t)
 			left := false
@@ -281,6 +287,11 @@ func TestVanished(t *testing.T) {
 			t.Errorf("another volume has %+v", usage)
 		}
 		must(t, second(btrfs.QgroupOf(n.state, planned)))
+		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
+		stop()
+		must(t, e.Close())
+		n.start(t) // it looks at what is left of before
+		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
 	})
 }
 
@@ -420,4 +431,85 @@ func fillMetadataTo(dir string) (err error) {
 		err = os.Mkdir(fmt.Sprintf("%s/metadata-%d", dir, i), 0o700)
 	}
 	return err
+}
+
+// TestAtTheLimit: a volume that is full, of data and of metadata, can be snapshotted,
+// cloned and expanded, also when a pod has changed what its class set on its root.
+func TestAtTheLimit(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		spec := sized("pvc", 16*mib)
+		spec.Parameters.Compression = "zstd"
+		must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
+		mount, err := e.Mounts(ctx, "pvc")
+		must(t, err)
+		must(t, btrfs.SetCompression(mount.Source, "lzo")) // by a pod
+		random := make([]byte, mib)
+		_, _ = rand.Read(random)
+		_, err = overrun(mount.Source, func(f *os.File, offset int64) (int64, error) {
+			n, err := f.WriteAt(random, offset)
+			return int64(n), err
+		})
+		wants(t, err, unix.EDQUOT)
+		wants(t, fillMetadataTo(mount.Source), unix.EDQUOT)
+
+		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")))
+		for _, copied := range []string{"clone", "restored"} {
+			source := map[string]meta.Ref{"clone": meta.Volume("pvc"), "restored": meta.Snapshot("snap")}[copied]
+			must(t, second(e.Prepare(ctx, snapshot.Spec{Name: copied, Parameters: spec.Parameters}, source)))
+		}
+		must(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 32 * mib})))
+		n.Pool("default").Commit()
+		must(t, n.fill("pvc", 8*mib))
+		usage, err := e.Usage(ctx, meta.Volume("pvc"))
+		if must(t, err); usage.Limit != 32*mib {
+			t.Errorf("has %+v", usage)
+		}
+		for _, id := range []string{"clone", "restored", "pvc"} {
+			must(t, e.Remove(ctx, meta.Volume(id)))
+		}
+	})
+}
+
+// TestQuotaTurnedOff, or exchanged, while the driver runs: it is told, turned on again,
+// and limits hold.
+func TestQuotaTurnedOff(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
+		told := make(chan struct{}, 1000)
+		e.OnChange(func(ref meta.Ref) {
+			if ref.IsZero() {
+				told <- struct{}{}
+			}
+		})
+		go e.Run(ctx)
+		must(t, btrfs.DisableQuota(n.state))
+		within(t, time.Minute, func() bool {
+			usage, err := e.Usage(ctx, meta.Volume("pvc"))
+			return err == nil && usage.Limit == 4*mib
+		})
+		if len(told) == 0 {
+			t.Error("it was not told")
+		}
+		if mode == btrfs.QuotaFull {
+			must(t, btrfs.WaitRescan(n.state))
+		}
+		wants(t, n.fill("pvc", 6*mib), unix.EDQUOT)
+
+		// Limits of another meaning are not served.
+		other := map[btrfs.QuotaMode]btrfs.QuotaMode{btrfs.QuotaFull: btrfs.QuotaSimple, btrfs.QuotaSimple: btrfs.QuotaFull}[mode]
+		var exchanged error
+		for range 10 { // the driver may turn its own on in between
+			if exchanged = errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, other)); exchanged == nil {
+				break
+			}
+		}
+		must(t, exchanged)
+		within(t, time.Minute, func() bool { return len(e.PoolIDs()) == 0 && len(e.Pools(ctx)) == 1 })
+	})
 }

@@ -89,6 +89,10 @@ func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) 
 	for _, p := range e.allPools() {
 		f, err := fn(p)
 		findings = append(findings, f...)
+		if errors.Is(err, ErrPoolAway) { // the others are no worse for it
+			findings = append(findings, Finding{Pool: p.name, Problem: Unusable, Detail: err.Error()})
+			err = nil
+		}
 		errs = append(errs, err)
 	}
 	duplicates, err := e.duplicates()
@@ -173,6 +177,9 @@ func (e *Engine) duplicates() ([]Finding, error) {
 	var findings []Finding
 	for _, p := range e.allPools() {
 		slots, err := p.scan()
+		if errors.Is(err, ErrPoolAway) {
+			continue // told already
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -329,7 +336,7 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) (action, boo
 	case slotDeclared:
 		return report(UnfinishedCreate, "declared, but no subvolume was made", "undo", func() error { return s.undeclare() })
 	case slotHalf:
-		return report(UnfinishedCreate, "subvolume was made, but not completed", "complete", func() error { _, err := s.resume(); return err })
+		return report(UnfinishedCreate, "subvolume was made, but not completed", "complete", s.finish)
 	case slotRemoving:
 		return report(UnfinishedRemove, "on its way out", "complete", s.dispose)
 	case slotLost:
@@ -354,6 +361,15 @@ func (s *scanned) foreignDetail() string {
 		return fmt.Sprintf("was not made by btrfs-csi (%v); it is kept", s.err)
 	}
 	return "was not made by btrfs-csi; it is kept"
+}
+
+// finish completes a slot. One that is no copy of all of its source is undone.
+func (s *scanned) finish() error {
+	_, err := s.resume()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // undeclare takes an empty slot away. Files in it are somebody's, and stay.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -28,7 +29,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	}
 	l, err := e.find(ref)
 	if errors.Is(err, ErrNotFound) {
-		return earlier
+		return errors.Join(earlier, e.forgotten(ref))
 	}
 	if err != nil {
 		return err
@@ -40,6 +41,31 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 		return unfinished(fmt.Errorf("%s: %w", ref, l.explain(err)))
 	}
 	e.unnote(ctx, l.pool, ref)
+	return nil
+}
+
+// forgotten fails when what is in no pool here may be in one that is away, and that
+// the index does not remember, since it was made anew or fails: nobody may be told
+// that it is gone.
+func (e *Engine) forgotten(ref meta.Ref) error {
+	known, err := e.host.Known()
+	if err != nil {
+		return fmt.Errorf("%s: %w: which pools there were cannot be read: %w", ref, ErrPoolAway, err)
+	}
+	maps.DeleteFunc(known, func(id, _ string) bool { return e.inUse(id) })
+	if len(known) == 0 {
+		return nil
+	}
+	remembered, err := e.index.Pools()
+	if _, failed := e.index.Lookup(ref); err != nil || failed != nil {
+		remembered = nil
+	}
+	for id, name := range known {
+		if _, ok := remembered[id]; !ok {
+			return fmt.Errorf("%s: may be in pool %q (%s): %w, and what it held was forgotten with the index: "+
+				"mount its filesystem at pools/%s, or, if its disk is gone for good, remove the file known/%s in the state directory", ref, name, id, ErrPoolAway, name, id)
+		}
+	}
 	return nil
 }
 

@@ -30,11 +30,14 @@ func (d *disk) enter() (*root, error) {
 		if err != nil {
 			return nil, err
 		}
-		d.root = &root{fd: fd, path: fmt.Sprintf("/proc/self/fd/%d", fd), opened: time.Now()}
+		d.root = &root{fd: fd, path: fdPath(fd), opened: time.Now()}
 	}
 	d.root.users++
 	return d.root, nil
 }
+
+// fdPath leads to an open directory.
+func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 func (d *disk) leave(r *root) {
 	d.mu.Lock()
@@ -48,20 +51,55 @@ func (d *disk) leave(r *root) {
 	}
 }
 
-func (d *disk) open() (int, error) {
-	fd, err := unix.Open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("%w: open %s: %w", ErrPoolAway, d.path, err)
+// place tells a directory's filesystem from any other that is mounted in its stead.
+// The device number does not: the kernel gives that of a filesystem that is
+// unmounted to the next one. It tells the subvolumes of one filesystem apart.
+type place struct {
+	device uint64    // st_dev
+	mount  uint64    // of this boot's mounts the one; 0 before Linux 6.8
+	fsid   unix.Fsid // of the filesystem, where mount is 0: one that its copy has too
+}
+
+func placeOf(fd int) (p place, err error) {
+	var stx unix.Statx_t
+	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID_UNIQUE, &stx)
+	if err == nil && stx.Mask&unix.STATX_MNT_ID_UNIQUE != 0 {
+		return place{device: unix.Mkdev(stx.Dev_major, stx.Dev_minor), mount: stx.Mnt_id}, nil
 	}
+	return oldPlaceOf(fd)
+}
+
+// oldPlaceOf is placeOf for kernels that do not number mounts for good.
+func oldPlaceOf(fd int) (p place, err error) {
 	var st unix.Stat_t
-	if err = unix.Fstat(fd, &st); err == nil && st.Dev != d.device {
-		err = errors.New("another filesystem is mounted there")
+	var stfs unix.Statfs_t
+	err = errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &stfs))
+	return place{device: st.Dev, fsid: stfs.Fsid}, err
+}
+
+func (d *disk) open() (int, error) {
+	fd, is, err := d.openAny()
+	if err == nil && is != d.place {
+		unix.Close(fd)
+		err = fmt.Errorf("%s: another filesystem is mounted there", d.path)
 	}
 	if err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("%w: stat %s: %w", ErrPoolAway, d.path, err)
+		return -1, fmt.Errorf("%w: %w", ErrPoolAway, err)
 	}
 	return fd, nil
+}
+
+// openAny opens whatever is at the pool's path.
+func (d *disk) openAny() (fd int, is place, err error) {
+	fd, err = unix.Open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, is, fmt.Errorf("open %s: %w", d.path, err)
+	}
+	if is, err = placeOf(fd); err != nil {
+		unix.Close(fd)
+		return -1, is, fmt.Errorf("stat %s: %w", d.path, err)
+	}
+	return fd, is, nil
 }
 
 // Hold opens the pool's directory once for all that is done until release. What

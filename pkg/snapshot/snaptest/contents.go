@@ -56,7 +56,7 @@ func (f *Filesystem) Nest(at snapshot.Slot, name string) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err == nil {
-			sub.nested = append(sub.nested, name)
+			sub.nested, sub.nestedAt = append(sub.nested, name), append(sub.nestedAt, s.transid)
 		}
 		return err
 	})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"path"
 	"slices"
 	"sync"
@@ -72,6 +73,7 @@ type subvolume struct {
 	btrfs.SubvolumeInfo
 	data       string
 	nested     []string
+	nestedAt   []uint64 // the transaction of each
 	properties meta.Parameters
 }
 
@@ -101,7 +103,7 @@ func (s *slot) clone() *slot {
 	c.record = slices.Clone(s.record)
 	if s.subvolume != nil {
 		sub := *s.subvolume
-		sub.nested = slices.Clone(sub.nested)
+		sub.nested, sub.nestedAt = slices.Clone(sub.nested), slices.Clone(sub.nestedAt)
 		c.subvolume = &sub
 	}
 	return &c
@@ -476,12 +478,21 @@ func (f *Filesystem) Info(at snapshot.Slot) (info btrfs.SubvolumeInfo, err error
 }
 
 func (f *Filesystem) Nested(at snapshot.Slot) (paths []string, err error) {
+	return f.NestedUpTo(at, math.MaxUint64)
+}
+
+func (f *Filesystem) NestedUpTo(at snapshot.Slot, transid uint64) (paths []string, err error) {
 	err = f.look("Nested", at, func(s *state) error {
 		sub, err := s.in(at)
-		if err == nil {
-			paths = slices.Clone(sub.nested)
+		if err != nil {
+			return err
 		}
-		return err
+		for i, path := range sub.nested {
+			if sub.nestedAt[i] <= transid {
+				paths = append(paths, path)
+			}
+		}
+		return nil
 	})
 	return paths, err
 }

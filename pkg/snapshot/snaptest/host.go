@@ -3,6 +3,7 @@ package snaptest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
@@ -11,8 +12,9 @@ import (
 
 // Host is a node whose pools are in memory.
 type Host struct {
-	mu      sync.Mutex // protects pools and refused
+	mu      sync.Mutex // protects pools, refused and known
 	pools   map[string]*Filesystem
+	known   map[string]string
 	refused map[string]error
 	changed chan struct{}
 }
@@ -21,7 +23,7 @@ var _ snapshot.Host = (*Host)(nil)
 
 // NewHost returns a node with the pool DefaultPool.
 func NewHost(mode btrfs.QuotaMode) *Host {
-	h := &Host{pools: map[string]*Filesystem{}, refused: map[string]error{}, changed: make(chan struct{}, 1)}
+	h := &Host{known: map[string]string{}, pools: map[string]*Filesystem{}, refused: map[string]error{}, changed: make(chan struct{}, 1)}
 	h.Add(snapshot.DefaultPool, NewFilesystem(mode))
 	return h
 }
@@ -98,6 +100,26 @@ func (h *Host) Open(_ context.Context, name string) (snapshot.Filesystem, error)
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
 	return f, nil
+}
+
+func (h *Host) Remember(poolID, name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.known[poolID] = name
+	return nil
+}
+
+func (h *Host) Known() (map[string]string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.known), nil
+}
+
+// Forget takes a pool out of those that are known.
+func (h *Host) Forget(poolID string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.known, poolID)
 }
 
 func (h *Host) Wait(ctx context.Context) {

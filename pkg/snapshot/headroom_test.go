@@ -1,0 +1,75 @@
+package snapshot_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
+)
+
+// roomy is a Host whose pools have a given room.
+type roomy struct {
+	*snaptest.Host
+	room btrfs.Room
+}
+
+type roomyPool struct {
+	snapshot.Filesystem
+	room btrfs.Room
+}
+
+func (h roomy) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	filesystem, err := h.Host.Open(ctx, name)
+	return roomyPool{filesystem, h.room}, err
+}
+
+func (p roomyPool) Room() (btrfs.Room, error) { return p.room, nil }
+
+// TestHeadroom has pools with exactly what a volume and the headroom need, and with a
+// MiB more and less, of data and of metadata.
+func TestHeadroom(t *testing.T) {
+	t.Parallel()
+	const gib, size = 1024 * mib, 8 * mib
+	for _, c := range []struct{ size, data, metadata int64 }{
+		{256 * mib, 16 * mib, 8 * mib},
+		{512 * mib, 32 * mib, 16 * mib},
+		{1 * gib, 64 * mib, 32 * mib},
+		{2 * gib, 64 * mib, 64 * mib},
+		{50 * gib, 512 * mib, 64 * mib},
+		{100 * gib, 1 * gib, 64 * mib},
+		{10_000 * gib, 1 * gib, 64 * mib},
+	} {
+		for _, data := range []int64{-mib, 0, mib} {
+			for _, metadata := range []int64{-mib, 0, mib} {
+				room := btrfs.Room{Size: c.size, Available: size + c.data + data, Metadata: c.metadata + metadata}
+				t.Run(fmt.Sprintf("%d MiB, data %+d, metadata %+d", c.size/mib, data/mib, metadata/mib), func(t *testing.T) {
+					t.Parallel()
+					creates(t, room, size, data >= 0 && metadata >= 0)
+				})
+			}
+		}
+	}
+}
+
+// creates holds what a pool makes, and what capacity it tells, against whether a
+// volume fits.
+func creates(t *testing.T, room btrfs.Room, size int64, fits bool) {
+	t.Helper()
+	e := open(t, roomy{snaptest.NewHost(btrfs.QuotaNone), room}, filepath.Join(t.TempDir(), "index.db"))
+	capacity, err := e.Capacity(t.Context(), "")
+	if must(t, err); capacity.MaximumSize >= size != fits {
+		t.Errorf("tells %+v", capacity)
+	}
+	_, err = e.Prepare(t.Context(), sized("pvc", size), meta.Ref{})
+	if fits {
+		must(t, err)
+		return
+	}
+	wants(t, err, snapshot.ErrNoSpace)
+	wants(t, second(e.Stat(t.Context(), meta.Volume("pvc"))), snapshot.ErrNotFound)
+}

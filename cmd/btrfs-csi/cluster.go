@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -70,6 +73,20 @@ func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 		})
 	}
 	return reports
+}
+
+func (n *mirrored) Away(ctx context.Context) []string {
+	away, err := n.Engine.Away()
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Pools that are away cannot be told")
+	}
+	return slices.Sorted(maps.Keys(away))
+}
+
+func (n *mirrored) Forget(ctx context.Context, poolID string) {
+	if err := n.Engine.Forget(poolID); err != nil {
+		klog.FromContext(ctx).Error(err, "Pool cannot be forgotten", "poolID", poolID)
+	}
 }
 
 func (n *mirrored) Expand(ctx context.Context, volume string, size int64) (int64, error) {

@@ -466,26 +466,13 @@ func (d *disk) Dying() (dying []uint64, err error) {
 // kernel has dropped, for stale: they are of no use to anyone, whoever made the
 // subvolume. So is what is left of one, a group 1/<id> without members, whose limit was
 // lifted. If it was not, it is of a volume that vanished, or metadata was full, if later
-// subvolumes show that there was one with this ID; else it is somebody's plan. Under simple quota a group may still be charged for what a
-// snapshot holds; the kernel keeps it until then, and it is not stale.
+// subvolumes show that there was one with this ID; else it is somebody's plan.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		type groups struct{ own, lifted bool } // there is 0/<id>; the limit of 1/<id> was lifted
-		gone := map[uint64]groups{}
-		err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
-			id := q.ID.Subvolume()
-			if id < firstSubvolume || d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
-				return nil
-			}
-			if own := q.ID.Level() == 0; own || q.ID == d.group(id) {
-				g := gone[id]
-				gone[id] = groups{g.own || own, g.lifted || q.MaxReferenced == lifted}
-			}
-			return nil
-		})
+		gone, err := d.quotaGroups(path)
 		if err != nil || len(gone) == 0 {
 			return err
 		}
@@ -504,6 +491,28 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 		return err
 	})
 	return stale, err
+}
+
+// quotaGroups are those of a subvolume.
+type quotaGroups struct{ own, lifted bool } // there is 0/<id>; the limit of 1/<id> was lifted
+
+// quotaGroups returns those of every subvolume, by its ID. Under simple quota they may be
+// charged for what a snapshot of one that is gone holds: the kernel keeps them until
+// then, and they are left out.
+func (d *disk) quotaGroups(path string) (map[uint64]quotaGroups, error) {
+	all := map[uint64]quotaGroups{}
+	err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
+		id := q.ID.Subvolume()
+		if id < firstSubvolume || d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
+			return nil
+		}
+		if own := q.ID.Level() == 0; own || q.ID == d.group(id) {
+			g := all[id]
+			all[id] = quotaGroups{g.own || own, g.lifted || q.MaxReferenced == lifted}
+		}
+		return nil
+	})
+	return all, err
 }
 
 // firstSubvolume is the least ID of a subvolume (BTRFS_FIRST_FREE_OBJECTID).

@@ -3,6 +3,7 @@ package snapshot_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -401,7 +402,10 @@ func TestForgottenPool(t *testing.T) {
 	wants(t, w.e.Remove(ctx, meta.Snapshot("missing")), snapshot.ErrPoolAway)
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
 	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
-	w.host.Forget(fast.ID)
+	if away, err := w.e.Away(); err != nil || !maps.Equal(away, map[string]string{fast.ID: "fast"}) {
+		t.Errorf("away are %v, %v", away, err)
+	}
+	must(t, w.e.Forget(fast.ID))
 	must(t, w.e.Remove(ctx, meta.Volume("missing")))
 
 	w.host.Attach("fast")

@@ -160,9 +160,10 @@ type Host interface {
 	// none, and its quota is turned on.
 	Open(ctx context.Context, name string) (Filesystem, error)
 	// Remember notes, durably, that a pool is in use under a name. Known returns the
-	// last name of every pool that ever was, by ID, until it is forgotten by hand.
+	// last name of every pool that ever was, by ID, until Forget.
 	Remember(poolID, name string) error
 	Known() (map[string]string, error)
+	Forget(poolID string) error
 	// Wait returns when the pools may have changed, or ctx has ended.
 	Wait(ctx context.Context)
 }

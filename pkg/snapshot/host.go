@@ -92,6 +92,16 @@ func (n *node) Remember(poolID, name string) error {
 	return btrfs.Sync(filepath.Dir(n.known()) + "/.")
 }
 
+func (n *node) Forget(poolID string) error {
+	if _, err := uuid.Parse(poolID); err != nil {
+		return fmt.Errorf("pool ID %q: %w", poolID, err) // it becomes part of a path
+	}
+	if err := os.Remove(filepath.Join(n.known(), poolID)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 func (n *node) Known() (map[string]string, error) {
 	files, err := os.ReadDir(n.known())
 	if errors.Is(err, os.ErrNotExist) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 	"strings"
 
@@ -185,6 +186,17 @@ func (e *Engine) PoolIDs() map[string]string {
 	}
 	return ids
 }
+
+// Away returns the names of the pools that were in use once and are not now, by ID, but
+// for those that are forgotten.
+func (e *Engine) Away() (map[string]string, error) {
+	known, err := e.host.Known()
+	maps.DeleteFunc(known, func(id, _ string) bool { return e.inUse(id) })
+	return known, err
+}
+
+// Forget tells that a pool will not come back here: nothing waits for it any more.
+func (e *Engine) Forget(poolID string) error { return e.host.Forget(poolID) }
 
 // Pools returns the state of every pool, also of those that cannot be used,
 // ordered by name.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 
 	"golang.org/x/sys/unix"
 
@@ -48,11 +47,10 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 // the index does not remember, since it was made anew or fails: nobody may be told
 // that it is gone.
 func (e *Engine) forgotten(ref meta.Ref) error {
-	known, err := e.host.Known()
+	known, err := e.Away()
 	if err != nil {
 		return fmt.Errorf("%s: %w: which pools there were cannot be read: %w", ref, ErrPoolAway, err)
 	}
-	maps.DeleteFunc(known, func(id, _ string) bool { return e.inUse(id) })
 	if len(known) == 0 {
 		return nil
 	}

@@ -191,6 +191,7 @@ type fakeNode struct {
 	mu      sync.Mutex // protects what follows
 	entries map[meta.Ref]meta.Entry
 	pools   []PoolReport
+	away    []string // IDs of pools
 }
 
 func newFakeNode(entries ...meta.Entry) *fakeNode {
@@ -233,6 +234,18 @@ func (n *fakeNode) Pools(context.Context) []PoolReport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.pools
+}
+
+func (n *fakeNode) Away(context.Context) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.away)
+}
+
+func (n *fakeNode) Forget(_ context.Context, poolID string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.away = slices.DeleteFunc(n.away, func(id string) bool { return id == poolID })
 }
 
 func (n *fakeNode) Expand(_ context.Context, _ string, size int64) (int64, error) { return size, nil }

@@ -58,6 +58,10 @@ type Node interface {
 	Expand(ctx context.Context, volume string, size int64) (int64, error)
 	// Remove deletes one that nobody uses.
 	Remove(ctx context.Context, ref meta.Ref) error
+	// Away returns the IDs of the pools that were here and are not now, and Forget has
+	// nothing wait for one any more.
+	Away(ctx context.Context) []string
+	Forget(ctx context.Context, poolID string)
 	// Deny keeps pools out of use, by ID, and replaces what was denied before.
 	Deny(reasons map[string]error)
 }

@@ -152,7 +152,26 @@ func (m *Mirror) syncPools(ctx context.Context) (news bool, err error) {
 	}
 	news = m.claims.hold(held)
 	released, failed := m.releaseGone(ctx, known, held)
-	return news || released, keepFirst(err, failed)
+	return news || released, keepFirst(keepFirst(err, failed), m.forgetMoved(ctx))
+}
+
+// forgetMoved has the node forget pools that another one serves now: their disk was
+// moved there.
+func (m *Mirror) forgetMoved(ctx context.Context) error {
+	for _, id := range m.node.Away(ctx) {
+		pool, err := m.clients.pools().Get(ctx, id, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if owner := pool.Spec.NodeName; owner != "" && owner != m.options.NodeName {
+			klog.FromContext(ctx).Info("Forgetting a pool that another node has", "pool", pool.Spec.Pool, "poolID", id, "node", owner)
+			m.node.Forget(ctx, id)
+		}
+	}
+	return nil
 }
 
 // releaseGone gives up the claims to pools that are not here at the second look in

@@ -115,11 +115,11 @@ func (h *Host) Known() (map[string]string, error) {
 	return maps.Clone(h.known), nil
 }
 
-// Forget takes a pool out of those that are known.
-func (h *Host) Forget(poolID string) {
+func (h *Host) Forget(poolID string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.known, poolID)
+	return nil
 }
 
 func (h *Host) Wait(ctx context.Context) {

@@ -308,7 +308,7 @@ func (l *located) complete(durable bool) (meta.Entry, error) {
 		return meta.Entry{}, err
 	}
 	if durable {
-		if err := l.sync(); err != nil {
+		if err := l.syncComplete(); err != nil {
 			return meta.Entry{}, err
 		}
 	}
@@ -338,7 +338,7 @@ func (l *located) assure(entry meta.Entry) error {
 			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
 		}
 	}
-	if err := l.sync(); err != nil {
+	if err := l.syncComplete(); err != nil {
 		return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
 	}
 	return nil
@@ -472,6 +472,18 @@ func (l *located) eraseSubvolume(id uint64) error {
 // sync makes the slot durable.
 func (l *located) sync() error {
 	return l.commits.sync(l.coming, l.slot)
+}
+
+// syncComplete is sync for a slot that is marked complete. An fsync writes that to the
+// log of the slot alone. What has been set on a copy since the commit of its snapshot
+// is to be durable before: nobody would set it again.
+func (l *located) syncComplete() error {
+	if p := l.record.Parameters; l.record.Kind == meta.Active && !l.record.Source.IsZero() && (p.NoDataCow || p.Compression != "") {
+		if err := l.SyncRoot(l.slot); err != nil {
+			return err
+		}
+	}
+	return l.sync()
 }
 
 func entryOf(p *pool, record meta.Record, info btrfs.SubvolumeInfo) meta.Entry {

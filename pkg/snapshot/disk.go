@@ -287,6 +287,8 @@ func madeAfter(path string, subvolume, transid uint64) (bool, error) {
 	return made > transid, err
 }
 
+func (d *disk) SyncRoot(s Slot) error { return d.inSubvolume(s, btrfs.Sync) }
+
 // Apply leaves alone what is as it should be: a clone has its source's
 // properties, and setting one is a transaction. btrfs refuses compression and
 // nodatacow on one inode, so what a copy has of the one goes before it is given

@@ -628,3 +628,42 @@ func TestPropertiesOfCopies(t *testing.T) {
 		}
 	}
 }
+
+// TestPropertiesSurvivePowerCut: the fsync of an expansion, or of a request that is
+// repeated, writes to the log that a copy is complete. Its properties, set after the
+// commit of its snapshot, are to be there too.
+func TestPropertiesSurvivePowerCut(t *testing.T) {
+	t.Parallel()
+	for name, then := range map[string]func(ctx context.Context, e *snapshot.Engine, copied snapshot.Spec) error{
+		"repeated": func(ctx context.Context, e *snapshot.Engine, copied snapshot.Spec) error {
+			return second(e.Prepare(ctx, copied, meta.Volume("pvc")))
+		},
+		"expanded": func(ctx context.Context, e *snapshot.Engine, copied snapshot.Spec) error {
+			return second(e.Resize(ctx, copied.Name, snapshot.Range{Required: 2 * mib}))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, btrfs.QuotaFull)
+			e := n.start(t)
+			must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
+			for _, want := range []meta.Parameters{{NoDataCow: true}, {Compression: "zstd"}} {
+				copied := snapshot.Spec{Name: fmt.Sprintf("copy-%v", want.NoDataCow), Parameters: want}
+				must(t, second(e.Prepare(t.Context(), copied, meta.Volume("pvc"))))
+				must(t, then(t.Context(), e, copied))
+				host, err := snapshot.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
+				must(t, err)
+				after := open(t, host, filepath.Join(t.TempDir(), "index.db"))
+				mount, err := after.Mounts(t.Context(), copied.Name)
+				must(t, err)
+				compression, err := btrfs.Compression(mount.Source)
+				must(t, err)
+				inPlace, err := btrfs.NoDataCow(mount.Source)
+				must(t, err)
+				if compression != want.Compression || inPlace != want.NoDataCow {
+					t.Errorf("after a power cut it has compression %q, nodatacow %v; want %+v", compression, inPlace, want)
+				}
+			}
+		})
+	}
+}

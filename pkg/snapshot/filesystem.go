@@ -113,6 +113,8 @@ type Subvolumes interface {
 	// Nesting returns the subvolumes that lie in other ones, also in foreign ones, and
 	// what each lies in, by ID.
 	Nesting() (map[uint64]uint64, error)
+	// SyncRoot makes durable what Apply has set.
+	SyncRoot(Slot) error
 	// Apply sets the properties of the subvolume's root directory, which what
 	// is created in it inherits.
 	Apply(Slot, meta.Parameters) error

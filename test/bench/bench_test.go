@@ -75,7 +75,7 @@ func TestSmallestBenchmark(t *testing.T) {
 		}
 	}
 	for _, want := range operationsOfALife {
-		if operations[sideDriver+" "+want] == 0 {
+		if operations[sideDriver+" "+want]+operations[sideEngine+" "+want] == 0 { // mounts is no request
 			t.Errorf("no row of %s: %v", want, operations)
 		}
 	}

@@ -451,6 +451,13 @@ func (f *Filesystem) Snapshot(from, to snapshot.Slot, readOnly bool) error {
 	})
 }
 
+func (f *Filesystem) SyncRoot(at snapshot.Slot) error {
+	return f.step("SyncRoot", at, func(s *state) error {
+		_, err := s.in(at)
+		return err
+	})
+}
+
 func (f *Filesystem) Destroy(at snapshot.Slot) error {
 	return f.step("Destroy", at, func(s *state) error {
 		sub, err := s.in(at)

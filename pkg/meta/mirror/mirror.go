@@ -89,7 +89,7 @@ const (
 	// mostRest is how long changes that follow each other put off what is written:
 	// the API server has what made them to do, which somebody waits for. But what is
 	// not written yet cannot be expanded from another node either.
-	mostRest = 3 * time.Second
+	mostRest = 5 * time.Second
 	// resync is the time between two looks at everything.
 	resync = 5 * time.Minute
 	// writers is how many objects are written at a time.
@@ -185,7 +185,8 @@ func (m *Mirror) Run(ctx context.Context) {
 	m.live.ShutDown()
 }
 
-// unrest knows whether something changes all the time.
+// unrest knows whether something changes all the time: on this node, or because
+// somebody binds volumes of this driver, or waits for snapshots.
 type unrest struct {
 	mu    sync.Mutex // protects what follows
 	since time.Time  // the first of the changes that follow each other

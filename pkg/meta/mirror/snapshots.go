@@ -64,6 +64,16 @@ func (c *snapshotCaches) init(m *Mirror) {
 			seen(o)
 		}
 	}})
+	_, _ = c.snapshots.AddEventHandler(cache.ResourceEventHandlerFuncs{UpdateFunc: func(before, o any) {
+		if isReady(before) != isReady(o) {
+			m.unrest.stir(time.Now())
+		}
+	}})
+}
+
+func isReady(snapshot any) bool {
+	status := snapshot.(*snapshotv1.VolumeSnapshot).Status
+	return status != nil && status.ReadyToUse != nil && *status.ReadyToUse
 }
 
 func (c *snapshotCaches) handleOf(content *snapshotv1.VolumeSnapshotContent) string {

@@ -83,8 +83,12 @@ func (m *Mirror) watchVolumes() {
 		}
 	}
 	_, _ = m.volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(before, o any) {
-		if lineageTouched(before.(*corev1.PersistentVolume).Annotations, o.(*corev1.PersistentVolume).Annotations) {
+		was, is := before.(*corev1.PersistentVolume), o.(*corev1.PersistentVolume)
+		if lineageTouched(was.Annotations, is.Annotations) {
 			seen(o)
+		}
+		if m.handleOf(is) != "" && was.Status.Phase != is.Status.Phase { // somebody binds, or releases
+			m.unrest.stir(time.Now())
 		}
 	}})
 }

@@ -30,6 +30,9 @@ var (
 	ErrNoPool = errors.New("no such pool on this node")
 	// ErrPoolAway: the pool that holds it is not there, or not usable, now.
 	ErrPoolAway = errors.New("pool is away")
+	// ErrForgotten: a pool is away, and what it held was forgotten with the index. It
+	// is an ErrPoolAway for any ID that is in no pool here.
+	ErrForgotten = fmt.Errorf("%w, and what it held was forgotten with the index", ErrPoolAway)
 	// ErrReadOnly: the pool's filesystem is mounted, or has turned, read-only.
 	ErrReadOnly = errors.New("pool is read-only")
 )

@@ -60,8 +60,8 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 	}
 	for id, name := range known {
 		if _, ok := remembered[id]; !ok {
-			return fmt.Errorf("%s: may be in pool %q (%s): %w, and what it held was forgotten with the index: "+
-				"mount its filesystem at pools/%s, or, if its disk is gone for good, remove the file known/%s in the state directory", ref, name, id, ErrPoolAway, name, id)
+			return fmt.Errorf("%s: may be in pool %q (%s): %w: mount its filesystem at pools/%s, or, if its disk is gone for good, remove the file known/%s in the state directory",
+				ref, name, id, ErrForgotten, name, id)
 		}
 	}
 	return nil

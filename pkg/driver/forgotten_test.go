@@ -1,0 +1,62 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// forgetful is an engine that has lost its index while a pool was away.
+type forgetful struct{ Engine }
+
+func (forgetful) Stat(context.Context, meta.Ref) (meta.Entry, error) {
+	return meta.Entry{}, snapshot.ErrNotFound
+}
+
+func (forgetful) Mounts(context.Context, string) (snapshot.Mount, error) {
+	return snapshot.Mount{}, snapshot.ErrNotFound
+}
+
+func (forgetful) Remove(context.Context, meta.Ref) error { return snapshot.ErrForgotten }
+func (forgetful) PoolIDs() map[string]string             { return map[string]string{"default": "here"} }
+
+// told is a cluster that knows where one thing is.
+type told struct {
+	alone
+	node, poolID string
+	err          error
+}
+
+func (c told) Owner(context.Context, meta.Ref) (node, poolID string, err error) {
+	return c.node, c.poolID, c.err
+}
+
+// TestDeleteOfTheForgotten: where the engine cannot tell that something is gone, the
+// cluster can. Without one it is not answered with OK.
+func TestDeleteOfTheForgotten(t *testing.T) {
+	for name, c := range map[string]struct {
+		cluster Cluster
+		want    codes.Code
+	}{
+		"no cluster":                     {nil, codes.Unavailable},
+		"the cluster knows of none":      {told{}, codes.OK},
+		"it is in the pool that is away": {told{node: "node", poolID: "away"}, codes.Unavailable},
+		"it is on another node":          {told{node: "other"}, codes.Unavailable},
+		"the cluster does not answer":    {told{err: errors.New("no route")}, codes.Unavailable},
+	} {
+		d, err := New(forgetful{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir(), Cluster: c.cluster})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ref := range []meta.Ref{meta.Volume("pvc"), meta.Snapshot("snap")} {
+			if err := d.Delete(t.Context(), ref); Code(err) != c.want {
+				t.Errorf("%s: %s: got %v, want %v", name, ref, err, c.want)
+			}
+		}
+	}
+}

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,9 +35,14 @@ func testProvision(t *testing.T, node *cluster.Node) {
 	s.sh("data", "echo kept > /data/file; grep ' /data btrfs ' /proc/mounts")
 	testSize(s, "data", 64)
 	s.deletePod("data")
-	if mounts, err := volumeMounts(node); err != nil || slices.ContainsFunc(mounts, func(m string) bool { return strings.Contains(m, volume.Name) }) {
-		t.Errorf("the pod is gone, and there are %q (%v)", mounts, err)
-	}
+	// The kubelet unstages after the pod is gone.
+	eventually(t, "its volume is mounted nowhere", func() error {
+		mounts, err := volumeMounts(node)
+		if err == nil && slices.ContainsFunc(mounts, func(m string) bool { return strings.Contains(m, volume.Name) }) {
+			err = fmt.Errorf("the pod is gone, and there are %q", mounts)
+		}
+		return err
+	})
 	s.pod("second", using("data"))
 	if pod := s.running("second"); pod.Spec.NodeName != node.Name {
 		t.Errorf("a pod was scheduled on %s, where its volume is not", pod.Spec.NodeName)

@@ -202,6 +202,7 @@ func TestRefusedSnapshots(t *testing.T) {
 			})
 			content := &space{t, metav1.NamespaceDefault}
 			t.Log(content.told("VolumeSnapshotContent", *failed.Status.BoundVolumeSnapshotContentName, c.says...))
+			s.deleteFailed(failed)
 		})
 	}
 	t.Run("no-such-claim", func(t *testing.T) {
@@ -224,8 +225,19 @@ func (s *space) testOtherDriver() {
 		await(s.T, contents, name, "be deleted", func(c *snapshotv1.VolumeSnapshotContent) bool { return c.DeletionTimestamp != nil })
 		_, err := contents.Patch(ctx, name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
 		s.no(err)
+		awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), snapshot.Name, snapshot)
 	}()
 	s.Log(s.told("VolumeSnapshot", snapshot.Name, other, driverName))
+}
+
+// deleteFailed deletes a snapshot that was never ready, and waits until it is gone. Of
+// several that are deleted at once snapshot-controller takes each for the user of
+// their claim, and leaves its finalizer there for good.
+func (s *space) deleteFailed(snapshot *snapshotv1.VolumeSnapshot) {
+	s.Helper()
+	snapshots := lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns)
+	s.no(snapshots.Delete(ctx, snapshot.Name, metav1.DeleteOptions{}))
+	awaitGone(s.T, snapshots, snapshot.Name, snapshot)
 }
 
 // snapshotOfClass makes a VolumeSnapshot of a claim.

@@ -22,6 +22,8 @@ type emptyNode struct{ mirror.Node }
 
 func (emptyNode) Pools(context.Context) []mirror.PoolReport { return nil }
 
+func (emptyNode) Away(context.Context) []string { return nil }
+
 func (emptyNode) Walk(context.Context, meta.Class, func(meta.Entry) bool) error { return nil }
 
 func (emptyNode) Deny(map[string]error) {}

@@ -75,7 +75,7 @@ func (o options) run(ctx context.Context) error {
 		return nil
 	}
 	if o.docs != "" && o.output == "" {
-		o.output = filepath.Join(o.docs, "benchmarks.json")
+		o.output = rowsIn(o.docs)
 	}
 	rows, err := o.measure(ctx, parts)
 	if err != nil {
@@ -112,6 +112,9 @@ func (o options) measure(ctx context.Context, parts []part) (all []row, err erro
 	return all, errors.Join(err, b.close())
 }
 
+// rowsIn is where the documents refer to.
+func rowsIn(docs string) string { return filepath.Join(docs, "benchmarks.json") }
+
 func newReport() *cobra.Command {
 	var docs string
 	cmd := &cobra.Command{
@@ -128,7 +131,7 @@ func newReport() *cobra.Command {
 			if docs == "" {
 				return nil
 			}
-			return writeDocs(docs, rows)
+			return errors.Join(writeRows(rowsIn(docs), rows), writeDocs(docs, rows))
 		},
 	}
 	cmd.Flags().StringVar(&docs, "docs", "", "directory to write benchmarks.md and its plots to")

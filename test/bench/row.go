@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // row is one comparison. The file that the benchmark writes is an array of them.
@@ -109,15 +110,20 @@ func (u unit) ratio(ours, peer float64) float64 {
 
 // writeRows replaces the file, so that one which is cut short does not stay.
 func writeRows(path string, rows []row) error {
-	data, err := json.MarshalIndent(rows, "", "  ")
-	if err != nil {
-		return err
+	lines := make([]string, len(rows))
+	for i, r := range rows {
+		line, err := json.Marshal(r)
+		if err != nil {
+			return err
+		}
+		lines[i] = string(line)
 	}
+	data := "[\n" + strings.Join(lines, ",\n") + "\n]\n"
 	next := path + ".new"
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(next, append(data, '\n'), 0o644); err != nil {
+	if err := os.WriteFile(next, []byte(data), 0o644); err != nil {
 		return err
 	}
 	return os.Rename(next, path)

@@ -25,8 +25,8 @@ func (c contest) part(name string) part {
 	return part{name: name, seconds: float64(c.rounds*len(c.contestants)) * each, run: c.run}
 }
 
-// alone is the driver beside nobody.
-var alone = []string{sideDriver}
+// Who grows: the driver beside nobody, or beside the ioctls alone.
+var alone, besideRaw = []string{sideDriver}, []string{sideDriver, sideRawSeparate}
 
 func wants(ratio float64, operations ...string) map[string]float64 {
 	w := map[string]float64{}
@@ -93,8 +93,8 @@ func fullParts() (parts []part) {
 		for _, existing := range []int{1_000, 10_000} {
 			parts = append(parts, amongMany(quota, existing))
 		}
-		parts = append(parts, volumesGrow(quota, 64, 3, []string{sideDriver, sideRawSeparate}, wants(0.7, opSnapshot), []string{opCreate, opSnapshot, opClone, opDelete}, 10, 1_000, 10_000))
-		parts = append(parts, volumesGrow(quota, 1, 3, alone, wants(0.9, opStats), []string{opCreate, opStats, opList, opSnapshot, opClone, opDelete}, 10, 100, 1_000, 10_000))
+		parts = append(parts, volumesGrow(quota, 64, 3, besideRaw, wants(0.7, opSnapshot), []string{opCreate, opSnapshot, opClone, opDelete}, 10, 1_000, 10_000))
+		parts = append(parts, volumesGrow(quota, 1, 3, besideRaw, wants(0.9, opStats), []string{opCreate, opStats, opList, opSnapshot, opClone, opDelete}, 10, 100, 1_000, 10_000))
 		parts = append(parts, processGrows(quota, 3, 10, 100, 1_000, 10_000))
 		parts = append(parts, snapshotsGrow(quota, 10, 30, 100, 200, 400, 1000), lineageGrows(quota, 10, 30, 100, 300, 1000))
 	}

@@ -343,7 +343,7 @@ func (d *document) growth(rows []row) {
 				p.lines = append(p.lines, l)
 				slope := costSlope(l.points, curve[0].Better)
 				more := costRatio(l.points, curve[0].Better)
-				d.line("| %s | %s | %s | %s | %s | %s | %.2f | %.2f | %s |", curve[0].Operation, several(curve[0].Inflight), curve[0].OursName, curve[0].Quota, curve[0].Unit, values(curve), more, slope, why(curve[0], more))
+				d.line("| %s | %s | %s | %s | %s | %s | %.2f | %.2f | %s |", curve[0].Operation, several(curve[0].Inflight), curve[0].OursName, curve[0].Quota, curve[0].Unit, values(curve), more, slope, why(curve[0], more, same))
 			}
 			if len(p.xValues()) > 1 {
 				panels = append(panels, p)
@@ -407,7 +407,7 @@ func costRatio(points []point, better string) float64 {
 const flat = 1.2
 
 // why says what is known of a curve that is not flat.
-func why(r row, more float64) string {
+func why(r row, more float64, rows []row) string {
 	switch {
 	case more <= flat:
 		return "flat"
@@ -421,8 +421,18 @@ func why(r row, more float64) string {
 		return "the index, a file that is mapped, is read as it is used"
 	case r.Quota == string(btrfs.QuotaFull) && r.XName != "volumes":
 		return "full quota finds all who share an extent, in the kernel"
-	case r.XName == "volumes" && r.Inflight > 1:
-		return "the trees of the filesystem are deeper: see the ioctls alone"
+	}
+	var raw []row
+	for _, other := range rows {
+		if other.OursName == sideRawSeparate && other.Quota == r.Quota {
+			raw = append(raw, other)
+		}
+	}
+	switch itself := costRatio(pointsOf(raw), r.Better); {
+	case itself > flat:
+		return fmt.Sprintf("the ioctls alone take %.2f times as much", itself)
+	case itself > 0:
+		return fmt.Sprintf("not explained: the ioctls alone take %.2f times as much", itself)
 	}
 	return "not explained"
 }

@@ -204,6 +204,16 @@ func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 
 // adopt reconciles a pool in which nothing works yet.
 func (e *Engine) adopt(ctx context.Context, p *pool) error {
+	// What was destroyed before is swept when the kernel has dropped it, by whoever
+	// runs then. It is asked before the repair, which removes the accounting of what has
+	// been dropped by then: asked after, what is dropped in between would be neither.
+	dying, err := p.Dying()
+	if err != nil {
+		return p.explain(err)
+	}
+	for _, subvolume := range dying {
+		p.leftovers.add(subvolume)
+	}
 	findings, err := e.repair(ctx, p)
 	if err != nil {
 		return err
@@ -211,15 +221,6 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 	for _, f := range findings {
 		klog.FromContext(ctx).Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem,
 			"detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
-	}
-	// What was destroyed before is swept when the kernel has dropped it, by whoever
-	// runs then.
-	dying, err := p.Dying()
-	if err != nil {
-		return p.explain(err)
-	}
-	for _, subvolume := range dying {
-		p.leftovers.add(subvolume)
 	}
 	e.indexed(ctx, e.syncPool(p))
 	if err := e.host.Remember(p.PoolID(), p.name); err != nil {

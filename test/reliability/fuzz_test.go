@@ -28,3 +28,19 @@ PASS
 		t.Errorf("got %v, %d inputs where there was no fuzzing", elapsed, inputs)
 	}
 }
+
+// TestEndedLate: what is no failure is told from one.
+func TestEndedLate(t *testing.T) {
+	for name, c := range map[string]struct {
+		said string
+		want bool
+	}{
+		"in the middle of an input": {"fuzz: elapsed: 3s, execs: 9 (0/sec)\n--- FAIL: FuzzX (3.04s)\n    context deadline exceeded\nFAIL\nexit status 1\n", true},
+		"an input that fails":       {"--- FAIL: FuzzX (0.01s)\n    --- FAIL: FuzzX (0.00s)\n        x_test.go:9: context deadline exceeded\n    \n    Failing input written to testdata\nFAIL\n", false},
+		"nothing":                   {"ok  \tx\t3.0s\n", false},
+	} {
+		if got := endedLate.MatchString(c.said); got != c.want {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+}

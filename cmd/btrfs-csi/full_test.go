@@ -15,18 +15,7 @@ import (
 )
 
 // fillBlocks leaves no block, fillInodes no inode.
-func fillBlocks(dir string) error {
-	f, err := os.Create(filepath.Join(dir, "ballast"))
-	if err != nil {
-		return err
-	}
-	for size := 64 << 10; size > 0 && err == nil; {
-		if _, err = f.Write(make([]byte, size)); errors.Is(err, unix.ENOSPC) {
-			size, err = size/2, nil
-		}
-	}
-	return errors.Join(err, f.Sync(), f.Close())
-}
+func fillBlocks(dir string) error { return btrfstest.FillFile(filepath.Join(dir, "ballast")) }
 
 func fillInodes(dir string) error {
 	for i := 0; ; i++ {

@@ -133,7 +133,7 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 		}
 	}
 	err := d.engine.Remove(ctx, ref)
-	if errors.Is(err, snapshot.ErrForgotten) && d.cluster != Cluster(alone{}) {
+	if errors.Is(err, snapshot.ErrForgotten) && d.options.Cluster != nil {
 		return nil // the cluster has been asked, which does not forget
 	}
 	return err

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,15 +134,12 @@ func New(engine Engine, options Options) (*Driver, error) {
 	if options.GracePeriod == 0 {
 		options.GracePeriod = defaultGracePeriod
 	}
-	if options.Cluster == nil {
-		options.Cluster = alone{}
-	}
 	targets, err := newTargets(options.KubeletDir)
 	if err != nil {
 		return nil, err
 	}
 	d := &Driver{
-		engine: engine, cluster: options.Cluster, options: options, attach: attach, detach: detach, targets: targets,
+		engine: engine, cluster: cmp.Or[Cluster](options.Cluster, alone{}), options: options, attach: attach, detach: detach, targets: targets,
 		renew: make(chan struct{}, 1),
 	}
 	if around := options.AroundMounts; around != nil {

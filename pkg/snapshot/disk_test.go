@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -568,6 +570,75 @@ func TestPlainDirectoryInSlot(t *testing.T) {
 		}
 		must(t, os.RemoveAll(slot))
 	}
+}
+
+// TestDamagedSubvolume overwrites the root of one subvolume on the disk. It is told and
+// stays listed; the others are served.
+func TestDamagedSubvolume(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	n := newSmallNode(t, btrfs.QuotaFull, "-m", "single")
+	e := n.start(t)
+	damaged, err := e.Prepare(ctx, sized("damaged", mib), meta.Ref{})
+	must(t, err)
+	must(t, second(e.Prepare(ctx, sized("other", mib), meta.Ref{})))
+	must(t, e.Close())
+	n.Pool("default").Commit()
+	n.damageRoot(t, damaged.SubvolumeID)
+
+	e = n.start(t)
+	for range 2 {
+		findings, err := e.Reconcile(ctx)
+		must(t, err)
+		if len(findings) != 1 || findings[0].Problem != snapshot.Damaged || findings[0].Path != "active/damaged" {
+			t.Errorf("found %v", findings)
+		}
+		listed := map[string]int64{}
+		must(t, e.Walk(ctx, meta.Volumes, "", func(e meta.Entry) bool { listed[e.ID] = e.Size; return true }))
+		if !maps.Equal(listed, map[string]int64{"damaged": mib, "other": mib}) {
+			t.Errorf("listed %v", listed)
+		}
+	}
+	for what, err := range map[string]error{
+		"stat":     second(e.Stat(ctx, meta.Volume("damaged"))),
+		"mounts":   second(e.Mounts(ctx, "damaged")),
+		"create":   second(e.Prepare(ctx, sized("damaged", mib), meta.Ref{})),
+		"expand":   second(e.Resize(ctx, "damaged", snapshot.Range{Required: 2 * mib})),
+		"snapshot": second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "damaged")),
+		"delete":   e.Remove(ctx, meta.Volume("damaged")),
+	} {
+		if !errors.Is(err, unix.EIO) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "other")))
+	must(t, e.Remove(ctx, meta.Volume("other")))
+}
+
+// damageRoot overwrites the root block of a subvolume, and mounts the filesystem anew,
+// which has it in memory.
+func (n *node) damageRoot(t *testing.T, subvolume uint64) {
+	t.Helper()
+	image := btrfstest.Image(t, n.state)
+	find := func(pattern, tool string, args ...string) int64 {
+		t.Helper()
+		out, err := exec.Command(tool, args...).CombinedOutput()
+		must(t, err)
+		found := regexp.MustCompile(pattern).FindSubmatch(out)
+		if found == nil {
+			t.Fatalf("no %s in what %s says: %s", pattern, tool, out)
+		}
+		at, err := strconv.ParseInt(string(found[1]), 10, 64)
+		must(t, err)
+		return at
+	}
+	root := find(fmt.Sprintf(`key \(%d ROOT_ITEM \d+\)[^\n]*\n[^\n]*bytenr (\d+)`, subvolume), "btrfs", "inspect-internal", "dump-tree", "-t", "root", image)
+	block := find(`physical (\d+)`, "btrfs-map-logical", "-l", strconv.FormatInt(root, 10), image)
+	f, err := os.OpenFile(image, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt(make([]byte, 4096), block)
+	must(t, errors.Join(err, f.Close()))
+	btrfstest.Remount(t, n.state)
 }
 
 // TestReadOnlyAtStart: a pool that could not be written when it was opened, so

@@ -366,7 +366,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 			}
 			e := open(t, n.host, path)
 			work(e, 4)
-			must(t, fillFile(ballast))
+			must(t, btrfstest.FillFile(ballast))
 			for range 20 {
 				create(e)
 				time.Sleep(20 * time.Millisecond) // the writer may have failed by then, and nobody was told
@@ -389,14 +389,14 @@ func TestIndexOnFullDisk(t *testing.T) {
 			}
 			holds()
 
-			must(t, fillFile(ballast))
+			must(t, btrfstest.FillFile(ballast))
 			for range 2 {
 				e = open(t, n.host, path) // starts without room, then without a file and room for one
 				lists(e)
 				work(e, 6)
 				lists(e)
 				_ = e.Close()
-				must(t, errors.Join(os.Remove(path), os.Remove(path+".seal"), fillFile(ballast)))
+				must(t, errors.Join(os.Remove(path), os.Remove(path+".seal"), btrfstest.FillFile(ballast)))
 				must(t, os.WriteFile(path, nil, 0o600))
 				must(t, os.WriteFile(path+".seal", nil, 0o600))
 			}
@@ -407,19 +407,6 @@ func TestIndexOnFullDisk(t *testing.T) {
 			holds()
 		})
 	}
-}
-
-func fillFile(path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	for size := 64 << 10; size > 0 && err == nil; {
-		if _, err = f.Write(make([]byte, size)); errors.Is(err, unix.ENOSPC) {
-			size, err = size/2, nil
-		}
-	}
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 func mountTmpfs(t *testing.T) string {

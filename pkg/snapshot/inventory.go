@@ -25,6 +25,7 @@ var statuses = map[slotState]string{
 	slotDeclared:   "Creating",
 	slotHalf:       "Creating",
 	slotLost:       "Lost",
+	slotDamaged:    "Damaged",
 	slotForeign:    "Foreign",
 	slotUnreadable: "Unreadable",
 	slotRemoving:   "Removing",

@@ -30,6 +30,8 @@ const (
 	QuotaInconsistent Problem = "QuotaInconsistent"
 	// Lost is a record whose subvolume is gone. Never made anew, as empty.
 	Lost Problem = "Lost"
+	// Damaged is a record whose subvolume is there and cannot be read. Kept.
+	Damaged Problem = "Damaged"
 	// Foreign is something that nobody declared. Kept.
 	Foreign Problem = "Foreign"
 	// UnreadableRecord is a record that is damaged, of a later version, or in
@@ -207,6 +209,7 @@ const (
 	slotDeclared                    // a record, or nothing at all, and no subvolume yet
 	slotHalf                        // subvolume there, record not marked ready
 	slotLost                        // record marked ready, no subvolume
+	slotDamaged                     // a record, and a subvolume that cannot be read
 	slotForeign                     // something without a record
 	slotUnreadable                  // a record that makes no sense
 	slotRemoving                    // on its way out
@@ -253,14 +256,13 @@ func (p *pool) look(slot Slot) (scanned, error) {
 	}
 	info, err := p.Info(slot)
 	there := err == nil
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.state, s.err = slotForeign, err
-		return s, nil
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
 	}
-	s.info = info
+	s.info, s.err = info, err
 	_, named := slot.ref()
 	switch {
-	case !named:
+	case !named, data == nil && err != nil:
 		s.state = slotForeign
 	case slot.Area == AreaRemoving && (data != nil || !there):
 		s.state = slotRemoving
@@ -281,6 +283,8 @@ func (s *scanned) classify(there bool) {
 	switch {
 	case err != nil:
 		s.state, s.err = slotUnreadable, err
+	case s.err != nil:
+		s.state = slotDamaged
 	case l.record.State == meta.Ready && there:
 		s.state = slotReady
 	case l.record.State == meta.Ready:
@@ -292,12 +296,13 @@ func (s *scanned) classify(there bool) {
 	}
 }
 
-// entries returns what the index should say of the pool.
+// entries returns what the index should say of the pool: also of what cannot be read,
+// as far as its record tells.
 func (p *pool) entries() ([]meta.Entry, error) {
 	slots, err := p.scan()
 	var entries []meta.Entry
 	for _, s := range slots {
-		if s.state == slotReady {
+		if s.state == slotReady || s.state == slotDamaged {
 			entries = append(entries, entryOf(p, s.record, s.info))
 		}
 	}
@@ -341,6 +346,8 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) (action, boo
 		return report(UnfinishedRemove, "on its way out", "complete", s.dispose)
 	case slotLost:
 		return report(Lost, "its record is there, its data is not; restore a snapshot, or delete it", "", nil)
+	case slotDamaged:
+		return report(Damaged, fmt.Sprintf("its data cannot be read (%v); mend the filesystem, or restore a snapshot", s.err), "", nil)
 	case slotForeign:
 		return report(Foreign, s.foreignDetail(), "", nil)
 	case slotUnreadable:

@@ -142,6 +142,20 @@ func Loop(t testing.TB, size int64) string {
 	return device
 }
 
+// FillFile appends to a file, made if need be, until its filesystem has no room left.
+func FillFile(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	for size := 64 << 10; size > 0 && err == nil; {
+		if _, err = f.Write(make([]byte, size)); errors.Is(err, unix.ENOSPC) {
+			size, err = size/2, nil
+		}
+	}
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
 func mountImage(t testing.TB, image string, options []string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "mnt")

@@ -437,7 +437,15 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 		if there, err := btrfs.TreeExists(path, subvolume); there || err != nil {
 			return errors.Join(err, unix.EBUSY)
 		}
-		if err := btrfs.RemoveQgroup(path, btrfs.NewQgroupID(0, subvolume)); err != nil {
+		own := btrfs.NewQgroupID(0, subvolume)
+		if d.mode == btrfs.QuotaSimple {
+			// The kernel would say so, but begin a transaction for it, and so no disk
+			// would ever sleep.
+			if group, err := btrfs.QgroupOf(path, own); err == nil && group.Referenced > 0 {
+				return fmt.Errorf("group %s: %w", own, unix.EBUSY)
+			}
+		}
+		if err := btrfs.RemoveQgroup(path, own); err != nil {
 			return err
 		}
 		if d.mode != btrfs.QuotaSimple {
@@ -447,21 +455,20 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 	})
 }
 
-func (d *disk) Dying() (dying []uint64, err error) {
+func (d *disk) HeldQuota() (held []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		trees := map[uint64]bool{}
-		err := btrfs.WalkTreeIDs(path, func(id uint64) error { trees[id] = true; return nil })
-		if err != nil {
-			return err
-		}
-		err = btrfs.WalkSubvolumeIDs(path, func(id uint64) error { delete(trees, id); return nil })
-		dying = slices.Collect(maps.Keys(trees))
+		gone, err := d.quotaGroups(path)
+		maps.DeleteFunc(gone, func(_ uint64, g quotaGroups) bool { return !g.charged || !g.own && !g.lifted })
+		err = errors.Join(err,
+			btrfs.WalkTreeIDs(path, func(id uint64) error { gone[id] = quotaGroups{}; return nil }),
+			btrfs.WalkSubvolumeIDs(path, func(id uint64) error { delete(gone, id); return nil }))
+		held = slices.Collect(maps.Keys(gone))
 		return err
 	})
-	return dying, err
+	return held, err
 }
 
 // StaleQuota takes every group of a subvolume that is gone, and whose tree the
@@ -481,6 +488,9 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 		var last uint64
 		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); last = id; return nil })
 		for id, g := range gone {
+			if g.charged {
+				continue
+			}
 			if !g.own {
 				members, failed := btrfs.QgroupMembers(path, d.group(id))
 				err = errors.Join(err, failed)
@@ -495,23 +505,25 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 	return stale, err
 }
 
-// quotaGroups are those of a subvolume.
-type quotaGroups struct{ own, lifted bool } // there is 0/<id>; the limit of 1/<id> was lifted
+// quotaGroups are those of a subvolume: there is 0/<id>; the limit of 1/<id> was lifted;
+// under simple quota one of them is charged for what is there still, which a snapshot may
+// hold when the subvolume is gone, and the kernel keeps it until then.
+type quotaGroups struct{ own, lifted, charged bool }
 
-// quotaGroups returns those of every subvolume, by its ID. Under simple quota they may be
-// charged for what a snapshot of one that is gone holds: the kernel keeps them until
-// then, and they are left out.
+// quotaGroups returns those of every subvolume, by its ID.
 func (d *disk) quotaGroups(path string) (map[uint64]quotaGroups, error) {
 	all := map[uint64]quotaGroups{}
 	err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 		id := q.ID.Subvolume()
-		if id < firstSubvolume || d.mode == btrfs.QuotaSimple && q.Referenced > 0 {
+		own := q.ID.Level() == 0
+		if id < firstSubvolume || !own && q.ID != d.group(id) {
 			return nil
 		}
-		if own := q.ID.Level() == 0; own || q.ID == d.group(id) {
-			g := all[id]
-			all[id] = quotaGroups{g.own || own, g.lifted || q.MaxReferenced == lifted}
-		}
+		g := all[id]
+		g.own = g.own || own
+		g.lifted = g.lifted || q.MaxReferenced == lifted
+		g.charged = g.charged || d.mode == btrfs.QuotaSimple && q.Referenced > 0
+		all[id] = g
 		return nil
 	})
 	return all, err

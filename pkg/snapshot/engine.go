@@ -204,14 +204,14 @@ func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 
 // adopt reconciles a pool in which nothing works yet.
 func (e *Engine) adopt(ctx context.Context, p *pool) error {
-	// What was destroyed before is swept when the kernel has dropped it, by whoever
-	// runs then. It is asked before the repair, which removes the accounting of what has
-	// been dropped by then: asked after, what is dropped in between would be neither.
-	dying, err := p.Dying()
+	// What the kernel still needs of what was destroyed before is swept when it lets go of
+	// it, by whoever runs then. It is asked before the repair, which removes what it has
+	// let go of by then: asked after, what it lets go of in between would be neither.
+	held, err := p.HeldQuota()
 	if err != nil {
 		return p.explain(err)
 	}
-	for _, subvolume := range dying {
+	for _, subvolume := range held {
 		p.leftovers.add(subvolume)
 	}
 	findings, err := e.repair(ctx, p)

@@ -138,10 +138,10 @@ type Quota interface {
 	// ForgetQuota removes the accounting of a destroyed subvolume. It fails
 	// while the kernel still needs it, and is tried again later.
 	ForgetQuota(subvolume uint64) error
-	// Dying returns the destroyed subvolumes whose tree the kernel has not dropped
-	// yet, and whose accounting it needs until then.
-	Dying() ([]uint64, error)
-	// StaleQuota returns the destroyed subvolumes whose accounting is left.
+	// HeldQuota returns the destroyed subvolumes whose accounting the kernel needs still:
+	// it has not dropped their tree or, in simple mode, a snapshot holds what they wrote.
+	HeldQuota() ([]uint64, error)
+	// StaleQuota returns the destroyed subvolumes whose accounting nobody needs.
 	StaleQuota() ([]uint64, error)
 }
 

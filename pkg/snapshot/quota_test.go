@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -370,6 +371,42 @@ func TestStaleQuota(t *testing.T) {
 		usage, err := e.Usage(ctx, meta.Volume("pvc"))
 		if must(t, err); usage.Limit != mib {
 			t.Errorf("another volume has %+v", usage)
+		}
+		must(t, e.Close())
+	})
+}
+
+// TestHeldQuota: what a snapshot holds of the accounting of a volume that is gone is
+// remembered across a restart. When the snapshot goes too, it is nothing to be told.
+func TestHeldQuota(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		index := filepath.Join(t.TempDir(), "index.db")
+		e := open(t, n.host, index)
+		ctx := t.Context()
+		entry, err := e.Prepare(ctx, sized("pvc", mib), meta.Ref{})
+		must(t, err)
+		must(t, n.fill("pvc", mib/4))
+		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")))
+		must(t, e.Remove(ctx, meta.Volume("pvc")))
+		gone := func() bool {
+			n.settle(t)
+			there, err := btrfs.TreeExists(n.state, entry.SubvolumeID)
+			must(t, err)
+			return !there
+		}
+		eventually(t, gone)
+		must(t, e.Close())
+		e = open(t, n.host, index)
+		must(t, e.Remove(ctx, meta.Snapshot("snap")))
+		eventually(t, func() bool {
+			n.settle(t)
+			group, err := btrfs.QgroupOf(n.state, btrfs.NewQgroupID(0, entry.SubvolumeID))
+			return errors.Is(err, fs.ErrNotExist) || err == nil && group.Referenced == 0
+		})
+		findings, err := e.Plan(ctx)
+		if must(t, err); len(findings) > 0 {
+			t.Errorf("found %v", findings)
 		}
 		must(t, e.Close())
 	})

@@ -608,12 +608,12 @@ func (f *Filesystem) Usage(id uint64) (usage snapshot.Usage, err error) {
 	return usage, err
 }
 
-func (f *Filesystem) Dying() (dying []uint64, err error) {
-	err = f.look("Dying", snapshot.Slot{}, func(s *state) error {
-		dying = slices.Collect(maps.Keys(s.dropped))
+func (f *Filesystem) HeldQuota() (held []uint64, err error) {
+	err = f.look("HeldQuota", snapshot.Slot{}, func(s *state) error {
+		held = slices.Collect(maps.Keys(s.dropped))
 		return nil
 	})
-	return dying, err
+	return held, err
 }
 
 func (f *Filesystem) StaleQuota() (stale []uint64, err error) {

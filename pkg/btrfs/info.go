@@ -3,6 +3,9 @@ package btrfs
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
+	"maps"
+	"slices"
 	"time"
 	"unsafe"
 
@@ -111,6 +114,16 @@ func WalkSubvolumeIDs(path string, fn func(id uint64) error) error {
 // still needed.
 func WalkTreeIDs(path string, fn func(id uint64) error) error {
 	return walkRoots(path, rootItemKey, func(k itemKey) error { return fn(k.objectID) })
+}
+
+// DyingIDs returns those that WalkTreeIDs has and WalkSubvolumeIDs has not: destroyed
+// subvolumes that the cleaner is at.
+func DyingIDs(path string) ([]uint64, error) {
+	dying := map[uint64]struct{}{}
+	err := errors.Join(
+		WalkTreeIDs(path, func(id uint64) error { dying[id] = struct{}{}; return nil }),
+		WalkSubvolumeIDs(path, func(id uint64) error { delete(dying, id); return nil }))
+	return slices.Collect(maps.Keys(dying)), err
 }
 
 // TreeExists is Exists for the same: it reports whether the root item is there.

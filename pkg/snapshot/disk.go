@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"math"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -460,12 +458,16 @@ func (d *disk) HeldQuota() (held []uint64, err error) {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
+		if held, err = btrfs.DyingIDs(path); err != nil || d.mode == btrfs.QuotaFull {
+			return err
+		}
 		gone, err := d.quotaGroups(path)
-		maps.DeleteFunc(gone, func(_ uint64, g quotaGroups) bool { return !g.charged || !g.own && !g.lifted })
-		err = errors.Join(err,
-			btrfs.WalkTreeIDs(path, func(id uint64) error { gone[id] = quotaGroups{}; return nil }),
-			btrfs.WalkSubvolumeIDs(path, func(id uint64) error { delete(gone, id); return nil }))
-		held = slices.Collect(maps.Keys(gone))
+		err = errors.Join(err, btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); return nil }))
+		for id, g := range gone {
+			if g.charged && (g.own || g.lifted) {
+				held = append(held, id)
+			}
+		}
 		return err
 	})
 	return held, err

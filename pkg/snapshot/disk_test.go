@@ -499,10 +499,7 @@ func TestFullPool(t *testing.T) {
 	must(t, e.Remove(ctx, meta.Snapshot("snap")))
 	must(t, e.Remove(ctx, meta.Volume("large")))
 	eventually(t, func() bool {
-		// The kernel frees what was removed within 30 s, or when it is told to.
-		if out, err := exec.Command("btrfs", "filesystem", "sync", n.state).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
+		n.settle(t)
 		return second(e.Prepare(ctx, sized("new", 64*mib), meta.Ref{})) == nil
 	})
 }

@@ -116,9 +116,7 @@ func (n *node) traces(t *testing.T) string {
 // by itself within 30 s.
 func (n *node) settle(t *testing.T) {
 	t.Helper()
-	if out, err := exec.Command("btrfs", "filesystem", "sync", n.state).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	must(t, btrfstest.Sync(n.state))
 }
 
 // TestFull fills a pool from outside of its volumes: nothing is made then, and nothing

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -104,7 +105,7 @@ func copying(files, size, rounds int) part {
 		}}
 		peer := contender{act: func(round int) error {
 			to := filepath.Join(s.pool(), cloneName(round))
-			return errors.Join(command(ctx, "cp", "-a", "--reflink=never", s.volumePath(volumeName(0)), to), syncAndClean(s.pool()))
+			return errors.Join(command(ctx, "cp", "-a", "--reflink=never", s.volumePath(volumeName(0)), to), btrfstest.Sync(s.pool()))
 		}}
 		r := row{
 			Topic: topicContents, Operation: fmt.Sprintf("clone of %d MiB in %d files", total, files), Inflight: 1, Quota: string(btrfs.QuotaNone),

@@ -10,9 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -115,27 +114,12 @@ func command(ctx context.Context, name string, args ...string) error {
 func (r *rig) close() error {
 	points, err := mountsBelow(r.dir)
 	for i := len(points) - 1; i >= 0; i-- {
-		err = errors.Join(err, unmount(points[i]))
+		err = errors.Join(err, btrfstest.Unmount(points[i]))
 	}
 	if err != nil {
 		return fmt.Errorf("%s is left behind: %w", r.dir, err)
 	}
 	return os.RemoveAll(r.dir)
-}
-
-// unmount waits a while for those that let go late: a driver that has just ended,
-// the cleaner.
-func unmount(path string) (err error) {
-	for range 100 {
-		if err = unix.Unmount(path, 0); !errors.Is(err, unix.EBUSY) {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	if err != nil {
-		return fmt.Errorf("unmount %s: %w", path, err)
-	}
-	return nil
 }
 
 // mountsBelow returns what is mounted in a directory, in the order of mounting.
@@ -171,38 +155,12 @@ func (r *rig) commits() (int, error) {
 // that was destroyed.
 func (r *rig) settle(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := syncAndClean(r.pool()); err != nil {
-			return err
-		}
-		trees, err := count(r.pool(), btrfs.WalkTreeIDs)
-		if err != nil {
-			return err
-		}
-		live, err := count(r.pool(), btrfs.WalkSubvolumeIDs)
-		if err != nil || trees == live {
+		err := btrfstest.Sync(r.pool())
+		dying, failed := btrfs.DyingIDs(r.pool())
+		if err = errors.Join(err, failed); err != nil || len(dying) == 0 {
 			return err
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	return ctx.Err()
-}
-
-func count(path string, walk func(string, func(uint64) error) error) (n int, err error) {
-	err = walk(path, func(uint64) error { n++; return nil })
-	return n, err
-}
-
-// iocSync is BTRFS_IOC_SYNC. Unlike syncfs it also wakes the cleaner.
-const iocSync = 0x94<<8 | 8
-
-func syncAndClean(path string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), iocSync, 0); errno != 0 {
-		return fmt.Errorf("sync %s: %w", path, errno)
-	}
-	return nil
 }

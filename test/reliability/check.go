@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -269,41 +270,16 @@ func (n *node) staleQuota() error {
 // fsTree is the ID of a filesystem's top level.
 const fsTree = 5
 
-// settle returns when the kernel's cleaner has dropped every tree that was destroyed.
+// settle returns when the kernel's cleaner has dropped every tree that was destroyed, and
+// the accounting that goes with it.
 func (n *node) settle(ctx context.Context) error {
 	for ctx.Err() == nil {
-		if err := syncAndClean(n.pool()); err != nil {
-			return err
-		}
-		trees, err := count(n.pool(), btrfs.WalkTreeIDs)
-		if err != nil {
-			return err
-		}
-		live, err := count(n.pool(), btrfs.WalkSubvolumeIDs)
-		if err != nil || trees == live {
-			return errors.Join(err, syncAndClean(n.pool()))
+		err := btrfstest.Sync(n.pool())
+		dying, failed := btrfs.DyingIDs(n.pool())
+		if err = errors.Join(err, failed); err != nil || len(dying) == 0 {
+			return errors.Join(err, btrfstest.Sync(n.pool()))
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 	return ctx.Err()
-}
-
-func count(path string, walk func(string, func(uint64) error) error) (n int, err error) {
-	err = walk(path, func(uint64) error { n++; return nil })
-	return n, err
-}
-
-// iocSync is BTRFS_IOC_SYNC. Unlike syncfs it also wakes the cleaner.
-const iocSync = 0x94<<8 | 8
-
-func syncAndClean(path string) error {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), iocSync, 0); errno != 0 {
-		return fmt.Errorf("sync %s: %w", path, errno)
-	}
-	return nil
 }

@@ -8,9 +8,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 const (
@@ -39,7 +40,7 @@ func newShelf(ctx context.Context, dir string) (*shelf, error) {
 }
 
 func (s *shelf) close() error {
-	return errors.Join(unmount(s.dir), os.Remove(s.image))
+	return errors.Join(btrfstest.Unmount(s.dir), os.Remove(s.image))
 }
 
 // newPool makes an image of an empty pool.
@@ -90,20 +91,6 @@ func mountLoop(ctx context.Context, fsType, image, at string) error {
 	device := strings.TrimSpace(string(out))
 	err = command(ctx, "mount", "-t", fsType, device, at)
 	return errors.Join(err, command(context.WithoutCancel(ctx), "losetup", "--detach", device))
-}
-
-// unmount waits a while for those that let go late, such as a driver that was killed.
-func unmount(path string) (err error) {
-	for range 200 {
-		if err = unix.Unmount(path, 0); !errors.Is(err, unix.EBUSY) {
-			break
-		}
-		time.Sleep(25 * time.Millisecond)
-	}
-	if err != nil {
-		return fmt.Errorf("unmount %s: %w", path, err)
-	}
-	return nil
 }
 
 // command runs a program and tells what it said when it fails.

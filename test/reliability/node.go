@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -86,7 +87,7 @@ func (n *node) close() error {
 		}
 	}
 	if _, there := points[pool]; there {
-		err = errors.Join(err, unmount(pool))
+		err = errors.Join(err, btrfstest.Unmount(pool))
 	}
 	if err != nil {
 		return fmt.Errorf("%s is left behind: %w", n.dir, err)

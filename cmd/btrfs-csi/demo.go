@@ -258,16 +258,17 @@ func (d *demo) createMany(ctx context.Context, acknowledged func()) error {
 
 func (d *demo) killDriver(ctx context.Context) (string, error) {
 	var done atomic.Int64
-	half := make(chan struct{})
-	killed := make(chan error)
-	go func() { <-half; killed <- d.kill() }()
+	var killed error
 	err := d.createMany(ctx, func() {
 		if done.Add(1) == demoCreated/2 {
-			close(half)
+			killed = d.kill()
 		}
 	})
-	if err := <-killed; err != nil {
-		return "", err
+	if killed != nil {
+		return "", killed
+	}
+	if acknowledged := done.Load(); acknowledged < demoCreated/2 {
+		return "", fmt.Errorf("only %d were acknowledged: %w", acknowledged, err)
 	}
 	if code := status.Code(err); code != codes.Unavailable && code != codes.Canceled {
 		return "", fmt.Errorf("the driver was killed, a request ended with: %w", err)

@@ -46,6 +46,9 @@ func newRig(ctx context.Context) (*rig, error) {
 	if err != nil {
 		return nil, err
 	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil { // as the mount table has it
+		return nil, err
+	}
 	r := &rig{dir: dir, mounter: mount.NewWithoutSystemd("")}
 	for _, d := range []string{r.pool(), r.kubelet()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {

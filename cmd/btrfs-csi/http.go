@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -80,7 +81,7 @@ func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOpti
 			findings, err := find(ctx)
 			if m != nil {
 				orphans, _ := m.Orphans()
-				findings = append(findings, orphanFindings(orphans)...)
+				findings = append(findings, orphanFindings(orphans, e.PoolIDs())...)
 			}
 			return nonNil(findings), err
 		})
@@ -113,8 +114,12 @@ func answer(ask func(context.Context) (any, error)) http.HandlerFunc {
 }
 
 // orphanFindings tells of orphans in the words of check. None is repaired by it:
-// that is the policy of serve --orphans.
-func orphanFindings(orphans []mirror.Orphan) []snapshot.Finding {
+// that is the policy of serve --orphans. pools are the IDs of those in use, by name.
+func orphanFindings(orphans []mirror.Orphan, pools map[string]string) []snapshot.Finding {
+	names := map[string]string{}
+	for name, id := range pools {
+		names[id] = name
+	}
 	findings := make([]snapshot.Finding, 0, len(orphans))
 	for _, o := range orphans {
 		f := snapshot.Finding{
@@ -122,7 +127,7 @@ func orphanFindings(orphans []mirror.Orphan) []snapshot.Finding {
 			Detail: "no PersistentVolume or VolumeSnapshotContent stands for it",
 		}
 		if o.Missing != "" {
-			f.Pool, f.Problem = o.PoolID, "Missing"
+			f.Pool, f.Problem = cmp.Or(names[o.PoolID], o.PoolID), "Missing"
 			f.Detail = fmt.Sprintf("PersistentVolume %s stands for it, and it is not there", o.Missing)
 		} else if !o.Since.IsZero() {
 			f.Detail += ", since " + o.Since.Local().Format(time.DateTime)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -42,8 +43,23 @@ func (o *inspectOptions) inventory(ctx context.Context, stderr io.Writer) ([]sna
 			fmt.Fprintln(stderr, "Warning:", p.Error)
 		}
 	}
+	if err := o.checkPool(engine.Pools(ctx)); err != nil {
+		return nil, err
+	}
 	items, err := engine.Inventory(ctx)
 	return slices.DeleteFunc(items, func(i snapshot.Item) bool { return o.pool != "" && i.Pool != o.pool }), err
+}
+
+// checkPool fails for a --pool that there is not: an empty answer would be a wrong one.
+func (o *inspectOptions) checkPool(pools []snapshot.PoolStatus) error {
+	names := make([]string, 0, len(pools))
+	for _, p := range pools {
+		names = append(names, p.Name)
+	}
+	if o.pool != "" && !slices.Contains(names, o.pool) {
+		return fmt.Errorf("--pool %s: there is no such pool; there are %q", o.pool, names)
+	}
+	return nil
 }
 
 func newList() *cobra.Command {
@@ -106,7 +122,7 @@ type branch struct {
 }
 
 // grow arranges items by lineage. A source that is gone gets a branch that says
-// so.
+// so, also where a later one has its name: IDs come again, outside of Kubernetes.
 func grow(items []snapshot.Item) []*branch {
 	all := map[meta.Ref]*branch{}
 	var order []*branch
@@ -117,6 +133,7 @@ func grow(items []snapshot.Item) []*branch {
 			all[i.Ref()] = b
 		}
 	}
+	gone := map[meta.Ref]*branch{}
 	var roots []*branch
 	for _, b := range order {
 		if b.Source.IsZero() {
@@ -124,16 +141,22 @@ func grow(items []snapshot.Item) []*branch {
 			continue
 		}
 		source := all[b.Source]
+		if source != nil && b.CreatedTransid > 0 && source.CreatedTransid > b.CreatedTransid {
+			source = nil
+		}
+		if source == nil {
+			source = gone[b.Source]
+		}
 		if source == nil {
 			source = &branch{Item: snapshot.Item{Entry: meta.Entry{Record: meta.Record{ID: b.Source.ID, Kind: kindOf(b.Source)}, Pool: b.Pool}, Status: "Gone"}}
-			all[b.Source] = source
+			gone[b.Source] = source
 			roots = append(roots, source)
 		}
 		source.Children = append(source.Children, b)
 	}
 	byAge := func(a, b *branch) int { return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.ID, b.ID)) }
 	slices.SortFunc(roots, byAge)
-	for _, b := range all {
+	for _, b := range append(order, slices.Collect(maps.Values(gone))...) {
 		slices.SortFunc(b.Children, byAge)
 	}
 	return roots
@@ -177,6 +200,13 @@ The exit code is 1 when something is wrong, and with --repair when something is
 wrong still.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			pools, err := poolsOf(cmd.Context(), o.stateDir)
+			if err == nil {
+				err = o.checkPool(pools)
+			}
+			if err != nil {
+				return err
+			}
 			findings, err := check(cmd.Context(), o.stateDir, repair)
 			if err != nil {
 				return err
@@ -190,7 +220,8 @@ wrong still.`,
 		},
 	}
 	o.add(cmd)
-	cmd.Flags().BoolVar(&repair, "repair", false, "do what the plan says")
+	cmd.Flags().BoolVar(&repair, "repair", false, "do what the plan says, in all pools")
+	cmd.MarkFlagsMutuallyExclusive("pool", "repair")
 	return cmd
 }
 

@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -25,21 +25,54 @@ const loopImage = "default.img"
 // minLoopPool is the least size that mkfs.btrfs makes a filesystem of, in bytes.
 const minLoopPool = 256 << 20
 
-// loopPool sees to it that there is a pool "default" where the state directory
-// is not on btrfs: a filesystem of its own in a sparse file. An image that is
-// there is mounted, and grown where a larger size is asked for; it is never made
-// anew nor shrunk. The mount stays when the driver stops: pods use it.
-func loopPool(ctx context.Context, stateDir, text string) error {
+// retryLoopPool is the time between two attempts to make or mount the loop pool.
+const retryLoopPool = 3 * time.Second
+
+// parseLoopPool returns the size of the loop pool in bytes, 0 for none.
+func parseLoopPool(text string) (int64, error) {
 	if text == "" {
-		return nil
+		return 0, nil
 	}
 	want, err := parseSize(text)
 	if err != nil {
-		return fmt.Errorf("--loop-pool: %w", err)
+		return 0, fmt.Errorf("--loop-pool: %w", err)
 	}
 	if want < minLoopPool {
-		return fmt.Errorf("--loop-pool %s: at least 256Mi is wanted", text)
+		return 0, fmt.Errorf("--loop-pool %s: at least 256Mi is wanted", text)
 	}
+	return want, nil
+}
+
+// keepLoopPool sees to it that there is a loop pool of a size, if one is wanted. Where it
+// cannot be had the other pools are served, and it is tried again until ctx ends.
+func keepLoopPool(ctx context.Context, stateDir string, want int64) {
+	if want == 0 {
+		return
+	}
+	err := loopPool(ctx, stateDir, want)
+	if err == nil {
+		return
+	}
+	klog.FromContext(ctx).Error(err, "No loop pool", "retryAfter", retryLoopPool)
+	go func() {
+		for err != nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(retryLoopPool):
+			}
+			err = loopPool(ctx, stateDir, want)
+		}
+		klog.FromContext(ctx).Info("The loop pool is there")
+	}()
+}
+
+// loopPool sees to it that there is a pool "default" where the state directory
+// is not on btrfs: a filesystem of its own in a sparse file. An image that is
+// there is mounted, and grown where a larger size is asked for; it is never made
+// anew nor shrunk. The mount stays when the driver stops: pods use it. What somebody
+// else has mounted there is left alone.
+func loopPool(ctx context.Context, stateDir string, want int64) error {
 	if on, err := btrfs.IsBtrfs(stateDir); err != nil || on {
 		return err // pools/default is made there
 	}
@@ -48,33 +81,31 @@ func loopPool(ctx context.Context, stateDir, text string) error {
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
+	if err := removeUnfinished(image); err != nil {
+		return err
+	}
 	mounted, err := btrfs.IsBtrfs(target)
 	if err != nil {
 		return err
 	}
-	if err := makeImage(ctx, image, want); err != nil {
-		return fmt.Errorf("loop pool: %w", err)
-	}
-	if err := growImage(image, want); err != nil {
-		return fmt.Errorf("loop pool: %w", err)
-	}
 	if !mounted {
+		if err := makeImage(ctx, image, want); err != nil {
+			return err
+		}
 		klog.FromContext(ctx).Info("Mounting the loop pool", "image", image, "target", target)
 		if err := mount.NewWithoutSystemd("").Mount(image, target, "btrfs", []string{"loop"}); err != nil {
-			return fmt.Errorf("loop pool: %w", err)
+			return err
 		}
-	} else if err := growDevice(image, target); err != nil {
-		return fmt.Errorf("loop pool: %w", err)
 	}
-	return btrfs.GrowToDevice(target)
+	if err := growLoopPool(image, target, want); err != nil {
+		klog.FromContext(ctx).Error(err, "The loop pool has not grown, which the next start tries again", "wantedBytes", want)
+	}
+	return nil
 }
 
 // makeImage makes the filesystem under another name first, so that an image of
 // the right name is always whole.
 func makeImage(ctx context.Context, image string, size int64) error {
-	if err := removeUnfinished(image); err != nil {
-		return err
-	}
 	if _, err := os.Lstat(image); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -113,51 +144,55 @@ func removeUnfinished(image string) error {
 	return err
 }
 
-// growImage raises the size of the file; it never lowers it.
-func growImage(image string, want int64) error {
-	st, err := os.Stat(image)
-	if err != nil || st.Size() >= want {
+// growLoopPool grows the filesystem at target to want bytes, and to what its image has
+// already: the driver that made it larger may have been too short-lived to go on. Other
+// devices, as disks that somebody has added, are left alone.
+func growLoopPool(image, target string, want int64) error {
+	var file unix.Stat_t
+	err := unix.Stat(image, &file)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is somebody else's
+	}
+	if err != nil {
+		return &fs.PathError{Op: "stat", Path: image, Err: err}
+	}
+	device, loop, err := loopDevice(target, &file)
+	if err != nil || loop == nil {
 		return err
 	}
-	return os.Truncate(image, want)
+	defer loop.Close()
+	want = max(want, file.Size) // never shrunk
+	if device.Size >= want/sector*sector {
+		return nil
+	}
+	if err := os.Truncate(image, want); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return fmt.Errorf("grow %s: %w", device.Path, err)
+	}
+	return btrfs.GrowToDevice(target, device.ID)
 }
 
-// growDevice tells the loop device below a mounted filesystem that its file is larger,
-// which the driver that made it so may have been too short-lived to do. What is no loop
-// device on the image, as disks that others have added, is left alone.
-func growDevice(image, target string) error {
+// sector is what btrfs counts devices in, in bytes.
+const sector = 4096
+
+// loopDevice returns the device of a filesystem that is a loop device on file, and opens
+// it; nil where there is none.
+func loopDevice(target string, file *unix.Stat_t) (btrfs.Device, *os.File, error) {
 	devices, err := btrfs.Devices(target)
-	if err != nil {
-		return err
-	}
-	var file unix.Stat_t
-	if err := unix.Stat(image, &file); err != nil {
-		return err
-	}
 	for _, d := range devices {
 		if d.Missing {
 			continue
 		}
-		if err := growIfOn(d.Path, &file); err != nil {
-			return fmt.Errorf("grow %s: %w", d.Path, err)
+		f, err := os.Open(d.Path)
+		if err != nil {
+			return d, nil, err
 		}
+		if loop, err := unix.IoctlLoopGetStatus64(int(f.Fd())); err == nil && loop.Inode == file.Ino && loop.Device == file.Dev {
+			return d, f, nil
+		}
+		f.Close()
 	}
-	return nil
-}
-
-func growIfOn(device string, file *unix.Stat_t) error {
-	f, err := os.OpenFile(device, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	loop, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
-	if err != nil || loop.Inode != file.Ino || loop.Device != file.Dev {
-		return nil
-	}
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil || size >= file.Size { // never shrunk
-		return err
-	}
-	return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0)
+	return btrfs.Device{}, nil, err
 }

@@ -232,6 +232,118 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	}
 }
 
+// TestLoopPoolIsInNobodysWay: a disk of somebody else's is served as it is, and a loop
+// pool that cannot be had, or cannot grow, keeps no other pool from being served.
+func TestLoopPoolIsInNobodysWay(t *testing.T) {
+	btrfstest.RequireRoot(t)
+	state := t.TempDir()
+	if on, err := btrfs.IsBtrfs(state); err != nil || on {
+		t.Skipf("the temporary directory is on btrfs, where no loop pool is made (%v)", err)
+	}
+	pool, image := filepath.Join(state, "pools", "default"), filepath.Join(state, loopImage)
+	other := filepath.Join(state, "pools", "other")
+	for _, path := range []string{pool, other} {
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unmountAll(path) })
+	}
+	serves := func(pool string) {
+		t.Helper()
+		d := startDriver(t, state, "--loop-pool=1Gi")
+		d.createIn(t, pool, "pvc-"+filepath.Base(t.TempDir()))
+		d.stop(t)
+	}
+
+	disk := btrfstest.Mount(t, btrfstest.Size(512<<20))
+	btrfstest.Grow(t, disk, 768<<20)
+	tool(t, "mount", "--bind", disk, pool)
+	serves("default")
+	if space, err := btrfs.SpaceOf(disk); err != nil || space.Size != 512<<20 {
+		t.Errorf("somebody's disk has %d bytes now, %v", space.Size, err)
+	}
+	if _, err := os.Lstat(image); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an image was made: %v", err)
+	}
+	unmountAll(pool)
+
+	tool(t, "mount", "--bind", btrfstest.Mount(t), other)
+	tool(t, "truncate", "--size=512M", image) // and no filesystem in it
+	d := startDriver(t, state, "--loop-pool=1Gi")
+	d.createIn(t, "other", "pvc-other")
+	tool(t, "mkfs.btrfs", "-q", image)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if space, err := btrfs.SpaceOf(pool); err == nil && space.Size == 1<<30 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not mounted when it could be: %s", d.log)
+		}
+	}
+	d.stop(t)
+
+	tool(t, "truncate", "--size=1100M", image)
+	tool(t, "mount", "-o", "remount,ro", pool)
+	serves("other")
+}
+
+func (r *running) createIn(t *testing.T, pool, name string) {
+	t.Helper()
+	_, err := r.client.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
+		Name: name, VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, Parameters: map[string]string{"pool": pool},
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPoolThatIsNot: a misspelt --pool is no pool in which nothing is wrong.
+func TestPoolThatIsNot(t *testing.T) {
+	state := btrfstest.Mount(t)
+	startDriver(t, state).stop(t)
+	for _, command := range []string{"ls", "tree", "pools", "check"} {
+		stdout, stderr, code := run(t, command, "--pool", "defualt", "--state-dir", state)
+		if code != 1 || stdout != "" || !strings.Contains(stderr, `there are ["default"]`) {
+			t.Errorf("%s: exit code %d: %s%s", command, code, stdout, stderr)
+		}
+		if stdout, stderr, code = run(t, command, "--pool", "default", "--state-dir", state); code != 0 {
+			t.Errorf("%s: exit code %d: %s%s", command, code, stdout, stderr)
+		}
+	}
+}
+
+// TestTreeOfANameThatCameAgain: a volume that was restored under the name of the one that
+// its snapshot was taken of is not its own ancestor.
+func TestTreeOfANameThatCameAgain(t *testing.T) {
+	state := btrfstest.Mount(t)
+	d := startDriver(t, state)
+	d.createVolume(t, "data")
+	ctx := t.Context()
+	if _, err := d.client.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "data"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := d.client.CreateVolume(ctx, &csi.CreateVolumeRequest{
+		Name: "data", VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, VolumeContentSource: fromSnapshot("snap"),
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, _, _ := run(t, "tree", "--state-dir", state)
+	at := -1
+	for _, want := range []string{"(data) ", "└── snap ", "    └── data "} {
+		if i := strings.Index(stdout, want); i <= at {
+			t.Errorf("%q is not where it should be:\n%s", want, stdout)
+		} else {
+			at = i
+		}
+	}
+}
+
 func TestInspectWithAndWithoutDriver(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state)
@@ -347,6 +459,8 @@ func TestBadFlags(t *testing.T) {
 		{"loop pool", []string{"serve", "--loop-pool", "many"}, "a quantity such as 20Gi"},
 		{"loop pool too small", []string{"serve", "--loop-pool", "1Mi"}, "at least 256Mi"},
 		{"output", []string{"version", "-o", "yaml"}, "json is known"},
+		{"output of leftovers", []string{"leftovers", "--delete", "-o", "wide"}, "json is known"},
+		{"one pool repaired", []string{"check", "--repair", "--pool", "default"}, "none of the others can be"},
 		{"argument", []string{"ls", "what"}, `unknown command "what"`},
 	} {
 		t.Run(test.name, func(t *testing.T) {

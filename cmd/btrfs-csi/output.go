@@ -12,26 +12,35 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 )
 
-// outputFlag is the -o of the commands that show data.
+// outputFlag is the -o of the commands that show data: empty for a table, or json. It
+// refuses all else before the command does anything.
 type outputFlag string
 
 func (o *outputFlag) add(cmd *cobra.Command) {
-	cmd.Flags().StringVarP((*string)(o), "output", "o", "", "output format: empty for a table, or json")
+	cmd.Flags().VarP(o, "output", "o", "output format: empty for a table, or json")
+}
+
+func (o *outputFlag) String() string { return string(*o) }
+func (o *outputFlag) Type() string   { return "string" }
+
+func (o *outputFlag) Set(format string) error {
+	if format != "" && format != "json" {
+		return fmt.Errorf("unknown output format %q; json is known", format)
+	}
+	*o = outputFlag(format)
+	return nil
 }
 
 // print writes data as JSON, or the table that fill makes of it.
 func (o *outputFlag) print(w io.Writer, data any, fill func(*table)) error {
-	switch *o {
-	case "json":
+	if *o == "json" {
 		encoder := json.NewEncoder(w)
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(data)
-	case "":
-		t := &table{w: tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)}
-		fill(t)
-		return t.w.Flush()
 	}
-	return fmt.Errorf("unknown output format %q; json is known", string(*o))
+	t := &table{w: tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)}
+	fill(t)
+	return t.w.Flush()
 }
 
 // table prints aligned columns.

@@ -38,6 +38,9 @@ func newPools() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			pools, err := poolsOf(cmd.Context(), o.stateDir)
+			if err == nil {
+				err = o.checkPool(pools)
+			}
 			if err != nil {
 				return err
 			}

@@ -108,6 +108,10 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
+	loopBytes, err := parseLoopPool(o.loopPool)
+	if err != nil {
+		return err
+	}
 	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
 		return err
 	}
@@ -116,9 +120,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		return err
 	}
 	defer release()
-	if err := loopPool(ctx, o.stateDir, o.loopPool); err != nil {
-		return err
-	}
+	keepLoopPool(ctx, o.stateDir, loopBytes)
 
 	var engine atomic.Pointer[snapshot.Engine] // nil until the pools are reconciled
 	var csi atomic.Pointer[driver.Driver]      // nil until it is made

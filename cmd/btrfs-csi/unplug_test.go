@@ -57,6 +57,7 @@ type unpluggable struct {
 	*victim
 	image, sick string // of the pool that goes
 	http        string
+	topology    *csi.Topology // of the node when it was registered
 }
 
 func newUnpluggable(t *testing.T) *unpluggable {
@@ -81,6 +82,9 @@ func newUnpluggable(t *testing.T) *unpluggable {
 		}
 	})
 	u.driver = startDriver(t, u.state, "--kubelet-dir="+u.kubelet, "--http="+u.http)
+	info, err := u.driver.node.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
+	u.must(err)
+	u.topology = info.GetAccessibleTopology()
 	return u
 }
 
@@ -105,7 +109,8 @@ func (u *unpluggable) createIn(pool, id string) {
 	u.t.Helper()
 	_, err := u.driver.client.CreateVolume(u.t.Context(), &csi.CreateVolumeRequest{
 		Name: id, VolumeCapabilities: []*csi.VolumeCapability{writer}, Parameters: map[string]string{"pool": pool},
-		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 * mebi},
+		AccessibilityRequirements: &csi.TopologyRequirement{Requisite: []*csi.Topology{u.topology}},
+		CapacityRange:             &csi.CapacityRange{RequiredBytes: 16 * mebi},
 	})
 	u.must(err)
 	u.must(errors.Join(stage(u.victim, id), publish(u.victim, id)))

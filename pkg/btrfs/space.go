@@ -165,24 +165,12 @@ func fsInfo(fd int) (fsInfoArgs, error) {
 	return args, err
 }
 
-// GrowToDevice grows the filesystem around path to the whole of each of its
-// devices (RESIZE), and does nothing where it already fills them. Errors: EBUSY
-// while a balance, device or other resize operation runs.
-func GrowToDevice(path string) error {
-	return withDir("grow filesystem of", path, func(fd int) error {
-		devices, err := devices(fd)
-		if err != nil {
-			return err
-		}
-		for _, d := range devices {
-			if d.Missing {
-				continue
-			}
-			if err := resize(fd, fmt.Sprintf("%d:max", d.ID)); err != nil {
-				return fmt.Errorf("device %d: %w", d.ID, err)
-			}
-		}
-		return nil
+// GrowToDevice grows the filesystem around path to the whole of one of its devices
+// (RESIZE), and does nothing where it already fills it. Errors: EBUSY while a balance,
+// device or other resize operation runs; EROFS.
+func GrowToDevice(path string, device uint64) error {
+	return withDir(fmt.Sprintf("grow to device %d the filesystem of", device), path, func(fd int) error {
+		return resize(fd, fmt.Sprintf("%d:max", device))
 	})
 }
 

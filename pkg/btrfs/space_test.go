@@ -106,7 +106,7 @@ func TestDevicesMissing(t *testing.T) {
 	if want := degraded[0].Size - degraded[0].Used; s.Unallocated != want {
 		t.Errorf("unallocated %d counts the missing device, wanted %d", s.Unallocated, want)
 	}
-	must(t, GrowToDevice(mnt))
+	must(t, GrowToDevice(mnt, 1))
 }
 
 // mountPair mounts a filesystem with two mirrored devices and returns them.
@@ -132,12 +132,12 @@ func TestGrowToDevice(t *testing.T) {
 	t.Parallel()
 	const before, after = 512 << 20, 1 << 30
 	mnt := btrfstest.Mount(t, btrfstest.Size(before))
-	must(t, GrowToDevice(mnt)) // nothing to do
+	must(t, GrowToDevice(mnt, 1)) // nothing to do
 	if got := value(SpaceOf(mnt))(t).Size; got != before {
 		t.Errorf("size %d before", got)
 	}
 	btrfstest.Grow(t, mnt, after)
-	must(t, GrowToDevice(mnt))
+	must(t, GrowToDevice(mnt, 1))
 	if s, d := value(SpaceOf(mnt))(t), value(Devices(mnt))(t); s.Size != after || d[0].Size != after {
 		t.Errorf("size %d after, %d of the device, wanted %d", s.Size, d[0].Size, after)
 	}

@@ -75,13 +75,16 @@ func (s *controller) checkReach(ctx context.Context, c creation) error {
 	if len(c.requisite) == 0 {
 		return nil
 	}
-	_, err := s.engine.Stat(ctx, meta.Volume(meta.ID(c.spec.Name)))
-	if !errors.Is(err, snapshot.ErrNotFound) {
-		return err // it is there: the engine says whether it is the same request
+	_, known := s.engine.Stat(ctx, meta.Volume(meta.ID(c.spec.Name)))
+	if !notHere(known) {
+		return known // it is there: the engine says whether it is the same request
 	}
 	name, id, err := s.destination(ctx, c)
 	if err != nil || reachable(c.requisite, id) {
 		return err
+	}
+	if errors.Is(known, snapshot.ErrPoolAway) {
+		return known // it may be in a pool that cannot be asked: no other node may make it
 	}
 	return answer(codes.ResourceExhausted, "pool %q of this node has the topology key %s, wanted is one with %s: choose another node, or name another pool in the StorageClass",
 		name, TopologyPrefix+id, describe(c.requisite))

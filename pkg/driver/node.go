@@ -301,7 +301,8 @@ type binding struct {
 	volume string
 	source string
 	place  place
-	flags  flagSet
+	asked  flagSet // by the request
+	flags  flagSet // of the mount to be made
 }
 
 // bindingOf asks the engine for a volume and settles the flags of its mount.
@@ -320,7 +321,7 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 	if err != nil {
 		return binding{}, err
 	}
-	b := binding{volume: volume, source: source.Source}
+	b := binding{volume: volume, source: source.Source, asked: u.flags}
 	if b.place, err = lookAt(source.Source); err != nil {
 		return b, err
 	}
@@ -357,7 +358,7 @@ func (b binding) isAt(at target) (bool, error) {
 		return false, err
 	case !have.same(b.place):
 		return false, precondition("volume %q: something else is mounted at %q: %s: unmount it", b.volume, at.path, top)
-	case have.flags != b.flags:
+	case have.flags&(b.asked|readOnlyFlag) != b.asked: // what else it has is that of the pool by then
 		return false, answer(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.path, have.flags, b.flags)
 	}
 	return true, nil

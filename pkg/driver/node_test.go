@@ -179,6 +179,24 @@ func TestPublishOtherwiseIsAlreadyExists(t *testing.T) {
 	write(t, filepath.Join(target, "file"), "still writable")
 }
 
+// TestPoolRemountedOtherwise: what a mount has from its pool, and nobody has asked for, is
+// no reason to refuse the same request.
+func TestPoolRemountedOtherwise(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	volume, target := r.published("pvc-1")
+	must(t, unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_NOATIME|unix.MS_NODEV, ""))
+	must(t, r.stage(volume, writer()))
+	must(t, r.publish(volume, target, writer(), false))
+	wantMounts(t, target, 1)
+	wantCode(t, r.publish(volume, target, capability(nodeWriter, "noatime"), false), codes.AlreadyExists, "noatime")
+	_, other := r.published("pvc-2")
+	mounted, err := lookAt(other)
+	must(t, err)
+	if have := mounted.flags.String(); have != "noatime,nodev,rw" {
+		t.Errorf("a new mount has %s", have)
+	}
+}
+
 func TestReadOnlyAndReadWritePodsOnOneNode(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")

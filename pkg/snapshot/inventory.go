@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
@@ -57,6 +58,9 @@ func (p *pool) items() (items []Item, err error) {
 	slots, err := p.scan()
 	for _, s := range slots {
 		item, err := s.item()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since the scan
+		}
 		if err != nil {
 			return items, fmt.Errorf("%s in pool %q: %w", s.slot, p.name, p.explain(err))
 		}

@@ -56,7 +56,7 @@ func CreateQgroup(path string, id QgroupID) error {
 // RemoveQgroup removes a qgroup and does nothing when it is absent or quota is
 // off. Errors: EBUSY while it has members and, on newer kernels, while its
 // subvolume exists or, with simple quota, anything is still charged to it. Older
-// kernels remove the qgroup of a live subvolume, and its limit: ask Exists first.
+// kernels remove the qgroup of a live subvolume, and its limit: ask TreeExists first.
 func RemoveQgroup(path string, id QgroupID) error {
 	return withQgroup("remove qgroup", id, path, func(fd int) error {
 		args := qgroupCreateArgs{qgroupID: uint64(id)}

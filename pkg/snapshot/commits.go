@@ -30,6 +30,7 @@ type commits struct {
 	waiting    *group        // nil: none
 	committing int           // operations of earlier groups
 	expected   int           // how many were in the last group
+	idle       time.Time     // when the last commit ended
 	took       time.Duration // the last commit
 }
 
@@ -94,6 +95,9 @@ func (c *commits) arrive(a *coming) *group {
 	c.mu.Lock()
 	a.come()
 	if c.waiting == nil {
+		if c.committing == 0 && time.Since(c.idle) > mostPatience {
+			c.expected = 0
+		}
 		c.waiting = &group{start: make(chan struct{}), led: make(chan struct{})}
 	}
 	g := c.waiting
@@ -134,6 +138,7 @@ func (c *commits) depart(took time.Duration) {
 		c.took = took
 	}
 	c.committing--
+	c.idle = time.Now()
 	c.dispatch()
 }
 

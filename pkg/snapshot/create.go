@@ -154,7 +154,11 @@ func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.
 // is to be made in p.
 func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *pool) bool {
 	known, err := e.index.Lookup(ref)
-	if err != nil || sick.has(p.PoolID()) {
+	if err != nil {
+		e.indexBehind.Store(true)
+		return true
+	}
+	if sick.has(p.PoolID()) {
 		return true
 	}
 	return slices.ContainsFunc(known, func(k meta.Entry) bool { return sick.has(k.PoolID) || !e.inUse(k.PoolID) })

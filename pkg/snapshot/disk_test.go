@@ -162,6 +162,71 @@ func TestPoolsComeAndGo(t *testing.T) {
 	}
 }
 
+// TestDisplacedDefault: where the disk of the pool "default" is missing, no other pool of
+// that name takes its place, neither on the filesystem below nor under another name.
+func TestDisplacedDefault(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	n := &node{state: btrfstest.Mount(t), mode: btrfs.QuotaFull, disks: map[string]string{}}
+	for _, name := range []string{"default", "fast"} {
+		n.AddPool(t, name)
+	}
+	var err error
+	n.host, err = snapshot.NewHost(n.state, n.mode)
+	must(t, err)
+	e := n.start(t)
+	id := e.PoolIDs()["default"]
+	must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
+	must(t, e.Close())
+	n.Detach(t, "default")
+
+	e = n.start(t)
+	running, stop := context.WithCancel(ctx)
+	go e.Run(running)
+	for _, pool := range []string{"", "default"} {
+		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Pool: pool}, meta.Ref{})
+		wants(t, err, snapshot.ErrNoPool)
+		wants(t, second(e.Capacity(ctx, pool)), snapshot.ErrNoPool)
+		for _, word := range []string{"nothing is mounted", id} {
+			if !strings.Contains(fmt.Sprint(err), word) {
+				t.Errorf("want %q in %v", word, err)
+			}
+		}
+	}
+	must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "elsewhere", Pool: "fast"}, meta.Ref{})))
+	if made, err := os.ReadDir(n.path("default")); err != nil || len(made) > 0 {
+		t.Errorf("made below: %v, %v", made, err)
+	}
+	if status, err := btrfs.Quota(n.state); err != nil || status.Enabled {
+		t.Errorf("quota below is %+v, %v", status, err)
+	}
+	n.Attach(t, "default")
+	eventually(t, func() bool { return e.PoolIDs()["default"] == id })
+	must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Ref{})))
+	n.Detach(t, "default")
+	eventually(t, func() bool { return e.PoolIDs()["default"] == "" })
+	must(t, os.Remove(filepath.Join(n.state, "known", id))) // it is gone for good
+	eventually(t, func() bool { return e.PoolIDs()["default"] != "" })
+	stop()
+}
+
+// TestReadOnlyWithoutQuota: what cannot be written cannot have its quota turned on, and
+// nobody counts.
+func TestReadOnlyWithoutQuota(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	n := newNode(t, btrfs.QuotaNone)
+	e := n.start(t)
+	must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
+	must(t, e.Close())
+	host, err := snapshot.NewHost(n.state, btrfs.QuotaFull)
+	must(t, err)
+	n.Pool("default").SetReadOnly(true)
+	e = open(t, host, filepath.Join(t.TempDir(), "index.db"))
+	wants(t, second(e.Usage(ctx, meta.Volume("pvc"))), snapshot.ErrNoQuota)
+	must(t, second(e.Mounts(ctx, "pvc")))
+}
+
 func eventually(t *testing.T, is func() bool) {
 	t.Helper()
 	if !soon(is) {

@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -126,7 +127,7 @@ func (e *Engine) refresh(ctx context.Context) error {
 	}
 	for _, p := range e.allPools() {
 		if err := p.Alive(); err != nil || !slices.Contains(names, p.name) {
-			e.drop(ctx, p, err)
+			e.drop(ctx, p, cmp.Or(err, refused[p.name]))
 		} else if err := e.deniedFor(p); err != nil {
 			e.drop(ctx, p, err)
 		}
@@ -222,7 +223,9 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 		klog.FromContext(ctx).Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem,
 			"detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
 	}
+	e.indexing.Lock()
 	e.indexed(ctx, e.syncPool(p))
+	e.indexing.Unlock()
 	if err := e.host.Remember(p.PoolID(), p.name); err != nil {
 		klog.FromContext(ctx).Error(err, "Pool cannot be remembered for when it is away and the index is lost", "pool", p.name)
 	}
@@ -291,8 +294,8 @@ func (e *Engine) hold() (release func()) {
 	}
 }
 
-// pool returns the pool of a name; an empty name stands for DefaultPool, or for
-// the only pool there is.
+// pool returns the pool of a name; an empty name stands for DefaultPool, or, where there
+// is none of that name, not even one that cannot be used, for the only pool there is.
 func (e *Engine) pool(name string) (*pool, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -303,13 +306,13 @@ func (e *Engine) pool(name string) (*pool, error) {
 	if p, ok := e.pools[wanted]; ok {
 		return p, nil
 	}
+	if reason, ok := e.broken[wanted]; ok {
+		return nil, fmt.Errorf("pool %q: %w: %w", wanted, ErrNoPool, reason)
+	}
 	if name == "" && len(e.pools) == 1 {
 		for _, p := range e.pools {
 			return p, nil
 		}
-	}
-	if reason, ok := e.broken[wanted]; ok {
-		return nil, fmt.Errorf("pool %q: %w: %w", wanted, ErrNoPool, reason)
 	}
 	have := make([]string, 0, len(e.pools))
 	for name := range e.pools {
@@ -481,12 +484,13 @@ func (e *Engine) syncIndex() error {
 	}
 	e.indexing.Lock()
 	defer e.indexing.Unlock()
+	e.indexBehind.Store(false) // before: what fails meanwhile sets it again
 	for _, p := range e.allPools() {
 		if err := e.syncPool(p); err != nil && !errors.Is(err, ErrPoolAway) {
+			e.indexBehind.Store(true)
 			return err
 		}
 	}
-	e.indexBehind.Store(false)
 	return nil
 }
 

@@ -237,6 +237,9 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
 	d.readOnly = room.ReadOnly
+	if err := n.displaced(name, d); err != nil {
+		return nil, fmt.Errorf("pool %q: %w", name, err)
+	}
 	if err := d.identify(n.passive); err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
@@ -244,6 +247,27 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		return nil, fmt.Errorf("pool %q: quota %s: %w", name, n.quota, err)
 	}
 	return d, nil
+}
+
+// displaced fails for the directory that a pool was mounted at, and is not now, as when a
+// disk was missing at boot: a pool of the same name on the filesystem below would take its
+// place.
+func (n *node) displaced(name string, d *disk) error {
+	mounted, err := n.mountPoints()
+	if err != nil || slices.Contains(mounted, d.path) {
+		return err
+	}
+	err = d.within(func(root string) error { _, err := d.readIdentity(root); return err })
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil // it is a pool already
+	}
+	known, err := n.Known()
+	for id, was := range known {
+		if was == name {
+			return fmt.Errorf("nothing is mounted at %s, where pool %s was: mount its filesystem there, or, if its disk is gone for good, remove the file known/%s in the state directory", d.path, id, id)
+		}
+	}
+	return err
 }
 
 // identity is the content of identityFile.
@@ -368,7 +392,8 @@ func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode, passive bo
 		return fmt.Errorf("the filesystem has %s quota: %w; disable it there (btrfs quota disable), or take --quota auto", status.Mode, btrfs.ErrQuotaMode)
 	}
 	if d.readOnly {
-		return nil // there is nothing to limit
+		d.mode = status.Mode // there is nothing to limit, and nobody counts
+		return nil
 	}
 	klog.FromContext(ctx).Info("Enabling quota on the whole filesystem", "path", d.path, "mode", want)
 	return d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })

@@ -49,15 +49,18 @@ func (e *Engine) deniedFor(p *pool) error {
 }
 
 // awake returns a context that ends with ctx, or when the pools are to be looked
-// at for another reason than a change of the host.
+// at for another reason than a change of the host. Once its cancel has returned it takes
+// no such reason any more, which would be one that nobody looks for.
 func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		select {
 		case <-e.wake:
 			cancel()
 		case <-ctx.Done():
 		}
 	}()
-	return ctx, cancel
+	return ctx, func() { cancel(); <-ended }
 }

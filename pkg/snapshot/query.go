@@ -45,7 +45,7 @@ type PoolStatus struct {
 }
 
 // Stat returns a volume or snapshot; ErrNotFound, ErrLost or ErrPoolAway where
-// it cannot. It takes no lock: what is being made is not found yet.
+// it cannot. It takes no lock: what is being made is found as soon as its subvolume is.
 func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 	defer e.hold()()
 	l, err := e.find(ref)
@@ -122,7 +122,12 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 		for _, p := range e.allPools() {
 			inUse[p.PoolID()] = true
 		}
-		return indexed(func(entry meta.Entry) bool { return !inUse[entry.PoolID] || fn(entry) })
+		told := false
+		err := indexed(func(entry meta.Entry) bool { told = true; return !inUse[entry.PoolID] || fn(entry) })
+		e.indexed(ctx, err)
+		if err == nil || told {
+			return err
+		}
 	}
 	var entries []meta.Entry
 	for _, p := range e.allPools() {

@@ -56,6 +56,7 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 	}
 	remembered, err := e.index.Pools()
 	if _, failed := e.index.Lookup(ref); err != nil || failed != nil {
+		e.indexBehind.Store(true)
 		remembered = nil
 	}
 	for id, name := range known {

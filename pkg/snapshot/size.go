@@ -40,6 +40,9 @@ func (r Range) choose(least int64) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
+	if want == least {
+		size = least // that of a source whose limit did not let it be rounded up
+	}
 	if r.Limit > 0 && want <= r.Limit {
 		size = min(size, r.Limit)
 	}

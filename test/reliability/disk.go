@@ -80,17 +80,28 @@ func reflink(from, to string) error {
 
 // mountLoop mounts an image. Its loop device is freed by the last unmount. Direct
 // I/O keeps a second copy of everything out of the page cache, where it can be had.
-func mountLoop(ctx context.Context, fsType, image, at string) error {
-	out, err := exec.CommandContext(ctx, "losetup", "--find", "--show", "--direct-io=on", image).Output()
-	for attempt := 0; err != nil && attempt < 5; attempt++ { // others may take the free device that it saw first
-		out, err = exec.CommandContext(ctx, "losetup", "--find", "--show", image).Output()
+func mountLoop(ctx context.Context, fsType, image, at string) (err error) {
+	directIO := "on"
+	for range 5 { // others may take the free device that it saw first
+		var out []byte
+		out, err = exec.CommandContext(ctx, "losetup", "--find", "--show", "--direct-io="+directIO, image).Output()
+		if err != nil {
+			directIO, err = "off", fmt.Errorf("losetup %s: %w", image, err)
+			continue
+		}
+		device := strings.TrimSpace(string(out))
+		err = command(ctx, "mount", "-t", fsType, device, at)
+		always := context.WithoutCancel(ctx)
+		if err != nil && fsType == "btrfs" {
+			// Of a filesystem that is mounted already, and this is its copy, the kernel now
+			// and then refuses the second, and holds it for what is on the device from then on.
+			err = errors.Join(err, command(always, "btrfs", "device", "scan", "--forget", device))
+		}
+		if detached := command(always, "losetup", "--detach", device); err == nil || detached != nil {
+			return errors.Join(err, detached)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("losetup %s: %w", image, err)
-	}
-	device := strings.TrimSpace(string(out))
-	err = command(ctx, "mount", "-t", fsType, device, at)
-	return errors.Join(err, command(context.WithoutCancel(ctx), "losetup", "--detach", device))
+	return err
 }
 
 // command runs a program and tells what it said when it fails.

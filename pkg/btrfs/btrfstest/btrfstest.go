@@ -171,6 +171,9 @@ func mountImage(t testing.TB, image string, options []string) string {
 		if out, err = exec.Command("mount", args...).CombinedOutput(); err == nil {
 			break
 		}
+		// Of a mount that has failed, the kernel may hold that filesystem for what is on
+		// the device, whatever is by now.
+		run(t, "btrfs", "device", "scan", "--forget")
 		time.Sleep(100 * time.Millisecond)
 	}
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/bits"
 	"slices"
 	"strings"
 
@@ -293,10 +294,18 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 		return nil, err
 	}
 	return &csi.GetCapacityResponse{
-		AvailableCapacity: capacity.Available,
-		MaximumVolumeSize: wrapperspb.Int64(capacity.MaximumSize),
+		AvailableCapacity: steady(capacity.Available),
+		MaximumVolumeSize: wrapperspb.Int64(steady(capacity.MaximumSize)),
 		MinimumVolumeSize: wrapperspb.Int64(capacity.MinimumSize),
 	}, nil
+}
+
+// steady rounds a capacity in bytes down by less than a thousandth. It is asked for after
+// each volume that was made, which takes a few KiB, and the API server is told of each
+// change.
+func steady(capacity int64) int64 {
+	step := max(int64(1)<<max(0, bits.Len64(uint64(capacity))-11), snapshot.MinSize)
+	return capacity / step * step
 }
 
 func (s *controller) ControllerExpandVolume(ctx context.Context, request *csi.ControllerExpandVolumeRequest) (*csi.ControllerExpandVolumeResponse, error) {

@@ -3,6 +3,7 @@ package driver
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -607,4 +608,25 @@ func TestCapabilities(t *testing.T) {
 	}
 	_, err = r.ControllerModifyVolume(t.Context(), &csi.ControllerModifyVolumeRequest{VolumeId: "v"})
 	wantCode(t, err, codes.Unimplemented)
+}
+
+// TestSteadyCapacity: what a volume takes changes no capacity, or seldom, and what is told
+// is nearly all that there is.
+func TestSteadyCapacity(t *testing.T) {
+	for _, have := range []int64{0, mib, 3 * mib, 100 * mib, 10<<30 - mib, 7 << 40, math.MaxInt64} {
+		told := steady(have)
+		if told > have || have-told > have/1000 {
+			t.Errorf("of %d bytes %d are told", have, told)
+		}
+	}
+	changes := 0
+	const each = 64 << 10 // taken by one volume
+	for have := int64(10 << 30); have > 10<<30-100*each; have -= each {
+		if steady(have) != steady(have-each) {
+			changes++
+		}
+	}
+	if changes > 2 {
+		t.Errorf("100 volumes change it %d times", changes)
+	}
 }

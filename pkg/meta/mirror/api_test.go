@@ -284,7 +284,12 @@ func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *f
 	options.NodeName, options.Driver = name, "btrfs-csi.github.io"
 	options.TopologyPrefix, options.TopologyValue = "topology.btrfs-csi.github.io/", "here"
 	m := New(clients, node, options)
-	t.Cleanup(m.sink.Shutdown)
+	t.Cleanup(func() {
+		m.sink.Shutdown()
+		m.queue.ShutDown()
+		m.live.ShutDown()
+		m.homing.queue.ShutDown()
+	})
 	events := record.NewFakeRecorder(100)
 	m.events = events
 	m.contents.served.Store(true)

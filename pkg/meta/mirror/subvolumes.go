@@ -77,20 +77,26 @@ func (m *Mirror) watchVolumes() {
 	_ = m.volumes.AddIndexers(cache.Indexers{byHandle: func(o any) ([]string, error) {
 		return some(m.handleOf(o.(*corev1.PersistentVolume))), nil
 	}})
-	seen := func(o any) {
-		if handle := m.handleOf(o.(*corev1.PersistentVolume)); handle != "" {
-			m.queue.AddAfter(meta.Volume(handle), settle)
-		}
+	_, _ = m.volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { m.volumeSeen(o.(*corev1.PersistentVolume)) },
+		UpdateFunc: func(was, is any) { m.volumeChanged(was.(*corev1.PersistentVolume), is.(*corev1.PersistentVolume)) },
+	})
+}
+
+func (m *Mirror) volumeSeen(v *corev1.PersistentVolume) {
+	if handle := m.handleOf(v); handle != "" {
+		m.queue.AddAfter(meta.Volume(handle), settle)
 	}
-	_, _ = m.volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(before, o any) {
-		was, is := before.(*corev1.PersistentVolume), o.(*corev1.PersistentVolume)
-		if lineageTouched(was.Annotations, is.Annotations) {
-			seen(o)
-		}
-		if m.handleOf(is) != "" && was.Status.Phase != is.Status.Phase { // somebody binds, or releases
-			m.unrest.stir(time.Now())
-		}
-	}})
+}
+
+func (m *Mirror) volumeChanged(was, is *corev1.PersistentVolume) {
+	turned := was.Status.Phase != is.Status.Phase // somebody binds, or releases
+	if turned && m.handleOf(is) != "" {
+		m.unrest.stir(time.Now())
+	}
+	if turned || lineageTouched(was.Annotations, is.Annotations) {
+		m.volumeSeen(is)
+	}
 }
 
 // volumesOf returns the PersistentVolumes of a handle.
@@ -278,8 +284,7 @@ func (m *Mirror) annotate(ctx context.Context, entry meta.Entry) error {
 	}
 	for _, v := range m.volumesOf(entry.ID) {
 		if beingBound(v) {
-			m.queue.AddAfter(entry.Ref(), settle)
-			continue
+			continue // it comes again when it is bound
 		}
 		patch := metadataPatch(v.Annotations, lineage(entry), nil, nil)
 		if patch == nil {

@@ -55,6 +55,16 @@ func newFakeAPI(t *testing.T) (*fakeAPI, *Clients) {
 	return api, clients
 }
 
+// nowhere returns clients of no API server, which take no part in a bubble.
+func nowhere(t *testing.T) *Clients {
+	t.Helper()
+	clients, err := Connect(&rest.Config{Host: "http://nowhere.invalid"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return clients
+}
+
 // put has an object be there, which is no write.
 func (a *fakeAPI) put(dir string, o metav1.Object) {
 	data, _ := json.Marshal(o)
@@ -192,6 +202,7 @@ type fakeNode struct {
 	entries map[meta.Ref]meta.Entry
 	pools   []PoolReport
 	away    []string // IDs of pools
+	looked  func(meta.Ref)
 }
 
 func newFakeNode(entries ...meta.Entry) *fakeNode {
@@ -205,6 +216,9 @@ func newFakeNode(entries ...meta.Entry) *fakeNode {
 func (n *fakeNode) Look(_ context.Context, ref meta.Ref) (meta.Entry, State) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.looked != nil {
+		n.looked(ref)
+	}
 	e, ok := n.entries[ref]
 	if !ok {
 		return e, Gone

@@ -8,7 +8,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/rest"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
@@ -47,11 +46,7 @@ func TestBeingBound(t *testing.T) {
 // TestBoundIsLookedAt: what was left alone comes again when it is bound.
 func TestBoundIsLookedAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		clients, err := Connect(&rest.Config{Host: "http://nowhere"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		l := newLabOf(t, "node-1", nil, clients, newFakeNode(), Options{})
+		l := newLabOf(t, "node-1", nil, nowhere(t), newFakeNode(), Options{})
 		was := volumeOf("pvc-1", l.options.Driver)
 		is := was.DeepCopy()
 		is.Status.Phase = corev1.VolumeBound

@@ -202,6 +202,7 @@ type fakeNode struct {
 	entries map[meta.Ref]meta.Entry
 	pools   []PoolReport
 	away    []string // IDs of pools
+	denied  map[string]error
 	looked  func(meta.Ref)
 }
 
@@ -247,7 +248,13 @@ func (n *fakeNode) Used(context.Context, meta.Ref) (int64, bool) { return 4096, 
 func (n *fakeNode) Pools(context.Context) []PoolReport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.pools
+	pools := slices.Clone(n.pools)
+	for i := range pools {
+		if reason := n.denied[pools[i].ID]; reason != nil {
+			pools[i] = PoolReport{Name: pools[i].Name, Message: reason.Error()}
+		}
+	}
+	return pools
 }
 
 func (n *fakeNode) Away(context.Context) []string {
@@ -271,7 +278,11 @@ func (n *fakeNode) Remove(_ context.Context, ref meta.Ref) error {
 	return nil
 }
 
-func (n *fakeNode) Deny(map[string]error) {}
+func (n *fakeNode) Deny(reasons map[string]error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.denied = reasons
+}
 
 // lab is a mirror that does not run: a test says what its caches hold, and when
 // it does what.

@@ -52,8 +52,9 @@ const (
 	CondemnedSince = prefix + "condemned-since"
 )
 
-// TakenFrom is an annotation of a Pool: the node that had the claim and was not
-// ready when another took it. It gets it back when it has the pool still.
+// TakenFrom is an annotation of a Pool: the node that had the claim when another
+// took it, since it was not ready, or somebody had deleted the Pool. It gets it back
+// when it has the pool still.
 const TakenFrom = prefix + "taken-from"
 
 // Annotations and labels of others.

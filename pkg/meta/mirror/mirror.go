@@ -132,7 +132,7 @@ func New(clients *Clients, node Node, options Options) *Mirror {
 		sink:   record.NewBroadcaster(),
 	}
 	m.unrest.until = map[meta.Ref]time.Time{}
-	m.claims.first = make(chan struct{})
+	m.claims.first, m.claims.yields = make(chan struct{}), map[string]bool{}
 	m.events = m.sink.NewRecorder(scheme, corev1.EventSource{Component: options.Driver, Host: options.NodeName})
 	m.watchSubvolumes()
 	m.watchVolumes()

@@ -39,6 +39,7 @@ type fakeAPI struct {
 	mu      sync.Mutex
 	objects map[string]map[string]any // by path
 	version int
+	reads   int
 	writes  []string        // method and path
 	refuses map[string]bool // paths of which nothing can be read or written
 }
@@ -105,7 +106,9 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
-	if r.Method != http.MethodGet {
+	if r.Method == http.MethodGet {
+		a.reads++
+	} else {
 		a.writes = append(a.writes, r.Method+" "+r.URL.Path)
 	}
 	given := read(r)

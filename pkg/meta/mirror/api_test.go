@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
@@ -115,7 +116,7 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	have, ok := a.objects[name]
 	switch {
 	case r.Method == http.MethodGet && !ok && a.isList(name):
-		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.within(name)})
+		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.selected(name, r.URL.Query().Get("fieldSelector"))})
 		return
 	case r.Method == http.MethodPost:
 		delete(given, "status")
@@ -158,6 +159,19 @@ func read(r *http.Request) (given map[string]any) {
 
 func (a *fakeAPI) isList(name string) bool {
 	return slices.Contains([]string{persistentVolumes, nodeObjects, contentObjects, subvolumeObjects, poolObjects}, name)
+}
+
+// selected returns the objects of a path that a selector of strings in their spec
+// matches.
+func (a *fakeAPI) selected(dir, selector string) []map[string]any {
+	wanted := fields.ParseSelectorOrDie(selector)
+	return slices.DeleteFunc(a.within(dir), func(object map[string]any) bool {
+		set := fields.Set{}
+		for key, value := range child(object, "spec") {
+			set["spec."+key], _ = value.(string)
+		}
+		return !wanted.Matches(set)
+	})
 }
 
 // under returns the objects of a path.
@@ -206,6 +220,7 @@ type fakeNode struct {
 	pools   []PoolReport
 	away    []string // IDs of pools
 	denied  map[string]error
+	lost    map[meta.Ref]bool
 	looked  func(meta.Ref)
 }
 
@@ -224,8 +239,12 @@ func (n *fakeNode) Look(_ context.Context, ref meta.Ref) (meta.Entry, State) {
 		n.looked(ref)
 	}
 	e, ok := n.entries[ref]
-	if !ok {
+	switch {
+	case !ok:
 		return e, Gone
+	case n.lost[ref]:
+		e.Lineage = meta.Lineage{}
+		return e, Lost
 	}
 	return e, Ready
 }
@@ -327,7 +346,7 @@ func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *f
 // see brings the caches in line with what the API server has.
 func (l *lab) see() {
 	l.Helper()
-	subvolumes, err := l.clients.subvolumes().List(l.Context(), metav1.ListOptions{})
+	subvolumes, err := l.clients.subvolumes().List(l.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + l.options.NodeName})
 	l.no(err)
 	fill(l, l.subvolumes, subvolumes.Items)
 	volumes, err := l.clients.volumes().List(l.Context(), metav1.ListOptions{})

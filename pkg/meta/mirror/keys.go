@@ -73,9 +73,17 @@ func lineage(e meta.Entry) map[string]string {
 		UUID:           e.UUID,
 		ParentUUID:     e.ParentUUID,
 		ReceivedUUID:   e.ReceivedUUID,
-		SubvolumeID:    strconv.FormatUint(e.SubvolumeID, 10),
-		CreatedTransid: strconv.FormatUint(e.CreatedTransid, 10),
+		SubvolumeID:    number(e.SubvolumeID),
+		CreatedTransid: number(e.CreatedTransid),
 	}
+}
+
+// number returns n, or nothing for the zero that stands for nothing.
+func number(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
 }
 
 // lineageTouched reports whether somebody else's hand has been at the lineage of

@@ -45,7 +45,8 @@ type PoolReport struct {
 // Node is what the mirror needs of the node that it mirrors. All may be called
 // at the same time.
 type Node interface {
-	// Look returns a volume or snapshot. The entry is whole only with Ready.
+	// Look returns a volume or snapshot. The entry is whole only with Ready; with Lost
+	// it lacks its lineage.
 	Look(ctx context.Context, ref meta.Ref) (meta.Entry, State)
 	// Walk calls fn for all volumes or snapshots until it returns false. fn must
 	// not call the Node.
@@ -230,6 +231,9 @@ func (m *Mirror) syncRested(ctx context.Context, ref meta.Ref) error {
 
 // syncAll has everything compared, on this node and in the cluster.
 func (m *Mirror) syncAll(ctx context.Context) {
+	if err := m.takeOver(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "What another node told of the pools here is not taken over yet")
+	}
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
 		err := m.node.Walk(ctx, class, func(e meta.Entry) bool {
 			m.queue.Add(e.Ref())

@@ -55,6 +55,7 @@ type twoNodes struct {
 }
 
 func newTwoNodes(t *testing.T) *twoNodes {
+	t.Helper()
 	n := &twoNodes{T: t}
 	n.api, n.clients = newFakeAPI(t)
 	for _, name := range []string{"node-1", "node-2"} {

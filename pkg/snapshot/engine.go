@@ -446,11 +446,11 @@ func (l *located) settle() (meta.Entry, error) {
 	return l.entry()
 }
 
-// entry reads the lineage beside the record.
+// entry reads the lineage beside the record. Of what is lost the record is returned.
 func (l *located) entry() (meta.Entry, error) {
 	info, err := l.Info(l.slot)
 	if errors.Is(err, fs.ErrNotExist) {
-		return meta.Entry{}, fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it",
+		return entryOf(l.pool, l.record, info), fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it",
 			l.record.Ref(), l.name, ErrLost)
 	}
 	if err != nil {

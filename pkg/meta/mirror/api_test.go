@@ -15,6 +15,7 @@ import (
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/rest"
@@ -39,6 +40,7 @@ type fakeAPI struct {
 	mu      sync.Mutex
 	objects map[string]map[string]any // by path
 	version int
+	reads   int
 	writes  []string        // method and path
 	refuses map[string]bool // paths of which nothing can be read or written
 }
@@ -53,6 +55,16 @@ func newFakeAPI(t *testing.T) (*fakeAPI, *Clients) {
 		t.Fatal(err)
 	}
 	return api, clients
+}
+
+// nowhere returns clients of no API server, which take no part in a bubble.
+func nowhere(t *testing.T) *Clients {
+	t.Helper()
+	clients, err := Connect(&rest.Config{Host: "http://nowhere.invalid"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return clients
 }
 
 // put has an object be there, which is no write.
@@ -95,14 +107,16 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
-	if r.Method != http.MethodGet {
+	if r.Method == http.MethodGet {
+		a.reads++
+	} else {
 		a.writes = append(a.writes, r.Method+" "+r.URL.Path)
 	}
 	given := read(r)
 	have, ok := a.objects[name]
 	switch {
 	case r.Method == http.MethodGet && !ok && a.isList(name):
-		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.within(name)})
+		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.selected(name, r.URL.Query().Get("fieldSelector"))})
 		return
 	case r.Method == http.MethodPost:
 		delete(given, "status")
@@ -145,6 +159,19 @@ func read(r *http.Request) (given map[string]any) {
 
 func (a *fakeAPI) isList(name string) bool {
 	return slices.Contains([]string{persistentVolumes, nodeObjects, contentObjects, subvolumeObjects, poolObjects}, name)
+}
+
+// selected returns the objects of a path that a selector of strings in their spec
+// matches.
+func (a *fakeAPI) selected(dir, selector string) []map[string]any {
+	wanted := fields.ParseSelectorOrDie(selector)
+	return slices.DeleteFunc(a.within(dir), func(object map[string]any) bool {
+		set := fields.Set{}
+		for key, value := range child(object, "spec") {
+			set["spec."+key], _ = value.(string)
+		}
+		return !wanted.Matches(set)
+	})
 }
 
 // under returns the objects of a path.
@@ -192,6 +219,9 @@ type fakeNode struct {
 	entries map[meta.Ref]meta.Entry
 	pools   []PoolReport
 	away    []string // IDs of pools
+	denied  map[string]error
+	lost    map[meta.Ref]bool
+	looked  func(meta.Ref)
 }
 
 func newFakeNode(entries ...meta.Entry) *fakeNode {
@@ -205,9 +235,16 @@ func newFakeNode(entries ...meta.Entry) *fakeNode {
 func (n *fakeNode) Look(_ context.Context, ref meta.Ref) (meta.Entry, State) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.looked != nil {
+		n.looked(ref)
+	}
 	e, ok := n.entries[ref]
-	if !ok {
+	switch {
+	case !ok:
 		return e, Gone
+	case n.lost[ref]:
+		e.Lineage = meta.Lineage{}
+		return e, Lost
 	}
 	return e, Ready
 }
@@ -233,7 +270,13 @@ func (n *fakeNode) Used(context.Context, meta.Ref) (int64, bool) { return 4096, 
 func (n *fakeNode) Pools(context.Context) []PoolReport {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.pools
+	pools := slices.Clone(n.pools)
+	for i := range pools {
+		if reason := n.denied[pools[i].ID]; reason != nil {
+			pools[i] = PoolReport{Name: pools[i].Name, Message: reason.Error()}
+		}
+	}
+	return pools
 }
 
 func (n *fakeNode) Away(context.Context) []string {
@@ -257,7 +300,11 @@ func (n *fakeNode) Remove(_ context.Context, ref meta.Ref) error {
 	return nil
 }
 
-func (n *fakeNode) Deny(map[string]error) {}
+func (n *fakeNode) Deny(reasons map[string]error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.denied = reasons
+}
 
 // lab is a mirror that does not run: a test says what its caches hold, and when
 // it does what.
@@ -284,7 +331,12 @@ func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *f
 	options.NodeName, options.Driver = name, "btrfs-csi.github.io"
 	options.TopologyPrefix, options.TopologyValue = "topology.btrfs-csi.github.io/", "here"
 	m := New(clients, node, options)
-	t.Cleanup(m.sink.Shutdown)
+	t.Cleanup(func() {
+		m.sink.Shutdown()
+		m.queue.ShutDown()
+		m.live.ShutDown()
+		m.homing.queue.ShutDown()
+	})
 	events := record.NewFakeRecorder(100)
 	m.events = events
 	m.contents.served.Store(true)
@@ -294,7 +346,7 @@ func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *f
 // see brings the caches in line with what the API server has.
 func (l *lab) see() {
 	l.Helper()
-	subvolumes, err := l.clients.subvolumes().List(l.Context(), metav1.ListOptions{})
+	subvolumes, err := l.clients.subvolumes().List(l.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + l.options.NodeName})
 	l.no(err)
 	fill(l, l.subvolumes, subvolumes.Items)
 	volumes, err := l.clients.volumes().List(l.Context(), metav1.ListOptions{})

@@ -182,6 +182,9 @@ func slim(o any) (any, error) {
 		if csi := o.Spec.CSI; csi != nil {
 			spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: csi.Driver, VolumeHandle: csi.VolumeHandle}
 		}
+		if o.Spec.ClaimRef != nil {
+			spec.ClaimRef = &corev1.ObjectReference{} // that there is one is all that is asked
+		}
 		o.Spec = spec
 	case *corev1.PersistentVolumeClaim:
 		o.Spec = corev1.PersistentVolumeClaimSpec{

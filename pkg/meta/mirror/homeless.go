@@ -28,7 +28,11 @@ const (
 	poolParameter = "pool"
 	// defaultPool is the pool of a class that names none, on a node that has several.
 	defaultPool = "default"
-	// tellHomeless is the time between two Events on one of them.
+	// lookAgain is the time between two looks at one of them, of which there is nothing
+	// to tell: each look lists all Pools.
+	lookAgain = 30 * time.Second
+	// tellHomeless is the time between two Events on one of them, and two looks at one
+	// that waits for no more than a pod, as many do, or that another node tells of.
 	tellHomeless = 2 * time.Minute
 	// tellTogether is that where every node tells: there may be a thousand.
 	tellTogether = 10 * time.Minute
@@ -94,26 +98,31 @@ func (m *Mirror) tellOfHomeless(ctx context.Context, rests map[types.UID]time.Ti
 	}
 	speaks, alone := m.speaks(ctx, pools)
 	for uid, claim := range waiting {
-		if plain(claim, m.homing.classOf(claim)) { // many wait for no more than a pod
-			rests[uid] = time.Now().Add(tellHomeless)
-		}
-		if !speaks {
-			continue
-		}
-		reason, why := "SourceUnavailable", m.whyHomeless(ctx, claim)
-		if why == "" {
-			reason, why = whyPoolless(claim, m.homing.classOf(claim), pools)
-		}
-		switch {
-		case why == "":
-		case alone:
-			rests[uid] = time.Now().Add(tellHomeless)
-			m.events.Event(claim, corev1.EventTypeWarning, reason, why)
-		default:
-			rests[uid] = time.Now().Add(tellTogether)
-			m.tellOnce(ctx, claim, reason, why)
-		}
+		rests[uid] = time.Now().Add(m.tellIfHomeless(ctx, claim, pools, speaks, alone))
 	}
+}
+
+// tellIfHomeless looks at one claim, and returns for how long it is left alone.
+func (m *Mirror) tellIfHomeless(ctx context.Context, claim *corev1.PersistentVolumeClaim, pools []v1alpha1.Pool, speaks, alone bool) time.Duration {
+	if !speaks {
+		return tellHomeless
+	}
+	class := m.homing.classOf(claim)
+	reason, why := "SourceUnavailable", m.whyHomeless(ctx, claim)
+	if why == "" {
+		reason, why = whyPoolless(claim, class, pools)
+	}
+	switch {
+	case why == "" && plain(claim, class):
+		return tellHomeless
+	case why == "":
+		return lookAgain
+	case alone:
+		m.events.Event(claim, corev1.EventTypeWarning, reason, why)
+		return tellHomeless
+	}
+	m.tellOnce(ctx, claim, reason, why)
+	return tellTogether
 }
 
 // tellOnce writes an Event that other nodes write too: they give it one name, and

@@ -119,6 +119,7 @@ func TestTellOfHomeless(t *testing.T) {
 		pools   []string // in the cluster
 		pending bool     // node-1 has not claimed its pools yet
 		young   bool     // the claim
+		class   string   // the pool that its class names
 		events  []string // of both nodes, through their recorders
 		written int      // Events that all nodes write
 	}{
@@ -128,6 +129,8 @@ func TestTellOfHomeless(t *testing.T) {
 		{name: "a pool for it", pools: []string{"node-1/default"}},
 		{name: "none for it", pools: []string{"node-1/fast", "node-1/slow"}, events: []string{"NoDefaultPool"}},
 		{name: "one is away", pools: []string{"/default"}, written: 1},
+		{name: "the one named", pools: []string{"node-1/fast"}, class: "fast"},
+		{name: "another named", pools: []string{"node-1/fast"}, class: "slow", events: []string{"UnknownPool"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			api, clients := newFakeAPI(t)
@@ -146,13 +149,13 @@ func TestTellOfHomeless(t *testing.T) {
 					close(l.claims.first)
 				}
 				l.no(l.homing.claims.GetStore().Add(claim))
-				l.no(l.homing.classes.GetStore().Add(classFor("")))
+				l.no(l.homing.classes.GetStore().Add(classFor(c.class)))
 				rests := map[types.UID]time.Time{}
-				for range 2 { // the second look is too soon to tell again
-					l.tellOfHomeless(t.Context(), rests)
-				}
-				if !c.pending && !c.young && rests["uid"].IsZero() {
-					t.Errorf("%s looks again at once", name)
+				l.tellOfHomeless(t.Context(), rests)
+				api.reads = 0
+				l.tellOfHomeless(t.Context(), rests) // too soon to tell again, or to ask
+				if api.reads > 0 {
+					t.Errorf("%s asks again at once", name)
 				}
 				told = append(told, l.told()...)
 			}

@@ -52,8 +52,9 @@ const (
 	CondemnedSince = prefix + "condemned-since"
 )
 
-// TakenFrom is an annotation of a Pool: the node that had the claim and was not
-// ready when another took it. It gets it back when it has the pool still.
+// TakenFrom is an annotation of a Pool: the node that had the claim when another
+// took it, since it was not ready, or somebody had deleted the Pool. It gets it back
+// when it has the pool still.
 const TakenFrom = prefix + "taken-from"
 
 // Annotations and labels of others.
@@ -72,9 +73,17 @@ func lineage(e meta.Entry) map[string]string {
 		UUID:           e.UUID,
 		ParentUUID:     e.ParentUUID,
 		ReceivedUUID:   e.ReceivedUUID,
-		SubvolumeID:    strconv.FormatUint(e.SubvolumeID, 10),
-		CreatedTransid: strconv.FormatUint(e.CreatedTransid, 10),
+		SubvolumeID:    number(e.SubvolumeID),
+		CreatedTransid: number(e.CreatedTransid),
 	}
+}
+
+// number returns n, or nothing for the zero that stands for nothing.
+func number(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
 }
 
 // lineageTouched reports whether somebody else's hand has been at the lineage of

@@ -2,6 +2,7 @@ package mirror
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,7 +45,8 @@ type PoolReport struct {
 // Node is what the mirror needs of the node that it mirrors. All may be called
 // at the same time.
 type Node interface {
-	// Look returns a volume or snapshot. The entry is whole only with Ready.
+	// Look returns a volume or snapshot. The entry is whole only with Ready; with Lost
+	// it lacks its lineage.
 	Look(ctx context.Context, ref meta.Ref) (meta.Entry, State)
 	// Walk calls fn for all volumes or snapshots until it returns false. fn must
 	// not call the Node.
@@ -86,9 +88,9 @@ const (
 	// settle is how long a change waits for others of the same volume: what is
 	// made, bound and snapshotted at once is written once.
 	settle = 500 * time.Millisecond
-	// mostRest is how long changes that follow each other put off what is written:
-	// the API server has what made them to do, which somebody waits for. But what is
-	// not written yet cannot be expanded from another node either.
+	// mostRest is how long an object is put off by changes that follow each other: the
+	// API server has what made them to do, which somebody waits for. But what is not
+	// written yet cannot be expanded from another node either.
 	mostRest = 5 * time.Second
 	// resync is the time between two looks at everything.
 	resync = 5 * time.Minute
@@ -130,7 +132,8 @@ func New(clients *Clients, node Node, options Options) *Mirror {
 		labels: make(chan struct{}, 1),
 		sink:   record.NewBroadcaster(),
 	}
-	m.claims.first = make(chan struct{})
+	m.unrest.until = map[meta.Ref]time.Time{}
+	m.claims.first, m.claims.yields = make(chan struct{}), map[string]bool{}
 	m.events = m.sink.NewRecorder(scheme, corev1.EventSource{Component: options.Driver, Host: options.NodeName})
 	m.watchSubvolumes()
 	m.watchVolumes()
@@ -172,12 +175,7 @@ func (m *Mirror) Run(ctx context.Context) {
 	all.Go(func() { m.watchOrphans(ctx) })
 	all.Go(func() { m.watchHomeless(ctx) })
 	for range writers {
-		all.Go(func() {
-			work(ctx, m.queue, func(ctx context.Context, ref meta.Ref) error {
-				m.unrest.wait(ctx)
-				return m.syncSubvolume(ctx, ref)
-			})
-		})
+		all.Go(func() { work(ctx, m.queue, m.syncRested) })
 		all.Go(func() { work(ctx, m.live, m.expandHere) })
 	}
 	<-ctx.Done()
@@ -188,45 +186,54 @@ func (m *Mirror) Run(ctx context.Context) {
 // unrest knows whether something changes all the time: on this node, or because
 // somebody binds volumes of this driver, or waits for snapshots.
 type unrest struct {
-	mu    sync.Mutex // protects what follows
-	since time.Time  // the first of the changes that follow each other
-	last  time.Time
+	mu    sync.Mutex             // protects what follows
+	last  time.Time              // when something changed
+	until map[meta.Ref]time.Time // what is put off, with its time to be written in any case
 }
 
 // stir tells of a change.
 func (u *unrest) stir(now time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if now.Sub(u.last) > settle {
-		u.since = now
-	}
 	u.last = now
 }
 
-// left is for how long what can wait should.
-func (u *unrest) left(now time.Time) time.Duration {
+// left is for how long one that is to be written is put off. Each has a time of its
+// own, so that all that is made in a burst waits for its end, whatever was before.
+func (u *unrest) left(ref meta.Ref, now time.Time) time.Duration {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return min(u.last.Add(settle).Sub(now), u.since.Add(mostRest).Sub(now))
+	until, known := u.until[ref]
+	if !known {
+		until = now.Add(mostRest)
+	}
+	left := min(u.last.Add(settle).Sub(now), until.Sub(now))
+	if left > 0 {
+		u.until[ref] = until
+	} else {
+		delete(u.until, ref)
+	}
+	return left
 }
 
-// wait returns when nothing has changed for a while, or has too long.
-func (u *unrest) wait(ctx context.Context) {
-	for {
-		left := u.left(time.Now())
-		if left <= 0 {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(left):
-		}
+// errPutOff is returned for what comes again by itself.
+var errPutOff = errors.New("put off")
+
+// syncRested is syncSubvolume for when nothing has changed for a while, or one has
+// waited for that long enough.
+func (m *Mirror) syncRested(ctx context.Context, ref meta.Ref) error {
+	if left := m.unrest.left(ref, time.Now()); left > 0 {
+		m.queue.AddAfter(ref, left)
+		return errPutOff
 	}
+	return m.syncSubvolume(ctx, ref)
 }
 
 // syncAll has everything compared, on this node and in the cluster.
 func (m *Mirror) syncAll(ctx context.Context) {
+	if err := m.takeOver(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "What another node told of the pools here is not taken over yet")
+	}
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
 		err := m.node.Walk(ctx, class, func(e meta.Entry) bool {
 			m.queue.Add(e.Ref())
@@ -250,11 +257,12 @@ func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingIn
 		if shutdown {
 			return
 		}
-		if err := sync(ctx, item); err != nil {
+		switch err := sync(ctx, item); {
+		case err == nil:
+			queue.Forget(item)
+		case !errors.Is(err, errPutOff):
 			klog.FromContext(ctx).V(2).Info("Not mirrored yet", "object", item, "reason", err)
 			queue.AddRateLimited(item)
-		} else {
-			queue.Forget(item)
 		}
 		queue.Done(item)
 	}

@@ -1,7 +1,7 @@
 package mirror
 
 import (
-	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -166,41 +166,60 @@ func TestSourceOf(t *testing.T) {
 
 // TestUnrest: what is written waits for changes to end, but not for ever.
 func TestUnrest(t *testing.T) {
+	u, began := unrest{until: map[meta.Ref]time.Time{}}, time.Now()
+	for _, c := range []struct {
+		name string
+		at   time.Duration
+		calm bool // else something changes just then
+		ref  string
+		want time.Duration
+	}{
+		{name: "nothing changes", calm: true, ref: "pvc-1"},
+		{name: "a change", at: 1 * time.Second, ref: "pvc-1", want: settle},
+		{name: "and calm", at: 1*time.Second + settle, calm: true, ref: "pvc-1"},
+		{name: "one of many changes", at: 10 * time.Second, ref: "pvc-1", want: settle},
+		{name: "another of them, later", at: 14 * time.Second, ref: "pvc-2", want: settle},
+		{name: "its time is near", at: 15*time.Second - settle/2, ref: "pvc-1", want: settle / 2},
+		{name: "and has come", at: 15 * time.Second, ref: "pvc-1"},
+		{name: "that of the other has not", at: 15 * time.Second, ref: "pvc-2", want: settle},
+		{name: "it has changed again", at: 16 * time.Second, ref: "pvc-1", want: settle},
+		{name: "that of the other has come too", at: 19 * time.Second, ref: "pvc-2"},
+	} {
+		now := began.Add(c.at)
+		if !c.calm {
+			u.stir(now)
+		}
+		if got := max(u.left(meta.Volume(c.ref), now), 0); got != c.want {
+			t.Errorf("%s: want %s put off by %v, got %v", c.name, c.ref, c.want, got)
+		}
+	}
+}
+
+// TestRest: in unrest that does not end everything is written some time after it
+// changed, once for all its changes; when it ends, at once.
+func TestRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var u unrest
-		waited := func() time.Duration {
-			began := time.Now()
-			u.wait(t.Context())
-			return time.Since(began)
+		l := newLabOf(t, "node-1", nil, nowhere(t), newFakeNode(), Options{})
+		began, looked := time.Now(), map[string][]time.Duration{}
+		l.node.looked = func(ref meta.Ref) { looked[ref.ID] = append(looked[ref.ID], time.Since(began)) }
+		for range writers {
+			go work(t.Context(), l.queue, l.syncRested)
 		}
-		if got := waited(); got != 0 {
-			t.Errorf("waited %v where nothing changes", got)
+		const each = settle / 5
+		for i := range int(3 * mostRest / each) {
+			l.Changed(meta.Volume(fmt.Sprintf("pvc-%d", i/2))) // each twice
+			time.Sleep(each)
 		}
-		u.stir(time.Now())
-		if got := waited(); got != settle {
-			t.Errorf("waited %v after one change", got)
-		}
-		time.Sleep(2 * settle)
-		ctx, stop := context.WithCancel(t.Context())
-		go func() {
-			for ctx.Err() == nil {
-				u.stir(time.Now())
-				time.Sleep(settle / 5)
+		end := time.Since(began) - each
+		time.Sleep(2 * mostRest)
+		l.node.mu.Lock()
+		defer l.node.mu.Unlock()
+		for i := range int(3 * mostRest / each / 2) {
+			name, changed := fmt.Sprintf("pvc-%d", i), 2*time.Duration(i)*each
+			want := min(changed+settle+mostRest, end+settle)
+			if got := looked[name]; len(got) != 1 || got[0] < want || got[0] > want+settle {
+				t.Errorf("%s, changed after %v: want it looked at after %v, got %v", name, changed, want, got)
 			}
-		}()
-		synctest.Wait()
-		if got := waited(); got != mostRest {
-			t.Errorf("waited %v for changes that do not end", got)
-		}
-		if got := waited(); got != 0 {
-			t.Errorf("waited %v more", got)
-		}
-		stop()
-		synctest.Wait()
-		time.Sleep(2 * settle)
-		u.stir(time.Now())
-		if got := waited(); got != settle {
-			t.Errorf("waited %v after one change, when there had been calm", got)
 		}
 	})
 }

@@ -34,8 +34,8 @@ const (
 	// youth is how long after it was made something is no orphan: its
 	// PersistentVolume or VolumeSnapshotContent is still to come.
 	youth = 5 * time.Minute
-	// mostAtOnce is how many orphans are deleted at once without a second thought.
-	mostAtOnce = 10
+	// mostCondemned is how many orphans may wait to be deleted without a second thought.
+	mostCondemned = 10
 )
 
 // Orphan is a volume or snapshot that the cluster knows nothing of, or the
@@ -90,10 +90,14 @@ func (m *Mirror) lookForOrphans(ctx context.Context) {
 	found := m.missing(ctx)
 	unknown, total := m.judge(ctx)
 	var expired []Orphan
+	condemned := 0
 	for _, entry := range unknown {
 		o, err := m.noteOrphan(ctx, entry)
 		if err != nil {
 			klog.FromContext(ctx).V(2).Info("Orphan not noted", "orphan", o.Ref, "reason", err)
+		}
+		if !o.condemned.IsZero() {
+			condemned++
 		}
 		if m.expired(o) {
 			expired = append(expired, o)
@@ -101,7 +105,11 @@ func (m *Mirror) lookForOrphans(ctx context.Context) {
 			found = append(found, o)
 		}
 	}
-	found = append(found, m.removeOrphans(ctx, expired, total)...)
+	if len(expired) > 0 && tooMany(condemned, total) {
+		klog.FromContext(ctx).Error(nil, "No orphans deleted: they are too many of all that there is; delete them by hand if they are right", "orphans", condemned, "all", total)
+		found, expired = append(found, expired...), nil
+	}
+	found = append(found, m.removeOrphans(ctx, expired)...)
 	m.orphans.mu.Lock()
 	m.orphans.found, m.orphans.looked = found, true
 	m.orphans.mu.Unlock()
@@ -111,17 +119,17 @@ func (m *Mirror) expired(o Orphan) bool {
 	return m.options.Orphans == DeleteOrphans && !o.condemned.IsZero() && time.Since(o.condemned) > m.options.OrphanGrace
 }
 
+// tooMany reports whether so much of what there is should go that something else is
+// wrong than orphans. All that are condemned count, also those whose time is not
+// over: what a cluster forgets bit by bit would go bit by bit.
+func tooMany(condemned, total int) bool { return condemned > mostCondemned && condemned > total/10 }
+
 // removeOrphans deletes orphans whose time is over, and returns those that it did
 // not. The API server itself has to say that nothing stands for them: a cache that
-// lags behind, or was emptied, is not asked about somebody's data. And where much
-// of what there is should go at once, something else is wrong than orphans.
-func (m *Mirror) removeOrphans(ctx context.Context, expired []Orphan, total int) (kept []Orphan) {
+// lags behind, or was emptied, is not asked about somebody's data.
+func (m *Mirror) removeOrphans(ctx context.Context, expired []Orphan) (kept []Orphan) {
 	if len(expired) == 0 {
 		return nil
-	}
-	if len(expired) > mostAtOnce && len(expired) > total/10 {
-		klog.FromContext(ctx).Error(nil, "No orphans deleted: they are too many of all that there is; delete them by hand if they are right", "orphans", len(expired), "all", total)
-		return expired
 	}
 	known, err := m.handles(ctx)
 	if err != nil {

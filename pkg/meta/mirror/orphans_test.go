@@ -156,35 +156,42 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
-// TestOrphansAtOnce: where much of all there is should go, nothing does.
-func TestOrphansAtOnce(t *testing.T) {
+// TestTooManyOrphans: where much of all there is should go, nothing does, also not
+// bit by bit.
+func TestTooManyOrphans(t *testing.T) {
 	for _, c := range []struct {
-		expired, all int
-		removed      bool
+		expired, condemned, all int
+		removed                 bool
 	}{
-		{expired: 10, all: 10, removed: true},
-		{expired: 11, all: 11},
-		{expired: 11, all: 20},
-		{expired: 11, all: 109},
-		{expired: 11, all: 110, removed: true},
-		{expired: 12, all: 110},
+		{expired: 10, condemned: 10, all: 10, removed: true},
+		{expired: 11, condemned: 11, all: 11},
+		{expired: 11, condemned: 11, all: 20},
+		{expired: 11, condemned: 11, all: 109},
+		{expired: 11, condemned: 11, all: 110, removed: true},
+		{expired: 12, condemned: 12, all: 110},
+		{expired: 8, condemned: 200, all: 250},
+		{expired: 1, condemned: 11, all: 109},
+		{expired: 1, condemned: 11, all: 110, removed: true},
 	} {
-		t.Run(fmt.Sprintf("%d of %d", c.expired, c.all), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d and %d more of %d", c.expired, c.condemned-c.expired, c.all), func(t *testing.T) {
 			l := newLab(t, newFakeNode(), Options{Orphans: DeleteOrphans, OrphanGrace: grace})
 			for i := range c.all {
 				entry := entryOf(meta.Volume(fmt.Sprintf("pvc-%d", i)))
 				l.node.entries[entry.Ref()] = entry
-				if i < c.expired {
+				switch {
+				case i < c.expired:
 					l.api.put(subvolumeObjects, mirrored(entry, condemned(2*grace)))
-				} else {
+				case i < c.condemned:
+					l.api.put(subvolumeObjects, mirrored(entry, condemned(grace/2)))
+				default:
 					l.api.put(persistentVolumes, volumeOf(entry.ID, l.options.Driver))
 				}
 			}
 			l.see()
 			l.lookForOrphans(t.Context())
-			left, found := c.all, c.expired
+			left, found := c.all, c.condemned
 			if c.removed {
-				left, found = c.all-c.expired, 0
+				left, found = c.all-c.expired, c.condemned-c.expired
 			}
 			if got := len(l.node.refs()); got != left {
 				t.Errorf("want %d left, got %d", left, got)

@@ -51,7 +51,7 @@ type claims struct {
 
 	// What follows is of followPools alone, by pool ID.
 	denied map[string]denial
-	taken  map[string]bool // held, and taken from a node that was not ready
+	yields map[string]bool // held, and another node may have an older claim
 	gone   map[string]bool // claimed, and not here at the last look
 
 	rescans map[string]uint64 // of the quota, that were told
@@ -59,6 +59,7 @@ type claims struct {
 
 type denial struct {
 	pool   string // its name
+	owner  string // the node that serves it
 	since  time.Time
 	told   time.Time // by an Event
 	reason error
@@ -297,48 +298,60 @@ func (m *Mirror) countSubvolumes(ctx context.Context) map[string]int64 {
 
 // claim returns the Pool of an ID with whoever serves it: this node, if nobody
 // else does, or who does is lost. A node that is not lost keeps its claim, unless
-// it has taken it from this one, whose it is: this node was only away for a while.
+// that of this node is older: it was only away for a while. One of two live nodes
+// always yields, also when it was restarted: the one that TakenFrom tells of.
 func (m *Mirror) claim(ctx context.Context, have *v1alpha1.Pool, id, name string, lost func(context.Context, string) (bool, error)) (*v1alpha1.Pool, error) {
 	if have == nil {
-		return m.clients.pools().Create(ctx, &v1alpha1.Pool{
-			ObjectMeta: metav1.ObjectMeta{Name: id},
-			Spec:       v1alpha1.PoolSpec{NodeName: m.options.NodeName, Pool: name},
-		}, metav1.CreateOptions{})
+		return m.makePool(ctx, id, name)
 	}
-	want := have.DeepCopy()
-	delete(want.Annotations, TakenFrom)
-	logger, taken := klog.FromContext(ctx).WithValues("pool", name, "poolID", id, "node", have.Spec.NodeName), m.claims.taken[id]
-	switch owner := have.Spec.NodeName; {
-	case owner == m.options.NodeName && have.Spec.Pool == name:
+	me, owner, from := m.options.NodeName, have.Spec.NodeName, have.Annotations[TakenFrom]
+	logger := klog.FromContext(ctx).WithValues("pool", name, "poolID", id, "node", owner)
+	switch {
+	case owner == me && have.Spec.Pool == name:
+		m.claims.yields[id] = from != ""
 		return have, nil
-	case owner == m.options.NodeName:
-		want.Annotations = have.Annotations
-	case owner == "":
-		taken = false
-	case have.Annotations[TakenFrom] == m.options.NodeName, m.claims.holds(id) && !taken:
-		taken = false
+	case owner == me, owner == "":
+	case from == me, m.claims.holds(id) && !m.claims.yields[id]:
+		from = ""
 		logger.Info("Taking back a pool from a node that has a copy of its disk")
 	default:
 		if gone, err := lost(ctx, owner); !gone || err != nil {
 			return have, err
 		}
-		taken = true
-		want.Annotations = maps.Clone(want.Annotations)
-		if want.Annotations == nil {
-			want.Annotations = map[string]string{}
-		}
-		want.Annotations[TakenFrom] = owner
+		from = owner
 		logger.Info("Taking over a pool from a node that is not ready")
 	}
-	want.Spec = v1alpha1.PoolSpec{NodeName: m.options.NodeName, Pool: name}
+	if from == me {
+		from = "" // it has it again
+	}
+	want := have.DeepCopy()
+	want.Spec = v1alpha1.PoolSpec{NodeName: me, Pool: name}
+	noteTaken(want, from)
 	have, err := m.clients.pools().Update(ctx, want, metav1.UpdateOptions{})
 	if err == nil {
-		if m.claims.taken == nil {
-			m.claims.taken = map[string]bool{}
-		}
-		m.claims.taken[id] = taken
+		m.claims.yields[id] = from != ""
 	}
 	return have, err
+}
+
+// makePool claims what nobody has. If somebody has deleted the Pool, the node that
+// was known to serve it may do so still.
+func (m *Mirror) makePool(ctx context.Context, id, name string) (*v1alpha1.Pool, error) {
+	want := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: v1alpha1.PoolSpec{NodeName: m.options.NodeName, Pool: name}}
+	noteTaken(want, m.claims.denied[id].owner)
+	made, err := m.clients.pools().Create(ctx, want, metav1.CreateOptions{})
+	if err == nil {
+		m.claims.yields[id] = !m.claims.holds(id) // until the next look: who served it unknown to this node has seen it by then
+	}
+	return made, err
+}
+
+func noteTaken(pool *v1alpha1.Pool, from string) {
+	if from == "" {
+		delete(pool.Annotations, TakenFrom)
+		return
+	}
+	metav1.SetMetaDataAnnotation(&pool.ObjectMeta, TakenFrom, from)
 }
 
 // release gives up the claim to a pool that this node has no more.
@@ -371,7 +384,7 @@ func (m *Mirror) deny(ctx context.Context, have *v1alpha1.Pool, name string) {
 	if m.claims.denied == nil {
 		m.claims.denied = map[string]denial{}
 	}
-	m.claims.denied[have.Name] = m.warnOfCopy(have, denial{pool: name, since: time.Now(), reason: reason})
+	m.claims.denied[have.Name] = m.warnOfCopy(have, denial{pool: name, owner: owner, since: time.Now(), reason: reason})
 	m.tellDenied()
 	m.relabel(0)
 	klog.FromContext(ctx).Error(reason, "Pool denied", "pool", name)
@@ -404,6 +417,7 @@ func (m *Mirror) retryDenied(ctx context.Context, known map[string]*v1alpha1.Poo
 				continue
 			}
 			if pool.Spec.NodeName != m.options.NodeName {
+				d.owner = pool.Spec.NodeName
 				m.claims.denied[id] = m.warnOfCopy(pool, d)
 				continue
 			}

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
@@ -42,5 +43,122 @@ func TestMovedPoolsAreForgotten(t *testing.T) {
 	l.no(err)
 	if want := []string{"back", "nowhere", "unknown"}; !slices.Equal(l.node.away, want) {
 		t.Errorf("remembered are %q, wanted %q", l.node.away, want)
+	}
+}
+
+// twoNodes have copies of one disk.
+type twoNodes struct {
+	*testing.T
+	api         *fakeAPI
+	clients     *Clients
+	first, copy *lab
+}
+
+func newTwoNodes(t *testing.T) *twoNodes {
+	t.Helper()
+	n := &twoNodes{T: t}
+	n.api, n.clients = newFakeAPI(t)
+	for _, name := range []string{"node-1", "node-2"} {
+		n.api.put(nodeObjects, readyNode(name))
+	}
+	n.first, n.copy = n.start("node-1"), n.start("node-2")
+	return n
+}
+
+// start returns a driver that has just been started.
+func (n *twoNodes) start(name string) *lab {
+	node := newFakeNode()
+	node.pools = []PoolReport{{Name: "default", ID: "pool-1", State: "Ready"}}
+	return newLabOf(n.T, name, n.api, n.clients, node, Options{})
+}
+
+// look has each of some drivers look at its pools.
+func (n *twoNodes) look(labs ...*lab) {
+	n.Helper()
+	for _, l := range labs {
+		_, err := l.syncPools(n.Context())
+		l.no(err)
+	}
+}
+
+// stumble has a node be not ready.
+func (n *twoNodes) stumble(name string) {
+	n.api.put(nodeObjects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
+}
+
+// TestOneOfTwoCopies: whatever happens, one of two live nodes that have copies of a
+// disk serves it in the end, the one that did first, and it stays so.
+func TestOneOfTwoCopies(t *testing.T) {
+	taken := func(n *twoNodes) {
+		n.look(n.first, n.copy)
+		n.stumble("node-1")
+		n.look(n.copy, n.copy)
+		if !n.copy.claims.holds("pool-1") {
+			n.Error("the pool is not taken over")
+		}
+		n.api.put(nodeObjects, readyNode("node-1"))
+	}
+	for _, c := range []struct {
+		name    string
+		happens func(n *twoNodes)
+	}{
+		{"nothing", func(n *twoNodes) { n.look(n.first) }},
+		{"the first is away for a while", taken},
+		{"and is restarted", func(n *twoNodes) {
+			taken(n)
+			n.first = n.start("node-1")
+		}},
+		{"and the other is", func(n *twoNodes) {
+			taken(n)
+			n.copy = n.start("node-2")
+			n.look(n.copy)
+		}},
+		{"and the other unmounts it in between", func(n *twoNodes) {
+			taken(n)
+			pools := n.copy.node.pools
+			n.copy.node.pools = nil
+			n.look(n.copy, n.copy)
+			n.copy.node.pools = pools
+			n.look(n.copy)
+		}},
+		{"the Pool is deleted", func(n *twoNodes) {
+			n.look(n.first, n.copy, n.first)
+			delete(n.api.objects, poolObjects+"/pool-1")
+			n.look(n.copy, n.copy)
+		}},
+		{"the Pool is deleted, and the other is restarted", func(n *twoNodes) {
+			n.look(n.first, n.copy)
+			delete(n.api.objects, poolObjects+"/pool-1")
+			n.look(n.copy)
+			n.copy = n.start("node-2")
+			n.look(n.copy)
+		}},
+		{"the Pool is deleted while the other does not run", func(n *twoNodes) {
+			n.look(n.first, n.first)
+			delete(n.api.objects, poolObjects+"/pool-1")
+			n.look(n.copy)
+		}},
+		{"somebody changes the Pool", func(n *twoNodes) {
+			n.look(n.first, n.copy, n.first)
+			n.api.put(poolObjects, &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "pool-1"}, Spec: v1alpha1.PoolSpec{NodeName: "node-2", Pool: "default"}})
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newTwoNodes(t)
+			c.happens(n)
+			for range 2 {
+				n.look(n.first, n.copy)
+			}
+			n.api.written()
+			for range 3 {
+				n.look(n.copy, n.first)
+				if first, other := n.first.claims.holds("pool-1"), n.copy.claims.holds("pool-1"); !first || other {
+					t.Errorf("the first serves it: %v, the other: %v", first, other)
+				}
+			}
+			if written := n.api.written(); len(written) > 0 {
+				t.Errorf("it does not stay so: %q", written)
+			}
+		})
 	}
 }

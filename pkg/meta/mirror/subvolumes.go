@@ -77,20 +77,26 @@ func (m *Mirror) watchVolumes() {
 	_ = m.volumes.AddIndexers(cache.Indexers{byHandle: func(o any) ([]string, error) {
 		return some(m.handleOf(o.(*corev1.PersistentVolume))), nil
 	}})
-	seen := func(o any) {
-		if handle := m.handleOf(o.(*corev1.PersistentVolume)); handle != "" {
-			m.queue.AddAfter(meta.Volume(handle), settle)
-		}
+	_, _ = m.volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { m.volumeSeen(o.(*corev1.PersistentVolume)) },
+		UpdateFunc: func(was, is any) { m.volumeChanged(was.(*corev1.PersistentVolume), is.(*corev1.PersistentVolume)) },
+	})
+}
+
+func (m *Mirror) volumeSeen(v *corev1.PersistentVolume) {
+	if handle := m.handleOf(v); handle != "" {
+		m.queue.AddAfter(meta.Volume(handle), settle)
 	}
-	_, _ = m.volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(before, o any) {
-		was, is := before.(*corev1.PersistentVolume), o.(*corev1.PersistentVolume)
-		if lineageTouched(was.Annotations, is.Annotations) {
-			seen(o)
-		}
-		if m.handleOf(is) != "" && was.Status.Phase != is.Status.Phase { // somebody binds, or releases
-			m.unrest.stir(time.Now())
-		}
-	}})
+}
+
+func (m *Mirror) volumeChanged(was, is *corev1.PersistentVolume) {
+	turned := was.Status.Phase != is.Status.Phase // somebody binds, or releases
+	if turned && m.handleOf(is) != "" {
+		m.unrest.stir(time.Now())
+	}
+	if turned || lineageTouched(was.Annotations, is.Annotations) {
+		m.volumeSeen(is)
+	}
 }
 
 // volumesOf returns the PersistentVolumes of a handle.
@@ -122,17 +128,14 @@ func (m *Mirror) syncSubvolume(ctx context.Context, ref meta.Ref) error {
 	switch state {
 	case Gone:
 		return m.dropSubvolume(ctx, have)
-	case Lost:
-		if have == nil {
-			return nil
-		}
-		_, err := m.tellStatus(ctx, have, v1alpha1.SubvolumeStatus{State: string(Lost), Size: have.Status.Size, Created: have.Status.Created})
-		return err
 	case Away:
 		return nil
 	}
 	if !m.claims.holds(entry.PoolID) {
 		return nil // the pool is first: all of it is looked at when it is claimed
+	}
+	if state == Lost {
+		return m.tellLost(ctx, have, entry)
 	}
 	have, err := m.tell(ctx, have, entry)
 	if err != nil {
@@ -166,6 +169,57 @@ func (m *Mirror) tell(ctx context.Context, have *v1alpha1.Subvolume, entry meta.
 		return nil, err
 	}
 	return m.tellSpec(ctx, have, entry)
+}
+
+// tellLost writes that the data of an entry is not there. What was said of that stays.
+func (m *Mirror) tellLost(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (err error) {
+	if have == nil {
+		if have, err = m.tellSpec(ctx, nil, entry); err != nil {
+			return err
+		}
+	}
+	_, err = m.tellStatus(ctx, have, v1alpha1.SubvolumeStatus{
+		State: string(Lost), Size: resource.NewQuantity(entry.Size, resource.BinarySI), Created: &metav1.Time{Time: entry.Created},
+	})
+	return err
+}
+
+// takeOver makes this node's what another one wrote of the pools that this node
+// holds now and is not to be found in them: it was deleted before, or lost with the
+// data. It comes back as an object of this node; what is found is taken over when it
+// is written.
+func (m *Mirror) takeOver(ctx context.Context) error {
+	for _, report := range m.node.Pools(ctx) {
+		if report.ID == "" || !m.claims.holds(report.ID) {
+			continue
+		}
+		others, err := m.clients.subvolumes().List(ctx, metav1.ListOptions{FieldSelector: fields.AndSelectors(
+			fields.OneTermEqualSelector("spec.poolID", report.ID), fields.OneTermNotEqualSelector("spec.nodeName", m.options.NodeName),
+		).String()})
+		if err != nil {
+			return err
+		}
+		for i := range others.Items {
+			s := &others.Items[i]
+			if _, state := m.node.Look(ctx, refOf(s)); state != Gone && state != Lost {
+				continue
+			}
+			m.own(s, report.Name)
+			if _, err := m.clients.subvolumes().Update(ctx, s, metav1.UpdateOptions{}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// own makes an object that of this node.
+func (m *Mirror) own(s *v1alpha1.Subvolume, pool string) {
+	if s.Spec.NodeName != m.options.NodeName {
+		delete(s.Annotations, OrphanedSince) // what another node thought of it
+		delete(s.Annotations, CondemnedSince)
+	}
+	s.Spec.NodeName, s.Spec.Pool = m.options.NodeName, pool
 }
 
 // dropSubvolume deletes the object of what is gone from a pool that is here.
@@ -214,18 +268,12 @@ func (m *Mirror) tellSpec(ctx context.Context, have *v1alpha1.Subvolume, entry m
 // describe writes an entry into an object. A size in the spec that is larger
 // than that of the volume is somebody's wish, and stays.
 func (m *Mirror) describe(s *v1alpha1.Subvolume, entry meta.Entry, object string) {
-	if s.Spec.NodeName != "" && s.Spec.NodeName != m.options.NodeName {
-		delete(s.Annotations, OrphanedSince) // what another node thought of it
-		delete(s.Annotations, CondemnedSince)
-	}
+	m.own(s, entry.Pool)
 	wish := s.Spec.Size
 	if wish == nil || wish.Value() < entry.Size {
 		wish = resource.NewQuantity(entry.Size, resource.BinarySI)
 	}
-	s.Spec = v1alpha1.SubvolumeSpec{
-		ID: entry.ID, Kind: kinds[entry.Kind], NodeName: m.options.NodeName,
-		Pool: entry.Pool, PoolID: entry.PoolID, Size: wish,
-	}
+	s.Spec.ID, s.Spec.Kind, s.Spec.PoolID, s.Spec.Size = entry.ID, kinds[entry.Kind], entry.PoolID, wish
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
@@ -278,8 +326,7 @@ func (m *Mirror) annotate(ctx context.Context, entry meta.Entry) error {
 	}
 	for _, v := range m.volumesOf(entry.ID) {
 		if beingBound(v) {
-			m.queue.AddAfter(entry.Ref(), settle)
-			continue
+			continue // it comes again when it is bound
 		}
 		patch := metadataPatch(v.Annotations, lineage(entry), nil, nil)
 		if patch == nil {

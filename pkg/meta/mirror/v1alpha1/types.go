@@ -12,6 +12,7 @@ import (
 // +kubebuilder:resource:scope=Cluster,shortName=subvol,categories=btrfs-csi
 // +kubebuilder:subresource:status
 // +kubebuilder:selectablefield:JSONPath=`.spec.nodeName`
+// +kubebuilder:selectablefield:JSONPath=`.spec.poolID`
 // +kubebuilder:printcolumn:name="Pool",type=string,JSONPath=`.spec.pool`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.spec.nodeName`
 // +kubebuilder:printcolumn:name="Kind",type=string,JSONPath=`.spec.kind`

@@ -112,7 +112,7 @@ func startDriverAt(t *testing.T, socket, stateDir string, args ...string) *runni
 	t.Cleanup(func() { r.stop(t) })
 	var err error
 	// A second is grpc's least patience after a failed attempt.
-	quick := grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}
+	quick := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}
 	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(quick)); err != nil {
 		t.Fatal(err)
 	}

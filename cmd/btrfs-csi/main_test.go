@@ -303,7 +303,7 @@ func TestPoolThatIsNot(t *testing.T) {
 	state := btrfstest.Mount(t)
 	startDriver(t, state).stop(t)
 	for _, command := range []string{"ls", "tree", "pools", "check"} {
-		stdout, stderr, code := run(t, command, "--pool", "defualt", "--state-dir", state)
+		stdout, stderr, code := run(t, command, "--pool", "absent", "--state-dir", state)
 		if code != 1 || stdout != "" || !strings.Contains(stderr, `there are ["default"]`) {
 			t.Errorf("%s: exit code %d: %s%s", command, code, stdout, stderr)
 		}

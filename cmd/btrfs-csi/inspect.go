@@ -38,12 +38,13 @@ func (o *inspectOptions) inventory(ctx context.Context, stderr io.Writer) ([]sna
 		return nil, err
 	}
 	defer engine.Close()
-	for _, p := range engine.Pools(ctx) {
+	pools := engine.Pools(ctx)
+	for _, p := range pools {
 		if p.Error != "" {
 			fmt.Fprintln(stderr, "Warning:", p.Error)
 		}
 	}
-	if err := o.checkPool(engine.Pools(ctx)); err != nil {
+	if err := o.checkPool(pools); err != nil {
 		return nil, err
 	}
 	items, err := engine.Inventory(ctx)
@@ -200,12 +201,14 @@ The exit code is 1 when something is wrong, and with --repair when something is
 wrong still.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			pools, err := poolsOf(cmd.Context(), o.stateDir)
-			if err == nil {
-				err = o.checkPool(pools)
-			}
-			if err != nil {
-				return err
+			if o.pool != "" {
+				pools, err := poolsOf(cmd.Context(), o.stateDir)
+				if err == nil {
+					err = o.checkPool(pools)
+				}
+				if err != nil {
+					return err
+				}
 			}
 			findings, err := check(cmd.Context(), o.stateDir, repair)
 			if err != nil {

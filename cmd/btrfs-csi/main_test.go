@@ -142,8 +142,14 @@ func (r *running) stop(t *testing.T) {
 
 func (r *running) createVolume(t *testing.T, name string) {
 	t.Helper()
+	r.create(t, name, nil, nil)
+}
+
+func (r *running) create(t *testing.T, name string, parameters map[string]string, source *csi.VolumeContentSource) {
+	t.Helper()
 	_, err := r.client.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
-		Name: name, VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
+		Name: name, VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, Parameters: parameters, VolumeContentSource: source,
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -251,7 +257,7 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	serves := func(pool string) {
 		t.Helper()
 		d := startDriver(t, state, "--loop-pool=1Gi")
-		d.createIn(t, pool, "pvc-"+filepath.Base(t.TempDir()))
+		d.create(t, "pvc-"+filepath.Base(t.TempDir()), map[string]string{"pool": pool}, nil)
 		d.stop(t)
 	}
 
@@ -270,7 +276,7 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	tool(t, "mount", "--bind", btrfstest.Mount(t), other)
 	tool(t, "truncate", "--size=512M", image) // and no filesystem in it
 	d := startDriver(t, state, "--loop-pool=1Gi")
-	d.createIn(t, "other", "pvc-other")
+	d.create(t, "pvc-other", map[string]string{"pool": "other"}, nil)
 	tool(t, "mkfs.btrfs", "-q", image)
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		if space, err := btrfs.SpaceOf(pool); err == nil && space.Size == 1<<30 {
@@ -285,17 +291,6 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	tool(t, "truncate", "--size=1100M", image)
 	tool(t, "mount", "-o", "remount,ro", pool)
 	serves("other")
-}
-
-func (r *running) createIn(t *testing.T, pool, name string) {
-	t.Helper()
-	_, err := r.client.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
-		Name: name, VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, Parameters: map[string]string{"pool": pool},
-		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // TestPoolThatIsNot: a misspelt --pool is no pool in which nothing is wrong.
@@ -326,13 +321,7 @@ func TestTreeOfANameThatCameAgain(t *testing.T) {
 	if _, err := d.client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
 		t.Fatal(err)
 	}
-	_, err := d.client.CreateVolume(ctx, &csi.CreateVolumeRequest{
-		Name: "data", VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, VolumeContentSource: fromSnapshot("snap"),
-		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	d.create(t, "data", nil, fromSnapshot("snap"))
 	stdout, _, _ := run(t, "tree", "--state-dir", state)
 	at := -1
 	for _, want := range []string{"(data) ", "└── snap ", "    └── data "} {

@@ -153,12 +153,8 @@ func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.
 // mayBeIn reports whether ref may be in a pool that could not be asked although it
 // is to be made in p.
 func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *pool) bool {
-	known, err := e.index.Lookup(ref)
-	if err != nil {
-		e.indexBehind.Store(true)
-		return true
-	}
-	if sick.has(p.PoolID()) {
+	known, err := e.lookup(ref)
+	if err != nil || sick.has(p.PoolID()) {
 		return true
 	}
 	return slices.ContainsFunc(known, func(k meta.Entry) bool { return sick.has(k.PoolID) || !e.inUse(k.PoolID) })

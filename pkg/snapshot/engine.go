@@ -409,11 +409,19 @@ func (e *Engine) inUse(poolID string) bool {
 	return slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.PoolID() == poolID })
 }
 
-// notHere tells an ID that is unknown from one whose pool is away.
-func (e *Engine) notHere(ref meta.Ref) error {
+// lookup returns what the index knows of ref, and notices when that fails.
+func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
 	known, err := e.index.Lookup(ref)
 	if err != nil {
 		e.indexBehind.Store(true)
+	}
+	return known, err
+}
+
+// notHere tells an ID that is unknown from one whose pool is away.
+func (e *Engine) notHere(ref meta.Ref) error {
+	known, err := e.lookup(ref)
+	if err != nil {
 		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
 	}
 	for _, k := range known {

@@ -182,7 +182,26 @@ func (n *node) acceptable(name string, dir bool, mounted []string) error {
 	if !ok {
 		return fmt.Errorf("pool %q: not on btrfs; mount a btrfs filesystem at %s", name, path)
 	}
+	if !slices.Contains(mounted, path) {
+		return n.displaced(name, path)
+	}
 	return nil
+}
+
+// displaced fails for the directory that a pool was mounted at, and is not now, as when a
+// disk was missing at boot: a pool of the same name on the filesystem below would take its
+// place.
+func (n *node) displaced(name, path string) error {
+	if _, err := os.Lstat(filepath.Join(path, identityFile)); !errors.Is(err, os.ErrNotExist) {
+		return nil // it is a pool already
+	}
+	known, err := n.Known()
+	for id, was := range known {
+		if was == name {
+			return fmt.Errorf("pool %q: nothing is mounted at %s, where pool %s was: mount its filesystem there, or, if its disk is gone for good, remove the file known/%s in the state directory", name, path, id, id)
+		}
+	}
+	return err
 }
 
 // mountPoints returns what is mounted in the pools directory.
@@ -237,9 +256,6 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
 	d.readOnly = room.ReadOnly
-	if err := n.displaced(name, d); err != nil {
-		return nil, fmt.Errorf("pool %q: %w", name, err)
-	}
 	if err := d.identify(n.passive); err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
@@ -247,27 +263,6 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		return nil, fmt.Errorf("pool %q: quota %s: %w", name, n.quota, err)
 	}
 	return d, nil
-}
-
-// displaced fails for the directory that a pool was mounted at, and is not now, as when a
-// disk was missing at boot: a pool of the same name on the filesystem below would take its
-// place.
-func (n *node) displaced(name string, d *disk) error {
-	mounted, err := n.mountPoints()
-	if err != nil || slices.Contains(mounted, d.path) {
-		return err
-	}
-	err = d.within(func(root string) error { _, err := d.readIdentity(root); return err })
-	if !errors.Is(err, os.ErrNotExist) {
-		return nil // it is a pool already
-	}
-	known, err := n.Known()
-	for id, was := range known {
-		if was == name {
-			return fmt.Errorf("nothing is mounted at %s, where pool %s was: mount its filesystem there, or, if its disk is gone for good, remove the file known/%s in the state directory", d.path, id, id)
-		}
-	}
-	return err
 }
 
 // identity is the content of identityFile.

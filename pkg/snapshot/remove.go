@@ -55,8 +55,10 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 		return nil
 	}
 	remembered, err := e.index.Pools()
-	if _, failed := e.index.Lookup(ref); err != nil || failed != nil {
+	if err != nil {
 		e.indexBehind.Store(true)
+	}
+	if _, failed := e.lookup(ref); err != nil || failed != nil {
 		remembered = nil
 	}
 	for id, name := range known {

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
@@ -154,13 +153,5 @@ func (r *rig) commits() (int, error) {
 // everything is on the device, and the kernel's cleaner has dropped every tree
 // that was destroyed.
 func (r *rig) settle(ctx context.Context) error {
-	for ctx.Err() == nil {
-		err := btrfstest.Sync(r.pool())
-		dying, failed := btrfs.DyingIDs(r.pool())
-		if err = errors.Join(err, failed); err != nil || len(dying) == 0 {
-			return err
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return ctx.Err()
+	return btrfstest.Settle(ctx, r.pool(), btrfs.DyingIDs)
 }

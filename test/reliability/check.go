@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -273,13 +272,5 @@ const fsTree = 5
 // settle returns when the kernel's cleaner has dropped every tree that was destroyed, and
 // the accounting that goes with it.
 func (n *node) settle(ctx context.Context) error {
-	for ctx.Err() == nil {
-		err := btrfstest.Sync(n.pool())
-		dying, failed := btrfs.DyingIDs(n.pool())
-		if err = errors.Join(err, failed); err != nil || len(dying) == 0 {
-			return errors.Join(err, btrfstest.Sync(n.pool()))
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	return ctx.Err()
+	return btrfstest.Settle(ctx, n.pool(), btrfs.DyingIDs)
 }

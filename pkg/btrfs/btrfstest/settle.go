@@ -1,6 +1,7 @@
 package btrfstest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -21,6 +22,21 @@ func Sync(path string) error {
 		return fmt.Errorf("sync %s: %w", path, errno)
 	}
 	return nil
+}
+
+// Settle returns when all is on the device, and the kernel's cleaner has dropped every tree
+// that was destroyed, with the accounting that goes with it. dying is btrfs.DyingIDs,
+// which this package cannot call: it is used by the tests of that.
+func Settle(ctx context.Context, path string, dying func(path string) ([]uint64, error)) error {
+	for ctx.Err() == nil {
+		err := Sync(path)
+		left, failed := dying(path)
+		if err = errors.Join(err, failed); err != nil || len(left) == 0 {
+			return errors.Join(err, Sync(path))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return ctx.Err()
 }
 
 // Unmount waits a while for those that let go late: the cleaner, or a driver that has

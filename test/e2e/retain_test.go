@@ -5,6 +5,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -26,19 +27,25 @@ func retain(c *storagev1.StorageClass) {
 	c.ReclaimPolicy = &policy
 }
 
-// recipe is the one command of the README of the examples that begins with some words.
-func recipe(t *testing.T, words string) string {
+// Documents that the tests follow, from here.
+const (
+	examplesReadme = "../../deploy/examples/README.md"
+	operations     = "../../docs/operations.md"
+)
+
+// recipe is the one block of a document, between its fences, that has some text.
+func recipe(t *testing.T, document, text string) string {
 	t.Helper()
-	text, err := os.ReadFile(examples("README.md"))
+	data, err := os.ReadFile(document)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, words) {
-			return strings.TrimSpace(line)
+	for i, block := range strings.Split(string(data), "\n```") {
+		if _, commands, _ := strings.Cut(block, "\n"); i%2 == 1 && strings.Contains(commands, text) {
+			return commands + "\n"
 		}
 	}
-	t.Fatalf("deploy/examples/README.md has no line that begins with %q", words)
+	t.Fatalf("%s has no block with %q", document, text)
 	return ""
 }
 
@@ -71,7 +78,7 @@ func TestRetain(t *testing.T) {
 	onNode(t, node, "btrfs subvolume show "+path+" && grep -x kept "+path+"/file")
 
 	command := strings.NewReplacer("kubectl ", lab.Program("kubectl")+" ", " PV ", " "+volume.Name+" ").
-		Replace(recipe(t, "kubectl patch persistentvolume PV "))
+		Replace(recipe(t, examplesReadme, "kubectl patch persistentvolume PV "))
 	must(t)(runTool("sh", "-ec", command))
 	await(t, volumes, volume.Name, "be Available", inPhase(corev1.VolumeAvailable))
 	s.claim("again", ofClass(retained), ofVolume(volume.Name))
@@ -86,6 +93,68 @@ func TestRetain(t *testing.T) {
 	s.no(reclaim(volume.Name, corev1.PersistentVolumeReclaimDelete))
 	s.clear("again")
 	onNode(t, node, "! test -e "+path)
+}
+
+// What nothing in the cluster stands for any more is used again, and deleted, as the README
+// of the examples says.
+func TestForgotten(t *testing.T) {
+	t.Parallel()
+	s, node := newSpace(t), lab.Nodes[1]
+	s.claim("data")
+	s.pod("data", on(node))
+	s.running("data")
+	s.sh("data", "echo kept > /data/file && sync /data/file")
+	s.snapshot("data", "data")
+	volume, snapshot := s.volume("data"), *s.content("data").Status.SnapshotHandle
+	handle := volume.Spec.CSI.VolumeHandle
+	paths := []string{s.pathOf("volume", "data"), s.pathOf("snapshot", "data")}
+	s.deletePod("data")
+	s.forgetSnapshot("data")
+	s.forget("data")
+
+	manifest := strings.NewReplacer("ID", handle, "SIZE", volume.Spec.Capacity.Storage().String(), "POOL-ID", poolID(t, node, "default")).
+		Replace(recipe(t, examplesReadme, "kind: PersistentVolume\n"))
+	const retained = "  persistentVolumeReclaimPolicy: Retain\n"
+	removal := strings.Replace(manifest, retained, recipe(t, examplesReadme, "claimRef: {"), 1)
+	if removal == manifest {
+		t.Fatalf("no line of the manifest is %q:\n%s", retained, manifest)
+	}
+	volumes := api().CoreV1().PersistentVolumes()
+	s.applyText(manifest)
+	s.claim("again", ofVolume(handle))
+	s.pod("again")
+	s.ran("again", node)
+	s.sh("again", "grep -x kept /data/file")
+	s.deletePod("again")
+	s.deleteClaim("again")
+	s.no(volumes.Delete(ctx, handle, metav1.DeleteOptions{}))
+	awaitGone(t, volumes, handle, volume)
+	onNode(t, node, "grep -x kept "+paths[0]+"/file")
+
+	s.applyText(removal)
+	s.deleted(node, handle)
+	awaitGone(t, volumes, handle, volume)
+
+	s.applyText(strings.NewReplacer("name: ID", "name: "+snapshot, "Handle: ID", "Handle: "+snapshot, "Name: ID", "Name: "+snapshot, "namespace: default", "namespace: "+s.ns).
+		Replace(recipe(t, examplesReadme, "kind: VolumeSnapshotContent\n")))
+	s.ready("found")
+	s.claim("restored", restoreOf("found"))
+	s.pod("restored")
+	s.ran("restored", node)
+	s.sh("restored", "grep -x kept /data/file")
+	s.deleteSnapshot("found")
+	s.deleted(node, snapshot)
+	for _, path := range paths {
+		onNode(t, node, "! test -e "+path)
+	}
+}
+
+// applyText applies a manifest.
+func (s *space) applyText(manifest string) {
+	s.Helper()
+	file := filepath.Join(s.TempDir(), "manifest.yaml")
+	s.no(os.WriteFile(file, []byte(manifest), 0o600))
+	kubectl(s.T, "apply", "-f", file)
 }
 
 func inPhase(phase corev1.PersistentVolumePhase) func(*corev1.PersistentVolume) bool {

@@ -152,7 +152,7 @@ func (m *Mirror) syncPools(ctx context.Context) (news bool, err error) {
 		err = keepFirst(err, failed)
 	}
 	news = m.claims.hold(held)
-	released, failed := m.releaseGone(ctx, known, held)
+	released, failed := m.releaseGone(ctx, known, held, reports)
 	return news || released, keepFirst(keepFirst(err, failed), m.forgetMoved(ctx))
 }
 
@@ -177,7 +177,7 @@ func (m *Mirror) forgetMoved(ctx context.Context) error {
 
 // releaseGone gives up the claims to pools that are not here at the second look in
 // a row: one may be mounted anew.
-func (m *Mirror) releaseGone(ctx context.Context, known map[string]*v1alpha1.Pool, held map[string]bool) (released bool, err error) {
+func (m *Mirror) releaseGone(ctx context.Context, known map[string]*v1alpha1.Pool, held map[string]bool, reports []PoolReport) (released bool, err error) {
 	before := m.claims.gone
 	m.claims.gone = map[string]bool{}
 	for id, pool := range known {
@@ -187,7 +187,7 @@ func (m *Mirror) releaseGone(ctx context.Context, known map[string]*v1alpha1.Poo
 			m.claims.gone[id] = true
 			time.AfterFunc(secondLook, func() { m.Changed(meta.Ref{}) })
 		default:
-			failed := m.release(ctx, pool)
+			failed := m.release(ctx, pool, whyNot(reports, pool.Spec.Pool))
 			released = released || failed == nil
 			err = keepFirst(err, failed)
 		}
@@ -354,8 +354,18 @@ func noteTaken(pool *v1alpha1.Pool, from string) {
 	metav1.SetMetaDataAnnotation(&pool.ObjectMeta, TakenFrom, from)
 }
 
-// release gives up the claim to a pool that this node has no more.
-func (m *Mirror) release(ctx context.Context, pool *v1alpha1.Pool) error {
+// whyNot is why the pool of a name is refused; empty where there is none.
+func whyNot(reports []PoolReport, name string) string {
+	for _, report := range reports {
+		if report.Name == name && report.ID == "" {
+			return report.Message
+		}
+	}
+	return ""
+}
+
+// release gives up the claim to a pool that this node has no more, or refuses.
+func (m *Mirror) release(ctx context.Context, pool *v1alpha1.Pool, refused string) error {
 	want := pool.DeepCopy()
 	want.Spec.NodeName = ""
 	want, err := m.clients.pools().Update(ctx, want, metav1.UpdateOptions{})
@@ -363,8 +373,12 @@ func (m *Mirror) release(ctx context.Context, pool *v1alpha1.Pool) error {
 		return err
 	}
 	klog.FromContext(ctx).Info("Claim to a pool given up", "pool", pool.Spec.Pool, "poolID", pool.Name)
+	message := fmt.Sprintf("node %s had it and has it no more", m.options.NodeName)
+	if refused != "" {
+		message = fmt.Sprintf("node %s had it and refuses it: %s", m.options.NodeName, refused)
+	}
 	want.Status = v1alpha1.PoolStatus{
-		State: away, Message: fmt.Sprintf("node %s had it and has it no more", m.options.NodeName),
+		State: away, Message: message,
 		Size: want.Status.Size, Quota: want.Status.Quota, Subvolumes: want.Status.Subvolumes,
 	}
 	_, err = m.clients.pools().UpdateStatus(ctx, want, metav1.UpdateOptions{})

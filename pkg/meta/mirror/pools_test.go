@@ -32,6 +32,33 @@ func TestRescansAreTold(t *testing.T) {
 	}
 }
 
+// TestReleasedPoolSaysWhy: a pool that is refused is not one that was unmounted.
+func TestReleasedPoolSaysWhy(t *testing.T) {
+	for name, c := range map[string]struct {
+		reports []PoolReport
+		want    string
+	}{
+		"unmounted":               {nil, "node node-1 had it and has it no more"},
+		"refused":                 {[]PoolReport{{Name: "other", Message: "sick"}, {Name: "default", Message: "wanted simple"}}, "node node-1 had it and refuses it: wanted simple"},
+		"another is in its place": {[]PoolReport{{Name: "default", ID: "pool-2", Message: "sick"}}, "node node-1 had it and has it no more"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, newFakeNode(), Options{})
+			l.node.pools = []PoolReport{{Name: "default", ID: "pool-1", State: "Ready"}}
+			for range 3 { // it is given up at the second look
+				_, err := l.syncPools(t.Context())
+				l.no(err)
+				l.node.pools = c.reports
+			}
+			pool, err := l.clients.pools().Get(t.Context(), "pool-1", metav1.GetOptions{})
+			l.no(err)
+			if pool.Spec.NodeName != "" || pool.Status.State != away || pool.Status.Message != c.want {
+				t.Errorf("it is %+v and %+v, wanted it away: %s", pool.Spec, pool.Status, c.want)
+			}
+		})
+	}
+}
+
 // TestMovedPoolsAreForgotten: those that another node serves, and no others.
 func TestMovedPoolsAreForgotten(t *testing.T) {
 	l := newLab(t, newFakeNode(), Options{})

@@ -62,7 +62,7 @@ func changeQuota(t *testing.T, mode string) {
 	for _, node := range lab.Nodes {
 		id := poolID(t, node, "default")
 		await(t, lab.pools, id, "be refused for its quota", func(p *v1alpha1.Pool) bool {
-			return p.Status.State == "Away" && strings.Contains(p.Status.Message, "refuses it") && strings.Contains(p.Status.Message, "wanted "+mode)
+			return p.Status.State == "Away" && strings.Contains(p.Status.Message, "refuses it") && strings.Contains(p.Status.Message, "quota "+mode+": the filesystem has")
 		})
 		onNode(t, node, strings.ReplaceAll(commands[2], "POOL", "default"))
 		await(t, lab.pools, id, "have "+mode+" quota", func(p *v1alpha1.Pool) bool {

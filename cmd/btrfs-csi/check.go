@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+func newCheck() *cobra.Command {
+	var o inspectOptions
+	var repair bool
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Compare what is on disk with what should be",
+		Long: `Check compares every pool with its ledger and prints what is wrong and what a
+repair would do. It changes nothing unless --repair is given, and never removes
+what btrfs-csi did not make. A running driver is asked, so that what it is at is
+not taken for a fault.
+
+The exit code is 1 when something is wrong, and with --repair when something is
+wrong still.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.pool != "" {
+				pools, err := poolsOf(cmd.Context(), o.stateDir)
+				if err == nil {
+					err = o.checkPool(pools)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			findings, err := check(cmd.Context(), o.stateDir, repair)
+			if err != nil {
+				return err
+			}
+			findings = slices.DeleteFunc(findings, func(f snapshot.Finding) bool { return o.pool != "" && f.Pool != o.pool })
+			err = o.output.print(cmd.OutOrStdout(), nonNil(findings), func(t *table) { findingRows(t, findings) })
+			if err == nil && slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return !f.Repaired }) {
+				return errFindings
+			}
+			return err
+		},
+	}
+	o.add(cmd)
+	cmd.Flags().BoolVar(&repair, "repair", false, "do what the plan says, in all pools")
+	cmd.MarkFlagsMutuallyExclusive("pool", "repair")
+	return cmd
+}
+
+func findingRows(t *table, findings []snapshot.Finding) {
+	if len(findings) == 0 {
+		t.row("Nothing is wrong.")
+		return
+	}
+	t.row("POOL", "PATH", "PROBLEM", "REPAIR", "DETAIL")
+	for _, f := range findings {
+		repair := f.Repair
+		switch {
+		case f.Repaired:
+			repair += ": done"
+		case f.Error != "":
+			repair += ": " + f.Error
+		}
+		t.row(f.Pool, f.Path, string(f.Problem), repair, f.Detail)
+	}
+}
+
+// check asks the running driver, or looks itself where none runs.
+func check(ctx context.Context, stateDir string, repair bool) (findings []snapshot.Finding, err error) {
+	method, path := http.MethodGet, "/check"
+	if repair {
+		method, path = http.MethodPost, "/repair"
+	}
+	err = askDriver(ctx, stateDir, method, path, &findings)
+	if !errors.Is(err, errNoDriver) {
+		return findings, err
+	}
+	if repair {
+		release, err := lockState(stateDir)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+	}
+	engine, err := snapshot.Inspect(ctx, stateDir)
+	if err != nil {
+		return nil, err
+	}
+	defer engine.Close()
+	if repair {
+		return engine.Reconcile(ctx)
+	}
+	return engine.Plan(ctx)
+}

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+func newList() *cobra.Command {
+	var o inspectOptions
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List volumes and snapshots",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			items, err := o.inventory(cmd.Context(), cmd.ErrOrStderr())
+			if err != nil {
+				return err
+			}
+			slices.SortFunc(items, func(a, b snapshot.Item) int {
+				return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Pool, b.Pool))
+			})
+			return o.output.print(cmd.OutOrStdout(), nonNil(items), func(t *table) {
+				t.row("NAME", "KIND", "POOL", "SIZE", "USED", "EXCLUSIVE", "SOURCE", "CLAIM", "STATUS", "AGE")
+				for _, i := range items {
+					t.row(i.ID, string(i.Kind), i.Pool, limit(i), used(i), exclusive(i), i.Source.ID, claim(i), statusOf(i), age(i.Created))
+				}
+			})
+		},
+	}
+	o.add(cmd)
+	return cmd
+}
+
+func limit(i snapshot.Item) string {
+	if i.Size == 0 {
+		return ""
+	}
+	return size(i.Size)
+}
+
+// statusOf tells also of subvolumes that pods have made in a volume.
+func statusOf(i snapshot.Item) string {
+	if len(i.Nested) == 0 {
+		return i.Status
+	}
+	return fmt.Sprintf("%s, %d nested", i.Status, len(i.Nested))
+}
+
+func used(i snapshot.Item) string {
+	if i.Usage == nil {
+		return ""
+	}
+	return size(i.Usage.Used)
+}
+
+func exclusive(i snapshot.Item) string {
+	if i.Usage == nil {
+		return ""
+	}
+	return size(i.Usage.Exclusive)
+}
+
+// claim names the PersistentVolumeClaim or VolumeSnapshot, where it is known.
+func claim(i snapshot.Item) string {
+	for _, kind := range []string{"pvc", "volumesnapshot"} {
+		if name := i.Labels[kind+"/name"]; name != "" {
+			return strings.TrimPrefix(i.Labels[kind+"/namespace"]+"/"+name, "/")
+		}
+	}
+	return ""
+}

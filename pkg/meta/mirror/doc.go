@@ -11,7 +11,9 @@
 // volume.
 //
 //	subvolumes.go  a Subvolume for each volume and snapshot
-//	pools.go       a Pool for each pool, which is also the claim of the node to it
+//	pools.go       a Pool for each pool, with its room and state
+//	claims.go      which is also the claim of one node to it
+//	labels.go      and the topology label by which pods come to it
 //	expand.go      the one thing that goes the other way: a larger size
 //	home.go        restores and clones are sent to the node of their source
 //	homeless.go    and it is told where that node is gone
@@ -19,5 +21,5 @@
 //	leftovers.go   what a node that was removed has left in the cluster
 //
 // Two nodes never write one object, except in taking over a pool that was moved
-// (pools.go) and in asking for an expansion (expand.go).
+// (claims.go) and in asking for an expansion (expand.go).
 package mirror

@@ -27,11 +27,9 @@ func retain(c *storagev1.StorageClass) {
 	c.ReclaimPolicy = &policy
 }
 
-// Documents that the tests follow, from here.
-const (
-	examplesReadme = "../../deploy/examples/README.md"
-	operations     = "../../docs/operations.md"
-)
+// operations is a document whose recipes the tests follow, from here. The README of the
+// examples is another.
+const operations = "../../docs/operations.md"
 
 // recipe is the one block of a document, between its fences, that has some text.
 func recipe(t *testing.T, document, text string) string {
@@ -78,7 +76,7 @@ func TestRetain(t *testing.T) {
 	onNode(t, node, "btrfs subvolume show "+path+" && grep -x kept "+path+"/file")
 
 	command := strings.NewReplacer("kubectl ", lab.Program("kubectl")+" ", " PV ", " "+volume.Name+" ").
-		Replace(recipe(t, examplesReadme, "kubectl patch persistentvolume PV "))
+		Replace(recipe(t, examples("README.md"), "kubectl patch persistentvolume PV "))
 	must(t)(runTool("sh", "-ec", command))
 	await(t, volumes, volume.Name, "be Available", inPhase(corev1.VolumeAvailable))
 	s.claim("again", ofClass(retained), ofVolume(volume.Name))
@@ -113,9 +111,9 @@ func TestForgotten(t *testing.T) {
 	s.forget("data")
 
 	manifest := strings.NewReplacer("ID", handle, "SIZE", volume.Spec.Capacity.Storage().String(), "POOL-ID", poolID(t, node, "default")).
-		Replace(recipe(t, examplesReadme, "kind: PersistentVolume\n"))
+		Replace(recipe(t, examples("README.md"), "kind: PersistentVolume\n"))
 	const retained = "  persistentVolumeReclaimPolicy: Retain\n"
-	removal := strings.Replace(manifest, retained, recipe(t, examplesReadme, "claimRef: {"), 1)
+	removal := strings.Replace(manifest, retained, recipe(t, examples("README.md"), "claimRef: {"), 1)
 	if removal == manifest {
 		t.Fatalf("no line of the manifest is %q:\n%s", retained, manifest)
 	}
@@ -136,7 +134,7 @@ func TestForgotten(t *testing.T) {
 	awaitGone(t, volumes, handle, volume)
 
 	s.applyText(strings.NewReplacer("name: ID", "name: "+snapshot, "Handle: ID", "Handle: "+snapshot, "Name: ID", "Name: "+snapshot, "namespace: default", "namespace: "+s.ns).
-		Replace(recipe(t, examplesReadme, "kind: VolumeSnapshotContent\n")))
+		Replace(recipe(t, examples("README.md"), "kind: VolumeSnapshotContent\n")))
 	s.ready("found")
 	s.claim("restored", restoreOf("found"))
 	s.pod("restored")

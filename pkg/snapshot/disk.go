@@ -65,7 +65,7 @@ func (d *disk) PoolID() string { return d.id }
 // turned off or exchanged, so that it is opened anew, with its limits.
 func (d *disk) Alive() error {
 	if d.readOnly {
-		if room, err := d.Room(); err == nil && !room.ReadOnly {
+		if room, err := d.roomNow(); err == nil && !room.ReadOnly {
 			return errors.New("it can be written now, and is opened again for its quota")
 		}
 	}
@@ -102,7 +102,15 @@ func (d *disk) SlotPath(s Slot) string {
 	return filepath.Join(d.path, string(s.Area), s.Name, subvolumeName)
 }
 
-func (d *disk) Room() (room btrfs.Room, err error) {
+// Room is read-only for a pool that was opened so until it is opened again: what was
+// made in it before that would have no limit, and keep none.
+func (d *disk) Room() (btrfs.Room, error) {
+	room, err := d.roomNow()
+	room.ReadOnly = room.ReadOnly || d.readOnly
+	return room, err
+}
+
+func (d *disk) roomNow() (room btrfs.Room, err error) {
 	err = d.inRoot(func(path string) error { room, err = btrfs.RoomOf(path); return err })
 	return room, err
 }

@@ -719,11 +719,11 @@ func TestReadOnlyAtStart(t *testing.T) {
 	wants(t, second(e.Prepare(t.Context(), spec, meta.Ref{})), snapshot.ErrReadOnly)
 	n.Pool("fast").SetReadOnly(false)
 	eventually(t, func() bool { return second(e.Prepare(t.Context(), spec, meta.Ref{})) == nil })
-	// It may have been made just before the pool was opened again, which sets it.
-	eventually(t, func() bool {
-		usage, err := e.Usage(t.Context(), meta.Volume("pvc"))
-		return err == nil && usage.Limit == mib
-	})
+	usage, err := e.Usage(t.Context(), meta.Volume("pvc"))
+	must(t, err)
+	if usage.Limit != mib {
+		t.Errorf("limit %d, want %d", usage.Limit, mib)
+	}
 }
 
 // TestPropertiesOfCopies makes copies of every class from sources of every class:

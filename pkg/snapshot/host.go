@@ -251,7 +251,7 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	}
 	unix.Close(fd)
 	d.place = is
-	room, err := d.Room()
+	room, err := d.roomNow()
 	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}

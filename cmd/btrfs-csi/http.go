@@ -23,7 +23,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// adminSocket is where check and pools reach the running driver, in the state
+// adminSocket is where check, history and pools reach the running driver, in the state
 // directory.
 const adminSocket = "admin.sock"
 
@@ -66,11 +66,11 @@ func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 }
 
-// serveAdmin lets check and pools ask this driver.
+// serveAdmin lets check, history and pools ask this driver.
 func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *mirror.Mirror) error {
 	listener, err := driver.Listen(filepath.Join(o.stateDir, adminSocket))
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		klog.FromContext(ctx).Error(err, "No room for the socket that check and pools ask this driver by; volumes are served without it")
+		klog.FromContext(ctx).Error(err, "No room for the socket that check, history and pools ask this driver by; volumes are served without it")
 		return nil
 	}
 	if err != nil {
@@ -89,6 +89,10 @@ func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOpti
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /check", find(e.Plan))
 	mux.HandleFunc("POST /repair", find(e.Reconcile))
+	mux.HandleFunc("GET /history", answer(func(context.Context) (any, error) {
+		removed, err := e.History()
+		return nonNil(removed), err
+	}))
 	mux.HandleFunc("GET /pools", answer(func(ctx context.Context) (any, error) { return nonNil(e.Pools(ctx)), nil }))
 	if o.profiling {
 		mux.HandleFunc("/debug/pprof/", pprof.Index) // of heap, goroutine and others too

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -29,7 +30,7 @@ func newList() *cobra.Command {
 			return o.output.print(cmd.OutOrStdout(), nonNil(items), func(t *table) {
 				t.row("NAME", "KIND", "POOL", "SIZE", "USED", "EXCLUSIVE", "SOURCE", "CLAIM", "STATUS", "AGE")
 				for _, i := range items {
-					t.row(i.ID, string(i.Kind), i.Pool, limit(i), used(i), exclusive(i), i.Source.ID, claim(i), statusOf(i), age(i.Created))
+					t.row(i.ID, string(i.Kind), i.Pool, limit(i.Size), used(i), exclusive(i), i.Source.ID, claim(i.Record), statusOf(i), age(i.Created))
 				}
 			})
 		},
@@ -38,11 +39,12 @@ func newList() *cobra.Command {
 	return cmd
 }
 
-func limit(i snapshot.Item) string {
-	if i.Size == 0 {
+// limit prints a size that may not be known.
+func limit(bytes int64) string {
+	if bytes == 0 {
 		return ""
 	}
-	return size(i.Size)
+	return size(bytes)
 }
 
 // statusOf tells also of subvolumes that pods have made in a volume.
@@ -68,10 +70,10 @@ func exclusive(i snapshot.Item) string {
 }
 
 // claim names the PersistentVolumeClaim or VolumeSnapshot, where it is known.
-func claim(i snapshot.Item) string {
+func claim(r meta.Record) string {
 	for _, kind := range []string{"pvc", "volumesnapshot"} {
-		if name := i.Labels[kind+"/name"]; name != "" {
-			return strings.TrimPrefix(i.Labels[kind+"/namespace"]+"/"+name, "/")
+		if name := r.Labels[kind+"/name"]; name != "" {
+			return strings.TrimPrefix(r.Labels[kind+"/namespace"]+"/"+name, "/")
 		}
 	}
 	return ""

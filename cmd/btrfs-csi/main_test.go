@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -329,6 +330,62 @@ func TestTreeOfANameThatCameAgain(t *testing.T) {
 			t.Errorf("%q is not where it should be:\n%s", want, stdout)
 		} else {
 			at = i
+		}
+	}
+}
+
+// TestHistory deletes a snapshot and its volume, and looks for them as somebody would
+// who misses them.
+func TestHistory(t *testing.T) {
+	state := btrfstest.Mount(t)
+	if _, stderr, code := run(t, "history", "--state-dir", state); code != 1 || !strings.Contains(stderr, "no driver is running on "+state) {
+		t.Errorf("without a driver: exit code %d: %s", code, stderr)
+	}
+	d := startDriver(t, state)
+	ctx := t.Context()
+	history := func(args ...string) (ids []string) {
+		t.Helper()
+		stdout, stderr, code := run(t, append([]string{"history", "-o", "json", "--state-dir", state}, args...)...)
+		var removed []meta.Removed
+		if err := json.Unmarshal([]byte(stdout), &removed); err != nil || code != 0 || removed == nil {
+			t.Fatalf("exit code %d, %v: %s%s", code, err, stdout, stderr)
+		}
+		for _, r := range removed {
+			ids = append(ids, r.ID)
+		}
+		return ids
+	}
+	d.create(t, "data", map[string]string{"csi.storage.k8s.io/pvc/name": "claim", "csi.storage.k8s.io/pvc/namespace": "shop"}, nil)
+	if _, err := d.client.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "data"}); err != nil {
+		t.Fatal(err)
+	}
+	if ids := history(); len(ids) != 0 {
+		t.Errorf("nothing is deleted, and listed: %q", ids)
+	}
+	if _, err := d.client.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: "snap"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args, want []string
+	}{{nil, []string{"data", "snap"}}, {[]string{"--limit", "0"}, []string{"data", "snap"}}, {[]string{"--limit", "1"}, []string{"data"}}} {
+		if ids := history(c.args...); !slices.Equal(ids, c.want) {
+			t.Errorf("%q: got %q, want %q", c.args, ids, c.want)
+		}
+	}
+	d.stop(t)
+	startDriver(t, state)
+	stdout, _, code := run(t, "history", "--state-dir", state)
+	lines := strings.Split(stdout, "\n")
+	for i, want := range [][]string{
+		{"NAME", "KIND", "POOL", "SIZE", "SOURCE", "CLAIM", "AGE", "DELETED"},
+		{"data", "active", "default", "16Mi", "-", "shop/claim"},
+		{"snap", "committed", "default", "16Mi", "data", "-"},
+	} {
+		if fields := strings.Fields(lines[i]); !slices.Equal(fields[:min(len(want), len(fields))], want) || i > 0 && !strings.HasSuffix(lines[i], " ago") {
+			t.Errorf("exit code %d, line %d is %q, want %q", code, i, fields, want)
 		}
 	}
 }

@@ -97,7 +97,7 @@ func (b *branch) rows(t *table, first, rest string) {
 	if b.Status == "Gone" {
 		name = "(" + name + ")"
 	}
-	t.row(first+name, string(b.Kind), b.Pool, limit(b.Item), used(b.Item), b.Status, age(b.Created))
+	t.row(first+name, string(b.Kind), b.Pool, limit(b.Size), used(b.Item), b.Status, age(b.Created))
 	for i, child := range b.Children {
 		if i == len(b.Children)-1 {
 			child.rows(t, rest+"└── ", rest+"    ")

@@ -299,12 +299,12 @@ func diffPool(tx *bolt.Tx, poolID string, missing map[string]Entry) (gone []Entr
 	return gone, err
 }
 
-// History returns up to limit removals, the newest first.
-func (x *Index) History(limit int) ([]Removed, error) {
+// History returns the last removals, the newest first.
+func (x *Index) History() ([]Removed, error) {
 	var history []Removed
 	err := x.view(func(tx *bolt.Tx) error {
 		c := tx.Bucket(bucketRemoved).Cursor()
-		for k, v := c.Last(); k != nil && len(history) < limit; k, v = c.Prev() {
+		for k, v := c.Last(); k != nil; k, v = c.Prev() {
 			var r Removed
 			if err := json.Unmarshal(v, &r); err != nil {
 				return err

@@ -108,7 +108,7 @@ func TestIndexPutLookupRemove(t *testing.T) {
 	same(t, lookup(Volume("x")), []Entry{b})
 	same(t, lookup(Snapshot("x")), []Entry{snap})
 	same(t, lookup(Volume("missing")), []Entry(nil))
-	history, err := x.History(10)
+	history, err := x.History()
 	must(t, err)
 	if len(history) != 1 || !reflect.DeepEqual(history[0].Entry, a) || time.Since(history[0].RemovedAt) > time.Minute {
 		t.Errorf("got %+v", history)
@@ -191,7 +191,7 @@ func TestIndexSyncPool(t *testing.T) {
 	found, err = x.Lookup(Volume("kept"))
 	must(t, err)
 	same(t, found, []Entry{elsewhere})
-	history, err := x.History(9)
+	history, err := x.History()
 	must(t, err)
 	same(t, len(history), 0) // nobody removed them: the disk was exchanged
 }
@@ -208,14 +208,11 @@ func TestIndexHistoryIsBounded(t *testing.T) {
 		}
 		return nil
 	}))
-	history, err := x.History(1 << 30)
+	history, err := x.History()
 	must(t, err)
 	if len(history) != historyLimit || history[0].ID != fmt.Sprint(historyLimit+more-1) || history[historyLimit-1].ID != fmt.Sprint(more) {
 		t.Errorf("%d, from %s to %s", len(history), history[0].ID, history[len(history)-1].ID)
 	}
-	history, err = x.History(2)
-	must(t, err)
-	same(t, len(history), 2)
 }
 
 // closed is an index file with its seal.

@@ -146,8 +146,9 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 	return nil
 }
 
-// History returns up to limit removals, the newest first.
-func (e *Engine) History(limit int) ([]meta.Removed, error) { return e.index.History(limit) }
+// History returns the last removals, the newest first. It is the index' alone: lost with
+// that, and without what vanished by itself.
+func (e *Engine) History() ([]meta.Removed, error) { return e.index.History() }
 
 // Capacity returns the room in a pool; empty for the default one. A pool that
 // cannot be written has none.

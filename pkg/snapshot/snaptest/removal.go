@@ -23,7 +23,7 @@ var removal = []testCase{
 		r.remove(meta.Snapshot("missing"))
 		r.equal(r.list(meta.Volumes), []string{})
 		r.planned()
-		history, err := r.e.History(10)
+		history, err := r.e.History()
 		r.check(err)
 		if len(history) != 1 || history[0].UUID != entry.UUID {
 			r.Errorf("history is %+v", history)

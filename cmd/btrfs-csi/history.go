@@ -1,0 +1,49 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+func newHistory() *cobra.Command {
+	var (
+		stateDir string
+		limited  uint
+		output   outputFlag
+	)
+	cmd := &cobra.Command{
+		Use:   "history",
+		Short: "List what was deleted",
+		Long: `History lists the volumes and snapshots that were deleted on this node, the last one
+first. The running driver remembers them, for as long as its index.db is kept.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var removed []meta.Removed
+			err := askDriver(cmd.Context(), stateDir, http.MethodGet, "/history", &removed)
+			if errors.Is(err, errNoDriver) {
+				return fmt.Errorf("%w on %s: it is the one that remembers what was deleted", err, stateDir)
+			}
+			if err != nil {
+				return err
+			}
+			if limited > 0 {
+				removed = removed[:min(int(limited), len(removed))]
+			}
+			return output.print(cmd.OutOrStdout(), removed, func(t *table) {
+				t.row("NAME", "KIND", "POOL", "SIZE", "SOURCE", "CLAIM", "AGE", "DELETED")
+				for _, r := range removed {
+					t.row(r.ID, string(r.Kind), r.Pool, limit(r.Size), r.Source.ID, claim(r.Record), age(r.Created), age(r.RemovedAt)+" ago")
+				}
+			})
+		},
+	}
+	cmd.Flags().StringVar(&stateDir, "state-dir", defaultStateDir, "directory that holds the pools")
+	cmd.Flags().UintVar(&limited, "limit", 50, "list this many at most; 0 for all")
+	output.add(cmd)
+	return cmd
+}

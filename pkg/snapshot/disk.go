@@ -36,8 +36,10 @@ type disk struct {
 	id    string // of the pool
 	mode  btrfs.QuotaMode
 	// readOnly is set when the pool could not be written as it was opened: its
-	// quota may be off and its limits are not those of the records.
+	// limits may not be those of the records.
 	readOnly bool
+	// quotaOff is set when its quota could not be turned on for that reason.
+	quotaOff bool
 
 	mu   sync.Mutex // protects what follows
 	root *root      // that new operations share; nil: none is under way
@@ -102,11 +104,11 @@ func (d *disk) SlotPath(s Slot) string {
 	return filepath.Join(d.path, string(s.Area), s.Name, subvolumeName)
 }
 
-// Room is read-only for a pool that was opened so until it is opened again: what was
-// made in it before that would have no limit, and keep none.
+// Room is read-only while the pool's quota has to be turned on, which is done when it
+// is opened again: what was made in it before that would have no limit, and keep none.
 func (d *disk) Room() (btrfs.Room, error) {
 	room, err := d.roomNow()
-	room.ReadOnly = room.ReadOnly || d.readOnly
+	room.ReadOnly = room.ReadOnly || d.quotaOff
 	return room, err
 }
 

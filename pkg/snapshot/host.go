@@ -387,7 +387,7 @@ func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode, passive bo
 		return fmt.Errorf("the filesystem has %s quota: %w; disable it there (btrfs quota disable), or take --quota auto", status.Mode, btrfs.ErrQuotaMode)
 	}
 	if d.readOnly {
-		d.mode = status.Mode // there is nothing to limit, and nobody counts
+		d.mode, d.quotaOff = status.Mode, true // there is nothing to limit, and nobody counts
 		return nil
 	}
 	klog.FromContext(ctx).Info("Enabling quota on the whole filesystem", "path", d.path, "mode", want)

@@ -230,13 +230,41 @@ func (s *space) watchAll(d time.Duration) string {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
+	select {
+	case event := <-s.changes(ctx):
+		return fmt.Sprintf("%s %T %+v", event.Type, event.Object, event.Object)
+	case <-ctx.Done():
+		return ""
+	}
+}
+
+// rest waits until they write nothing any more.
+func (s *space) rest() {
+	s.Helper()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	changes := s.changes(ctx)
+	for {
+		select {
+		case <-changes:
+		case <-time.After(2 * time.Second): // the mirror rests for less
+			return
+		case <-ctx.Done():
+			s.Fatalf("something is written for %v", patience)
+		}
+	}
+}
+
+// changes are those that drivers and sidecars make from now on, until ctx ends.
+func (s *space) changes(ctx context.Context) <-chan watch.Event {
+	s.Helper()
 	changes := make(chan watch.Event)
 	for _, start := range []func(context.Context, metav1.ListOptions) (watch.Interface, error){
 		lab.subvolumes.Watch, lab.pools.Watch, api().CoreV1().PersistentVolumes().Watch, api().CoreV1().PersistentVolumeClaims("").Watch,
 		lab.snapshots.SnapshotV1().VolumeSnapshots("").Watch, lab.snapshots.SnapshotV1().VolumeSnapshotContents().Watch,
 		api().StorageV1().CSINodes().Watch, api().StorageV1().CSIStorageCapacities("").Watch, api().CoreV1().Events(s.ns).Watch,
 	} {
-		// From now on: a version that all kinds of a cluster share.
+		// A version that all kinds of a cluster share.
 		now, err := api().CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 		s.no(err)
 		w, err := start(ctx, metav1.ListOptions{ResourceVersion: now.ResourceVersion})
@@ -251,12 +279,7 @@ func (s *space) watchAll(d time.Duration) string {
 			}
 		}()
 	}
-	select {
-	case event := <-changes:
-		return fmt.Sprintf("%s %T %+v", event.Type, event.Object, event.Object)
-	case <-ctx.Done():
-		return ""
-	}
+	return changes
 }
 
 // TestAPIServerAway cuts off the API server from everything for a while, with volumes

@@ -56,6 +56,7 @@ type result struct {
 	parts [][]time.Duration
 	spent map[string]rpc           // in the driver
 	cpu   map[string]time.Duration // of all processes, where all were started at once
+	after map[string]time.Duration // of all processes, from then until nothing is written any more
 }
 
 // line is a row of durations.
@@ -76,11 +77,12 @@ func (n *numbers) oneByOne(o operation, names []string, begin func(string)) {
 	r.spend(before, n.rpcs())
 }
 
-// atOnce measures it for all of them at the same time.
+// atOnce measures it for all of them at the same time, and what there is to do when
+// nobody waits any more. It returns when that is done, too.
 func (n *numbers) atOnce(o operation, names []string, begin func(string)) {
 	n.Helper()
 	r := n.result(o, true)
-	before, used := n.rpcs(), n.cpu()
+	before, idle := n.rpcs(), n.cpu()
 	began := make([]time.Time, len(names))
 	var all sync.WaitGroup
 	for i, name := range names {
@@ -94,11 +96,20 @@ func (n *numbers) atOnce(o operation, names []string, begin func(string)) {
 		}
 	}
 	r.all = last.Sub(slices.MinFunc(began, time.Time.Compare))
-	r.cpu = n.cpu()
-	for program, time := range used {
-		r.cpu[program] -= time
-	}
+	done := n.cpu()
+	r.cpu = since(idle, done)
 	r.spend(before, n.rpcs())
+	n.rest()
+	r.after = since(done, n.cpu())
+}
+
+// since is the processor time from one moment to another.
+func since(before, after map[string]time.Duration) map[string]time.Duration {
+	used := map[string]time.Duration{}
+	for program, time := range after {
+		used[program] = time - before[program]
+	}
+	return used
 }
 
 func (n *numbers) begin(begin func(string), name string) time.Time {
@@ -348,28 +359,32 @@ func (n *numbers) shares() table {
 	return t
 }
 
-// work is what the processors do meanwhile.
+// work is what the processors do meanwhile, and afterwards.
 func (n *numbers) work() table {
 	t := table{{"what", "processor time"}}
 	for _, r := range n.results {
-		if !r.once {
-			continue
+		if r.once {
+			t = append(t, []string{r.title(), spread(r.cpu)}, []string{"until nothing is written any more", spread(r.after)})
 		}
-		var all time.Duration
-		var programs []string
-		for program, used := range r.cpu {
-			all += used
-			if used >= 50*time.Millisecond {
-				programs = append(programs, program)
-			}
-		}
-		slices.SortFunc(programs, func(a, b string) int { return cmp.Compare(r.cpu[b], r.cpu[a]) })
-		for i, program := range programs {
-			programs[i] += " " + show(r.cpu[program])
-		}
-		t = append(t, []string{r.title(), show(all) + ": " + strings.Join(programs, ", ")})
 	}
 	return t
+}
+
+// spread is processor time together, and of each program that has much of it.
+func spread(cpu map[string]time.Duration) string {
+	var all time.Duration
+	var programs []string
+	for program, used := range cpu {
+		all += used
+		if used >= 50*time.Millisecond {
+			programs = append(programs, program)
+		}
+	}
+	slices.SortFunc(programs, func(a, b string) int { return cmp.Compare(cpu[b], cpu[a]) })
+	for i, program := range programs {
+		programs[i] += " " + show(cpu[program])
+	}
+	return show(all) + ": " + strings.Join(programs, ", ")
 }
 
 // bottom is what btrfs takes.
@@ -425,7 +440,8 @@ The pools are btrfs in sparse files, with full quota. Written by the test, not b
 ` + "`make e2e E2E_NUMBERS=docs/numbers.md`" + `.
 
 A time begins before the request is sent and ends when the event of a watch arrives.
-"All done" is from the first of many requests at once to the last event. What is
+"All done" is from the first of many requests at once to the last event. They begin
+when nothing is written any more of what was before. What is
 "whose" is told by the events in between; of it, what the driver itself takes is the
 mean from its metric ` + "`btrfs_csi_operation_duration_seconds`" + `.
 `

@@ -156,6 +156,7 @@ func (n *numbers) measureSnapshots() {
 // measureCrowd measures what comes at once.
 func (n *numbers) measureCrowd() {
 	node := lab.Nodes[0]
+	n.rest()
 	n.atOnce(provision.of("on "+node.Name), names("crowd-"+node.Name, crowd), n.claimOn(node))
 	all := names("crowd", crowd)
 	n.atOnce(provision.of("on either node"), all, func(name string) {

@@ -86,15 +86,19 @@ func testVolume(t *testing.T, node *cluster.Node, v *corev1.PersistentVolume) {
 // its size: less what its metadata take, and not a byte later.
 func testSize(s *space, pod string, mib int) {
 	s.Helper()
-	wrote, err := s.try(pod, "dd if=/dev/zero of=/data/fill bs=1M count=1000 2>&1; wc -c < /data/fill")
-	if err != nil || !strings.Contains(wrote, "Disk quota exceeded") {
-		s.Errorf("writing 1000 MiB to a volume of %d: %v %s; want EDQUOT", mib, err, wrote)
-	}
-	lines := strings.Fields(wrote)
-	if have := parse(s.T, lines[len(lines)-1]) >> 20; have > int64(mib) || have < int64(mib)*3/4 {
+	exceeds(s, pod, "dd if=/dev/zero of=/data/fill bs=1M count=1000")
+	if have := parse(s.T, s.sh(pod, "wc -c < /data/fill")) >> 20; have > int64(mib) || have < int64(mib)*3/4 {
 		s.Errorf("a volume of %d MiB holds a file of %d MiB", mib, have)
 	}
 	s.sh(pod, "rm /data/fill; sync /data; echo fits > /data/small")
+}
+
+// exceeds runs a command in a pod that writes more than its volume may hold.
+func exceeds(s *space, pod, command string) {
+	s.Helper()
+	if out, err := s.try(pod, command); err == nil || !strings.Contains(err.Error(), "Disk quota exceeded") {
+		s.Fatalf("%s: %v %s; want EDQUOT", command, err, out)
+	}
 }
 
 // parse returns the number that a command printed.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -106,7 +107,12 @@ func (c *Cluster) connect() (err error) {
 	}
 	// The default, 5 a second, is for programs that share a cluster.
 	c.config.QPS, c.config.Burst = 300, 600
-	c.client, err = kubernetes.NewForConfig(c.config)
+	// In what all parts of Kubernetes speak, too: the API server writes each event of a
+	// watch once in every format that somebody wants.
+	core := rest.CopyConfig(c.config)
+	core.ContentType = runtime.ContentTypeProtobuf
+	core.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	c.client, err = kubernetes.NewForConfig(core)
 	return err
 }
 

@@ -71,16 +71,16 @@ func (d *Driver) orElsewhere(ctx context.Context, source meta.Ref, err error) er
 	return answer(codes.ResourceExhausted, "the source, %s, is on node %q: its copies are made there, not on node %q", source, owner, d.options.NodeID)
 }
 
-// checkHere fails for what is on another node.
-func (d *Driver) checkHere(ctx context.Context, ref meta.Ref) error {
+// checkHere fails for what is on another node, and tells whether it is found on this one.
+func (d *Driver) checkHere(ctx context.Context, ref meta.Ref) (found bool, err error) {
 	if _, err := d.engine.Stat(ctx, ref); !notHere(err) {
-		return nil
+		return err == nil, nil
 	}
 	owner, err := d.elsewhere(ctx, ref)
 	if err != nil || owner == "" {
-		return err
+		return false, err
 	}
-	return answer(codes.Unavailable, "%s is on node %q, not on node %q: it has to be deleted there", ref, owner, d.options.NodeID)
+	return false, answer(codes.Unavailable, "%s is on node %q, not on node %q: it has to be deleted there", ref, owner, d.options.NodeID)
 }
 
 // expand grows a volume here, or has its owner do it.

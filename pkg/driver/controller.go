@@ -132,8 +132,12 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 		}
 	}
 	if !here {
-		if err := d.checkHere(ctx, ref); err != nil {
+		found, err := d.checkHere(ctx, ref)
+		if err != nil {
 			return err
+		}
+		if found && ref.Class == meta.Volumes {
+			return fmt.Errorf("%s: %w: its pool has just come", ref, snapshot.ErrBusy) // it may be mounted
 		}
 	}
 	err := d.engine.Remove(ctx, ref)

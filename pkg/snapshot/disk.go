@@ -387,6 +387,9 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 	if d.mode == btrfs.QuotaNone {
 		return nil
 	}
+	if err := d.checkQuota(); err != nil {
+		return fmt.Errorf("%w: %w", ErrPoolAway, err) // a limit on the group of another mode is not found again
+	}
 	return d.inRoot(func(path string) error {
 		group := d.group(subvolume)
 		if d.mode == btrfs.QuotaSimple && bytes < lifted {

@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -363,6 +364,63 @@ func TestKnownPools(t *testing.T) {
 	wants(t, e.Remove(t.Context(), meta.Volume("missing")), snapshot.ErrPoolAway)
 	must(t, os.Remove(fast))
 	must(t, e.Remove(t.Context(), meta.Volume("missing")))
+}
+
+// trap is a Host that does something at the next look at a volume, and then no more.
+type trap struct {
+	snapshot.Host
+	set atomic.Pointer[func()]
+}
+
+type trapped struct {
+	snapshot.Filesystem
+	*trap
+}
+
+func (h *trap) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	filesystem, err := h.Host.Open(ctx, name)
+	return trapped{filesystem, h}, err
+}
+
+func (p trapped) Record(slot snapshot.Slot) ([]byte, error) {
+	if slot.Area != snapshot.AreaRemoving {
+		if spring := p.set.Swap(nil); spring != nil {
+			(*spring)()
+		}
+	}
+	return p.Filesystem.Record(slot)
+}
+
+// TestPoolComesMeanwhile: what is in no pool that was asked may be in one that has come
+// since, and is not to be taken for gone.
+func TestPoolComesMeanwhile(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	n := newNode(t, btrfs.QuotaNone)
+	n.AddPool(t, "late")
+	host := &trap{Host: n.host}
+	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
+	go e.Run(ctx)
+	spec := snapshot.Spec{Name: "pvc", Pool: "late"}
+	must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
+	pools := func(want int) {
+		t.Helper()
+		eventually(t, func() bool { return len(e.PoolIDs()) == want })
+	}
+	for what, do := range map[string]func() error{
+		"stat":   func() error { return second(e.Stat(ctx, meta.Volume("pvc"))) },
+		"delete": func() error { return e.Remove(ctx, meta.Volume("pvc")) },
+		"create": func() error { return second(e.Prepare(ctx, spec, meta.Ref{})) },
+	} {
+		n.Detach(t, "late")
+		pools(1)
+		comes := func() { n.Attach(t, "late"); pools(2) }
+		host.set.Store(&comes)
+		if err := do(); !errors.Is(err, snapshot.ErrBusy) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
 }
 
 // TestLimitIsEnforced, and again when somebody lifted it.

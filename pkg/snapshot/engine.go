@@ -62,6 +62,8 @@ type pool struct {
 	unread    atomic.Bool // could not be read when the index was made anew
 	nested    nested
 	rescans   atomic.Uint64 // begun since the pool is in use
+
+	rightLimits map[uint64]int64 // of the last look that found none wrong; of maintain alone
 }
 
 // Open finds the pools of the host, reconciles each with its ledger, and
@@ -203,8 +205,11 @@ func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 	return nil
 }
 
-// adopt reconciles a pool in which nothing works yet.
+// adopt reconciles a pool that is taken into use. Operations that began in it before it
+// was opened again may go on: what they hold is passed over, and its limit looked at by
+// maintain.
 func (e *Engine) adopt(ctx context.Context, p *pool) error {
+	p.unsynced.Store(true) // as it may have been when it was in use before
 	// What the kernel still needs of what was destroyed before is swept when it lets go of
 	// it, by whoever runs then. It is asked before the repair, which removes what it has
 	// let go of by then: asked after, what it lets go of in between would be neither.
@@ -219,10 +224,7 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range findings {
-		klog.FromContext(ctx).Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem,
-			"detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
-	}
+	logFindings(ctx, findings)
 	e.indexing.Lock()
 	e.indexed(ctx, e.syncPool(p))
 	e.indexing.Unlock()
@@ -339,7 +341,8 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	}
 	var found []located
 	var sick unaskedError
-	for _, p := range e.allPools() {
+	pools := e.allPools()
+	for _, p := range pools {
 		for _, kind := range ref.Class.Kinds() {
 			l, err := p.read(slotOf(kind, ref.ID))
 			if errors.Is(err, fs.ErrNotExist) {
@@ -362,9 +365,19 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 		if sick.err != nil {
 			return located{}, &sick
 		}
-		return located{}, e.notHere(ref)
+		absent := e.notHere(ref)
+		return located{}, cmp.Or(e.steady(pools, ref), absent)
 	}
 	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)
+}
+
+// steady is ErrBusy when pools have come or gone since those were looked at: what was not
+// found may be in one of them.
+func (e *Engine) steady(pools []*pool, ref meta.Ref) error {
+	if slices.Equal(pools, e.allPools()) {
+		return nil
+	}
+	return fmt.Errorf("%s: %w: the pools have just changed", ref, ErrBusy)
 }
 
 // unaskedError says that what was looked for was not found, and that some pools could

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -60,6 +61,7 @@ type node struct {
 	// pools: the kernel flags what changed since it was opened or last flagged, so
 	// that nothing between a look and the next Wait is missed. nil: not to be had.
 	table *os.File
+	modes sync.Map // of quota, that pools had under QuotaAuto, by ID
 }
 
 // NewHost returns the pools of this machine below stateDir. Where that is on
@@ -251,6 +253,14 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	}
 	unix.Close(fd)
 	d.place = is
+	// The look at the mounts was before, and what is at this place is compared from now on.
+	mounted, err := n.mountPoints()
+	if err == nil {
+		err = n.acceptable(name, true, mounted)
+	}
+	if err != nil {
+		return nil, err
+	}
 	room, err := d.roomNow()
 	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
@@ -259,7 +269,7 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	if err := d.identify(n.passive); err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
-	if err := d.enableQuota(ctx, n.quota, n.passive); err != nil {
+	if err := n.enableQuota(ctx, d); err != nil {
 		return nil, fmt.Errorf("pool %q: quota %s: %w", name, n.quota, err)
 	}
 	return d, nil
@@ -365,22 +375,27 @@ func writeDurably(path string, data []byte) error {
 
 // enableQuota turns on the mode that is wanted. A filesystem that has another
 // one is refused rather than served with limits of another meaning, or none.
-func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode, passive bool) error {
+func (n *node) enableQuota(ctx context.Context, d *disk) error {
 	status, err := d.QuotaStatus()
 	if err != nil {
 		return err
 	}
-	switch {
-	case want == QuotaAuto && status.Mode != btrfs.QuotaNone:
-		want = status.Mode
-	case want == QuotaAuto:
-		want = btrfs.QuotaFull
+	want := n.quota
+	if want == QuotaAuto {
+		if want = status.Mode; want == btrfs.QuotaNone {
+			want = n.usual(d.id)
+		}
+		defer func() {
+			if d.mode != btrfs.QuotaNone {
+				n.modes.Store(d.id, d.mode)
+			}
+		}()
 	}
 	d.mode = want
-	if passive {
+	if n.passive {
 		d.mode = status.Mode
 	}
-	if passive || want == btrfs.QuotaNone || status.Mode == want {
+	if n.passive || want == btrfs.QuotaNone || status.Mode == want {
 		return nil
 	}
 	if status.Mode != btrfs.QuotaNone {
@@ -392,4 +407,13 @@ func (d *disk) enableQuota(ctx context.Context, want btrfs.QuotaMode, passive bo
 	}
 	klog.FromContext(ctx).Info("Enabling quota on the whole filesystem", "path", d.path, "mode", want)
 	return d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })
+}
+
+// usual is the mode that QuotaAuto turns on: that which the pool had, where somebody has
+// turned it off since, else full.
+func (n *node) usual(poolID string) btrfs.QuotaMode {
+	if had, ok := n.modes.Load(poolID); ok {
+		return had.(btrfs.QuotaMode)
+	}
+	return btrfs.QuotaFull
 }

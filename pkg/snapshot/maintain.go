@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -71,8 +72,8 @@ func (e *Engine) maintain(ctx context.Context) {
 	}
 }
 
-// maintainPool forgets the accounting of what is gone, bounds what pods have nested,
-// and has a full quota that has become inconsistent, whose limits are void, counted
+// maintainPool forgets the accounting of what is gone, bounds what pods have nested, sets
+// limits that are wrong, and has a full quota that has become inconsistent, whose limits are void, counted
 // anew. Its cost is that of reading the root and the quota tree.
 func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 	logger := klog.FromContext(ctx).WithValues("pool", p.name)
@@ -92,6 +93,9 @@ func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 	if err := e.boundNested(ctx, p); err != nil {
 		logger.Error(err, "Nested subvolumes cannot be bounded")
 	}
+	if err := e.mendLimits(ctx, p); err != nil {
+		logger.Error(err, "Limits cannot be compared")
+	}
 	status, err := p.QuotaStatus()
 	if err != nil {
 		logger.Error(err, "Quota status cannot be read")
@@ -101,6 +105,31 @@ func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 		logger.Info("Quota is inconsistent, limits are void until it has been rescanned", "rescanError", p.rescan())
 		e.changed(meta.Ref{})
 	}
+}
+
+// mendLimits sets the limits that are not the sizes of their volumes: somebody has turned
+// quota off and on again, or changed one, or an operation passed the volume by as its pool
+// was opened again. While none changes it costs no more than reading them.
+func (e *Engine) mendLimits(ctx context.Context, p *pool) error {
+	limits, err := p.Limits()
+	if err != nil || limits == nil || p.rightLimits != nil && maps.Equal(limits, p.rightLimits) {
+		return err
+	}
+	wrong, err := e.volumesOf(p, func(v meta.Entry) bool { return limits[v.SubvolumeID] != v.Size })
+	if err != nil {
+		return err
+	}
+	if len(wrong) == 0 {
+		p.rightLimits = limits
+	}
+	for _, v := range wrong {
+		e.confirm(p, action{slot: slotOf(v.Kind, v.ID)}, func(a action) {
+			if a.run != nil { // else it is for people, and check tells
+				logFindings(ctx, []Finding{a.apply(p)})
+			}
+		})
+	}
+	return nil
 }
 
 // rescan has the quota counted anew.

@@ -84,7 +84,10 @@ func (e *Engine) boundNested(ctx context.Context, p *pool) error {
 		host := hostOf(parents, id)
 		hosts[host] = append(hosts[host], id)
 	}
-	volumes, err := e.volumesWith(p, hosts)
+	var volumes []meta.Entry
+	if len(hosts) > 0 {
+		volumes, err = e.volumesOf(p, func(v meta.Entry) bool { return len(hosts[v.SubvolumeID]) > 0 })
+	}
 	if err != nil {
 		return err
 	}
@@ -108,13 +111,10 @@ func (e *Engine) boundNested(ctx context.Context, p *pool) error {
 	return err
 }
 
-// volumesWith returns the volumes of a pool whose subvolumes are keys of hosts.
-func (e *Engine) volumesWith(p *pool, hosts map[uint64][]uint64) (found []meta.Entry, err error) {
-	if len(hosts) == 0 {
-		return nil, nil
-	}
+// volumesOf returns those read-write volumes of a pool of which something is true.
+func (e *Engine) volumesOf(p *pool, is func(meta.Entry) bool) (found []meta.Entry, err error) {
 	err = e.Walk(context.Background(), meta.Volumes, "", func(entry meta.Entry) bool {
-		if entry.PoolID == p.PoolID() && entry.Kind == meta.Active && len(hosts[entry.SubvolumeID]) > 0 {
+		if entry.PoolID == p.PoolID() && entry.Kind == meta.Active && is(entry) {
 			found = append(found, entry)
 		}
 		return true

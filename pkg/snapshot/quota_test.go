@@ -510,6 +510,61 @@ func TestAtTheLimit(t *testing.T) {
 	})
 }
 
+// TestQuotaOffAndOn between two looks leaves volumes without limits, and nothing else to
+// see. They are set again.
+func TestQuotaOffAndOn(t *testing.T) {
+	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
+		n := newNode(t, mode)
+		e := n.start(t)
+		ctx := t.Context()
+		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
+		must(t, errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, mode)))
+		go e.Run(ctx)
+		within(t, time.Minute, func() bool {
+			usage, err := e.Usage(ctx, meta.Volume("pvc"))
+			return err == nil && usage.Limit == 4*mib
+		})
+		if len(e.PoolIDs()) != 1 {
+			t.Error("the pool was taken out of use for it")
+		}
+	})
+}
+
+// TestAutoKeepsMode: with auto, quota that is turned off is turned on in the mode that it
+// had, and one that is exchanged is followed, with no limit in the groups of the other.
+func TestAutoKeepsMode(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	n := newNode(t, snapshot.QuotaAuto)
+	must(t, btrfs.EnableQuota(n.state, btrfs.QuotaSimple))
+	e := n.start(t)
+	volume, err := e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})
+	must(t, err)
+	has := func(want btrfs.QuotaMode, limit int64) {
+		t.Helper()
+		within(t, time.Minute, func() bool {
+			status, failed := btrfs.Quota(n.state)
+			usage, err := e.Usage(ctx, meta.Volume("pvc"))
+			return errors.Join(failed, err) == nil && status.Mode == want && usage.Limit == limit
+		})
+	}
+	must(t, errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, btrfs.QuotaFull)))
+	// Before it is noticed.
+	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 8 * mib})), snapshot.ErrPoolAway)
+	wants(t, second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), snapshot.ErrPoolAway)
+	if _, err := btrfs.QgroupOf(n.state, btrfs.NewQgroupID(1, volume.SubvolumeID)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a group of simple quota under full: %v", err)
+	}
+	go e.Run(ctx)
+	has(btrfs.QuotaFull, 4*mib)
+	must(t, errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, btrfs.QuotaSimple)))
+	has(btrfs.QuotaSimple, 4*mib)
+	must(t, btrfs.DisableQuota(n.state))
+	has(btrfs.QuotaSimple, 4*mib)
+	must(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 8 * mib})))
+	has(btrfs.QuotaSimple, 8*mib)
+}
+
 // TestQuotaTurnedOff, or exchanged, while the driver runs: it is told, turned on again,
 // and limits hold.
 func TestQuotaTurnedOff(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/klog/v2"
+
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
@@ -158,6 +160,13 @@ func (a action) apply(p *pool) Finding {
 		a.Repaired = true
 	}
 	return a.Finding
+}
+
+func logFindings(ctx context.Context, findings []Finding) {
+	for _, f := range findings {
+		klog.FromContext(ctx).Info("Reconciled", "pool", f.Pool, "path", f.Path, "problem", f.Problem,
+			"detail", f.Detail, "repair", f.Repair, "repaired", f.Repaired, "error", f.Error)
+	}
 }
 
 // unusable reports the directories that should be pools and are not.

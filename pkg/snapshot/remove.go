@@ -22,13 +22,14 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	defer release()
 	defer e.hold()()
 
+	pools := e.allPools()
 	earlier := e.finishRemovals(ctx, ref)
 	if earlier != nil && !errors.Is(earlier, ErrPoolAway) {
 		return earlier
 	}
 	l, err := e.find(ref)
 	if errors.Is(err, ErrNotFound) {
-		return errors.Join(earlier, e.forgotten(ref))
+		return errors.Join(earlier, e.forgotten(ref), e.steady(pools, ref))
 	}
 	if err != nil {
 		return err

@@ -42,7 +42,7 @@ first. The running driver remembers them, for as long as its index.db is kept.`,
 			})
 		},
 	}
-	cmd.Flags().StringVar(&stateDir, "state-dir", defaultStateDir, "directory that holds the pools")
+	addStateDir(cmd, &stateDir)
 	cmd.Flags().UintVar(&limited, "limit", 50, "list this many at most; 0 for all")
 	output.add(cmd)
 	return cmd

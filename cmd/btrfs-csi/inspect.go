@@ -20,7 +20,7 @@ type inspectOptions struct {
 }
 
 func (o *inspectOptions) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory that holds the pools")
+	addStateDir(cmd, &o.stateDir)
 	cmd.Flags().StringVar(&o.pool, "pool", "", "show this pool only")
 	o.output.add(cmd)
 }

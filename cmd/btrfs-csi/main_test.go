@@ -8,9 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -309,6 +311,37 @@ func TestPoolThatIsNot(t *testing.T) {
 	}
 }
 
+// TestDeviceMissing: a pool that has lost one of its two devices is served, and tells.
+func TestDeviceMissing(t *testing.T) {
+	kept, lost := btrfstest.Loop(t, 1<<30), btrfstest.Loop(t, 1<<30)
+	tool(t, "mkfs.btrfs", "-q", "-d", "raid1", "-m", "raid1", kept, lost)
+	tool(t, "wipefs", "--all", lost)
+	tool(t, "btrfs", "device", "scan", "--forget", lost)
+	state := t.TempDir()
+	tool(t, "mount", "-o", "degraded", kept, state)
+	t.Cleanup(func() {
+		if err := btrfstest.Unmount(state); err != nil {
+			t.Error(err)
+		}
+	})
+	d := startDriver(t, state)
+	d.createVolume(t, "data")
+	stdout, stderr, code := run(t, "pools", "--state-dir", state)
+	if code != 0 || !strings.Contains(stdout, " DeviceMissing ") {
+		t.Errorf("pools: exit code %d\n%s%s", code, stdout, stderr)
+	}
+	e, err := snapshot.Inspect(t.Context(), state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	var engine atomic.Pointer[snapshot.Engine]
+	engine.Store(e)
+	if text := scrape(t, newMetrics(&engine)); !regexp.MustCompile(`(?m)^btrfs_csi_pool_devices_missing\{.*\} 1$`).MatchString(text) {
+		t.Errorf("metrics:\n%s", text)
+	}
+}
+
 // TestTreeOfANameThatCameAgain: a volume that was restored under the name of the one that
 // its snapshot was taken of is not its own ancestor.
 func TestTreeOfANameThatCameAgain(t *testing.T) {
@@ -420,6 +453,10 @@ func TestInspectWithAndWithoutDriver(t *testing.T) {
 		}
 	}
 	t.Run("with", look)
+	t.Setenv("BTRFS_CSI_STATE_DIR", state)
+	if stdout, stderr, code := run(t, "ls"); code != 0 || !strings.Contains(stdout, "snap-1 ") {
+		t.Errorf("ls of the directory in the environment: exit code %d: %s%s", code, stdout, stderr)
+	}
 	d.stop(t)
 	t.Run("without", look)
 }

@@ -67,6 +67,7 @@ var (
 	descNesting       = poolMetric("nesting_volumes", "Volumes in which pods have made subvolumes.")
 	descOrphans       = prometheus.NewDesc("btrfs_csi_orphans", "Volumes and snapshots of this node that the cluster knows nothing of, and PersistentVolumes whose volume is missing.", []string{"kind"}, nil)
 	descTold          = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When the cluster was last told of all pools of this node, which is done every 15 seconds; when the driver started, until then.", nil, nil)
+	descMissing       = poolMetric("devices_missing", "Devices of the pool that are not there.")
 	descDeviceErrors  = poolMetric("device_errors_total", "Error counters of the pool's devices.", "device", "type")
 )
 
@@ -127,7 +128,11 @@ func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
 	gauge(descInconsistent, flagValue(p.Quota.Inconsistent), string(p.Quota.Mode))
 	gauge(descNesting, float64(p.Nesting))
 	ch <- prometheus.MustNewConstMetric(descRescans, prometheus.CounterValue, float64(p.Rescans), p.Name, p.ID)
+	missing := 0
 	for _, d := range p.Devices {
+		if d.Missing {
+			missing++
+		}
 		for kind, count := range map[string]uint64{
 			"write": d.WriteErrors, "read": d.ReadErrors, "flush": d.FlushErrors,
 			"corruption": d.CorruptionErrors, "generation": d.GenerationErrors,
@@ -135,6 +140,7 @@ func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
 			ch <- prometheus.MustNewConstMetric(descDeviceErrors, prometheus.CounterValue, float64(count), p.Name, p.ID, d.Path, kind)
 		}
 	}
+	gauge(descMissing, float64(missing))
 }
 
 func flagValue(set bool) float64 {

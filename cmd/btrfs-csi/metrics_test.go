@@ -62,9 +62,7 @@ func TestToldMetric(t *testing.T) {
 			}
 			metrics.started = time.Unix(1e6, 0)
 			value := func() string {
-				answer := httptest.NewRecorder()
-				metrics.handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
-				for line := range strings.Lines(answer.Body.String()) {
+				for line := range strings.Lines(scrape(t, metrics)) {
 					if value, ok := strings.CutPrefix(line, name); ok {
 						return strings.TrimSpace(value)
 					}
@@ -98,6 +96,14 @@ func TestToldMetric(t *testing.T) {
 			}
 		})
 	}
+}
+
+// scrape returns what Prometheus gets.
+func scrape(t *testing.T, m *metrics) string {
+	t.Helper()
+	answer := httptest.NewRecorder()
+	m.handler().ServeHTTP(answer, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/metrics", nil))
+	return answer.Body.String()
 }
 
 // runMirror runs a mirror into a cluster until the test ends.

@@ -25,6 +25,7 @@ type poolRow struct {
 	QuotaRescans      uint64 `json:"quotaRescans,omitempty"` // known to a running driver, as is the next
 	Nesting           int    `json:"nesting,omitempty"`      // volumes that hold subvolumes of pods
 	ReadOnly          bool   `json:"readOnly"`
+	DevicesMissing    int    `json:"devicesMissing,omitempty"`
 	DeviceErrors      uint64 `json:"deviceErrors"`
 	Status            string `json:"status"`
 	Error             string `json:"error,omitempty"`
@@ -84,6 +85,9 @@ func poolRowOf(p snapshot.PoolStatus) poolRow {
 		Quota: string(p.Quota.Mode), QuotaInconsistent: p.Quota.Inconsistent, QuotaRescans: p.Rescans, Nesting: p.Nesting, ReadOnly: p.Space.ReadOnly, Error: p.Error,
 	}
 	for _, d := range p.Devices {
+		if d.Missing {
+			r.DevicesMissing++
+		}
 		r.DeviceErrors += d.WriteErrors + d.ReadErrors + d.FlushErrors + d.CorruptionErrors + d.GenerationErrors
 	}
 	switch {
@@ -91,6 +95,8 @@ func poolRowOf(p snapshot.PoolStatus) poolRow {
 		r.Status = "Unusable"
 	case r.ReadOnly:
 		r.Status = "ReadOnly"
+	case r.DevicesMissing > 0:
+		r.Status = "DeviceMissing"
 	case r.QuotaInconsistent:
 		r.Status = "QuotaInconsistent"
 	case r.DeviceErrors > 0:

@@ -26,9 +26,8 @@ import (
 )
 
 const (
-	defaultStateDir = "/var/lib/btrfs-csi"
-	indexFile       = "index.db"
-	lockFile        = "lock"
+	indexFile = "index.db"
+	lockFile  = "lock"
 	// claimPatience is how long a start waits for the cluster to say whose the
 	// pools are: a copy of another node's disk is not to be served for a moment.
 	claimPatience = 2 * time.Second
@@ -80,7 +79,7 @@ itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
 	host, _ := os.Hostname()
 	f := cmd.Flags()
 	f.StringVar(&o.endpoint, "endpoint", "unix:///run/btrfs-csi/csi.sock", "unix socket to serve CSI on")
-	f.StringVar(&o.stateDir, "state-dir", defaultStateDir, "directory that holds the index and the pools")
+	addStateDir(cmd, &o.stateDir)
 	f.StringVar(&o.nodeID, "node-id", host, "name of this node in the cluster")
 	f.StringVar(&o.kubeletDir, "kubelet-dir", driver.DefaultKubeletDir, "directory below which volumes may be mounted")
 	f.StringVar(&o.http, "http", "", "address to serve /healthz, /readyz and /metrics on, for example :9808; empty for none")

@@ -106,6 +106,30 @@ func TestLeftovers(t *testing.T) {
 	})
 }
 
+// lose clears what is left of a disk that is gone for good: of a claim, and a snapshot of
+// the same name.
+func (s *space) lose(program string, disk *drive, name string) {
+	s.Helper()
+	volume, content := s.volume(name), s.content(name)
+	rows := []string{"PersistentVolume " + volume.Name, "VolumeSnapshotContent " + content.Name}
+	s.no(sameRows(leftovers(s.T, program, "--pool", disk.id, "--delete"), []string{rows[0] + " kept", rows[1] + " kept"}))
+	s.no(lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns).Delete(ctx, name, metav1.DeleteOptions{}))
+	s.deleteClaim(name)
+	eventually(s.T, "nothing of it is wanted any more", func() error {
+		return sameRows(leftovers(s.T, program, "--pool", disk.id), rows)
+	})
+	if found := leftovers(s.T, program, "--delete"); len(found) > 0 {
+		s.Errorf("the disk may come back, and cleared is %+v", found)
+	}
+	leftovers(s.T, program, "--pool", disk.id, "--delete")
+	awaitGone(s.T, api().CoreV1().PersistentVolumes(), volume.Name, volume)
+	awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshotContents(), content.Name, content)
+	awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), name, (*snapshotv1.VolumeSnapshot)(nil))
+	awaitGone(s.T, lab.subvolumes, volume.Spec.CSI.VolumeHandle, (*v1alpha1.Subvolume)(nil))
+	awaitGone(s.T, lab.pools, disk.id, (*v1alpha1.Pool)(nil))
+	disk.id = "" // there is nothing to remove any more
+}
+
 // driverProgram is the program that is in the driver's image, for where there is none.
 func driverProgram(t *testing.T, node *cluster.Node) string {
 	t.Helper()

@@ -190,7 +190,8 @@ func (s *space) events(kind, name, reason string) (messages []string) {
 }
 
 // A disk that is mounted while the driver runs is a pool, which classes can name;
-// and none any more when it is unmounted.
+// and none any more when it is unmounted. If it does not come back, what the cluster has
+// of it can be cleared.
 func TestPoolComesAndGoes(t *testing.T) {
 	home := lab.Nodes[0]
 	began := time.Now()
@@ -215,9 +216,15 @@ func TestPoolComesAndGoes(t *testing.T) {
 		}
 	}
 	s.deletePod("both")
-	s.clear("fast")
+	s.snapshot("fast", "fast")
+	s.content("fast")
+	program := driverProgram(t, home)
+	if out, err := runTool(program, "leftovers", "--pool", fast.id); err == nil || !strings.Contains(err.Error(), "unmount it there first") {
+		t.Errorf("leftovers of a pool that is served: %v %s", err, out)
+	}
 	fast.detach()
 	fast.released()
+	s.lose(program, fast, "fast")
 }
 
 // A disk takes its volumes and snapshots along.

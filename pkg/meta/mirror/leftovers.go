@@ -13,25 +13,26 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
-// Leftover is an object of a node that the cluster has no more. The driver that
-// looked after it is gone with the node, and nobody else may.
+// Leftover is an object that no driver looks after any more, and no other may: of a node
+// that the cluster has no more, or of a pool whose disk is gone.
 type Leftover struct {
 	Kind  string `json:"kind"`
 	Name  string `json:"name"`
-	Node  string `json:"node"`
+	Node  string `json:"node"`            // that has it; empty where it has let go of its pool
 	Claim string `json:"claim,omitempty"` // namespace and name of the PersistentVolumeClaim or VolumeSnapshot
 	// Kept says why it is not to be deleted; empty for what may be.
 	Kept string `json:"kept,omitempty"`
 
 	poolID string
-	still  func(context.Context) error // fails where the node, or its pool, is back
+	still  func(context.Context) error // fails where the pool is back
 	remove func(context.Context) error
 }
 
 // Remove deletes the object, together with the finalizers by which the sidecars
-// of the gone node hold it. What is on the disk stays there.
+// of its node hold it. What is on the disk stays there.
 func (l Leftover) Remove(ctx context.Context) error {
 	if l.Kept != "" {
 		return fmt.Errorf("%s %s: %s", l.Kind, l.Name, l.Kept)
@@ -45,13 +46,18 @@ func (l Leftover) Remove(ctx context.Context) error {
 	return nil
 }
 
-// Leftovers returns what nodes have left that the cluster has no more, of node
-// alone unless that is empty: what stands for data first, and the pools, by which
+// LeftBy says whose leftovers are wanted; those of all removed nodes without it.
+type LeftBy struct {
+	Node string // of this removed node
+	Pool string // the ID of a pool that no node has. Its disk may come back: it has to be named
+}
+
+// Leftovers returns what is left: what stands for data first, and the pools, by which
 // they are found, last.
-func Leftovers(ctx context.Context, c *Clients, driver, topologyPrefix, node string) ([]Leftover, error) {
-	s := search{Clients: c, driver: driver, prefix: topologyPrefix, pools: map[string]string{}, handles: map[string]string{}}
-	for _, step := range []func(context.Context, string) error{s.findPools, s.findSubvolumes, s.findVolumes, s.findContents} {
-		if err := step(ctx, node); err != nil {
+func Leftovers(ctx context.Context, c *Clients, driver, topologyPrefix string, by LeftBy) ([]Leftover, error) {
+	s := search{Clients: c, driver: driver, prefix: topologyPrefix, by: by, pools: map[string]string{}, handles: map[string]string{}}
+	for _, step := range []func(context.Context) error{s.findPools, s.findSubvolumes, s.findVolumes, s.findContents} {
+		if err := step(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -79,19 +85,34 @@ func (s *search) keepPools() {
 type search struct {
 	*Clients
 	driver, prefix string
+	by             LeftBy
 
 	gone    map[string]bool   // by the name of a node
-	pools   map[string]string // the gone node, by pool ID
+	pools   map[string]string // the node that had it, by pool ID
 	handles map[string]string // the ID of the pool, by snapshot handle
 
 	volumes, contents, subvolumes, ofPools []Leftover
 }
 
-// isGone reports whether there is no Node of a name, and it is that asked for.
-func (s *search) isGone(ctx context.Context, name, wanted string) (bool, error) {
-	if name == "" || wanted != "" && name != wanted {
+// left reports whether a pool was left by whom is asked for. It fails for one that was
+// asked for and is somebody's.
+func (s *search) left(ctx context.Context, pool *v1alpha1.Pool) (bool, error) {
+	node := pool.Spec.NodeName
+	switch {
+	case s.by.Pool != "" && pool.Name != s.by.Pool, s.by.Node != "" && node != s.by.Node:
 		return false, nil
+	case node == "":
+		return s.by.Pool != "", nil
 	}
+	gone, err := s.isGone(ctx, node)
+	if err == nil && !gone && s.by.Pool != "" {
+		err = fmt.Errorf("pool %s is on node %q, which is in the cluster: unmount it there first, if nothing of it is wanted", pool.Name, node)
+	}
+	return gone, err
+}
+
+// isGone reports whether there is no Node of a name.
+func (s *search) isGone(ctx context.Context, name string) (bool, error) {
 	if gone, known := s.gone[name]; known {
 		return gone, nil
 	}
@@ -106,8 +127,8 @@ func (s *search) isGone(ctx context.Context, name, wanted string) (bool, error) 
 	return err != nil, nil
 }
 
-// stillGone returns a check that a pool is still that of the gone node: its disk
-// may have been attached to another one in the meantime, which serves it.
+// stillGone returns a check that nobody has taken a pool in the meantime: its disk may
+// have been attached to a node, which serves it.
 func (s *search) stillGone(poolID string) func(context.Context) error {
 	node := s.pools[poolID]
 	return func(ctx context.Context) error {
@@ -124,17 +145,18 @@ func (s *search) stillGone(poolID string) func(context.Context) error {
 	}
 }
 
-func (s *search) findPools(ctx context.Context, node string) error {
+func (s *search) findPools(ctx context.Context) error {
 	list, err := s.Clients.pools().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
-	for _, pool := range list.Items {
-		gone, err := s.isGone(ctx, pool.Spec.NodeName, node)
+	for i := range list.Items {
+		pool := &list.Items[i]
+		left, err := s.left(ctx, pool)
 		if err != nil {
 			return err
 		}
-		if !gone {
+		if !left {
 			continue
 		}
 		s.pools[pool.Name] = pool.Spec.NodeName
@@ -142,10 +164,13 @@ func (s *search) findPools(ctx context.Context, node string) error {
 			return s.Clients.pools().Delete(ctx, pool.Name, metav1.DeleteOptions{})
 		}})
 	}
+	if s.by.Pool != "" && len(s.ofPools) == 0 {
+		return fmt.Errorf("the cluster knows no pool %s: kubectl get pools.%s lists them", s.by.Pool, v1alpha1.GroupVersion.Group)
+	}
 	return nil
 }
 
-func (s *search) findSubvolumes(ctx context.Context, _ string) error {
+func (s *search) findSubvolumes(ctx context.Context) error {
 	list, err := s.Clients.subvolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
@@ -169,7 +194,7 @@ func (s *search) findSubvolumes(ctx context.Context, _ string) error {
 	return nil
 }
 
-func (s *search) findVolumes(ctx context.Context, _ string) error {
+func (s *search) findVolumes(ctx context.Context) error {
 	list, err := s.Clients.volumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
@@ -201,7 +226,7 @@ func (s *search) findVolumes(ctx context.Context, _ string) error {
 	return nil
 }
 
-func (s *search) findContents(ctx context.Context, _ string) error {
+func (s *search) findContents(ctx context.Context) error {
 	if !s.snapshotsServed(ctx) {
 		return nil
 	}

@@ -127,7 +127,8 @@ type PoolSpec struct {
 
 // PoolStatus is what the node finds.
 type PoolStatus struct {
-	// State is Ready, ReadOnly, QuotaInconsistent, DeviceErrors, or Away.
+	// State is Ready, ReadOnly, DeviceMissing, QuotaInconsistent, DeviceErrors, Unusable, or
+	// Away, of which the first that holds is told.
 	// +optional
 	State string `json:"state,omitempty"`
 	// Message says more of it.

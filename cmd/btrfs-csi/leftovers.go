@@ -24,7 +24,7 @@ VolumeSnapshotContents of nodes that the cluster has no more. Nobody looks after
 them: what is being deleted hangs. With --delete they are deleted, except for what
 a PersistentVolumeClaim or a VolumeSnapshot still stands for.
 
-With --pool it lists those of a pool that no node has, whose disk is gone for good.
+With --pool-id it lists those of a pool that no node has, whose disk is gone for good.
 
 What is on the disks stays there. A disk that is attached to another node is found
 again, with all its volumes; so think before you delete.
@@ -35,7 +35,7 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
   btrfs-csi leftovers --node worker-3 --delete
 
   kubectl get pools.btrfs-csi.github.io     # STATE is Away
-  btrfs-csi leftovers --pool 4f0c5f8e-6b0e-4a52-9d0b-6a3f1c1f2e77 --delete`,
+  btrfs-csi leftovers --pool-id 4f0c5f8e-6b0e-4a52-9d0b-6a3f1c1f2e77 --delete`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			clients, err := connect(kubeconfig, 50, 100)
@@ -68,7 +68,7 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 	f := cmd.Flags()
 	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; what kubectl would take without it")
 	f.StringVar(&by.Node, "node", "", "of this node only")
-	f.StringVar(&by.Pool, "pool", "", "of the pool of this ID, which no node has")
+	f.StringVar(&by.Pool, "pool-id", "", "of this pool, which no node has")
 	f.BoolVar(&remove, "delete", false, "delete them")
 	output.add(cmd)
 	return cmd

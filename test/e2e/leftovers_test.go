@@ -112,16 +112,16 @@ func (s *space) lose(program string, disk *drive, name string) {
 	s.Helper()
 	volume, content := s.volume(name), s.content(name)
 	rows := []string{"PersistentVolume " + volume.Name, "VolumeSnapshotContent " + content.Name}
-	s.no(sameRows(leftovers(s.T, program, "--pool", disk.id, "--delete"), []string{rows[0] + " kept", rows[1] + " kept"}))
+	s.no(sameRows(leftovers(s.T, program, "--pool-id", disk.id, "--delete"), []string{rows[0] + " kept", rows[1] + " kept"}))
 	s.no(lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns).Delete(ctx, name, metav1.DeleteOptions{}))
 	s.deleteClaim(name)
 	eventually(s.T, "nothing of it is wanted any more", func() error {
-		return sameRows(leftovers(s.T, program, "--pool", disk.id), rows)
+		return sameRows(leftovers(s.T, program, "--pool-id", disk.id), rows)
 	})
 	if found := leftovers(s.T, program, "--delete"); len(found) > 0 {
 		s.Errorf("the disk may come back, and cleared is %+v", found)
 	}
-	leftovers(s.T, program, "--pool", disk.id, "--delete")
+	leftovers(s.T, program, "--pool-id", disk.id, "--delete")
 	awaitGone(s.T, api().CoreV1().PersistentVolumes(), volume.Name, volume)
 	awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshotContents(), content.Name, content)
 	awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), name, (*snapshotv1.VolumeSnapshot)(nil))

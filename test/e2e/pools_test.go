@@ -219,7 +219,7 @@ func TestPoolComesAndGoes(t *testing.T) {
 	s.snapshot("fast", "fast")
 	s.content("fast")
 	program := driverProgram(t, home)
-	if out, err := runTool(program, "leftovers", "--pool", fast.id); err == nil || !strings.Contains(err.Error(), "unmount it there first") {
+	if out, err := runTool(program, "leftovers", "--pool-id", fast.id); err == nil || !strings.Contains(err.Error(), "unmount it there first") {
 		t.Errorf("leftovers of a pool that is served: %v %s", err, out)
 	}
 	fast.detach()

@@ -22,7 +22,7 @@
 //	children                           who was made from whom
 //	└── <class> 0x00 <id> 0x00 <key of the child in entries>  (empty)
 //	pools
-//	└── <pool>                         JSON poolState: its name when it was last seen
+//	└── <pool>                         JSON PoolState, as it was when last seen
 //	removed                            history, the newest historyLimit removals
 //	└── <sequence, big endian uint64>  JSON Removed
 //

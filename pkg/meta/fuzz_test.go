@@ -111,7 +111,7 @@ func FuzzRecordInIndex(f *testing.F) {
 		if err != nil || len(entries) == 0 || entries[len(entries)-1].ID != r.ID {
 			t.Errorf("%s: got %+v, %v", e.Ref(), entries, err)
 		}
-		_, err = x.SyncPool(poolB, "b", nil)
+		_, err = x.SyncPool(poolB, PoolState{}, nil)
 		must(t, err)
 		must(t, x.Check())
 		same(t, walked(t, 9, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) }), []string{"neighbour"})

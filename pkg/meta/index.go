@@ -41,9 +41,12 @@ type Removed struct {
 	RemovedAt time.Time `json:"removedAt"`
 }
 
-// poolState is what the index remembers of a pool.
-type poolState struct {
+// PoolState is what the index remembers of a pool, beside its entries.
+type PoolState struct {
 	Name string `json:"name"`
+	// Unlisted are volumes and snapshots that are in the pool and are no entries: their
+	// record cannot be read, or they are not complete.
+	Unlisted []Ref `json:"unlisted,omitempty"`
 }
 
 // OpenIndex opens the index at path. A file that is missing, damaged, of another
@@ -180,19 +183,19 @@ func (x *Index) Remove(ref Ref, poolID string) error {
 // Flush returns when all that was added before is in the file.
 func (x *Index) Flush() error { return x.behind.write(x.file) }
 
-// Pools returns the names of the pools that the index has known, by ID, also of those
-// that are away now: of these it remembers what they held.
-func (x *Index) Pools() (map[string]string, error) {
-	names := map[string]string{}
+// Pools returns the pools that the index has known, by ID, also those that are away now:
+// of these it remembers what they held.
+func (x *Index) Pools() (map[string]PoolState, error) {
+	pools := map[string]PoolState{}
 	err := x.file.view(func(tx *bolt.Tx) error {
 		return tx.Bucket(bucketPools).ForEach(func(id, v []byte) error {
-			var state poolState
+			var state PoolState
 			err := json.Unmarshal(v, &state)
-			names[string(id)] = state.Name
+			pools[string(id)] = state
 			return err
 		})
 	})
-	return names, err
+	return pools, err
 }
 
 // Lookup returns the entries of ref, one for each pool that holds or held it:
@@ -244,9 +247,9 @@ func (x *Index) WalkChildren(source Ref, class Class, after string, fn func(Entr
 }
 
 // SyncPool makes the entries of one pool exactly those of want, writing only
-// what differs, and remembers the pool's name. It returns the number of entries
+// what differs, and remembers the pool. It returns the number of entries
 // that it had to change. Entries of other pools stay.
-func (x *Index) SyncPool(poolID, name string, want []Entry) (changed int, err error) {
+func (x *Index) SyncPool(poolID string, state PoolState, want []Entry) (changed int, err error) {
 	if err := x.behind.write(x.file); err != nil {
 		return 0, err
 	}
@@ -271,7 +274,7 @@ func (x *Index) SyncPool(poolID, name string, want []Entry) (changed int, err er
 			}
 		}
 		changed = len(gone) + len(missing)
-		return putJSON(tx.Bucket(bucketPools), []byte(poolID), poolState{Name: name})
+		return putJSON(tx.Bucket(bucketPools), []byte(poolID), state)
 	})
 	return changed, err
 }

@@ -171,7 +171,7 @@ func TestIndexSyncPool(t *testing.T) {
 	put(t, x, kept, gone, grown, elsewhere)
 	sync := func(want int, entries ...Entry) {
 		t.Helper()
-		changed, err := x.SyncPool(poolA, "fast", entries)
+		changed, err := x.SyncPool(poolA, PoolState{Name: "fast"}, entries)
 		must(t, err)
 		if changed != want {
 			t.Errorf("changed %d, wanted %d", changed, want)
@@ -332,7 +332,7 @@ func TestIndexDamagedInUse(t *testing.T) {
 			return x.Flush()
 		},
 		"read": func(x *Index) error { _, err := x.Lookup(Volume("pvc-1")); return err },
-		"sync": func(x *Index) error { _, err := x.SyncPool(poolA, "a", nil); return err },
+		"sync": func(x *Index) error { _, err := x.SyncPool(poolA, PoolState{}, nil); return err },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -341,14 +341,14 @@ func TestIndexDamagedInUse(t *testing.T) {
 			for i := range 500 {
 				want = append(want, entry(Active, fmt.Sprint("pvc-", i), poolA, Ref{}))
 			}
-			_, err := x.SyncPool(poolA, "a", want)
+			_, err := x.SyncPool(poolA, PoolState{}, want)
 			must(t, err)
 			damage(t, path)
 
 			if err := use(x); !errors.Is(err, errUntrusted) {
 				t.Errorf("got %v", err)
 			}
-			_, err = x.SyncPool(poolA, "a", want)
+			_, err = x.SyncPool(poolA, PoolState{}, want)
 			must(t, err)
 			must(t, x.Check())
 			must(t, x.Close())

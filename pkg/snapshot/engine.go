@@ -437,9 +437,21 @@ func (e *Engine) notHere(ref meta.Ref) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
 	}
+	away := func(id, name string) error {
+		return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, id, ErrPoolAway, name)
+	}
 	for _, k := range known {
 		if !e.inUse(k.PoolID) {
-			return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, k.Pool, k.PoolID, ErrPoolAway, k.Pool)
+			return away(k.PoolID, k.Pool)
+		}
+	}
+	pools, err := e.index.Pools()
+	if err != nil {
+		e.indexBehind.Store(true)
+	}
+	for id, state := range pools {
+		if !e.inUse(id) && slices.Contains(state.Unlisted, ref) {
+			return away(id, state.Name)
 		}
 	}
 	return fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
@@ -516,12 +528,12 @@ func (e *Engine) syncIndex() error {
 }
 
 func (e *Engine) syncPool(p *pool) error {
-	entries, err := p.entries()
+	entries, unlisted, err := p.entries()
 	p.unread.Store(err != nil)
 	if err != nil {
 		return err
 	}
-	_, err = e.index.SyncPool(p.PoolID(), p.name, entries)
+	_, err = e.index.SyncPool(p.PoolID(), meta.PoolState{Name: p.name, Unlisted: unlisted}, entries)
 	return err
 }
 

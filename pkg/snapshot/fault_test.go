@@ -406,6 +406,38 @@ func TestCutShortWithoutSource(t *testing.T) {
 	wants(t, second(w.e.Stat(ctx, meta.Snapshot("new"))), snapshot.ErrNotFound)
 }
 
+// TestUnreadableIsRemembered: what was in a pool and could not be read is not told as gone
+// while the pool is away.
+func TestUnreadableIsRemembered(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	fast := snaptest.NewFilesystem(btrfs.QuotaFull)
+	w.host.Add("fast", fast)
+	w.close()
+	w.open()
+	ctx := t.Context()
+	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}, meta.Ref{})))
+	slot := snapshot.Slot{Area: snapshot.Area(meta.Active), Name: "pvc"}
+	record, err := fast.Record(slot)
+	must(t, err)
+	must(t, fast.SetRecord(slot, []byte("noise")))
+	w.close()
+	w.open()
+	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrUnreadable)
+	w.host.Detach("fast")
+	w.close()
+	w.open()
+	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	wants(t, second(w.e.Stat(ctx, meta.Volume("pvc"))), snapshot.ErrPoolAway)
+	must(t, w.e.Remove(ctx, meta.Snapshot("pvc"))) // it was not there
+	w.host.Attach("fast")
+	must(t, fast.SetRecord(slot, record))
+	w.close()
+	w.open()
+	defer w.close()
+	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
+}
+
 // TestForgottenPool: with a pool away, and the index lost, nobody is told that a volume
 // is gone, until somebody says that the pool is.
 func TestForgottenPool(t *testing.T) {

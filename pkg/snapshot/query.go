@@ -131,7 +131,7 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 	}
 	var entries []meta.Entry
 	for _, p := range e.allPools() {
-		found, err := p.entries()
+		found, _, err := p.entries()
 		if err != nil {
 			return err
 		}

@@ -305,17 +305,21 @@ func (s *scanned) classify(there bool) {
 	}
 }
 
-// entries returns what the index should say of the pool: also of what cannot be read,
-// as far as its record tells.
-func (p *pool) entries() ([]meta.Entry, error) {
+// entries returns what the index should say of the pool, also of what cannot be read, as
+// far as its record tells; and what is there beside them, to which somebody has to see.
+func (p *pool) entries() (entries []meta.Entry, unlisted []meta.Ref, err error) {
 	slots, err := p.scan()
-	var entries []meta.Entry
 	for _, s := range slots {
-		if s.state == slotReady || s.state == slotDamaged {
+		switch s.state {
+		case slotReady, slotDamaged:
 			entries = append(entries, entryOf(p, s.record, s.info))
+		case slotHalf, slotUnreadable:
+			if ref, named := s.slot.ref(); named {
+				unlisted = append(unlisted, ref)
+			}
 		}
 	}
-	return entries, err
+	return entries, unlisted, err
 }
 
 // plan compares the pool with its ledger.

@@ -13,7 +13,7 @@ import (
 func newHistory() *cobra.Command {
 	var (
 		stateDir string
-		limited  uint
+		limited  uint16
 		output   outputFlag
 	)
 	cmd := &cobra.Command{
@@ -43,7 +43,7 @@ first. The running driver remembers them, for as long as its index.db is kept.`,
 		},
 	}
 	addStateDir(cmd, &stateDir)
-	cmd.Flags().UintVar(&limited, "limit", 50, "list this many at most; 0 for all")
+	cmd.Flags().Uint16Var(&limited, "limit", 50, "list this many at most; 0 for all")
 	output.add(cmd)
 	return cmd
 }

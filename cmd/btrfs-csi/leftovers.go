@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 
 	"github.com/spf13/cobra"
@@ -25,6 +26,7 @@ them: what is being deleted hangs. With --delete they are deleted, except for wh
 a PersistentVolumeClaim or a VolumeSnapshot still stands for.
 
 With --pool-id it lists those of a pool that no node has, whose disk is gone for good.
+One that a node refuses is not gone; the status says so.
 
 What is on the disks stays there. A disk that is attached to another node is found
 again, with all its volumes; so think before you delete.
@@ -46,17 +48,7 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 			if err != nil {
 				return err
 			}
-			var failed error
-			rows := []leftoverRow{}
-			for _, l := range found {
-				row := leftoverRow{Leftover: l}
-				if remove && l.Kept == "" {
-					err := l.Remove(cmd.Context())
-					failed = errors.Join(failed, err)
-					row.Deleted = err == nil
-				}
-				rows = append(rows, row)
-			}
+			rows, failed := clearLeftovers(cmd.Context(), found, remove)
 			return errors.Join(failed, output.print(cmd.OutOrStdout(), rows, func(t *table) {
 				t.row("KIND", "NAME", "NODE", "CLAIM", "STATUS")
 				for _, r := range rows {
@@ -74,6 +66,21 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 	return cmd
 }
 
+// clearLeftovers deletes what may be, if asked to, and tells of all.
+func clearLeftovers(ctx context.Context, found []mirror.Leftover, remove bool) (rows []leftoverRow, failed error) {
+	rows = []leftoverRow{}
+	for _, l := range found {
+		row := leftoverRow{Leftover: l}
+		if remove && l.Kept == "" {
+			err := l.Remove(ctx)
+			failed = errors.Join(failed, err)
+			row.Deleted = err == nil
+		}
+		rows = append(rows, row)
+	}
+	return rows, failed
+}
+
 // leftoverRow is what leftovers shows of one.
 type leftoverRow struct {
 	mirror.Leftover
@@ -86,6 +93,9 @@ func (r leftoverRow) status() string {
 		return "deleted"
 	case r.Kept != "":
 		return "kept: " + r.Kept
+	}
+	if r.Message != "" {
+		return "left over: " + r.Message
 	}
 	return "left over"
 }

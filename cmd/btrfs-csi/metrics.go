@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -130,14 +131,16 @@ func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
 	ch <- prometheus.MustNewConstMetric(descRescans, prometheus.CounterValue, float64(p.Rescans), p.Name, p.ID)
 	missing := 0
 	for _, d := range p.Devices {
-		if d.Missing {
+		name := d.Path
+		if d.Missing { // the kernel has one name for all
 			missing++
+			name = fmt.Sprintf("missing, ID %d", d.ID)
 		}
 		for kind, count := range map[string]uint64{
 			"write": d.WriteErrors, "read": d.ReadErrors, "flush": d.FlushErrors,
 			"corruption": d.CorruptionErrors, "generation": d.GenerationErrors,
 		} {
-			ch <- prometheus.MustNewConstMetric(descDeviceErrors, prometheus.CounterValue, float64(count), p.Name, p.ID, d.Path, kind)
+			ch <- prometheus.MustNewConstMetric(descDeviceErrors, prometheus.CounterValue, float64(count), p.Name, p.ID, name, kind)
 		}
 	}
 	gauge(descMissing, float64(missing))

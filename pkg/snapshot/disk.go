@@ -364,6 +364,9 @@ func (d *disk) group(subvolume uint64) btrfs.QgroupID {
 }
 
 func (d *disk) SetLimit(subvolume uint64, bytes int64) error {
+	if err := d.checkQuota(); err != nil {
+		return fmt.Errorf("%w: %w", ErrPoolAway, err) // a limit on the group of another mode is not found again
+	}
 	return d.limit(subvolume, uint64(bytes))
 }
 
@@ -387,9 +390,6 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 	if d.mode == btrfs.QuotaNone {
 		return nil
 	}
-	if err := d.checkQuota(); err != nil {
-		return fmt.Errorf("%w: %w", ErrPoolAway, err) // a limit on the group of another mode is not found again
-	}
 	return d.inRoot(func(path string) error {
 		group := d.group(subvolume)
 		if d.mode == btrfs.QuotaSimple && bytes < lifted {
@@ -411,8 +411,11 @@ func (d *disk) Limits() (limits map[uint64]int64, err error) {
 	limits = map[uint64]int64{}
 	err = d.inRoot(func(path string) error {
 		return btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
+			// Those of level 0 come first: what has no group of level 1 has no limit.
 			if id := q.ID.Subvolume(); q.ID == d.group(id) {
 				limits[id] = limitOf(q)
+			} else if q.ID.Level() == 0 {
+				limits[id] = 0
 			}
 			return nil
 		})

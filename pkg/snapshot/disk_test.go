@@ -299,6 +299,27 @@ func TestRefusedPools(t *testing.T) {
 	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
 }
 
+// TestUnmountedWhileOpened: what was mounted at the look at the mounts may not be when it is
+// opened. The directory below becomes no pool, and its filesystem gets no quota.
+func TestUnmountedWhileOpened(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	host, err := snapshot.NewHost(n.state, btrfs.QuotaFull)
+	must(t, err)
+	n.AddPool(t, "fast")
+	must(t, second(host.Open(t.Context(), "fast")))
+	n.Detach(t, "fast")
+	if _, err := host.Open(t.Context(), "fast"); err == nil || !strings.Contains(err.Error(), "nothing is mounted") {
+		t.Errorf("got %v", err)
+	}
+	if left, err := os.ReadDir(n.path("fast")); err != nil || len(left) > 0 {
+		t.Errorf("it holds %v, %v", left, err)
+	}
+	if status, err := btrfs.Quota(n.state); err != nil || status.Mode != btrfs.QuotaNone {
+		t.Errorf("quota is %+v, %v", status, err)
+	}
+}
+
 // TestPoolIdentity spoils pool.json. The pool is not used, and nothing in it is
 // touched.
 func TestPoolIdentity(t *testing.T) {
@@ -389,6 +410,67 @@ func (p trapped) Record(slot snapshot.Slot) ([]byte, error) {
 		}
 	}
 	return p.Filesystem.Record(slot)
+}
+
+// noRename is a Host in whose pool "default" nothing can be renamed, as with metadata full,
+// and areas cannot be synced while stuck.
+type noRename struct {
+	snapshot.Host
+	stuck  atomic.Bool
+	synced atomic.Int32
+}
+
+type noRenamePool struct {
+	snapshot.Filesystem
+	*noRename
+}
+
+func (h *noRename) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	filesystem, err := h.Host.Open(ctx, name)
+	if name != snapshot.DefaultPool {
+		return filesystem, err
+	}
+	return noRenamePool{filesystem, h}, err
+}
+
+func (noRenamePool) Move(_, _ snapshot.Slot) error { return unix.ENOSPC }
+
+func (p noRenamePool) Sync(slot snapshot.Slot) error {
+	if slot.Name == "" {
+		if p.stuck.Load() {
+			return unix.EIO
+		}
+		p.synced.Add(1)
+	}
+	return p.Filesystem.Sync(slot)
+}
+
+// TestErasedInPlace: what was erased where it was, and could not be made durable, is not
+// told as gone before it is, also by a driver that was restarted. Other pools are no worse.
+func TestErasedInPlace(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	n := newNode(t, btrfs.QuotaNone)
+	n.AddPool(t, "fast")
+	host := &noRename{Host: n.host}
+	index := filepath.Join(t.TempDir(), "index.db")
+	e := open(t, host, index)
+	for pool, name := range map[string]string{"default": "erased", "fast": "other"} {
+		must(t, second(e.Prepare(ctx, snapshot.Spec{Name: name, Pool: pool}, meta.Ref{})))
+	}
+	host.stuck.Store(true)
+	for range 2 {
+		wants(t, e.Remove(ctx, meta.Volume("erased")), snapshot.ErrUnfinished)
+	}
+	must(t, e.Remove(ctx, meta.Volume("other")))
+	must(t, e.Close())
+	host.stuck.Store(false)
+	host.synced.Store(0)
+	e = open(t, host, index)
+	if host.synced.Load() == 0 {
+		t.Error("not made durable at the start")
+	}
+	must(t, e.Remove(ctx, meta.Volume("erased")))
 }
 
 // TestPoolComesMeanwhile: what is in no pool that was asked may be in one that has come

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -58,7 +59,7 @@ type pool struct {
 
 	leftovers leftovers
 	commits   commits
-	unsynced  atomic.Bool // a slot was erased in its area, which may not be durable
+	erased    erased
 	unread    atomic.Bool // could not be read when the index was made anew
 	nested    nested
 	rescans   atomic.Uint64 // begun since the pool is in use
@@ -209,7 +210,13 @@ func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 // was opened again may go on: what they hold is passed over, and its limit looked at by
 // maintain.
 func (e *Engine) adopt(ctx context.Context, p *pool) error {
-	p.unsynced.Store(true) // as it may have been when it was in use before
+	// What it was when it was in use before is not known. One that is read-only is opened
+	// again when it can be written.
+	if err := p.syncErased(true); errors.Is(err, unix.EROFS) {
+		p.erased.unsynced = false
+	} else if err != nil {
+		klog.FromContext(ctx).Error(err, "What was deleted before is not durable yet", "pool", p.name)
+	}
 	// What the kernel still needs of what was destroyed before is swept when it lets go of
 	// it, by whoever runs then. It is asked before the repair, which removes what it has
 	// let go of by then: asked after, what it lets go of in between would be neither.
@@ -362,10 +369,10 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		if sick.err != nil {
-			return located{}, &sick
+		absent := error(&sick)
+		if sick.err == nil {
+			absent = e.notHere(ref)
 		}
-		absent := e.notHere(ref)
 		return located{}, cmp.Or(e.steady(pools, ref), absent)
 	}
 	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)

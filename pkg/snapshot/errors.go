@@ -22,7 +22,8 @@ var (
 
 // The node cannot do it, or not now.
 var (
-	// ErrBusy: another operation on the same volume or snapshot is under way.
+	// ErrBusy: another operation on the same volume or snapshot is under way, or the pools
+	// have changed while it was looked for.
 	ErrBusy = errors.New("another operation is under way")
 	// ErrNoSpace: the pool has not the room; nothing was left behind.
 	ErrNoSpace = errors.New("not enough space")

@@ -73,8 +73,8 @@ func (e *Engine) maintain(ctx context.Context) {
 }
 
 // maintainPool forgets the accounting of what is gone, bounds what pods have nested, sets
-// limits that are wrong, and has a full quota that has become inconsistent, whose limits are void, counted
-// anew. Its cost is that of reading the root and the quota tree.
+// limits that are wrong, and has a full quota that has become inconsistent, whose limits
+// are void, counted anew. Its cost is that of reading the root and the quota tree.
 func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 	logger := klog.FromContext(ctx).WithValues("pool", p.name)
 	for _, subvolume := range p.leftovers.take() {
@@ -109,25 +109,33 @@ func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 
 // mendLimits sets the limits that are not the sizes of their volumes: somebody has turned
 // quota off and on again, or changed one, or an operation passed the volume by as its pool
-// was opened again. While none changes it costs no more than reading them.
+// was opened again. While no limit in the pool changes, it costs no more than reading them.
 func (e *Engine) mendLimits(ctx context.Context, p *pool) error {
 	limits, err := p.Limits()
 	if err != nil || limits == nil || p.rightLimits != nil && maps.Equal(limits, p.rightLimits) {
 		return err
 	}
-	wrong, err := e.volumesOf(p, func(v meta.Entry) bool { return limits[v.SubvolumeID] != v.Size })
+	wrong, err := e.volumesOf(p, func(v meta.Entry) bool {
+		return v.SubvolumeID != 0 && limits[v.SubvolumeID] != v.Size // 0: it cannot be read
+	})
 	if err != nil {
 		return err
 	}
+	p.rightLimits = nil
 	if len(wrong) == 0 {
 		p.rightLimits = limits
 	}
 	for _, v := range wrong {
+		var mended Finding
 		e.confirm(p, action{slot: slotOf(v.Kind, v.ID)}, func(a action) {
 			if a.run != nil { // else it is for people, and check tells
-				logFindings(ctx, []Finding{a.apply(p)})
+				mended = a.apply(p)
+				logFindings(ctx, []Finding{mended})
 			}
 		})
+		if mended.Error != "" || ctx.Err() != nil {
+			break // the others would fail as well: the next time
+		}
 	}
 	return nil
 }

@@ -530,6 +530,18 @@ func TestQuotaOffAndOn(t *testing.T) {
 	})
 }
 
+// exchangeQuota gives a filesystem another mode; the driver may turn its own on in between.
+func exchangeQuota(t *testing.T, path string, mode btrfs.QuotaMode) {
+	t.Helper()
+	var err error
+	for range 10 {
+		if err = errors.Join(btrfs.DisableQuota(path), btrfs.EnableQuota(path, mode)); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
+
 // TestAutoKeepsMode: with auto, quota that is turned off is turned on in the mode that it
 // had, and one that is exchanged is followed, with no limit in the groups of the other.
 func TestAutoKeepsMode(t *testing.T) {
@@ -548,8 +560,10 @@ func TestAutoKeepsMode(t *testing.T) {
 			return errors.Join(failed, err) == nil && status.Mode == want && usage.Limit == limit
 		})
 	}
-	must(t, errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, btrfs.QuotaFull)))
+	must(t, second(e.Prepare(ctx, sized("gone", mib), meta.Ref{})))
+	exchangeQuota(t, n.state, btrfs.QuotaFull)
 	// Before it is noticed.
+	must(t, e.Remove(ctx, meta.Volume("gone")))
 	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 8 * mib})), snapshot.ErrPoolAway)
 	wants(t, second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), snapshot.ErrPoolAway)
 	if _, err := btrfs.QgroupOf(n.state, btrfs.NewQgroupID(1, volume.SubvolumeID)); !errors.Is(err, fs.ErrNotExist) {
@@ -557,7 +571,7 @@ func TestAutoKeepsMode(t *testing.T) {
 	}
 	go e.Run(ctx)
 	has(btrfs.QuotaFull, 4*mib)
-	must(t, errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, btrfs.QuotaSimple)))
+	exchangeQuota(t, n.state, btrfs.QuotaSimple)
 	has(btrfs.QuotaSimple, 4*mib)
 	must(t, btrfs.DisableQuota(n.state))
 	has(btrfs.QuotaSimple, 4*mib)
@@ -595,13 +609,7 @@ func TestQuotaTurnedOff(t *testing.T) {
 
 		// Limits of another meaning are not served.
 		other := map[btrfs.QuotaMode]btrfs.QuotaMode{btrfs.QuotaFull: btrfs.QuotaSimple, btrfs.QuotaSimple: btrfs.QuotaFull}[mode]
-		var exchanged error
-		for range 10 { // the driver may turn its own on in between
-			if exchanged = errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, other)); exchanged == nil {
-				break
-			}
-		}
-		must(t, exchanged)
+		exchangeQuota(t, n.state, other)
 		within(t, time.Minute, func() bool { return len(e.PoolIDs()) == 0 && len(e.Pools(ctx)) == 1 })
 	})
 }

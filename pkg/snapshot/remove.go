@@ -1,10 +1,12 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -29,7 +31,10 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	}
 	l, err := e.find(ref)
 	if errors.Is(err, ErrNotFound) {
-		return errors.Join(earlier, e.forgotten(ref), e.steady(pools, ref))
+		if forgotten := e.forgotten(ref); forgotten != nil || earlier != nil {
+			return cmp.Or(e.steady(pools, ref), errors.Join(earlier, forgotten))
+		}
+		return e.steady(pools, ref)
 	}
 	if err != nil {
 		return err
@@ -95,18 +100,28 @@ func (l *located) removeInPlace() error {
 	if err := l.erase(func() error { return nil }); err != nil {
 		return err
 	}
-	return l.syncAreas()
+	return l.syncErased(true)
 }
 
-// syncAreas makes durable that slots are gone from their areas.
-func (p *pool) syncAreas() error {
+// erased tells whether slots were erased in their areas that may not be gone durably.
+type erased struct {
+	mu       sync.Mutex // held while they are made so: whoever finds none waits for that
+	unsynced bool
+}
+
+// syncErased makes durable that slots are gone from their areas, if some were erased there
+// since it last did, or now.
+func (p *pool) syncErased(now bool) error {
+	p.erased.mu.Lock()
+	defer p.erased.mu.Unlock()
+	if !now && !p.erased.unsynced {
+		return nil
+	}
 	var err error
 	for _, area := range areas {
 		err = errors.Join(err, p.Sync(Slot{Area: area}))
 	}
-	if err != nil {
-		p.unsynced.Store(true)
-	}
+	p.erased.unsynced = err != nil
 	return err
 }
 
@@ -122,10 +137,9 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 	}
 	var away error
 	for _, p := range e.allPools() {
-		if p.unsynced.Swap(false) {
-			if err := p.syncAreas(); err != nil {
-				return unfinished(fmt.Errorf("%s: %w", ref, p.explain(err)))
-			}
+		if err := p.syncErased(false); err != nil { // which stops only what may have been erased there
+			away = errors.Join(away, unfinished(fmt.Errorf("%s: %w: %w", ref, ErrPoolAway, p.explain(err))))
+			continue
 		}
 		for _, kind := range ref.Class.Kinds() {
 			slot := slotOf(kind, ref.ID).removing()

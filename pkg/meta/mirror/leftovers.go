@@ -25,6 +25,8 @@ type Leftover struct {
 	Claim string `json:"claim,omitempty"` // namespace and name of the PersistentVolumeClaim or VolumeSnapshot
 	// Kept says why it is not to be deleted; empty for what may be.
 	Kept string `json:"kept,omitempty"`
+	// Message is what the cluster says of a Pool.
+	Message string `json:"message,omitempty"`
 
 	poolID string
 	still  func(context.Context) error // fails where the pool is back
@@ -160,7 +162,7 @@ func (s *search) findPools(ctx context.Context) error {
 			continue
 		}
 		s.pools[pool.Name] = pool.Spec.NodeName
-		s.ofPools = append(s.ofPools, Leftover{Kind: "Pool", Name: pool.Name, Node: pool.Spec.NodeName, poolID: pool.Name, still: s.stillGone(pool.Name), remove: func(ctx context.Context) error {
+		s.ofPools = append(s.ofPools, Leftover{Kind: "Pool", Name: pool.Name, Node: pool.Spec.NodeName, Message: pool.Status.Message, poolID: pool.Name, still: s.stillGone(pool.Name), remove: func(ctx context.Context) error {
 			return s.Clients.pools().Delete(ctx, pool.Name, metav1.DeleteOptions{})
 		}})
 	}

@@ -311,12 +311,14 @@ func TestPoolThatIsNot(t *testing.T) {
 	}
 }
 
-// TestDeviceMissing: a pool that has lost one of its two devices is served, and tells.
+// TestDeviceMissing: a pool that has lost two of its three devices is served, and tells.
 func TestDeviceMissing(t *testing.T) {
-	kept, lost := btrfstest.Loop(t, 1<<30), btrfstest.Loop(t, 1<<30)
-	tool(t, "mkfs.btrfs", "-q", "-d", "raid1", "-m", "raid1", kept, lost)
-	tool(t, "wipefs", "--all", lost)
-	tool(t, "btrfs", "device", "scan", "--forget", lost)
+	kept, lost := btrfstest.Loop(t, 1<<30), []string{btrfstest.Loop(t, 1<<30), btrfstest.Loop(t, 1<<30)}
+	tool(t, "mkfs.btrfs", append([]string{"-q", "-d", "raid1c3", "-m", "raid1c3", kept}, lost...)...)
+	for _, device := range lost {
+		tool(t, "wipefs", "--all", device)
+		tool(t, "btrfs", "device", "scan", "--forget", device)
+	}
 	state := t.TempDir()
 	tool(t, "mount", "-o", "degraded", kept, state)
 	t.Cleanup(func() {
@@ -337,7 +339,7 @@ func TestDeviceMissing(t *testing.T) {
 	defer e.Close()
 	var engine atomic.Pointer[snapshot.Engine]
 	engine.Store(e)
-	if text := scrape(t, newMetrics(&engine)); !regexp.MustCompile(`(?m)^btrfs_csi_pool_devices_missing\{.*\} 1$`).MatchString(text) {
+	if text := scrape(t, newMetrics(&engine)); !regexp.MustCompile(`(?m)^btrfs_csi_pool_devices_missing\{.*\} 2$`).MatchString(text) {
 		t.Errorf("metrics:\n%s", text)
 	}
 }

@@ -57,7 +57,7 @@ type LeftBy struct {
 // Leftovers returns what is left: what stands for data first, and the pools, by which
 // they are found, last.
 func Leftovers(ctx context.Context, c *Clients, driver, topologyPrefix string, by LeftBy) ([]Leftover, error) {
-	s := search{Clients: c, driver: driver, prefix: topologyPrefix, by: by, pools: map[string]string{}, handles: map[string]string{}}
+	s := search{Clients: c, driver: driver, prefix: topologyPrefix, by: by, pools: map[string]string{}, snapshots: map[string]string{}, sources: map[string]string{}}
 	for _, step := range []func(context.Context) error{s.findPools, s.findSubvolumes, s.findVolumes, s.findContents} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -89,9 +89,11 @@ type search struct {
 	driver, prefix string
 	by             LeftBy
 
-	gone    map[string]bool   // by the name of a node
-	pools   map[string]string // the node that had it, by pool ID
-	handles map[string]string // the ID of the pool, by snapshot handle
+	gone  map[string]bool   // by the name of a node
+	pools map[string]string // the node that had it, by pool ID
+	// The ID of the pool, by handle: of snapshots, and of the volumes that may be the sources
+	// of others, of which the cluster was not told before the pool went.
+	snapshots, sources map[string]string
 
 	volumes, contents, subvolumes, ofPools []Leftover
 }
@@ -183,7 +185,9 @@ func (s *search) findSubvolumes(ctx context.Context) error {
 			continue
 		}
 		if subvolume.Spec.Kind == kinds[meta.Committed] {
-			s.handles[subvolume.Spec.ID] = subvolume.Spec.PoolID
+			s.snapshots[subvolume.Spec.ID] = subvolume.Spec.PoolID
+		} else {
+			s.sources[subvolume.Spec.ID] = subvolume.Spec.PoolID
 		}
 		s.subvolumes = append(s.subvolumes, Leftover{
 			Kind: "Subvolume", Name: subvolume.Name, Node: node, Claim: subvolume.Annotations[Claim],
@@ -208,6 +212,7 @@ func (s *search) findVolumes(ctx context.Context) error {
 		if !ok {
 			continue
 		}
+		s.sources[v.Spec.CSI.VolumeHandle] = poolID
 		l := Leftover{Kind: "PersistentVolume", Name: v.Name, Node: node, poolID: poolID, still: s.stillGone(poolID), remove: func(ctx context.Context) error {
 			if err := s.Clients.volumes().Delete(ctx, v.Name, metav1.DeleteOptions{}); err != nil {
 				return err
@@ -242,7 +247,7 @@ func (s *search) findContents(ctx context.Context) error {
 	}
 	for i := range list.Items {
 		content := &list.Items[i]
-		poolID, ok := s.handles[handleOf(content, s.driver)]
+		poolID, ok := s.poolOfContent(content)
 		if !ok {
 			continue
 		}
@@ -266,6 +271,18 @@ func (s *search) findContents(ctx context.Context) error {
 		s.contents = append(s.contents, l)
 	}
 	return nil
+}
+
+// poolOfContent returns the pool that the snapshot of a content is in: that of its source,
+// where nothing is told of the snapshot itself.
+func (s *search) poolOfContent(content *snapshotv1.VolumeSnapshotContent) (poolID string, ok bool) {
+	if content.Spec.Driver != s.driver {
+		return "", false
+	}
+	if poolID, ok = s.snapshots[handleOf(content, s.driver)]; !ok && content.Spec.Source.VolumeHandle != nil {
+		poolID, ok = s.sources[*content.Spec.Source.VolumeHandle]
+	}
+	return poolID, ok
 }
 
 // heldContents returns the contents that a VolumeSnapshot stands for which

@@ -452,12 +452,11 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 			return errors.Join(err, unix.EBUSY)
 		}
 		own := btrfs.NewQgroupID(0, subvolume)
-		if d.mode == btrfs.QuotaSimple {
-			// The kernel would say so, but begin a transaction for it, and so no disk
-			// would ever sleep.
-			if group, err := btrfs.QgroupOf(path, own); err == nil && group.Referenced > 0 {
-				return fmt.Errorf("group %s: %w", own, unix.EBUSY)
-			}
+		// Simple quota would say so, but begin a transaction for it, and so no disk would ever
+		// sleep. Full quota, whose numbers follow with the commit after the tree was dropped,
+		// would remove the group and be inconsistent.
+		if group, err := btrfs.QgroupOf(path, own); err == nil && group.Referenced > 0 {
+			return fmt.Errorf("group %s: %w", own, unix.EBUSY)
 		}
 		if err := btrfs.RemoveQgroup(path, own); err != nil {
 			return err

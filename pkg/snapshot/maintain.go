@@ -37,16 +37,17 @@ func (l *leftovers) has(subvolume uint64) bool {
 	return ok
 }
 
-// take returns all and forgets them.
-func (l *leftovers) take() []uint64 {
+func (l *leftovers) remove(subvolume uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	all := make([]uint64, 0, len(l.subvolumes))
-	for subvolume := range l.subvolumes {
-		all = append(all, subvolume)
-	}
-	l.subvolumes = nil
-	return all
+	delete(l.subvolumes, subvolume)
+}
+
+// all returns those of now.
+func (l *leftovers) all() map[uint64]struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.subvolumes)
 }
 
 // maintain looks after every pool's quota until ctx ends.
@@ -77,9 +78,9 @@ func (e *Engine) maintain(ctx context.Context) {
 // are void, counted anew. Its cost is that of reading the root and the quota tree.
 func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 	logger := klog.FromContext(ctx).WithValues("pool", p.name)
-	for _, subvolume := range p.leftovers.take() {
-		if err := p.ForgetQuota(subvolume); err != nil {
-			p.leftovers.add(subvolume)
+	for subvolume := range p.leftovers.all() {
+		if err := p.ForgetQuota(subvolume); err == nil {
+			p.leftovers.remove(subvolume)
 		}
 	}
 	// What vanished without us is forgotten the next time: at the second look.

@@ -579,6 +579,37 @@ func TestAutoKeepsMode(t *testing.T) {
 	has(btrfs.QuotaSimple, 8*mib)
 }
 
+// TestSweepKeepsQuotaConsistent: the group of a tree that was just dropped has its numbers
+// until the next commit. Removed before, it makes all limits of the pool void.
+func TestSweepKeepsQuotaConsistent(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaFull)
+	pool, err := n.host.Open(t.Context(), snapshot.DefaultPool)
+	must(t, err)
+	data := make([]byte, 160<<10)
+	for i := range 40 {
+		path := filepath.Join(n.state, fmt.Sprint("subvolume-", i))
+		must(t, btrfs.Create(path))
+		info, err := btrfs.Info(path)
+		must(t, err)
+		must(t, os.WriteFile(filepath.Join(path, "data"), data, 0o600))
+		must(t, btrfstest.Sync(n.state))
+		must(t, btrfs.Destroy(path))
+		must(t, btrfstest.Sync(n.state)) // has the cleaner drop it
+		for end := time.Now().Add(20 * time.Second); pool.ForgetQuota(info.ID) != nil; {
+			if time.Now().After(end) {
+				t.Fatalf("the accounting of subvolume %d stays", info.ID)
+			}
+			if i%2 == 0 {
+				_ = btrfstest.Sync(n.state)
+			}
+		}
+		if status, err := btrfs.Quota(n.state); err != nil || status.Inconsistent {
+			t.Fatalf("after %d: %+v, %v", i+1, status, err)
+		}
+	}
+}
+
 // TestQuotaTurnedOff, or exchanged, while the driver runs: it is told, turned on again,
 // and limits hold.
 func TestQuotaTurnedOff(t *testing.T) {

@@ -404,11 +404,15 @@ func (s *scanned) undeclare() error {
 // planQuota looks at what belongs to no single slot.
 func (p *pool) planQuota() ([]action, error) {
 	var actions []action
+	known := p.leftovers.all()
 	stale, err := p.StaleQuota()
 	if err != nil {
 		return nil, p.explain(err)
 	}
-	stale = slices.DeleteFunc(stale, p.leftovers.has) // maintain is at it
+	stale = slices.DeleteFunc(stale, func(id uint64) bool { // maintain is at it, or was meanwhile
+		_, was := known[id]
+		return was || p.leftovers.has(id)
+	})
 	if len(stale) > 0 {
 		actions = append(actions, action{
 			Finding: Finding{Pool: p.name, Problem: StaleQuota, Detail: fmt.Sprintf("accounting of %d subvolumes that are gone", len(stale)), Repair: "remove"},

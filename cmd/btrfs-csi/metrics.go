@@ -129,11 +129,10 @@ func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
 	gauge(descInconsistent, flagValue(p.Quota.Inconsistent), string(p.Quota.Mode))
 	gauge(descNesting, float64(p.Nesting))
 	ch <- prometheus.MustNewConstMetric(descRescans, prometheus.CounterValue, float64(p.Rescans), p.Name, p.ID)
-	missing := 0
+	gauge(descMissing, float64(poolRowOf(p).DevicesMissing))
 	for _, d := range p.Devices {
 		name := d.Path
 		if d.Missing { // the kernel has one name for all
-			missing++
 			name = fmt.Sprintf("missing, ID %d", d.ID)
 		}
 		for kind, count := range map[string]uint64{
@@ -143,7 +142,6 @@ func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
 			ch <- prometheus.MustNewConstMetric(descDeviceErrors, prometheus.CounterValue, float64(count), p.Name, p.ID, name, kind)
 		}
 	}
-	gauge(descMissing, float64(missing))
 }
 
 func flagValue(set bool) float64 {

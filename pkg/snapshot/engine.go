@@ -438,6 +438,15 @@ func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
 	return known, err
 }
 
+// remembered returns the pools that the index knows, and notices when that fails.
+func (e *Engine) remembered() (map[string]meta.PoolState, error) {
+	pools, err := e.index.Pools()
+	if err != nil {
+		e.indexBehind.Store(true)
+	}
+	return pools, err
+}
+
 // notHere tells an ID that is unknown from one whose pool is away.
 func (e *Engine) notHere(ref meta.Ref) error {
 	known, err := e.lookup(ref)
@@ -452,11 +461,8 @@ func (e *Engine) notHere(ref meta.Ref) error {
 			return away(k.PoolID, k.Pool)
 		}
 	}
-	pools, err := e.index.Pools()
-	if err != nil {
-		e.indexBehind.Store(true)
-	}
-	for id, state := range pools {
+	remembered, _ := e.remembered() // forgotten looks at what it lacks
+	for id, state := range remembered {
 		if !e.inUse(id) && slices.Contains(state.Unlisted, ref) {
 			return away(id, state.Name)
 		}

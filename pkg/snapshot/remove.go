@@ -31,10 +31,8 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	}
 	l, err := e.find(ref)
 	if errors.Is(err, ErrNotFound) {
-		if forgotten := e.forgotten(ref); forgotten != nil || earlier != nil {
-			return cmp.Or(e.steady(pools, ref), errors.Join(earlier, forgotten))
-		}
-		return e.steady(pools, ref)
+		absent := errors.Join(earlier, e.forgotten(ref))
+		return cmp.Or(e.steady(pools, ref), absent)
 	}
 	if err != nil {
 		return err
@@ -60,10 +58,7 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 	if len(known) == 0 {
 		return nil
 	}
-	remembered, err := e.index.Pools()
-	if err != nil {
-		e.indexBehind.Store(true)
-	}
+	remembered, err := e.remembered()
 	if _, failed := e.lookup(ref); err != nil || failed != nil {
 		remembered = nil
 	}

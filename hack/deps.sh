@@ -51,6 +51,7 @@ for task in "$@"; do
 	test)
 		program mkfs.btrfs btrfs-progs
 		program mkfs.xfs xfsprogs # below a pool whose power is cut
+		program mkfs.ext4 e2fsprogs # below a pool whose file finds no space
 		program losetup util-linux # Ubuntu and Debian until 12; mount from 13 on
 		program findmnt util-linux
 		program mount mount

@@ -88,6 +88,7 @@ var abi = map[string]uint64{
 	"BTRFS_IOC_RESIZE":              uint64(iocResize),
 	"BTRFS_IOC_TREE_SEARCH_V2":      uint64(iocTreeSearchV2),
 	"BTRFS_IOC_SPACE_INFO":          uint64(iocSpaceInfo),
+	"BTRFS_IOC_START_SYNC":          uint64(iocStartSync),
 	"BTRFS_IOC_SUBVOL_GETFLAGS":     uint64(iocSubvolGetFlags),
 	"BTRFS_IOC_SUBVOL_SETFLAGS":     uint64(iocSubvolSetFlags),
 	"BTRFS_IOC_DEV_INFO":            uint64(iocDevInfo),

@@ -218,6 +218,7 @@ const (
 	iocResize          = iocWrite | iocMagic | 3 | unsafe.Sizeof(volArgs{})<<16
 	iocTreeSearchV2    = iocRead | iocWrite | iocMagic | 17 | unsafe.Sizeof(searchArgs{})<<16
 	iocSpaceInfo       = iocRead | iocWrite | iocMagic | 20 | unsafe.Sizeof(spaceArgsHead{})<<16
+	iocStartSync       = iocRead | iocMagic | 24 | unsafe.Sizeof(uint64(0))<<16
 	iocSubvolGetFlags  = iocRead | iocMagic | 25 | unsafe.Sizeof(uint64(0))<<16
 	iocSubvolSetFlags  = iocWrite | iocMagic | 26 | unsafe.Sizeof(uint64(0))<<16
 	iocDevInfo         = iocRead | iocWrite | iocMagic | 30 | unsafe.Sizeof(devInfoArgs{})<<16

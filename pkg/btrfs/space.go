@@ -36,18 +36,25 @@ type Room struct {
 	// ReadOnly is also the state of a filesystem that the kernel stopped after an
 	// error.
 	ReadOnly bool
+	// Stopped: it was the kernel, after an error. Until it has been unmounted everywhere and
+	// mounted again, it cannot be written, nor be remounted read-write.
+	Stopped bool
+	// Backing is the sparse file below a device that bounds Available and Metadata, since its
+	// own filesystem has less left than it may still want; nil where none does.
+	Backing *Backing `json:",omitempty"`
 }
 
-// RoomOf returns the room on the filesystem around path (statfs, SPACE_INFO). It is
-// much cheaper than SpaceOf.
-func RoomOf(path string) (Room, error) {
+// RoomOf returns the room on the filesystem around path (statfs, SPACE_INFO), and, where
+// loop devices are below it, of the filesystems that their files lie in: see Backings for
+// roots. It is much cheaper than SpaceOf.
+func RoomOf(path string, roots ...string) (Room, error) {
 	var space Space
-	err := withDir("room of", path, space.fill)
+	err := withDir("room of", path, func(fd int) error { return space.fill(fd, roots) })
 	return space.Room, err
 }
 
 // fill reads all but Unallocated.
-func (s *Space) fill(fd int) (err error) {
+func (s *Space) fill(fd int, roots []string) (err error) {
 	if s.Room, err = statfs(fd); err != nil {
 		return err
 	}
@@ -55,7 +62,22 @@ func (s *Space) fill(fd int) (err error) {
 		return err
 	}
 	s.Metadata = s.metadataLeft()
-	return nil
+	info, err := fsInfo(fd)
+	if err != nil {
+		return err
+	}
+	files, err := backings(info.fsid, roots)
+	s.boundBy(files)
+	s.Stopped = s.ReadOnly && stopped(fd)
+	return err
+}
+
+// stopped reports whether the kernel has stopped a filesystem that is read-only. No commit
+// can be started on it then, while one that was mounted read-only has none to start.
+func stopped(fd int) bool {
+	var transaction uint64
+	_, err := ioctl(fd, iocStartSync, unsafe.Pointer(&transaction))
+	return errors.Is(err, unix.EROFS)
 }
 
 // metadataLeft takes what is available beyond the chunks of data for space in no
@@ -84,11 +106,11 @@ func statfs(fd int) (Room, error) {
 }
 
 // SpaceOf returns how full the filesystem around path is (statfs, SPACE_INFO and
-// DEV_INFO).
-func SpaceOf(path string) (Space, error) {
+// DEV_INFO), with the Room of RoomOf.
+func SpaceOf(path string, roots ...string) (Space, error) {
 	var space Space
 	err := withDir("space of", path, func(fd int) error {
-		if err := space.fill(fd); err != nil {
+		if err := space.fill(fd, roots); err != nil {
 			return err
 		}
 		devices, err := devices(fd)

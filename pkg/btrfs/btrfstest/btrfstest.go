@@ -25,6 +25,7 @@ const defaultSize = 2 << 30
 
 type config struct {
 	size         int64
+	dir          string
 	mkfsArgs     []string
 	mountOptions []string
 }
@@ -35,6 +36,9 @@ type Option func(*config)
 // Size sets the size in bytes; 2 GiB without it. The image is sparse. btrfs wants
 // 114 MiB at least.
 func Size(bytes int64) Option { return func(c *config) { c.size = bytes } }
+
+// In has the image lie in a directory, instead of one below t.TempDir.
+func In(dir string) Option { return func(c *config) { c.dir = dir } }
 
 // MkfsArgs adds arguments to mkfs.btrfs.
 func MkfsArgs(args ...string) Option {
@@ -71,7 +75,10 @@ func Mount(t testing.TB, options ...Option) string {
 	for _, option := range options {
 		option(&c)
 	}
-	image := filepath.Join(t.TempDir(), "btrfs.img")
+	if c.dir == "" {
+		c.dir = t.TempDir()
+	}
+	image := filepath.Join(c.dir, "btrfs.img")
 	truncate(t, image, c.size)
 	run(t, "mkfs.btrfs", append(append([]string{"-q", "-f", "-K"}, c.mkfsArgs...), image)...)
 	return mountImage(t, image, c.mountOptions)
@@ -140,6 +147,20 @@ func Loop(t testing.TB, size int64) string {
 	device := strings.TrimSpace(string(out))
 	t.Cleanup(func() { run(t, "losetup", "--detach", device) })
 	return device
+}
+
+// Ext4 returns where an ext4 of its own is mounted, for what is to run out of space below a
+// pool. It is unmounted when the test ends.
+func Ext4(t testing.TB, size int64) string {
+	t.Helper()
+	device, dir := Loop(t, size), filepath.Join(t.TempDir(), "ext4")
+	run(t, "mkfs.ext4", "-q", "-m", "0", device)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run(t, "mount", "-t", "ext4", device, dir)
+	t.Cleanup(func() { unmount(t, dir) })
+	return dir
 }
 
 // FillFile appends to a file, made if need be, until its filesystem has no room left.

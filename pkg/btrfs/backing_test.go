@@ -1,0 +1,172 @@
+package btrfs
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+)
+
+const mib = 1 << 20
+
+// TestBackingBoundsRoom: a sparse file that may want more than its filesystem has left
+// bounds the room of the btrfs in it; one that has, or finds, all its space does not.
+func TestBackingBoundsRoom(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name      string
+		host      int64
+		allocated bool
+		bounded   bool
+	}{
+		{name: "room for all of it", host: 1024 * mib},
+		{name: "too little room", host: 300 * mib, bounded: true},
+		{name: "no room and all allocated", host: 300 * mib, allocated: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			host, size := btrfstest.Ext4(t, c.host), int64(512*mib)
+			if c.allocated {
+				size = 200 * mib
+			}
+			mnt := btrfstest.Mount(t, btrfstest.In(host), btrfstest.Size(size))
+			image := btrfstest.Image(t, mnt)
+			if c.allocated {
+				allocate(t, image, size)
+				must(t, btrfstest.FillFile(filepath.Join(host, "other")))
+			}
+			left := hostRoom(t, host)
+			room := value(RoomOf(mnt))(t)
+			if !c.bounded {
+				if room.Backing != nil || room.Available < size/2 {
+					t.Errorf("the room is bounded by %+v: %+v", room.Backing, room)
+				}
+				return
+			}
+			if room.Backing == nil || room.Backing.Path != image || room.Backing.Size != size || room.Available > left || room.Metadata > left/2 {
+				t.Errorf("got %+v, %+v, and its filesystem has %d bytes left", room, room.Backing, left)
+			}
+			if space := value(SpaceOf(mnt))(t); space.Backing == nil || space.Available != room.Available {
+				t.Errorf("got %+v of the space, %+v of the room", space.Room, room)
+			}
+		})
+	}
+}
+
+// TestBackingOfMirrors: two copies in one filesystem want twice its space.
+func TestBackingOfMirrors(t *testing.T) {
+	t.Parallel()
+	host := btrfstest.Ext4(t, 600*mib)
+	var loops []string
+	for _, name := range []string{"a", "b"} {
+		loops = append(loops, attach(t, sparseFile(t, filepath.Join(host, name), 512*mib)))
+	}
+	must(t, exec.Command("mkfs.btrfs", append([]string{"-q", "-f", "-K", "-d", "raid1", "-m", "raid1"}, loops...)...).Run())
+	mnt := mountOn(t, loops[0])
+	room, left := value(RoomOf(mnt))(t), hostRoom(t, host)
+	if room.Backing == nil || room.Available > left/2+mib || room.Available < left/2-16*mib {
+		t.Errorf("got %+v, want half of the %d bytes that the filesystem below has left", room, left)
+	}
+	if files := value(Backings(mnt))(t); len(files) != 2 {
+		t.Errorf("got the files %+v, want both", files)
+	}
+}
+
+// TestBackingIsFound: below a partition, and where a process in another mount namespace,
+// as of a container that has ended, has attached it.
+func TestBackingIsFound(t *testing.T) {
+	t.Parallel()
+	t.Run("partition", func(t *testing.T) {
+		t.Parallel()
+		image := sparseFile(t, filepath.Join(t.TempDir(), "disk"), 512*mib)
+		loop := attach(t, image)
+		must(t, exec.Command("addpart", loop, "1", "2048", "614400").Run())
+		t.Cleanup(func() { must(t, exec.Command("delpart", loop, "1").Run()) })
+		must(t, exec.Command("mkfs.btrfs", "-q", "-f", "-K", loop+"p1").Run())
+		if files := value(Backings(mountOn(t, loop+"p1")))(t); len(files) != 1 || files[0].Path != image || files[0].Device != loop {
+			t.Errorf("got %+v, want %s", files, image)
+		}
+	})
+	t.Run("another namespace", func(t *testing.T) {
+		t.Parallel()
+		state, inside := t.TempDir(), t.TempDir()
+		image := sparseFile(t, filepath.Join(state, "pool.img"), 512*mib)
+		must(t, exec.Command("mkfs.btrfs", "-q", "-f", "-K", image).Run())
+		out, err := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec",
+			`mount --bind "$1" "$2"; exec losetup --find --show "$2/pool.img"`, "sh", state, inside).Output()
+		must(t, err)
+		loop := strings.TrimSpace(string(out))
+		t.Cleanup(func() { must(t, exec.Command("losetup", "--detach", loop).Run()) })
+		mnt := mountOn(t, loop)
+		if files := value(Backings(mnt))(t); len(files) != 0 {
+			t.Errorf("found without a root: %+v", files)
+		}
+		if files := value(Backings(mnt, t.TempDir(), state))(t); len(files) != 1 || files[0].Path != image {
+			t.Errorf("got %+v, want %s", files, image)
+		}
+	})
+}
+
+// TestKernelStopped: a filesystem whose sparse file finds no space is stopped by the kernel,
+// which is not the same as one that somebody has remounted read-only.
+func TestKernelStopped(t *testing.T) {
+	t.Parallel()
+	host := btrfstest.Ext4(t, 300*mib)
+	mnt := btrfstest.Mount(t, btrfstest.In(host), btrfstest.Size(1024*mib))
+	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	if room := value(RoomOf(mnt))(t); !room.ReadOnly || room.Stopped {
+		t.Errorf("remounted read-only: %+v", room)
+	}
+	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT, ""))
+	must(t, btrfstest.FillFile(filepath.Join(host, "other")))
+	for n := 0; n < 100 && !value(RoomOf(mnt))(t).ReadOnly; n++ {
+		_ = writeFile(filepath.Join(mnt, "file"), 8*mib) // until there is an error
+		_ = btrfstest.Sync(mnt)
+	}
+	if room := value(RoomOf(mnt))(t); !room.ReadOnly || !room.Stopped || room.Backing == nil {
+		t.Errorf("the file below has no space: %+v", room)
+	}
+}
+
+func hostRoom(t *testing.T, path string) int64 {
+	t.Helper()
+	var room unix.Statfs_t
+	must(t, unix.Statfs(path, &room))
+	return int64(room.Bavail) * room.Bsize
+}
+
+func allocate(t *testing.T, path string, size int64) {
+	t.Helper()
+	f := value(os.OpenFile(path, os.O_WRONLY, 0))(t)
+	defer f.Close()
+	must(t, unix.Fallocate(int(f.Fd()), 0, 0, size))
+}
+
+func sparseFile(t *testing.T, path string, size int64) string {
+	t.Helper()
+	must(t, os.WriteFile(path, nil, 0o600))
+	must(t, os.Truncate(path, size))
+	return path
+}
+
+// attach returns a loop device of a file until the test ends.
+func attach(t *testing.T, image string) string {
+	t.Helper()
+	btrfstest.RequireRoot(t)
+	loop := strings.TrimSpace(string(value(exec.Command("losetup", "--find", "--show", image).Output())(t)))
+	t.Cleanup(func() { must(t, exec.Command("losetup", "--detach", loop).Run()) })
+	return loop
+}
+
+func mountOn(t *testing.T, device string) string {
+	t.Helper()
+	mnt := mkdir(t, t.TempDir(), "mnt")
+	must(t, unix.Mount(device, mnt, "btrfs", 0, ""))
+	t.Cleanup(func() { _ = unix.Unmount(mnt, 0) })
+	return mnt
+}

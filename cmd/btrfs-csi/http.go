@@ -52,12 +52,16 @@ func serveHTTP(ctx context.Context, cancel context.CancelCauseFunc, address stri
 	if err != nil {
 		return fmt.Errorf("--http: %w", err)
 	}
-	serveListener(ctx, cancel, listener, handler)
+	// Anybody on the network may connect. No connection stays that does nothing, no request
+	// is large or slow to come, and who does not read the answer does not hold it for long.
+	serveListener(ctx, cancel, &boundedListener{Listener: listener, most: mostConnections}, &http.Server{
+		Handler: handler, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+	})
 	return nil
 }
 
-func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener net.Listener, handler http.Handler) {
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener net.Listener, server *http.Server) {
+	server.ReadHeaderTimeout, server.IdleTimeout = 10*time.Second, time.Minute
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			cancel(fmt.Errorf("serve %s: %w", listener.Addr(), err))
@@ -99,7 +103,7 @@ func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOpti
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
-	serveListener(ctx, cancel, listener, mux)
+	serveListener(ctx, cancel, listener, &http.Server{Handler: mux}) // root alone reaches it, and may ask for long profiles
 	return nil
 }
 
@@ -144,7 +148,7 @@ func orphanFindings(orphans []mirror.Orphan, pools map[string]string) []snapshot
 // askDriver has the running driver answer into found; errNoDriver if there is
 // none.
 func askDriver(ctx context.Context, stateDir, method, path string, found any) error {
-	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(stateDir, adminSocket))
 	}}}
 	request, err := http.NewRequestWithContext(ctx, method, "http://driver"+path, nil)

@@ -43,8 +43,11 @@ func newMetrics(engine *atomic.Pointer[snapshot.Engine]) *metrics {
 	return m
 }
 
+// mostScrapes is how many scrapes are answered at a time: each reads the state of all pools.
+const mostScrapes = 4
+
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{Registry: m.registry, MaxRequestsInFlight: mostScrapes})
 }
 
 func (m *metrics) observe(method string, code codes.Code, d time.Duration) {

@@ -111,6 +111,10 @@ func (c otherNodes) Owner(ctx context.Context, ref meta.Ref) (node, poolID strin
 	return c.mirror.Owner(ctx, ref)
 }
 
+func (c otherNodes) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) {
+	return c.mirror.KeptBy(ctx, ref)
+}
+
 func (c otherNodes) Expand(ctx context.Context, volume string, want snapshot.Range) (int64, error) {
 	size, err := c.mirror.Expand(ctx, volume, want.Least())
 	var refused *mirror.Refused

@@ -20,6 +20,9 @@ type Cluster interface {
 	// Owner returns the node that a volume or snapshot is on, or was last, and the
 	// ID of its pool; empty where the cluster knows of none.
 	Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error)
+	// KeptBy returns the names of the objects of the cluster that stand for a volume
+	// or snapshot and do not go when it is deleted.
+	KeptBy(ctx context.Context, ref meta.Ref) ([]string, error)
 	// Expand has the node that owns a volume grow it, waits for that, and
 	// returns the new size in bytes.
 	Expand(ctx context.Context, volume string, want snapshot.Range) (int64, error)
@@ -29,6 +32,7 @@ type Cluster interface {
 type alone struct{}
 
 func (alone) Owner(context.Context, meta.Ref) (node, poolID string, err error) { return "", "", nil }
+func (alone) KeptBy(context.Context, meta.Ref) ([]string, error)               { return nil, nil }
 func (alone) Expand(_ context.Context, volume string, _ snapshot.Range) (int64, error) {
 	return 0, fmt.Errorf("%s: %w on this node", meta.Volume(volume), snapshot.ErrNotFound)
 }
@@ -81,6 +85,22 @@ func (d *Driver) checkHere(ctx context.Context, ref meta.Ref) (found bool, err e
 		return false, err
 	}
 	return false, answer(codes.Unavailable, "%s is on node %q, not on node %q: it has to be deleted there", ref, owner, d.options.NodeID)
+}
+
+// checkUnkept fails for what something in the cluster still stands for.
+func (d *Driver) checkUnkept(ctx context.Context, ref meta.Ref) error {
+	names, err := d.cluster.KeptBy(ctx, ref)
+	if err != nil {
+		return unavailable(fmt.Errorf("%s: whether the cluster wants it still cannot be looked up: %w", ref, err))
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	kind := "PersistentVolume"
+	if ref.Class == meta.Snapshots {
+		kind = "VolumeSnapshotContent"
+	}
+	return precondition("%s: the %s %q stands for it too, and does not go with it: delete that one first", ref, kind, names)
 }
 
 // expand grows a volume here, or has its owner do it.

@@ -139,6 +139,12 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 		if found && ref.Class == meta.Volumes {
 			return fmt.Errorf("%s: %w: its pool has just come", ref, snapshot.ErrBusy) // it may be mounted
 		}
+		here = found
+	}
+	if here {
+		if err := d.checkUnkept(ctx, ref); err != nil {
+			return err
+		}
 	}
 	err := d.engine.Remove(ctx, ref)
 	if errors.Is(err, snapshot.ErrForgotten) && d.options.Cluster != nil {

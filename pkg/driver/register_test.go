@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -212,9 +213,12 @@ type stubCluster struct {
 	owner  string
 	pool   string
 	err    error
+	kept   []string
 	asked  []snapshot.Range
 	expand func(snapshot.Range) (int64, error)
 }
+
+func (c *stubCluster) KeptBy(context.Context, meta.Ref) ([]string, error) { return c.kept, c.err }
 
 func (c *stubCluster) Owner(context.Context, meta.Ref) (node, poolID string, err error) {
 	return c.owner, c.pool, c.err
@@ -223,6 +227,49 @@ func (c *stubCluster) Owner(context.Context, meta.Ref) (node, poolID string, err
 func (c *stubCluster) Expand(_ context.Context, _ string, want snapshot.Range) (int64, error) {
 	c.asked = append(c.asked, want)
 	return c.expand(want)
+}
+
+// TestDeleteOfTheKept: what another object of the cluster stands for, too, is not
+// deleted with the one that is.
+func TestDeleteOfTheKept(t *testing.T) {
+	btrfstest.RequireRoot(t)
+	cluster := &stubCluster{}
+	r := newRig(t, rigOptions{Options: Options{Cluster: cluster}})
+	ctx := t.Context()
+	volume := r.create("pvc-1")
+	snap, err := r.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snapshot-1", SourceVolumeId: volume})
+	must(t, err)
+	for _, c := range []struct {
+		kept []string
+		err  error
+		want codes.Code
+		says string
+	}{
+		{kept: []string{"db-data"}, want: codes.FailedPrecondition, says: "db-data"},
+		{err: errors.New("no route"), want: codes.Unavailable, says: "no route"},
+		{want: codes.OK},
+	} {
+		cluster.kept, cluster.err = c.kept, c.err
+		for what, remove := range map[string]func() error{
+			"volume": func() error {
+				_, err := r.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: volume})
+				return err
+			},
+			"snapshot": func() error {
+				_, err := r.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snap.GetSnapshot().GetSnapshotId()})
+				return err
+			},
+		} {
+			if err := remove(); Code(err) != c.want || err != nil && !strings.Contains(err.Error(), c.says) {
+				t.Errorf("%s, kept by %q (%v): got %v, want %v and %q said", what, c.kept, c.err, err, c.want, c.says)
+			}
+		}
+	}
+	// What is gone already is gone, whoever stands for it.
+	cluster.kept, cluster.err = []string{"db-data"}, nil
+	if _, err := r.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: volume}); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestWhatIsOnAnotherNode(t *testing.T) {

@@ -137,6 +137,9 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		changed := maps.Clone(have)
 		changed["status"] = given["status"]
 		a.keep(name, changed)
+	case r.Method == http.MethodPut && !mayClaim(have, given):
+		w.WriteHeader(http.StatusForbidden)
+		return
 	case r.Method == http.MethodPut:
 		given["status"] = have["status"]
 		a.keep(name, given)
@@ -144,6 +147,17 @@ func (a *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.keep(name, merge(have, given))
 	}
 	answer(w, http.StatusOK, a.objects[name])
+}
+
+// mayClaim is the policy for Pools: who takes one from another node names that one,
+// or was named. A claim is made by the node that is in it.
+func mayClaim(have, given map[string]any) bool {
+	before, after := child(have, "spec")["nodeName"], child(given, "spec")["nodeName"]
+	if path.Dir(child(have, "metadata")["uid"].(string)) != poolObjects || before == "" || after == "" || before == after {
+		return true
+	}
+	from := func(o map[string]any) any { return child(child(o, "metadata"), "annotations")[TakenFrom] }
+	return from(given) == before || from(have) == after
 }
 
 // read returns what was sent, as JSON or not.

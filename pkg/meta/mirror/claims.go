@@ -28,6 +28,8 @@ const (
 	// warnAgain is the time between two Events of one copy. A cluster keeps them for
 	// an hour.
 	warnAgain = 30 * time.Minute
+	// anybody stands for a node that is not known: no node has that name.
+	anybody = "*"
 )
 
 // claims are the pools that this node serves with the consent of the cluster,
@@ -40,8 +42,8 @@ type claims struct {
 
 	// What follows is of followPools alone, by pool ID.
 	denied map[string]denial
-	yields map[string]bool // held, and another node may have an older claim
-	gone   map[string]bool // claimed, and not here at the last look
+	yields map[string]string // the node that may have an older claim, or anybody
+	gone   map[string]bool   // claimed, and not here at the last look
 
 	rescans map[string]uint64 // of the quota, that were told
 }
@@ -86,21 +88,34 @@ func (m *Mirror) Claimed(ctx context.Context) bool {
 // claim returns the Pool of an ID with whoever serves it: this node, if nobody
 // else does, or who does is lost. A node that is not lost keeps its claim, unless
 // that of this node is older: it was only away for a while. One of two live nodes
-// always yields, also when it was restarted: the one that TakenFrom tells of.
+// always yields, also when it was restarted: the one that TakenFrom does not name.
+// Who takes a Pool from another node names that one, so that it can be taken back:
+// a policy of the cluster asks for it.
 func (m *Mirror) claim(ctx context.Context, have *v1alpha1.Pool, id, name string, lost func(context.Context, string) (bool, error)) (*v1alpha1.Pool, error) {
 	if have == nil {
 		return m.makePool(ctx, id, name)
 	}
 	me, owner, from := m.options.NodeName, have.Spec.NodeName, have.Annotations[TakenFrom]
+	yields := m.claims.yields[id]
+	_, denied := m.claims.denied[id]
 	logger := klog.FromContext(ctx).WithValues("pool", name, "poolID", id, "node", owner)
 	switch {
 	case owner == me && have.Spec.Pool == name:
-		m.claims.yields[id] = from != ""
+		m.claims.yields[id] = from
 		return have, nil
 	case owner == me, owner == "":
-	case from == me, m.claims.holds(id) && !m.claims.yields[id]:
+		if from == me {
+			from = "" // it has it again
+		}
+	case from == me && (denied || yields == anybody):
+		logger.Info("Leaving a pool to a node that had it before")
+		return m.update(ctx, have, have.Spec, "")
+	case from == me:
 		from = ""
 		logger.Info("Taking back a pool from a node that has a copy of its disk")
+	case m.claims.holds(id) && yields == "":
+		from = owner
+		logger.Info("Taking back a pool from a node that did not say whom it took it from")
 	default:
 		if gone, err := lost(ctx, owner); !gone || err != nil {
 			return have, err
@@ -108,17 +123,19 @@ func (m *Mirror) claim(ctx context.Context, have *v1alpha1.Pool, id, name string
 		from = owner
 		logger.Info("Taking over a pool from a node that is not ready")
 	}
-	if from == me {
-		from = "" // it has it again
-	}
-	want := have.DeepCopy()
-	want.Spec = v1alpha1.PoolSpec{NodeName: me, Pool: name}
-	noteTaken(want, from)
-	have, err := m.clients.pools().Update(ctx, want, metav1.UpdateOptions{})
+	have, err := m.update(ctx, have, v1alpha1.PoolSpec{NodeName: me, Pool: name}, from)
 	if err == nil {
-		m.claims.yields[id] = from != ""
+		m.claims.yields[id] = from
 	}
 	return have, err
+}
+
+// update writes a claim, and the node that it was taken from.
+func (m *Mirror) update(ctx context.Context, have *v1alpha1.Pool, spec v1alpha1.PoolSpec, from string) (*v1alpha1.Pool, error) {
+	want := have.DeepCopy()
+	want.Spec = spec
+	noteTaken(want, from)
+	return m.clients.pools().Update(ctx, want, metav1.UpdateOptions{})
 }
 
 // makePool claims what nobody has. If somebody has deleted the Pool, the node that
@@ -127,10 +144,14 @@ func (m *Mirror) makePool(ctx context.Context, id, name string) (*v1alpha1.Pool,
 	want := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: v1alpha1.PoolSpec{NodeName: m.options.NodeName, Pool: name}}
 	noteTaken(want, m.claims.denied[id].owner)
 	made, err := m.clients.pools().Create(ctx, want, metav1.CreateOptions{})
-	if err == nil {
-		m.claims.yields[id] = !m.claims.holds(id) // until the next look: who served it unknown to this node has seen it by then
+	if err != nil {
+		return nil, err
 	}
-	return made, err
+	m.claims.yields[id] = ""
+	if !m.claims.holds(id) {
+		m.claims.yields[id] = anybody // until the next look: who served it unknown to this node has seen it by then
+	}
+	return made, nil
 }
 
 func noteTaken(pool *v1alpha1.Pool, from string) {
@@ -171,31 +192,37 @@ func whyNot(reports []PoolReport, name string) string {
 	return ""
 }
 
-// release gives up the claim to a pool that this node has no more, or refuses.
+// release gives up the claim to a pool that this node has no more, or refuses. The
+// status comes first: it is for the node to write whose the Pool is.
 func (m *Mirror) release(ctx context.Context, pool *v1alpha1.Pool, refused string) error {
-	want := pool.DeepCopy()
-	want.Spec.NodeName = ""
-	want, err := m.clients.pools().Update(ctx, want, metav1.UpdateOptions{})
-	if err != nil {
-		return err
-	}
-	klog.FromContext(ctx).Info("Claim to a pool given up", "pool", pool.Spec.Pool, "poolID", pool.Name)
 	message := fmt.Sprintf("node %s had it and has it no more", m.options.NodeName)
 	if refused != "" {
 		message = fmt.Sprintf("node %s had it and refuses it: %s", m.options.NodeName, refused)
 	}
+	want := pool.DeepCopy()
 	want.Status = v1alpha1.PoolStatus{
 		State: away, Message: message,
 		Size: want.Status.Size, Quota: want.Status.Quota, Subvolumes: want.Status.Subvolumes,
 	}
-	_, err = m.clients.pools().UpdateStatus(ctx, want, metav1.UpdateOptions{})
-	return err
+	want, err := m.clients.pools().UpdateStatus(ctx, want, metav1.UpdateOptions{})
+	if err != nil {
+		return err
+	}
+	want.Spec.NodeName = ""
+	if _, err = m.clients.pools().Update(ctx, want, metav1.UpdateOptions{}); err != nil {
+		return err
+	}
+	klog.FromContext(ctx).Info("Claim to a pool given up", "pool", pool.Spec.Pool, "poolID", pool.Name)
+	return nil
 }
 
 // forgetMoved has the node forget pools that another one serves now: their disk was
-// moved there.
+// moved there. What is denied is here still.
 func (m *Mirror) forgetMoved(ctx context.Context) error {
 	for _, id := range m.node.Away(ctx) {
+		if _, denied := m.claims.denied[id]; denied {
+			continue
+		}
 		pool, err := m.clients.pools().Get(ctx, id, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			continue

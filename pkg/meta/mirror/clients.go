@@ -178,7 +178,7 @@ func follow[O any, PO object[O], PL runtime.Object](client *gentype.ClientWithLi
 func slim(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.PersistentVolume:
-		spec := corev1.PersistentVolumeSpec{NodeAffinity: o.Spec.NodeAffinity}
+		spec := corev1.PersistentVolumeSpec{NodeAffinity: o.Spec.NodeAffinity, PersistentVolumeReclaimPolicy: o.Spec.PersistentVolumeReclaimPolicy}
 		if csi := o.Spec.CSI; csi != nil {
 			spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: csi.Driver, VolumeHandle: csi.VolumeHandle}
 		}

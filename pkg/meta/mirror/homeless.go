@@ -29,10 +29,11 @@ const (
 	// defaultPool is the pool of a class that names none, on a node that has several.
 	defaultPool = "default"
 	// lookAgain is the time between two looks at one of them, of which there is nothing
-	// to tell: each look lists all Pools.
+	// to tell, and between two lists of all Pools.
 	lookAgain = 30 * time.Second
-	// tellHomeless is the time between two Events on one of them, and two looks at one
-	// that waits for no more than a pod, as many do, or that another node tells of.
+	// tellHomeless is the time between two Events on one of them, two looks at one that
+	// waits for no more than a pod, as many do, and two looks of a node that does not
+	// speak: anybody can make claims, and each of a thousand nodes would list all Pools.
 	tellHomeless = 2 * time.Minute
 	// tellTogether is that where every node tells: there may be a thousand.
 	tellTogether = 10 * time.Minute
@@ -68,10 +69,18 @@ func (m *Mirror) speaks(ctx context.Context, pools []v1alpha1.Pool) (speaks, alo
 	return true, false
 }
 
+// homeless is what a node knows of the claims that no node can take.
+type homeless struct {
+	rests  map[types.UID]time.Time // until when a claim is left alone
+	rest   time.Time               // until when all are
+	pools  []v1alpha1.Pool
+	listed time.Time // when the Pools were
+}
+
 // watchHomeless tells of claims that no node can take: their source is on none
 // that lives, or a pool for them on none at all.
 func (m *Mirror) watchHomeless(ctx context.Context) {
-	rests := map[types.UID]time.Time{}
+	h := homeless{rests: map[types.UID]time.Time{}}
 	tick := time.NewTicker(lookForHomeless)
 	defer tick.Stop()
 	for {
@@ -80,33 +89,40 @@ func (m *Mirror) watchHomeless(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		m.tellOfHomeless(ctx, rests)
+		m.tellOfHomeless(ctx, &h)
 	}
 }
 
-// tellOfHomeless looks once. rests says until when a claim is left alone.
-func (m *Mirror) tellOfHomeless(ctx context.Context, rests map[types.UID]time.Time) {
+// tellOfHomeless looks once.
+func (m *Mirror) tellOfHomeless(ctx context.Context, h *homeless) {
+	if time.Now().Before(h.rest) {
+		return
+	}
 	waiting := m.waiting(ctx)
-	maps.DeleteFunc(rests, func(uid types.UID, until time.Time) bool { return waiting[uid] == nil || !time.Now().Before(until) })
-	maps.DeleteFunc(waiting, func(uid types.UID, _ *corev1.PersistentVolumeClaim) bool { return !rests[uid].IsZero() })
+	maps.DeleteFunc(h.rests, func(uid types.UID, until time.Time) bool { return waiting[uid] == nil || !time.Now().Before(until) })
+	maps.DeleteFunc(waiting, func(uid types.UID, _ *corev1.PersistentVolumeClaim) bool { return !h.rests[uid].IsZero() })
 	if len(waiting) == 0 {
 		return
 	}
-	pools, err := m.owned(ctx)
-	if err != nil {
+	if time.Since(h.listed) >= lookAgain {
+		pools, err := m.owned(ctx)
+		if err != nil {
+			return
+		}
+		h.pools, h.listed = pools, time.Now()
+	}
+	speaks, alone := m.speaks(ctx, h.pools)
+	if !speaks {
+		h.rest = time.Now().Add(tellHomeless)
 		return
 	}
-	speaks, alone := m.speaks(ctx, pools)
 	for uid, claim := range waiting {
-		rests[uid] = time.Now().Add(m.tellIfHomeless(ctx, claim, pools, speaks, alone))
+		h.rests[uid] = time.Now().Add(m.tellIfHomeless(ctx, claim, h.pools, alone))
 	}
 }
 
 // tellIfHomeless looks at one claim, and returns for how long it is left alone.
-func (m *Mirror) tellIfHomeless(ctx context.Context, claim *corev1.PersistentVolumeClaim, pools []v1alpha1.Pool, speaks, alone bool) time.Duration {
-	if !speaks {
-		return tellHomeless
-	}
+func (m *Mirror) tellIfHomeless(ctx context.Context, claim *corev1.PersistentVolumeClaim, pools []v1alpha1.Pool, alone bool) time.Duration {
 	class := m.homing.classOf(claim)
 	reason, why := "SourceUnavailable", m.whyHomeless(ctx, claim)
 	if why == "" {

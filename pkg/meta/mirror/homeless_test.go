@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -150,10 +151,10 @@ func TestTellOfHomeless(t *testing.T) {
 				}
 				l.no(l.homing.claims.GetStore().Add(claim))
 				l.no(l.homing.classes.GetStore().Add(classFor(c.class)))
-				rests := map[types.UID]time.Time{}
-				l.tellOfHomeless(t.Context(), rests)
+				h := &homeless{rests: map[types.UID]time.Time{}}
+				l.tellOfHomeless(t.Context(), h)
 				api.reads = 0
-				l.tellOfHomeless(t.Context(), rests) // too soon to tell again, or to ask
+				l.tellOfHomeless(t.Context(), h) // too soon to tell again, or to ask
 				if api.reads > 0 {
 					t.Errorf("%s asks again at once", name)
 				}
@@ -173,6 +174,54 @@ func TestTellOfHomeless(t *testing.T) {
 			}
 			if posts := len(api.written()); posts != 2*c.written {
 				t.Errorf("want one attempt of each node, got %d in all", posts)
+			}
+		})
+	}
+}
+
+// TestHomelessCostLittle: claims that come one after the other, of which there is
+// something to tell, have no node list all Pools for each.
+func TestHomelessCostLittle(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		pools  []string
+		rested time.Duration // until the next list
+	}{
+		{"a node that speaks", []string{"node-1/fast", "node-2/fast"}, lookAgain},
+		{"a node that does not", []string{"node-0/fast", "node-1/fast"}, tellHomeless},
+		{"no pool anywhere", nil, lookAgain},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := newLab(t, newFakeNode(), Options{})
+			close(l.claims.first)
+			l.api.put(nodeObjects, readyNode("node-0"))
+			for _, pool := range poolsOf(c.pools...) {
+				l.api.put(poolObjects, &pool)
+			}
+			l.no(l.homing.classes.GetStore().Add(classFor("slow")))
+			h := &homeless{rests: map[types.UID]time.Time{}}
+			looks := func() (lists int) {
+				for i := range 12 {
+					claim := claimFor(nil)
+					claim.Name, claim.UID = fmt.Sprint("data-", i, h.listed), types.UID(fmt.Sprint("uid-", i, h.listed))
+					l.no(l.homing.claims.GetStore().Add(claim))
+					before := l.api.reads
+					listed := h.listed
+					l.tellOfHomeless(t.Context(), h)
+					if h.listed != listed {
+						lists++
+					} else if len(c.pools) > 0 && c.rested == tellHomeless && l.api.reads != before {
+						t.Error("a node that does not speak asks for each claim")
+					}
+				}
+				return lists
+			}
+			if lists := looks(); lists != 1 {
+				t.Errorf("the Pools were listed %d times, want once", lists)
+			}
+			h.listed, h.rest = h.listed.Add(-c.rested), h.rest.Add(-c.rested)
+			if lists := looks(); lists != 1 {
+				t.Errorf("after %v the Pools were listed %d times, want once", c.rested, lists)
 			}
 		})
 	}

@@ -133,7 +133,7 @@ func New(clients *Clients, node Node, options Options) *Mirror {
 		sink:   record.NewBroadcaster(),
 	}
 	m.unrest.until = map[meta.Ref]time.Time{}
-	m.claims.first, m.claims.yields = make(chan struct{}), map[string]bool{}
+	m.claims.first, m.claims.yields = make(chan struct{}), map[string]string{}
 	m.events = m.sink.NewRecorder(scheme, corev1.EventSource{Component: options.Driver, Host: options.NodeName})
 	m.watchSubvolumes()
 	m.watchVolumes()

@@ -108,6 +108,46 @@ func (n *twoNodes) look(labs ...*lab) {
 	}
 }
 
+// take has somebody who is on node-2 claim the Pool, as far as the policy lets him.
+func (n *twoNodes) take() {
+	n.Helper()
+	pool, err := n.clients.pools().Get(n.Context(), "pool-1", metav1.GetOptions{})
+	n.copy.no(err)
+	pool.Spec.NodeName = "node-2"
+	if _, err := n.clients.pools().Update(n.Context(), pool, metav1.UpdateOptions{}); err == nil {
+		n.Error("it may be taken from a node that is not named")
+	}
+	noteTaken(pool, "node-1")
+	_, err = n.clients.pools().Update(n.Context(), pool, metav1.UpdateOptions{})
+	n.copy.no(err)
+}
+
+// TestTakenPoolIsTakenBack: whoever is on another node cannot take a pool out of
+// service, nor have it forgotten, when the driver restarts either.
+func TestTakenPoolIsTakenBack(t *testing.T) {
+	n := newTwoNodes(t)
+	n.look(n.first, n.first)
+	for _, l := range []*lab{n.first, n.start("node-1")} {
+		n.take()
+		l.node.away = []string{"pool-1"} // as one that is denied is
+		n.look(l)
+		if !l.claims.holds("pool-1") || len(l.node.denied) > 0 || len(l.node.away) == 0 {
+			t.Errorf("held: %v, denied: %v, remembered: %q", l.claims.holds("pool-1"), l.node.denied, l.node.away)
+		}
+	}
+}
+
+// TestDeniedPoolIsRemembered: it is here, though another node serves it.
+func TestDeniedPoolIsRemembered(t *testing.T) {
+	n := newTwoNodes(t)
+	n.look(n.first)
+	n.copy.node.away = []string{"pool-1"}
+	n.look(n.copy, n.copy)
+	if len(n.copy.node.denied) != 1 || len(n.copy.node.away) != 1 {
+		t.Errorf("denied: %v, remembered: %q, wanted both", n.copy.node.denied, n.copy.node.away)
+	}
+}
+
 // stumble has a node be not ready.
 func (n *twoNodes) stumble(name string) {
 	n.api.put(nodeObjects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
@@ -117,7 +157,7 @@ func (n *twoNodes) stumble(name string) {
 // disk serves it in the end, the one that did first, and it stays so.
 func TestOneOfTwoCopies(t *testing.T) {
 	taken := func(n *twoNodes) {
-		n.look(n.first, n.copy)
+		n.look(n.first, n.copy, n.first) // a node is not ready for longer than it takes to look again
 		n.stumble("node-1")
 		n.look(n.copy, n.copy)
 		if !n.copy.claims.holds("pool-1") {
@@ -154,7 +194,7 @@ func TestOneOfTwoCopies(t *testing.T) {
 			n.look(n.copy, n.copy)
 		}},
 		{"the Pool is deleted, and the other is restarted", func(n *twoNodes) {
-			n.look(n.first, n.copy)
+			n.look(n.first, n.copy, n.first)
 			delete(n.api.objects, poolObjects+"/pool-1")
 			n.look(n.copy)
 			n.copy = n.start("node-2")

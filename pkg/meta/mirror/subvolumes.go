@@ -213,11 +213,13 @@ func (m *Mirror) takeOver(ctx context.Context) error {
 	return nil
 }
 
-// own makes an object that of this node.
+// own makes an object that of this node. What another node wrote is no reason to
+// delete anything: neither for how long nothing stands for it, nor that something did.
 func (m *Mirror) own(s *v1alpha1.Subvolume, pool string) {
 	if s.Spec.NodeName != m.options.NodeName {
-		delete(s.Annotations, OrphanedSince) // what another node thought of it
-		delete(s.Annotations, CondemnedSince)
+		for _, key := range []string{OrphanedSince, CondemnedSince, Object} {
+			delete(s.Annotations, key)
+		}
 	}
 	s.Spec.NodeName, s.Spec.Pool = m.options.NodeName, pool
 }

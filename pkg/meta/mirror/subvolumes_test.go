@@ -70,7 +70,7 @@ func TestTakeOver(t *testing.T) {
 	l.node.lost = map[meta.Ref]bool{lost.Ref(): true}
 	l.node.pools = []PoolReport{{Name: "fast", ID: "pool-1", State: "Ready"}}
 	for _, entry := range []meta.Entry{here, lost, deleted, elsewhere} {
-		s := mirrored(entry, map[string]string{OrphanedSince: "then", CondemnedSince: "then", UUID: "u"})
+		s := mirrored(entry, map[string]string{OrphanedSince: "then", CondemnedSince: "then", Object: "pv", UUID: "u"})
 		s.Spec.NodeName, s.Status.State = "node-2", string(Ready)
 		l.api.put(subvolumeObjects, s)
 	}
@@ -98,7 +98,8 @@ func TestTakeOver(t *testing.T) {
 		if s.Spec.NodeName != c.node || s.Spec.Pool != c.pool || s.Status.State != c.state {
 			t.Errorf("%s: got %q of node %q, pool %q", c.name, s.Status.State, s.Spec.NodeName, s.Spec.Pool)
 		}
-		if own := c.node == "node-1"; own == (s.Annotations[CondemnedSince] != "") {
+		// Nothing of what another node wrote has anything deleted here.
+		if own := c.node == "node-1"; own == (s.Annotations[CondemnedSince] != "" || s.Annotations[Object] != "") {
 			t.Errorf("%s: got the annotations %v", c.name, s.Annotations)
 		}
 	}

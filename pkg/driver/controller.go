@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -154,8 +155,8 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 }
 
 // checkUnused fails for a volume that is mounted anywhere on the node, or a
-// directory in it is. One of the same name on a filesystem of others is not it. here
-// tells whether the volume is on this node at all.
+// directory in it is, such as a volume of a driver that runs in it. A volume of the same
+// name elsewhere is another one. here reports whether the volume is on this node at all.
 func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err error) {
 	source, err := d.engine.Mounts(ctx, id)
 	if errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrLost) {
@@ -164,18 +165,12 @@ func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err err
 	if err != nil {
 		return false, err
 	}
-	device, err := filesystemOf(source.Source)
+	mounts, err := mount.Inside(source.Source)
 	if err != nil {
 		return false, err
 	}
-	table, err := mountTable()
-	if err != nil {
-		return false, err
-	}
-	for _, m := range table {
-		if m.device == device && m.uses(id) {
-			return false, precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, m.at)
-		}
+	if len(mounts) > 0 {
+		return false, precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, mounts[0].Point)
 	}
 	return true, nil
 }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -106,9 +107,9 @@ type Driver struct {
 	engine  Engine
 	cluster Cluster
 	options Options
-	attach  func(source string, flags flagSet, at target) error
-	detach  func(at target) error
-	targets *targets
+	attach  func(source string, flags mount.Flags, at mount.Target) error
+	detach  func(at mount.Target) error
+	targets *mount.Targets
 	locks   locks
 
 	requests atomic.Uint64 // the number of the last request
@@ -134,19 +135,19 @@ func New(engine Engine, options Options) (*Driver, error) {
 	if options.GracePeriod == 0 {
 		options.GracePeriod = defaultGracePeriod
 	}
-	targets, err := newTargets(options.KubeletDir)
+	targets, err := mount.NewTargets(options.KubeletDir)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("kubelet directory %w: set it to the kubelet's --root-dir", err)
 	}
 	d := &Driver{
-		engine: engine, cluster: cmp.Or[Cluster](options.Cluster, alone{}), options: options, attach: attach, detach: detach, targets: targets,
+		engine: engine, cluster: cmp.Or[Cluster](options.Cluster, alone{}), options: options, attach: mount.Bind, detach: mount.Unmount, targets: targets,
 		renew: make(chan struct{}, 1),
 	}
 	if around := options.AroundMounts; around != nil {
-		d.attach = func(source string, flags flagSet, at target) error {
-			return around(func() error { return attach(source, flags, at) })
+		d.attach = func(source string, flags mount.Flags, at mount.Target) error {
+			return around(func() error { return mount.Bind(source, flags, at) })
 		}
-		d.detach = func(at target) error { return around(func() error { return detach(at) }) }
+		d.detach = func(at mount.Target) error { return around(func() error { return mount.Unmount(at) }) }
 	}
 	return d, nil
 }

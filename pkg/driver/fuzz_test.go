@@ -35,6 +35,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
@@ -420,11 +421,11 @@ func (r *fuzzRig) end() {
 // kubelet wants it.
 func (r *fuzzRig) checkMounts() {
 	r.t.Helper()
-	table, err := mountTable()
+	table, err := mount.Table()
 	must(r.t, err)
 	for _, m := range table {
-		if strings.HasPrefix(m.at, r.base+"/") && (!strings.HasPrefix(m.at, r.kubelet+"/") || !m.whole) {
-			r.t.Errorf("%s is mounted at %q", m, m.at)
+		if _, is := volumeOfMount(m); strings.HasPrefix(m.Point, r.base+"/") && (!strings.HasPrefix(m.Point, r.kubelet+"/") || !is) {
+			r.t.Errorf("%s is mounted at %q", m, m.Point)
 		}
 	}
 }
@@ -704,7 +705,7 @@ func words(field string) []string {
 	case "fs_type":
 		return []string{"btrfs", "", "ext4"}
 	case "mount_flags":
-		return append([]string{"nosuid"}, append(mountFlags(), "bind", "remount,suid", "compress=zstd")...)
+		return append([]string{"nosuid"}, append(mount.FlagNames(), "bind", "remount,suid", "compress=zstd")...)
 	case "starting_token":
 		return []string{tokenAfter("pvc-1"), "", "x", tokenAfter("../x")}
 	}
@@ -793,74 +794,6 @@ func FuzzParameters(f *testing.F) {
 			if params[sidecarPrefix+name] != o.labels[name] {
 				t.Errorf("%q: has the label %q", params, name)
 			}
-		}
-	})
-}
-
-// FuzzMountTable proves that the volume of a mount is told as the kernel wrote it
-// down, whatever the names around it are.
-func FuzzMountTable(f *testing.F) {
-	for _, root := range []string{
-		"/pools/default/active/pvc-1/fs", "/view/v/fs", "/removing/active-pvc-1/fs//deleted", "/active/pvc-1/fs/active/pvc-2/fs", "/active/x/fs/a\nb",
-		"/active/../fs", "/active/-x/fs", "/a b\n\\040/active/x/fs", "/active//fs", "/active/x/fs\n", "/active/x\x00/fs", "/active/active/active/fs/fs",
-		"/removing/committed-x/fs/x", "/removing/active-x/fs/active/y/fs", "/committed/x/fs", "/active/active/x/fs", "/view/x/fs/ //deleted",
-	} {
-		f.Add(root, fsType)
-	}
-	f.Add("/active/x/fs", "ext4")
-	f.Fuzz(func(t *testing.T, root, kind string) {
-		written := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`).Replace(root)
-		if got := unescape.Replace(written); got != root {
-			t.Errorf("%q is read as %q", written, got)
-		}
-		wantVolume, wantWhole := "", false
-		if kind == fsType {
-			wantVolume, wantWhole = firstSlot(strings.Split(strings.TrimSuffix(root, "//deleted"), "/"))
-		}
-		volume, whole := mounted{root: root, fsType: kind}.parse()
-		if volume != wantVolume || whole != wantWhole {
-			t.Errorf("%q on %q: want %q, %v, got %q, %v", root, kind, wantVolume, wantWhole, volume, whole)
-		}
-		m := mounted{root: root, fsType: kind, volume: volume, whole: whole}
-		if volume != "" && (!filepath.IsLocal(volume) || !m.uses(volume)) || m.isVolume("") || m.uses("") {
-			t.Errorf("%q is of volume %q", root, volume)
-		}
-	})
-}
-
-// firstSlot finds the slot of a volume in a path, name by name.
-func firstSlot(names []string) (volume string, whole bool) {
-	for i := 1; i+2 < len(names); i++ { // the first is empty: the path is absolute
-		kind, id := names[i], names[i+1]
-		if kind == "removing" {
-			kind, id, _ = strings.Cut(id, "-")
-		}
-		if (kind == "active" || kind == "view") && slotName.MatchString(id) && names[i+2] == "fs" {
-			return id, i+3 == len(names)
-		}
-	}
-	return "", false
-}
-
-// slotName is an ID of any length.
-var slotName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
-
-// FuzzTargetPath proves that no words lead out of the kubelet's directory.
-func FuzzTargetPath(f *testing.F) {
-	for _, path := range fuzzPaths {
-		f.Add(path)
-	}
-	f.Fuzz(func(t *testing.T, path string) {
-		at, err := (&targets{given: "/kubelet", resolved: "/data/kubelet"}).parse("target_path", path)
-		if err != nil {
-			if status.Code(err) != codes.InvalidArgument {
-				t.Error(err)
-			}
-			return
-		}
-		rel, ok := strings.CutPrefix(at.path, "/data/kubelet/")
-		if !ok || rel != at.rel || rel == "." || !filepath.IsLocal(rel) || filepath.Clean(at.path) != at.path || !strings.HasSuffix(path, "/"+rel) {
-			t.Errorf("%q leads to %+v", path, at)
 		}
 	})
 }

@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -58,11 +58,11 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 	if err != nil {
 		return nil, err
 	}
-	at, err := s.targets.parse("staging_target_path", request.GetStagingTargetPath())
+	at, err := s.target("staging_target_path", request.GetStagingTargetPath())
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.path))
+	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.Path()))
 	if err != nil {
 		return nil, err
 	}
@@ -74,23 +74,23 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 	if there, err := b.isAt(at); there || err != nil {
 		return &csi.NodeStageVolumeResponse{}, err
 	}
-	if err := at.checkEmptyDir(); err != nil {
+	if err := at.CheckEmptyDir(); err != nil {
 		return nil, err
 	}
 	if err := s.bind(ctx, b, at); err != nil {
 		return nil, err
 	}
-	klog.FromContext(ctx).Info("Volume staged", "volumeID", b.volume, "path", at.path, "flags", b.flags)
+	klog.FromContext(ctx).Info("Volume staged", "volumeID", b.volume, "path", at.Path(), "flags", b.flags)
 	return &csi.NodeStageVolumeResponse{}, nil
 }
 
 // NodeUnstageVolume leaves the directory, which is the CO's.
 func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	at, err := s.unmount(request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), func(target) error { return nil })
+	at, err := s.unmount(request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), func(mount.Target) error { return nil })
 	if err != nil {
 		return nil, err
 	}
-	klog.FromContext(ctx).Info("Volume unstaged", "volumeID", request.GetVolumeId(), "path", at.path)
+	klog.FromContext(ctx).Info("Volume unstaged", "volumeID", request.GetVolumeId(), "path", at.Path())
 	return &csi.NodeUnstageVolumeResponse{}, nil
 }
 
@@ -102,7 +102,7 @@ func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVo
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.path))
+	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.Path()))
 	if err != nil {
 		return nil, err
 	}
@@ -123,15 +123,15 @@ func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVo
 	if err := s.publish(ctx, b, at); err != nil {
 		return nil, err
 	}
-	klog.FromContext(ctx).Info("Volume published", "volumeID", b.volume, "path", at.path, "flags", b.flags)
+	klog.FromContext(ctx).Info("Volume published", "volumeID", b.volume, "path", at.Path(), "flags", b.flags)
 	return &csi.NodePublishVolumeResponse{}, nil
 }
 
-func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, staging target, err error) {
+func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, staging mount.Target, err error) {
 	if err = required("volume_id", request.GetVolumeId()); err != nil {
 		return u, at, staging, err
 	}
-	if at, err = s.targets.parse("target_path", request.GetTargetPath()); err != nil {
+	if at, err = s.target("target_path", request.GetTargetPath()); err != nil {
 		return u, at, staging, err
 	}
 	if u, err = newUse(request.GetVolumeCapability(), request.GetReadonly()); err != nil {
@@ -140,47 +140,47 @@ func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, s
 	if request.GetStagingTargetPath() == "" {
 		return u, at, staging, precondition("staging_target_path is not set: stage the volume first")
 	}
-	staging, err = s.targets.parse("staging_target_path", request.GetStagingTargetPath())
+	staging, err = s.target("staging_target_path", request.GetStagingTargetPath())
 	return u, at, staging, err
 }
 
 // publish makes the directory and mounts; what it made it takes back on failure.
-func (s *node) publish(ctx context.Context, b binding, at target) error {
-	made, err := at.ensureDir()
+func (s *node) publish(ctx context.Context, b binding, at mount.Target) error {
+	made, err := at.EnsureDir()
 	if err == nil {
 		err = s.bind(ctx, b, at)
 	}
 	if err != nil && made {
-		return undone(err, at.removeDir())
+		return undone(err, at.RemoveDir())
 	}
 	return err
 }
 
 func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	at, err := s.unmount(request.GetVolumeId(), "target_path", request.GetTargetPath(), target.removeDir)
+	at, err := s.unmount(request.GetVolumeId(), "target_path", request.GetTargetPath(), mount.Target.RemoveDir)
 	if err != nil {
 		return nil, err
 	}
-	klog.FromContext(ctx).Info("Volume unpublished", "volumeID", request.GetVolumeId(), "path", at.path)
+	klog.FromContext(ctx).Info("Volume unpublished", "volumeID", request.GetVolumeId(), "path", at.Path())
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 
 // unmount unmounts a volume, also one that the engine does not know any more,
 // and calls then if nothing is mounted there afterwards.
-func (s *node) unmount(volume, field, path string, then func(target) error) (target, error) {
+func (s *node) unmount(volume, field, path string, then func(mount.Target) error) (mount.Target, error) {
 	if err := required("volume_id", volume); err != nil {
-		return target{}, err
+		return mount.Target{}, err
 	}
-	at, err := s.targets.parse(field, path)
+	at, err := s.target(field, path)
 	if err != nil {
 		return at, err
 	}
-	release, err := s.locks.acquire(volumeLock(volume), pathLock(at.path))
+	release, err := s.locks.acquire(volumeLock(volume), pathLock(at.Path()))
 	if err != nil {
 		return at, err
 	}
 	defer release()
-	if err := at.check(); err != nil {
+	if err := at.Check(); err != nil {
 		return at, err
 	}
 	if err := s.unbind(volume, at); err != nil {
@@ -256,14 +256,14 @@ func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, e
 	if err != nil {
 		return entry, err
 	}
-	want, err := lookAt(source.Source)
+	want, err := mount.PlaceAt(source.Source)
 	if err != nil {
 		return entry, err
 	}
-	at, err := s.targets.parse("volume_path", path)
+	at, err := s.target("volume_path", path)
 	if err == nil {
-		var have place
-		if have, err = at.placeAt(); err == nil && have.same(want) {
+		var have mount.Place
+		if have, err = at.Place(); err == nil && have.Same(want) {
 			return entry, nil
 		}
 	}
@@ -277,7 +277,7 @@ func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, e
 type use struct {
 	readOnlyMode bool // by its access mode nobody writes
 	singleTarget bool // at one target path at a time
-	flags        flagSet
+	flags        mount.Flags
 }
 
 // newUse checks a capability for the mounting of a volume.
@@ -288,7 +288,7 @@ func newUse(capability *csi.VolumeCapability, readOnly bool) (use, error) {
 	if capability.GetMount().GetVolumeMountGroup() != "" {
 		return use{}, invalid("volume_mount_group is not supported; leave it out")
 	}
-	flags, err := flagsOf(mountOptions(capability, readOnly))
+	flags, err := mount.ParseFlags(mountOptions(capability, readOnly))
 	return use{
 		readOnlyMode: readOnlyMode(capability),
 		singleTarget: capability.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
@@ -300,9 +300,9 @@ func newUse(capability *csi.VolumeCapability, readOnly bool) (use, error) {
 type binding struct {
 	volume string
 	source string
-	place  place
-	asked  flagSet // by the request
-	flags  flagSet // of the mount to be made
+	place  mount.Place
+	asked  mount.Flags // by the request
+	flags  mount.Flags // of the mount to be made
 }
 
 // bindingOf asks the engine for a volume and settles the flags of its mount.
@@ -322,56 +322,46 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 		return binding{}, err
 	}
 	b := binding{volume: volume, source: source.Source, asked: u.flags}
-	if b.place, err = lookAt(source.Source); err != nil {
+	if b.place, err = mount.PlaceAt(source.Source); err != nil {
 		return b, err
 	}
-	if b.place.flags.readOnly() && !u.flags.readOnly() {
+	if b.place.Flags.ReadOnly() && !u.flags.ReadOnly() {
 		return b, fmt.Errorf("volume %q is wanted read-write: pool %q: %w: remount it read-write, or mount the volume read-only", volume, entry.Pool, snapshot.ErrReadOnly)
 	}
-	b.flags = u.flags.over(b.place.flags)
+	b.flags = u.flags.Over(b.place.Flags)
 	return b, nil
-}
-
-// lookAt looks at a path of the engine's.
-func lookAt(path string) (place, error) {
-	f, err := os.OpenFile(path, pathOnly, 0)
-	if err != nil {
-		return place{}, err
-	}
-	defer f.Close()
-	return placeOf(f)
 }
 
 // isAt reports whether the volume is mounted at a target as it is wanted. It
 // fails when anything else is, or the volume is, otherwise.
-func (b binding) isAt(at target) (bool, error) {
-	have, err := at.placeAt()
+func (b binding) isAt(at mount.Target) (bool, error) {
+	have, err := at.Place()
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	top, isMount, err := at.top()
+	top, isMount, err := at.Top()
 	switch {
 	case err != nil || !isMount:
 		return false, err
-	case !have.same(b.place):
-		return false, precondition("volume %q: something else is mounted at %q: %s: unmount it", b.volume, at.path, top)
-	case have.flags&(b.asked|readOnlyFlag) != b.asked: // what else it has is that of the pool by then
-		return false, answer(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.path, have.flags, b.flags)
+	case !have.Same(b.place):
+		return false, precondition("volume %q: something else is mounted at %q: %s: unmount it", b.volume, at.Path(), top)
+	case have.Flags&(b.asked|mount.ReadOnly) != b.asked: // what else it has is that of the pool by then
+		return false, answer(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.Path(), have.Flags, b.flags)
 	}
 	return true, nil
 }
 
 // checkStaged fails unless the volume is mounted at its staging path.
-func (b binding) checkStaged(staging target) error {
-	have, err := staging.placeAt()
+func (b binding) checkStaged(staging mount.Target) error {
+	have, err := staging.Place()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err != nil || !have.same(b.place) {
-		return precondition("volume %q is not mounted at its staging path %q: stage it first", b.volume, staging.path)
+	if err != nil || !have.Same(b.place) {
+		return precondition("volume %q is not mounted at its staging path %q: stage it first", b.volume, staging.Path())
 	}
 	return nil
 }
@@ -380,17 +370,17 @@ func (b binding) checkStaged(staging target) error {
 // published elsewhere. SINGLE_NODE_WRITER is not held to that, as CSI would have
 // it: it is what ReadWriteOnce was called by older kubelets, and any number of
 // pods of a node may share such a volume.
-func (s *node) checkSingleTarget(b binding, u use, staging target) error {
+func (s *node) checkSingleTarget(b binding, u use, staging mount.Target) error {
 	if !u.singleTarget {
 		return nil
 	}
-	table, err := mountTable()
+	mounts, err := mount.Inside(b.source)
 	if err != nil {
 		return err
 	}
-	for _, m := range table {
-		if m.isVolume(b.volume) && m.at != staging.path && s.targets.holds(m.at) {
-			return precondition("volume %q has access mode SINGLE_NODE_SINGLE_WRITER and is published at %q: unpublish it there first", b.volume, m.at)
+	for _, m := range mounts {
+		if m.Rel == "" && m.Point != staging.Path() && s.targets.Contain(m.Point) {
+			return precondition("volume %q has access mode SINGLE_NODE_SINGLE_WRITER and is published at %q: unpublish it there first", b.volume, m.Point)
 		}
 	}
 	return nil
@@ -398,7 +388,7 @@ func (s *node) checkSingleTarget(b binding, u use, staging target) error {
 
 // bind mounts a volume and proves that what is there afterwards is what was
 // asked for. It undoes the mount else.
-func (s *node) bind(ctx context.Context, b binding, at target) error {
+func (s *node) bind(ctx context.Context, b binding, at mount.Target) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -407,42 +397,42 @@ func (s *node) bind(ctx context.Context, b binding, at target) error {
 		err = b.prove(at)
 	}
 	if err != nil {
-		return undone(fmt.Errorf("mount volume %q at %q: %w", b.volume, at.path, err), s.unbind(b.volume, at))
+		return undone(fmt.Errorf("mount volume %q at %q: %w", b.volume, at.Path(), err), s.unbind(b.volume, at))
 	}
 	return nil
 }
 
 // prove looks what came of a mount.
-func (b binding) prove(at target) error {
-	have, err := at.placeAt()
+func (b binding) prove(at mount.Target) error {
+	have, err := at.Place()
 	if err != nil {
 		return err
 	}
-	if !have.same(b.place) {
-		return fmt.Errorf("something else is there after the mount: device %d, inode %d", have.dev, have.ino)
+	if !have.Same(b.place) {
+		return fmt.Errorf("something else is there after the mount: device %d, inode %d", have.Device, have.Inode)
 	}
-	if have.flags != b.flags {
-		return fmt.Errorf("it has %s, wanted %s", have.flags, b.flags)
+	if have.Flags != b.flags {
+		return fmt.Errorf("it has %s, wanted %s", have.Flags, b.flags)
 	}
 	return nil
 }
 
 // unbind unmounts a volume from a target, as often as it is mounted there. It
 // fails for what is not that volume, and touches no directory.
-func (s *node) unbind(volume string, at target) error {
+func (s *node) unbind(volume string, at mount.Target) error {
 	for range mostMounts {
-		top, isMount, err := at.top()
+		top, isMount, err := at.Top()
 		if err != nil || !isMount {
 			return err
 		}
-		if !top.isVolume(volume) {
-			return precondition("volume %q: something else is mounted at %q: %s: unmount it by hand", volume, at.path, top)
+		if id, is := volumeOfMount(top); !is || id != volume {
+			return precondition("volume %q: something else is mounted at %q: %s: unmount it by hand", volume, at.Path(), top)
 		}
 		if err := s.detach(at); err != nil {
 			return fmt.Errorf("volume %q stays mounted: %w", volume, err)
 		}
 	}
-	return fmt.Errorf("volume %q stays mounted at %q: unmounted %d times in vain", volume, at.path, mostMounts)
+	return fmt.Errorf("volume %q stays mounted at %q: unmounted %d times in vain", volume, at.Path(), mostMounts)
 }
 
 // undone adds to the cause of a failure that taking back failed too. The kubelet

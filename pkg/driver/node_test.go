@@ -17,6 +17,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
 const (
@@ -28,11 +29,11 @@ const (
 
 // Faults are around the real thing.
 
-type attacher = func(source string, flags flagSet, at target) error
+type attacher = func(source string, flags mount.Flags, at mount.Target) error
 
 // broken fails after the mount.
 func broken(real attacher) attacher {
-	return func(source string, flags flagSet, at target) error {
+	return func(source string, flags mount.Flags, at mount.Target) error {
 		if err := real(source, flags, at); err != nil {
 			return err
 		}
@@ -40,14 +41,14 @@ func broken(real attacher) attacher {
 	}
 }
 
-func brokenDetach(target) error { return errors.New("broken unmount") }
+func brokenDetach(mount.Target) error { return errors.New("broken unmount") }
 
 // lyingDetach says that it did.
-func lyingDetach(target) error { return nil }
+func lyingDetach(mount.Target) error { return nil }
 
 // attachOf mounts something else than it is told.
 func attachOf(other string) attacher {
-	return func(_ string, flags flagSet, at target) error { return attach(other, flags, at) }
+	return func(_ string, flags mount.Flags, at mount.Target) error { return mount.Bind(other, flags, at) }
 }
 
 func TestLifeOfAMount(t *testing.T) {
@@ -110,14 +111,14 @@ func TestFlagsHold(t *testing.T) {
 			c := capability(test.mode, test.flags...)
 			must(t, r.stage(volume, c))
 			must(t, r.publish(volume, target, c, test.readOnly))
-			at, err := lookAt(target)
+			at, err := mount.PlaceAt(target)
 			must(t, err)
-			if at.flags.String() != test.want {
-				t.Errorf("want %s, got %s", test.want, at.flags)
+			if at.Flags.String() != test.want {
+				t.Errorf("want %s, got %s", test.want, at.Flags)
 			}
 			err = os.WriteFile(filepath.Join(target, "f"), nil, 0o600)
-			if at.flags.readOnly() != errors.Is(err, unix.EROFS) {
-				t.Errorf("mounted %s, a write gives %v", at.flags, err)
+			if at.Flags.ReadOnly() != errors.Is(err, unix.EROFS) {
+				t.Errorf("mounted %s, a write gives %v", at.Flags, err)
 			}
 			must(t, r.publish(volume, target, c, test.readOnly)) // the same again
 		})
@@ -127,8 +128,8 @@ func TestFlagsHold(t *testing.T) {
 func TestFlagsThatDoNotHoldAreAFailure(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
-	r.driver.attach = func(source string, flags flagSet, at target) error { // it turns read-only just after
-		return errors.Join(attach(source, flags, at), unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	r.driver.attach = func(source string, flags mount.Flags, at mount.Target) error { // it turns read-only just after
+		return errors.Join(mount.Bind(source, flags, at), unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	}
 	wantCode(t, r.stage(volume, writer()), codes.Aborted, "relatime,ro", "relatime,rw")
 	wantMounts(t, r.stagingPath(volume), 0)
@@ -190,9 +191,9 @@ func TestPoolRemountedOtherwise(t *testing.T) {
 	wantMounts(t, target, 1)
 	wantCode(t, r.publish(volume, target, capability(nodeWriter, "noatime"), false), codes.AlreadyExists, "noatime")
 	_, other := r.published("pvc-2")
-	mounted, err := lookAt(other)
+	mounted, err := mount.PlaceAt(other)
 	must(t, err)
-	if have := mounted.flags.String(); have != "noatime,nodev,rw" {
+	if have := mounted.Flags.String(); have != "noatime,nodev,rw" {
 		t.Errorf("a new mount has %s", have)
 	}
 }
@@ -305,10 +306,10 @@ func TestEmptyTargetDirectoryIsUsedAndKeptOnFailure(t *testing.T) {
 	target := r.targetPath("pod-1", volume)
 	mkdir(t, target)
 	must(t, r.stage(volume, writer()))
-	r.driver.attach = broken(attach)
+	r.driver.attach = broken(mount.Bind)
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount")
 	wantMounts(t, target, 0) // fails also where the directory is gone
-	r.driver.attach = attach
+	r.driver.attach = mount.Bind
 	must(t, r.publish(volume, target, writer(), false))
 }
 
@@ -317,7 +318,7 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 	volume, other := r.create("pvc-1"), r.create("pvc-2")
 	target := r.targetPath("pod-1", volume)
 	must(t, r.stage(volume, writer()))
-	r.driver.attach = broken(attach)
+	r.driver.attach = broken(mount.Bind)
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount")
 	wantGone(t, target)
 
@@ -326,9 +327,9 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 	wantMounts(t, target, 1) // not ours to undo, and told
 	must(t, unix.Unmount(target, 0))
 
-	r.driver.attach, r.driver.detach = broken(attach), brokenDetach
+	r.driver.attach, r.driver.detach = broken(mount.Bind), brokenDetach
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount", "broken unmount")
-	r.driver.attach, r.driver.detach = attach, detach
+	r.driver.attach, r.driver.detach = mount.Bind, mount.Unmount
 	must(t, r.unpublish(volume, target))
 	wantGone(t, target)
 }
@@ -376,7 +377,7 @@ func TestUnmountThatOnlySaysSoEnds(t *testing.T) {
 	r.driver.detach = lyingDetach
 	wantCode(t, r.unpublish(volume, target), codes.Aborted, "in vain")
 	wantMounts(t, target, 1)
-	r.driver.detach = detach
+	r.driver.detach = mount.Unmount
 }
 
 func TestUnpublishTakesAllOfAStack(t *testing.T) {

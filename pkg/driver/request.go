@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -218,8 +219,8 @@ func checkCapability(c *csi.VolumeCapability, readOnlyMany bool) error {
 		return invalid("filesystem type %q is not supported; leave it out or use btrfs", t)
 	}
 	for _, flag := range m.GetMountFlags() {
-		if !slices.Contains(mountFlags(), flag) {
-			return invalid("mount flag %q is not supported; supported are %s", flag, strings.Join(mountFlags(), ", "))
+		if !slices.Contains(mount.FlagNames(), flag) {
+			return invalid("mount flag %q is not supported; supported are %s", flag, strings.Join(mount.FlagNames(), ", "))
 		}
 	}
 	if slices.Contains(m.GetMountFlags(), "ro") && slices.Contains(m.GetMountFlags(), "rw") {

@@ -19,6 +19,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -327,9 +328,9 @@ func mountsAt(t *testing.T, path string) int {
 	t.Helper()
 	path, err := filepath.EvalSymlinks(path)
 	must(t, err)
-	table, err := mountTable()
+	table, err := mount.Table()
 	must(t, err)
-	return len(slices.DeleteFunc(slices.Clone(table), func(m mounted) bool { return m.at != path }))
+	return len(slices.DeleteFunc(slices.Clone(table), func(m mount.Info) bool { return m.Point != path }))
 }
 
 func wantMounts(t *testing.T, path string, n int) {
@@ -344,14 +345,14 @@ func unmountBelow(t *testing.T, dir string) {
 	if err != nil {
 		return
 	}
-	table, err := mountTable()
+	table, err := mount.Table()
 	if err != nil {
 		t.Error(err)
 	}
 	for _, m := range slices.Backward(table) {
-		if strings.HasPrefix(m.at, dir+"/") {
-			if err := unix.Unmount(m.at, unix.MNT_DETACH); err != nil {
-				t.Errorf("unmount %s: %v", m.at, err)
+		if strings.HasPrefix(m.Point, dir+"/") {
+			if err := unix.Unmount(m.Point, unix.MNT_DETACH); err != nil {
+				t.Errorf("unmount %s: %v", m.Point, err)
 			}
 		}
 	}

@@ -7,10 +7,11 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// meanings is how an error of the engine's is told to the CO. The first that
+// meanings is how an error of the engine, or about mounts, is told to the CO. The first that
 // matches counts: whatever went wrong, ErrUnfinished means that work may be left
 // behind, and only ABORTED makes a sidecar try again rather than forget it.
 var meanings = []struct {
@@ -34,6 +35,9 @@ var meanings = []struct {
 	{snapshot.ErrReadOnly, codes.Unavailable},
 	{snapshot.ErrPoolAway, codes.Unavailable},
 	{snapshot.ErrLost, codes.DataLoss},
+	{mount.ErrInvalid, codes.InvalidArgument},
+	{mount.ErrInTheWay, codes.FailedPrecondition},
+	{mount.ErrSilent, codes.Unavailable},
 }
 
 // statusOf gives err its code; what has one keeps it. What nobody thought of is

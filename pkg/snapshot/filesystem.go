@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
@@ -43,6 +44,22 @@ func (s Slot) ref() (meta.Ref, bool) {
 		kind, id, ok = strings.Cut(s.Name, "-")
 	}
 	return meta.Ref{Class: meta.Kind(kind).Class(), ID: id}, ok && meta.ValidID(id)
+}
+
+// VolumeAt returns the ID of the volume whose subvolume is at a path, wherever its pool
+// is, also if the volume is on its way out; false for anything else. It goes by the names
+// in the path alone, and the last ones count: a pool may lie in a volume of another one.
+func VolumeAt(subvolume string) (id string, ok bool) {
+	names := strings.Split(subvolume, "/")
+	last := len(names) - 1
+	if last < 3 || names[last] != subvolumeName { // the first is empty: the path is absolute
+		return "", false
+	}
+	kind, id := names[last-2], names[last-1]
+	if kind == string(AreaRemoving) {
+		kind, id, _ = strings.Cut(id, "-")
+	}
+	return id, slices.Contains(meta.Volumes.Kinds(), meta.Kind(kind)) && meta.ValidID(id)
 }
 
 // String returns the slot's path within its pool.

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -16,9 +15,9 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
-	"k8s.io/mount-utils"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
 const (
@@ -57,11 +56,11 @@ type node struct {
 	quota   btrfs.QuotaMode
 	passive bool // changes nothing: makes no pool, turns on no quota
 
-	// table is the mount table. It stays open from before the first look at the
-	// pools: the kernel flags what changed since it was opened or last flagged, so
-	// that nothing between a look and the next Wait is missed. nil: not to be had.
-	table *os.File
-	modes sync.Map // of quota, that pools had under QuotaAuto, by ID
+	// mounts reports changes of the mount table from before the first look at the
+	// pools, so that nothing between a look and the next Wait is missed. nil: it is not
+	// to be had, and Wait does without, only later.
+	mounts *mount.Watch
+	modes  sync.Map // of quota, that pools had under QuotaAuto, by ID
 }
 
 // NewHost returns the pools of this machine below stateDir. Where that is on
@@ -71,7 +70,7 @@ func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 	if err := os.MkdirAll(n.pools, 0o700); err != nil {
 		return nil, err
 	}
-	n.table = openTable()
+	n.mounts, _ = mount.NewWatch()
 	if err := n.makeDefault(); err != nil {
 		return nil, err
 	}
@@ -123,17 +122,6 @@ func (n *node) Known() (map[string]string, error) {
 	return names, err
 }
 
-// openTable opens the mount table, nil where that fails: Wait does without, only
-// later. os.Open would hand it to the poller of Go's runtime too, which then
-// takes the flag of a change that Wait waits for, now and then.
-func openTable() *os.File {
-	fd, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil
-	}
-	return os.NewFile(uintptr(fd), "mountinfo")
-}
-
 func (n *node) makeDefault() error {
 	if ok, err := btrfs.IsBtrfs(n.pools); err != nil || !ok {
 		return err
@@ -146,10 +134,6 @@ func (n *node) makeDefault() error {
 }
 
 func (n *node) Pools() (names []string, refused map[string]error, err error) {
-	mounted, err := n.mountPoints()
-	if err != nil {
-		return nil, nil, err
-	}
 	dirs, err := os.ReadDir(n.pools)
 	if err != nil {
 		return nil, nil, err
@@ -157,7 +141,7 @@ func (n *node) Pools() (names []string, refused map[string]error, err error) {
 	refused = map[string]error{}
 	for _, dir := range dirs {
 		name := dir.Name()
-		if err := n.acceptable(name, dir.IsDir(), mounted); err != nil {
+		if err := n.acceptable(name, dir.IsDir()); err != nil {
 			refused[name] = err
 			continue
 		}
@@ -167,14 +151,19 @@ func (n *node) Pools() (names []string, refused map[string]error, err error) {
 }
 
 // acceptable says why a name in the pools directory is no pool.
-func (n *node) acceptable(name string, dir bool, mounted []string) error {
+func (n *node) acceptable(name string, dir bool) error {
 	path := filepath.Join(n.pools, name)
 	switch {
 	case !ValidPoolName(name):
 		return fmt.Errorf("pool %q: a name of up to 63 lower-case letters, digits, dots and dashes is wanted; rename %s", name, path)
 	case !dir:
 		return fmt.Errorf("pool %q: %s is no directory; mount a btrfs filesystem on a directory there", name, path)
-	case name != DefaultPool && !slices.Contains(mounted, path):
+	}
+	mounted, err := mount.IsPoint(path)
+	if err != nil {
+		return fmt.Errorf("pool %q: %w", name, err)
+	}
+	if name != DefaultPool && !mounted {
 		return fmt.Errorf("pool %q: nothing is mounted at %s; mount a btrfs filesystem there, or remove the directory", name, path)
 	}
 	ok, err := btrfs.IsBtrfs(path)
@@ -184,7 +173,7 @@ func (n *node) acceptable(name string, dir bool, mounted []string) error {
 	if !ok {
 		return fmt.Errorf("pool %q: not on btrfs; mount a btrfs filesystem at %s", name, path)
 	}
-	if !slices.Contains(mounted, path) {
+	if !mounted {
 		return n.displaced(name, path)
 	}
 	return nil
@@ -206,37 +195,17 @@ func (n *node) displaced(name, path string) error {
 	return err
 }
 
-// mountPoints returns what is mounted in the pools directory.
-func (n *node) mountPoints() ([]string, error) {
-	resolved, err := filepath.EvalSymlinks(n.pools) // as the mount table names it
-	if err != nil {
-		return nil, err
-	}
-	table, err := mount.ParseMountInfo("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	var points []string
-	for _, m := range table {
-		if filepath.Dir(m.MountPoint) == resolved {
-			points = append(points, filepath.Join(n.pools, filepath.Base(m.MountPoint)))
-		}
-	}
-	return points, nil
-}
-
-// Wait polls the mount table, which the kernel flags when it has changed.
+// Wait waits for a change of the mount table.
 func (n *node) Wait(ctx context.Context) {
-	if n.table == nil {
+	if n.mounts == nil {
 		select {
 		case <-ctx.Done():
 		case <-time.After(pollPools):
 		}
 		return
 	}
-	fds := []unix.PollFd{{Fd: int32(n.table.Fd()), Events: unix.POLLPRI}}
 	for waited := time.Duration(0); waited < pollPools && ctx.Err() == nil; waited += pollSlice {
-		if changed, err := unix.Poll(fds, int(pollSlice.Milliseconds())); changed > 0 && err == nil {
+		if changed, err := n.mounts.Changed(pollSlice); changed && err == nil {
 			return
 		}
 	}
@@ -253,12 +222,8 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	}
 	unix.Close(fd)
 	d.place = is
-	// The look at the mounts was before, and what is at this place is compared from now on.
-	mounted, err := n.mountPoints()
-	if err == nil {
-		err = n.acceptable(name, true, mounted)
-	}
-	if err != nil {
+	// What is at this place is compared from now on.
+	if err := n.acceptable(name, true); err != nil {
 		return nil, err
 	}
 	room, err := d.roomNow()

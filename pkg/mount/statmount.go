@@ -1,0 +1,158 @@
+package mount
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// syscalls reads the table by listmount(2) and statmount(2), since Linux 6.8. A mount is
+// numbered by an ID that no other one gets until the next boot.
+type syscalls struct{}
+
+// mountRequest is struct mnt_id_req of linux/mount.h, in its first version.
+type mountRequest struct {
+	size  uint32
+	_     uint32
+	id    uint64
+	param uint64
+}
+
+// rootOfNamespace stands for all mounts below the root directory (LSMT_ROOT).
+const rootOfNamespace = ^uint64(0)
+
+// What statmount is asked for. None of it is asked of the filesystem itself, as its
+// options (STATMOUNT_MNT_OPTS) are.
+const wanted = statmountSuperblock | statmountMount | statmountRoot | statmountPoint | statmountType
+
+const (
+	statmountSuperblock = 0x01 // STATMOUNT_SB_BASIC
+	statmountMount      = 0x02 // STATMOUNT_MNT_BASIC
+	statmountRoot       = 0x08 // STATMOUNT_MNT_ROOT
+	statmountPoint      = 0x10 // STATMOUNT_MNT_POINT
+	statmountType       = 0x20 // STATMOUNT_FS_TYPE
+)
+
+// mountStatus is struct statmount of linux/mount.h. The texts follow it; where they are is
+// counted from its end.
+type mountStatus struct {
+	size, _     uint32
+	mask        uint64
+	deviceMajor uint32
+	deviceMinor uint32
+	_           uint64
+	_, fsType   uint32
+	id          uint64
+	_           [56]byte
+	root, point uint32
+	_           [400]byte
+}
+
+func (syscalls) all() ([]Info, error) {
+	ids, err := listMounts()
+	if err != nil {
+		return nil, err
+	}
+	return statMounts(ids)
+}
+
+func (syscalls) again(mounts []Info) ([]Info, error) {
+	ids := make([]uint64, len(mounts))
+	for i, m := range mounts {
+		ids[i] = m.id
+	}
+	return statMounts(ids)
+}
+
+func (syscalls) of(fd int) (Info, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
+		return Info{}, os.NewSyscallError("statx", err)
+	}
+	if st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		return Info{}, unix.ENOSYS
+	}
+	m, err := statMount(st.Mnt_id, make([]uint64, statusWords))
+	if errors.Is(err, unix.ENOENT) || err == nil && m.Point == "" {
+		return Info{}, errNoMount
+	}
+	return m, err
+}
+
+// listMounts returns the IDs of all mounts, by one call: the kernel changes nothing
+// meanwhile, so that none is missed.
+func listMounts() ([]uint64, error) {
+	for ids := make([]uint64, 1<<10); ; ids = make([]uint64, 4*len(ids)) {
+		request := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), id: rootOfNamespace}
+		n, _, errno := unix.Syscall6(unix.SYS_LISTMOUNT, uintptr(unsafe.Pointer(&request)), uintptr(unsafe.Pointer(&ids[0])), uintptr(len(ids)), 0, 0, 0)
+		if errno != 0 {
+			return nil, os.NewSyscallError("listmount", errno)
+		}
+		if int(n) < len(ids) {
+			return ids[:n], nil
+		}
+	}
+}
+
+// statMounts leaves out the mounts that are gone.
+func statMounts(ids []uint64) ([]Info, error) {
+	mounts := make([]Info, 0, len(ids))
+	buffer := make([]uint64, statusWords)
+	for _, id := range ids {
+		m, err := statMount(id, buffer)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if m.Point != "" { // it is below the root directory still
+			mounts = append(mounts, m)
+		}
+	}
+	return mounts, nil
+}
+
+const (
+	// statusWords has room for a mount whose two paths are of usual length, in 8 bytes.
+	statusWords = 1 << 10
+	// mostStatusWords has room for any two paths that the kernel writes.
+	mostStatusWords = 1 << 20
+)
+
+func statMount(id uint64, buffer []uint64) (Info, error) {
+	for ; len(buffer) <= mostStatusWords; buffer = make([]uint64, 4*len(buffer)) {
+		request := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), id: id, param: wanted}
+		_, _, errno := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&request)), uintptr(unsafe.Pointer(&buffer[0])), uintptr(8*len(buffer)), 0, 0, 0)
+		switch {
+		case errno == 0:
+			return readStatus(unsafe.Slice((*byte)(unsafe.Pointer(&buffer[0])), 8*len(buffer)))
+		case !errors.Is(errno, unix.EOVERFLOW):
+			return Info{}, os.NewSyscallError("statmount", errno)
+		}
+	}
+	return Info{}, os.NewSyscallError("statmount", unix.EOVERFLOW)
+}
+
+// readStatus reads what statmount has written.
+func readStatus(buffer []byte) (Info, error) {
+	status := (*mountStatus)(unsafe.Pointer(&buffer[0]))
+	end := int(unsafe.Sizeof(*status))
+	if int(status.size) > len(buffer) || int(status.size) < end {
+		return Info{}, fmt.Errorf("statmount has written %d bytes, want %d to %d", status.size, end, len(buffer))
+	}
+	texts := buffer[end:status.size]
+	text := func(bit uint64, offset uint32) string {
+		if status.mask&bit == 0 || int(offset) >= len(texts) {
+			return ""
+		}
+		found, _, _ := bytes.Cut(texts[offset:], []byte{0})
+		return string(found)
+	}
+	return newInfo(status.id, status.deviceMajor, status.deviceMinor, text(statmountType, status.fsType),
+		text(statmountRoot, status.root), text(statmountPoint, status.point)), nil
+}

@@ -1,0 +1,595 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+)
+
+// readers are the ways to read the table, of which the kernel has to have both.
+var readers = map[string]reader{"system calls": syscalls{}, "mountinfo": procfs{}}
+
+const namespaceVariable = "BTRFS_CSI_TEST_NAMESPACE"
+
+// ownNamespace runs the test in a process with a mount namespace of its own, where it
+// returns true. Nothing that the test mounts is left when that ends.
+func ownNamespace(t *testing.T) bool {
+	t.Helper()
+	btrfstest.RequireRoot(t)
+	if os.Getenv(namespaceVariable) == "1" {
+		return true
+	}
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	cmd.Env = append(os.Environ(), namespaceVariable+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return false
+}
+
+// emptyNamespace is ownNamespace with nothing mounted but an empty directory for / and
+// /proc. No change of the table comes from elsewhere: where a directory is removed in
+// another namespace, the mounts on it go here.
+func emptyNamespace(t *testing.T) bool {
+	t.Helper()
+	if !ownNamespace(t) {
+		return false
+	}
+	root := os.TempDir()
+	must(t, unix.Mount("none", root, "tmpfs", 0, ""))
+	bind(t, "/proc", mkdir(t, filepath.Join(root, "proc")))
+	must(t, os.Chdir(root))
+	must(t, unix.PivotRoot(".", "."))
+	must(t, unix.Unmount(".", unix.MNT_DETACH))
+	must(t, os.Chdir("/"))
+	return true
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mkdir(t testing.TB, path string) string {
+	t.Helper()
+	must(t, os.MkdirAll(path, 0o755))
+	return path
+}
+
+// workspace returns an empty directory, which goes when the test ends with all that is
+// mounted in it.
+func workspace(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	return dir
+}
+
+// filesystem returns where a btrfs is mounted, which goes with all that is mounted in it.
+func filesystem(t *testing.T) string {
+	t.Helper()
+	top := btrfstest.Mount(t)
+	t.Cleanup(func() { must(t, unix.Unmount(top, unix.MNT_DETACH)) })
+	return top
+}
+
+func bind(t testing.TB, from, to string) {
+	t.Helper()
+	must(t, unix.Mount(from, to, "", unix.MS_BIND, ""))
+}
+
+func command(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v\n%s", name, args, err, out)
+	}
+}
+
+// strange are names that users may choose for directories.
+var strange = []string{
+	"a b", "a\tb", "a\nb", `a\b`, `a\040b`, "#", "ä", "\xff\xfe", "a\vb\f\r", "\u00a0", " - ", " (deleted)", "(unreachable)", "-\v-", strings.Repeat("n", 255),
+}
+
+// tangle makes mounts of all kinds below a directory.
+func tangle(t *testing.T, dir string) {
+	for i, name := range strange {
+		from, to := mkdir(t, filepath.Join(dir, "from", name, "sub")), mkdir(t, filepath.Join(dir, "to", name))
+		bind(t, from, to)
+		bind(t, filepath.Dir(from), mkdir(t, filepath.Join(dir, "parents", name)))
+		if i%2 == 0 {
+			must(t, os.Remove(from))
+		}
+	}
+	file := filepath.Join(dir, "file\n")
+	must(t, os.WriteFile(file, nil, 0o600))
+	must(t, os.WriteFile(filepath.Join(dir, "on"), nil, 0o600))
+	bind(t, file, filepath.Join(dir, "on"))
+	stack := mkdir(t, filepath.Join(dir, "stack"))
+	for range 3 {
+		must(t, unix.Mount("none", stack, "tmpfs", 0, ""))
+		mkdir(t, filepath.Join(stack, "below"))
+	}
+	bindDeep(t, dir)
+	moved := mkdir(t, filepath.Join(dir, "moved"))
+	must(t, unix.Mount(filepath.Join(dir, "to", strange[1]), moved, "", unix.MS_MOVE, ""))
+	must(t, os.Rename(filepath.Join(dir, "to"), filepath.Join(dir, "renamed")))
+	must(t, unix.Unmount(stack, unix.MNT_DETACH))
+}
+
+// bindDeep mounts a directory below itself, at a path that is longer than PATH_MAX.
+func bindDeep(t *testing.T, dir string) {
+	t.Helper()
+	at, err := unix.Open(dir, pathOnly, 0)
+	must(t, err)
+	for range 100 {
+		name := strings.Repeat("d", 200)
+		must(t, unix.Mkdirat(at, name, 0o755))
+		next, err := unix.Openat(at, name, pathOnly, 0)
+		must(t, err)
+		must(t, unix.Close(at))
+		at = next
+	}
+	defer unix.Close(at)
+	tree, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	must(t, err)
+	defer unix.Close(tree)
+	must(t, unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
+}
+
+// tangleBtrfs does so with subvolumes, some of which are gone.
+func tangleBtrfs(t *testing.T, top string) {
+	for _, name := range strange {
+		volume := filepath.Join(top, name)
+		command(t, "btrfs", "subvolume", "create", volume)
+		mkdir(t, filepath.Join(volume, "sub"))
+		bind(t, volume, mkdir(t, filepath.Join(top, "at", name)))
+		bind(t, filepath.Join(volume, "sub"), mkdir(t, filepath.Join(top, "subs", name)))
+		if len(name)%2 == 0 {
+			command(t, "btrfs", "subvolume", "delete", volume)
+		}
+	}
+}
+
+// TestReadersAgree compares both ways to read the table in a namespace where everything
+// is mounted that can be.
+func TestReadersAgree(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	top, dir := filesystem(t), workspace(t)
+	tangleBtrfs(t, top)
+	tangle(t, dir)
+	want := 2*len(strange) + 2*len(strange)
+	compareReaders(t, want)
+	for i := range 5000 {
+		bind(t, dir, mkdir(t, filepath.Join(dir, "many", fmt.Sprint(i))))
+	}
+	compareReaders(t, want+5000)
+	root := mkdir(t, filepath.Join(dir, "root"))
+	bind(t, "/proc", mkdir(t, filepath.Join(root, "proc")))
+	bind(t, top, mkdir(t, filepath.Join(root, "btrfs")))
+	bind(t, dir, mkdir(t, filepath.Join(root, "loop")))
+	changeRoot(t, root)
+	compareReaders(t, 3)
+	if got := read(t, syscalls{}); got[0].Point != "/proc" || len(got) != 3 {
+		t.Errorf("outside of the root directory, or missing in it: %q", got)
+	}
+	if m, _, err := Of(open(t, "/")); err == nil {
+		t.Errorf("the mount of a root directory that is no mount is %+v", m)
+	}
+	if m, err := Inside("/"); err == nil {
+		t.Errorf("mounts inside of a root directory that is no mount are %+v", m)
+	}
+}
+
+// changeRoot changes the root directory until the test ends.
+func changeRoot(t *testing.T, root string) {
+	t.Helper()
+	before := open(t, "/")
+	must(t, unix.Chroot(root))
+	must(t, os.Chdir("/"))
+	t.Cleanup(func() {
+		must(t, unix.Fchdir(int(before.Fd())))
+		must(t, unix.Chroot("."))
+	})
+}
+
+func open(t *testing.T, path string) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, pathOnly, 0)
+	must(t, err)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func read(t *testing.T, r reader) []Info {
+	t.Helper()
+	all, err := r.all()
+	must(t, err)
+	return all
+}
+
+// undisturbed reads until nothing has changed meanwhile. In the other namespaces of the
+// machine directories are removed that mounts of this one are on.
+func undisturbed(t *testing.T, read func()) {
+	t.Helper()
+	w, err := NewWatch()
+	must(t, err)
+	defer w.Close()
+	for changed := true; changed; {
+		read()
+		changed, err = w.Changed(0)
+		must(t, err)
+	}
+}
+
+func compareReaders(t *testing.T, atLeast int) {
+	t.Helper()
+	var got, want []Info
+	undisturbed(t, func() { got, want = read(t, syscalls{}), read(t, procfs{}) })
+	if len(want) < atLeast || len(got) != len(want) {
+		t.Fatalf("system calls: %d mounts, mountinfo: %d, want %d at least", len(got), len(want), atLeast)
+	}
+	for i := range want {
+		a, b := got[i], want[i]
+		a.id, b.id = 0, 0
+		if a != b {
+			t.Errorf("mount %d:\nsystem calls %q\nmountinfo    %q", i, fmt.Sprintf("%+v", a), fmt.Sprintf("%+v", b))
+		}
+	}
+	for name, r := range readers {
+		var all, again []Info
+		undisturbed(t, func() {
+			var err error
+			all = read(t, r)
+			again, err = r.again(all)
+			must(t, err)
+		})
+		if !slices.Equal(again, all) {
+			t.Errorf("%s: again other mounts than before", name)
+		}
+	}
+}
+
+// TestNoMountIsMissed reads while others mount, unmount, move and rename: what is mounted
+// all the time is in each answer.
+func TestNoMountIsMissed(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	dir := workspace(t)
+	const stable = 300
+	for i := range stable {
+		must(t, unix.Mount("none", mkdir(t, filepath.Join(dir, "stable", fmt.Sprint(i))), "tmpfs", 0, ""))
+		bind(t, dir, mkdir(t, filepath.Join(dir, "other", fmt.Sprint(i))))
+	}
+	ctx, changes := t.Context(), atomic.Int64{}
+	stop := make(chan struct{})
+	done := make(chan error, 1)
+	go func() { done <- churn(dir, stop, &changes) }()
+	for name, r := range readers {
+		for begin := changes.Load(); changes.Load() < begin+2000 && ctx.Err() == nil; {
+			n := 0
+			for _, m := range read(t, r) {
+				if strings.HasPrefix(m.Point, dir+"/stable/") {
+					n++
+				}
+			}
+			if n != stable {
+				t.Fatalf("%s: %d mounts, want %d", name, n, stable)
+			}
+		}
+	}
+	close(stop)
+	must(t, <-done)
+}
+
+// churn changes the table until stop.
+func churn(dir string, stop chan struct{}, changes *atomic.Int64) error {
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		other := filepath.Join(dir, "other", fmt.Sprint(i%300))
+		next := filepath.Join(dir, "other", fmt.Sprint((i+1)%300))
+		err := errors.Join(
+			unix.Unmount(other, unix.MNT_DETACH), unix.Mount(dir, other, "", unix.MS_BIND, ""),
+			unix.Mount(other, next, "", unix.MS_MOVE, ""), unix.Mount(next, other, "", unix.MS_MOVE, ""))
+		if err != nil {
+			return err
+		}
+		changes.Add(4)
+	}
+}
+
+// TestTableFollows mounts and unmounts many times: a table that is kept has to show each.
+func TestTableFollows(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	dir := mkdir(t, filepath.Join(workspace(t), "at"))
+	for name, r := range readers {
+		kept := &table{reader: r}
+		at := func() int {
+			all, err := kept.list()
+			must(t, err)
+			return len(slices.DeleteFunc(slices.Clone(all), func(m Info) bool { return m.Point != dir }))
+		}
+		for range 300 {
+			must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+			if n := at(); n != 1 {
+				t.Fatalf("%s: mounted once, seen %d times", name, n)
+			}
+			must(t, unix.Unmount(dir, 0))
+			if n := at(); n != 0 {
+				t.Fatalf("%s: unmounted, seen %d times", name, n)
+			}
+		}
+	}
+}
+
+// counting counts how often the whole table is read, and may fail.
+type counting struct {
+	reader
+	reads int
+	err   error
+}
+
+func (c *counting) all() ([]Info, error) {
+	c.reads++
+	if c.err != nil {
+		return nil, c.err
+	}
+	return c.reader.all()
+}
+
+// TestTableIsReadOncePerChange: also after an answer that did not come, for which the
+// report of the change is gone.
+func TestTableIsReadOncePerChange(t *testing.T) {
+	if !emptyNamespace(t) {
+		return
+	}
+	dir := mkdir(t, "/at")
+	c := &counting{reader: fastest()}
+	kept := &table{reader: c}
+	for want := 1; want < 10; want++ {
+		for range 5 {
+			_, err := kept.list()
+			must(t, err)
+		}
+		if c.reads != want {
+			t.Fatalf("read %d times, want %d", c.reads, want)
+		}
+		must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+	}
+	c.err = unix.EIO
+	for range 3 {
+		if _, err := kept.list(); !errors.Is(err, unix.EIO) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	c.err = nil
+	all, err := kept.list()
+	must(t, err)
+	if n := len(slices.DeleteFunc(slices.Clone(all), func(m Info) bool { return m.Point != dir })); n != 9 {
+		t.Errorf("%d mounts, want 9", n)
+	}
+}
+
+// TestInside: a mount counts by its root, wherever and through whichever mount.
+func TestInside(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	top := filesystem(t)
+	base := mkdir(t, filepath.Join(top, "base"))
+	volume := filepath.Join(base, "v")
+	command(t, "btrfs", "subvolume", "create", volume)
+	command(t, "btrfs", "subvolume", "create", volume+"x")
+	command(t, "btrfs", "subvolume", "create", filepath.Join(mkdir(t, filepath.Join(volume, "in")), "v"))
+	mkdir(t, filepath.Join(volume, "gone"))
+	dir := workspace(t)
+	at := func(name string) string { return mkdir(t, filepath.Join(dir, name)) }
+	bind(t, base, at("base"))
+	bind(t, filepath.Join(at("base"), "v"), at("volume"))
+	bind(t, volume+"x", at("sibling"))
+	bind(t, filepath.Join(volume, "in", "v"), at("nested"))
+	bind(t, filepath.Join(volume, "gone"), at("gone"))
+	must(t, os.Remove(filepath.Join(volume, "gone")))
+	bind(t, top, at("moved"))
+	other := filesystem(t)
+	bind(t, mkdir(t, filepath.Join(other, "base", "v")), at("other"))
+	must(t, os.Symlink(top, filepath.Join(dir, "link")))
+
+	check := func(path string, want map[string]string) {
+		t.Helper()
+		for name, r := range readers {
+			found, err := (&table{reader: r}).inside(path)
+			got := map[string]string{}
+			for _, m := range found {
+				got[filepath.Base(m.Point)] = m.Rel
+			}
+			if err != nil || len(got) != len(want) || len(found) != len(want) {
+				t.Errorf("%s: inside %s: got %q, %v, want %q", name, path, got, err, want)
+			}
+			for at, rel := range want {
+				if had, ok := got[at]; !ok || had != rel {
+					t.Errorf("%s: inside %s: at %s %q, want %q", name, path, at, had, rel)
+				}
+			}
+		}
+	}
+	inVolume := map[string]string{"volume": "", "nested": "/in/v", "gone": "/gone"}
+	for _, path := range []string{volume, at("base") + "/v", at("volume"), at("moved") + "/base/v", filepath.Join(dir, "link/base/v")} {
+		check(path, inVolume)
+	}
+	check(filepath.Join(volume, "in", "v"), map[string]string{"nested": ""})
+	check(volume+"x", map[string]string{"sibling": ""})
+	check(base, map[string]string{"base": "", "volume": "/v", "sibling": "/vx", "nested": "/v/in/v", "gone": "/v/gone"})
+	check(top, map[string]string{
+		filepath.Base(top): "", "moved": "", "base": "/base", "volume": "/base/v", "sibling": "/base/vx", "nested": "/base/v/in/v", "gone": "/base/v/gone",
+	})
+	check(at("other"), map[string]string{"other": ""})
+
+	// The kernel reports no rename. The paths are right all the same.
+	_, err := Inside(volume)
+	must(t, err)
+	must(t, os.Rename(base, filepath.Join(top, "renamed")))
+	volume = filepath.Join(top, "renamed", "v")
+	check(volume, inVolume)
+	found, err := Inside(volume)
+	if err != nil || len(found) != 3 {
+		t.Errorf("after a rename: %v, %v", found, err)
+	}
+	if _, err := Inside(filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an absent directory: %v", err)
+	}
+	must(t, os.Symlink(volume, filepath.Join(dir, "last")))
+	if _, err := Inside(filepath.Join(dir, "last")); err == nil {
+		t.Error("a symbolic link is taken for a directory")
+	}
+}
+
+// renaming renames a directory between the two looks of a question, for some times.
+type renaming struct {
+	reader
+	a, b string
+	left int
+}
+
+func (r *renaming) again(mounts []Info) ([]Info, error) {
+	if r.left > 0 {
+		if err := os.Rename(r.a, r.b); err != nil {
+			return nil, err
+		}
+		r.a, r.b, r.left = r.b, r.a, r.left-1
+	}
+	return r.reader.again(mounts)
+}
+
+// TestInsideWhileRenamed: the answer is right or an error, and never that nothing is
+// mounted.
+func TestInsideWhileRenamed(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	top := filesystem(t)
+	mkdir(t, filepath.Join(top, "a", "v"))
+	bind(t, filepath.Join(top, "a", "v"), mkdir(t, filepath.Join(top, "to")))
+	f := open(t, filepath.Join(top, "a", "v"))
+	for name, r := range readers {
+		for _, times := range []int{1, attempts - 1} {
+			r := &renaming{reader: r, a: filepath.Join(top, "a"), b: filepath.Join(top, "b"), left: times}
+			found, err := (&table{reader: r}).inside(procPath(f) + "/.")
+			if err != nil || len(found) != 1 || found[0].Rel != "" {
+				t.Errorf("%s: renamed %d times: got %+v, %v", name, times, found, err)
+			}
+			if r.a == filepath.Join(top, "b") {
+				must(t, os.Rename(r.a, r.b))
+			}
+		}
+		r := &renaming{reader: r, a: filepath.Join(top, "a"), b: filepath.Join(top, "b"), left: attempts}
+		if found, err := (&table{reader: r}).inside(procPath(f) + "/."); err == nil {
+			t.Errorf("%s: renamed all the time: got %+v", name, found)
+		}
+	}
+}
+
+func TestIsPoint(t *testing.T) {
+	if !ownNamespace(t) {
+		return
+	}
+	dir := workspace(t)
+	for _, name := range strange {
+		at := mkdir(t, filepath.Join(dir, name))
+		wantPoint(t, at, false)
+		must(t, unix.Mount("none", at, "tmpfs", 0, ""))
+		wantPoint(t, at, true)
+		wantPoint(t, mkdir(t, filepath.Join(at, "below")), false)
+		link := filepath.Join(mkdir(t, filepath.Join(dir, "links")), name)
+		must(t, os.Symlink(at, link))
+		wantPoint(t, link, false)
+		must(t, unix.Unmount(at, unix.MNT_DETACH))
+		wantPoint(t, at, false)
+	}
+	if _, err := IsPoint(filepath.Join(dir, "absent")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an absent directory: %v", err)
+	}
+}
+
+func wantPoint(t *testing.T, path string, want bool) {
+	t.Helper()
+	if is, err := IsPoint(path); is != want || err != nil {
+		t.Errorf("%q: got %v, %v", path, is, err)
+	}
+}
+
+// TestSilence: a question without an answer is an error, after which none is asked until
+// the answer has come.
+func TestSilence(t *testing.T) {
+	var overdue atomic.Int64
+	release := make(chan struct{})
+	silent := func() (int, error) { <-release; return 1, nil }
+	never := func() (int, error) { t.Error("asked while another question waits"); return 0, nil }
+	if _, err := askFor(time.Millisecond, &overdue, silent); !errors.Is(err, ErrSilent) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := askFor(time.Hour, &overdue, never); !errors.Is(err, ErrSilent) {
+		t.Errorf("got %v", err)
+	}
+	close(release)
+	for overdue.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if n, err := askFor(time.Hour, &overdue, silent); n != 1 || err != nil {
+		t.Errorf("got %d, %v", n, err)
+	}
+	if _, err := askFor(time.Hour, &overdue, func() (int, error) { return 0, unix.EIO }); !errors.Is(err, unix.EIO) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestWatch: a change is reported once, also one from before the wait.
+func TestWatch(t *testing.T) {
+	if !emptyNamespace(t) {
+		return
+	}
+	dir := mkdir(t, "/at")
+	w, err := NewWatch()
+	must(t, err)
+	want := func(within time.Duration, want bool) {
+		t.Helper()
+		if changed, err := w.Changed(within); changed != want || err != nil {
+			t.Errorf("got %v, %v", changed, err)
+		}
+	}
+	want(0, false)
+	must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+	want(0, true)
+	want(10*time.Millisecond, false)
+	waiting := make(chan struct{})
+	go func() {
+		defer close(waiting)
+		want(time.Minute, true)
+	}()
+	must(t, unix.Unmount(dir, 0))
+	<-waiting
+	must(t, w.Close())
+}

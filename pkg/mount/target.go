@@ -1,0 +1,253 @@
+package mount
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// targetMode is the mode of a target directory, which what is mounted there hides.
+const targetMode = 0o750
+
+// Targets are the places where something may be mounted: below one directory, by a path
+// without symbolic links. This process is root, so a link that a pod put there would have
+// it mount, unmount or remove directories anywhere on the node.
+type Targets struct {
+	given    string // as the caller writes it
+	resolved string // without symbolic links, as the mount table has it
+}
+
+// NewTargets returns the targets below a directory, which need not be there yet.
+func NewTargets(dir string) (*Targets, error) {
+	if !filepath.IsAbs(dir) {
+		return nil, fmt.Errorf("%q: want an absolute path", dir)
+	}
+	given := filepath.Clean(dir)
+	resolved, err := filepath.EvalSymlinks(given)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &Targets{given: given, resolved: given}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", given, err)
+	}
+	return &Targets{given: given, resolved: resolved}, nil
+}
+
+// Contain reports whether a path of the mount table is that of a target.
+func (t *Targets) Contain(path string) bool {
+	return strings.HasPrefix(path, strings.TrimSuffix(t.resolved, "/")+"/")
+}
+
+// Target is a place where something may be mounted.
+type Target struct {
+	path string // absolute and resolved, as the mount table has it
+	rel  string // below root
+	root string
+}
+
+// maxName is the most bytes that a file's name can have (NAME_MAX).
+const maxName = 255
+
+// Path returns the path of the target, without symbolic links.
+func (t Target) Path() string { return t.path }
+
+// Parse returns the target at a path. It looks at the words alone.
+func (t *Targets) Parse(path string) (Target, error) {
+	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
+		return Target{}, invalid("want an absolute path without . or .. or doubled slashes")
+	}
+	if strings.Contains(path, "\x00") || len(path) >= unix.PathMax ||
+		slices.ContainsFunc(strings.Split(path, "/"), func(name string) bool { return len(name) > maxName }) {
+		return Target{}, invalid("no file can have such a name")
+	}
+	for _, root := range []string{t.given, t.resolved} {
+		if rel, ok := strings.CutPrefix(path, strings.TrimSuffix(root, "/")+"/"); ok {
+			return Target{path: filepath.Join(t.resolved, rel), rel: rel, root: t.resolved}, nil
+		}
+	}
+	return Target{}, &problem{ErrOutside, "want a path below " + t.given}
+}
+
+// Open opens what is at the target, mounted or not, for fstat and the like. The caller
+// closes it. A symbolic link anywhere below the directory of the targets is ErrInvalid,
+// what is absent fs.ErrNotExist.
+func (t Target) Open() (*os.File, error) { return t.openBelow(t.rel) }
+
+// Check fails for a target that Open refuses; an absent one will do.
+func (t Target) Check() error {
+	f, err := t.Open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// openParent opens the directory that the target is in, like Open.
+func (t Target) openParent() (*os.File, error) { return t.openBelow(filepath.Dir(t.rel)) }
+
+func (t Target) openBelow(rel string) (*os.File, error) {
+	root, err := unix.Open(t.root, pathOnly|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: t.root, Err: err}
+	}
+	defer unix.Close(root)
+	fd, err := openBeneath(root, rel)
+	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) {
+		return nil, invalid("path %q: has a symbolic link below %s: remove the link", t.path, t.root)
+	}
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, inTheWay("path %q: has a file where a directory is wanted: move it away", t.path)
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: t.path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), t.path), nil
+}
+
+// openBeneath opens a path below a directory, following no symbolic link: ELOOP.
+func openBeneath(dir int, rel string) (int, error) {
+	fd, err := unix.Openat2(dir, rel, &unix.OpenHow{
+		Flags:   pathOnly,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
+		// A kernel before 5.6, or a seccomp profile that does not know the call.
+		return walkBeneath(dir, rel)
+	}
+	return fd, err
+}
+
+// walkBeneath does the same by one openat for each component.
+func walkBeneath(dir int, rel string) (int, error) {
+	at, err := unix.Openat(dir, ".", pathOnly, 0)
+	if err != nil {
+		return -1, err
+	}
+	for _, name := range strings.Split(rel, "/") {
+		if name == ".." {
+			_ = unix.Close(at)
+			return -1, unix.EXDEV
+		}
+		next, err := openNoLink(at, name)
+		_ = unix.Close(at)
+		if err != nil {
+			return -1, err
+		}
+		at = next
+	}
+	return at, nil
+}
+
+func openNoLink(dir int, name string) (int, error) {
+	fd, err := unix.Openat(dir, name, pathOnly|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		err = unix.ELOOP
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// EnsureDir makes the target directory, in a parent that is there, and reports
+// whether it had to.
+func (t Target) EnsureDir() (made bool, err error) {
+	parent, err := t.openParent()
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, inTheWay("directory %q is not there: create it first", filepath.Dir(t.path))
+	}
+	if err != nil {
+		return false, err
+	}
+	defer parent.Close()
+	err = unix.Mkdirat(int(parent.Fd()), filepath.Base(t.path), targetMode)
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, &fs.PathError{Op: "mkdir", Path: t.path, Err: err}
+	}
+	return err == nil, t.CheckEmptyDir()
+}
+
+// CheckEmptyDir fails unless the target is a directory with nothing in it: what
+// a mount would hide is somebody's.
+func (t Target) CheckEmptyDir() error {
+	at, err := t.Open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return inTheWay("directory %q is not there: create it first", t.path)
+	}
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	dir, err := os.OpenFile(procPath(at), os.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOTDIR) {
+		return inTheWay("%q: a directory is wanted there, found something else: move it away", t.path)
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if names, _ := dir.Readdirnames(1); len(names) > 0 {
+		return inTheWay("directory %q is not empty, it has %q: a mount would hide that; move it away", t.path, names[0])
+	}
+	return nil
+}
+
+// RemoveDir removes the target directory. What is absent is no error; a
+// directory that has something in it stays, with all of it.
+func (t Target) RemoveDir() error {
+	parent, err := t.openParent()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer parent.Close()
+	err = unix.Unlinkat(int(parent.Fd()), filepath.Base(t.path), unix.AT_REMOVEDIR)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.ENOTDIR):
+		return inTheWay("%q: an empty directory is wanted there: %v: it is kept; look what it is and move it away", t.path, err)
+	case err != nil:
+		return &fs.PathError{Op: "rmdir", Path: t.path, Err: err}
+	}
+	return nil
+}
+
+// Place returns what is at the target.
+func (t Target) Place() (Place, error) {
+	f, err := t.Open()
+	if err != nil {
+		return Place{}, err
+	}
+	defer f.Close()
+	return placeOf(f)
+}
+
+// Top returns the mount on top at the target, false for none.
+func (t Target) Top() (Info, bool, error) {
+	f, err := t.Open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return Info{}, false, nil
+	}
+	if err != nil {
+		return Info{}, false, err
+	}
+	defer f.Close()
+	return Of(f)
+}

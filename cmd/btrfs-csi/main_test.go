@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		main()
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(btrfstest.Main(m.Run))
 }
 
 // command prepares a run of the command.

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

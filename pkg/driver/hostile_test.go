@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -98,7 +99,7 @@ func TestMain(m *testing.M) {
 		fmt.Print(os.Geteuid())
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(btrfstest.Main(m.Run))
 }
 
 // TestSetuidAndDevices: a program of root's and a device node that a pod has put into its

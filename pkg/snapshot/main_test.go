@@ -7,9 +7,11 @@ import (
 	"testing"
 
 	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// TestMain silences the log: thousands of crashes make hundreds of thousands of
+// TestMain also silences the log: thousands of crashes make hundreds of thousands of
 // lines.
 func TestMain(m *testing.M) {
 	flags := flag.NewFlagSet("klog", flag.ExitOnError)
@@ -17,5 +19,5 @@ func TestMain(m *testing.M) {
 	_ = flags.Set("logtostderr", "false")
 	_ = flags.Set("stderrthreshold", "FATAL")
 	klog.SetOutput(io.Discard)
-	os.Exit(m.Run())
+	os.Exit(btrfstest.Main(m.Run))
 }

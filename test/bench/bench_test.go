@@ -15,6 +15,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
+func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
+
 // smallest is a benchmark that takes some seconds.
 func smallest(t *testing.T) *bench {
 	t.Helper()

@@ -30,14 +30,14 @@ const poolSize = 8 << 30
 
 var modes = []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple}
 
-// TestMain silences the engine's log of every pool that is opened.
+// TestMain also silences the engine's log of every pool that is opened.
 func TestMain(m *testing.M) {
 	flags := flag.NewFlagSet("klog", flag.ExitOnError)
 	klog.InitFlags(flags)
 	_ = flags.Set("logtostderr", "false")
 	_ = flags.Set("stderrthreshold", "FATAL")
 	klog.SetOutput(io.Discard)
-	os.Exit(m.Run())
+	os.Exit(btrfstest.Main(m.Run))
 }
 
 // TestSuite runs containerd's suite on the engine, on one filesystem for each

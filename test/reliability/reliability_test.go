@@ -56,6 +56,7 @@ func number(t *testing.T, variable string, standard int) int {
 	return n
 }
 
+// built is the driver, in a directory that goes with the tests' temporary files.
 var built struct {
 	dir string
 	sync.Once
@@ -63,11 +64,7 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if built.dir != "" {
-		_ = os.RemoveAll(built.dir)
-	}
-	os.Exit(code)
+	os.Exit(btrfstest.Main(m.Run))
 }
 
 // build builds the driver, once, with the race detector if the test has it. Another

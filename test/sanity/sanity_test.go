@@ -19,6 +19,8 @@ import (
 // a pool promises none of more than it has left.
 const poolSize = 40 << 30
 
+func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
+
 func TestSanity(t *testing.T) {
 	engine := openEngine(t, btrfstest.Mount(t, btrfstest.Size(poolSize)))
 	dir := t.TempDir()

@@ -32,12 +32,12 @@ var errNoDriver = errors.New("no driver is running")
 
 // httpHandler serves what is asked over the network. Nothing of it changes
 // anything.
-func httpHandler(m *metrics, ready func() bool) http.Handler {
+func httpHandler(m *metrics, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if !ready() {
-			http.Error(w, "pools are being reconciled, or the socket is being made", http.StatusServiceUnavailable)
+		if err := ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
 		fmt.Fprintln(w, "ok")

@@ -1,3 +1,9 @@
+// The Go runtime would read the mount table at the start, for a CPU limit. While the disk
+// of one btrfs does not answer the kernel does not get to the end of that table, holds it
+// locked, and nobody on the node can mount. So no limit is looked for; the chart sets none.
+//
+//go:debug containermaxprocs=0
+
 // Command btrfs-csi is the CSI driver for btrfs, and what looks at its pools.
 package main
 

@@ -49,6 +49,8 @@ type serveOptions struct {
 	quota      string
 	loopPool   string
 
+	poolTimeout time.Duration
+
 	endpointOwner int
 	register      bool
 	kubernetes    bool
@@ -85,6 +87,7 @@ itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
 	f.StringVar(&o.http, "http", "", "address to serve /healthz, /readyz and /metrics on, for example :9808; empty for none")
 	f.StringVar(&o.quota, "quota", string(snapshot.QuotaAuto), "how sizes are enforced: full (exact), simple (cheap with many snapshots), none, or auto (what the filesystem has, else full)")
 	f.StringVar(&o.loopPool, "loop-pool", "", "size of a pool \"default\" in a sparse file, for example 20Gi, made where --state-dir is not on btrfs and grown when this is raised")
+	f.DurationVar(&o.poolTimeout, "pool-timeout", 5*time.Second, "how long the disk of a pool may take to answer before the pool is left out until it does; more for disks that sleep")
 	f.IntVar(&o.endpointOwner, "endpoint-owner", 0, "ID of the user that the socket belongs to, for sidecars that do not run as root")
 	f.BoolVar(&o.register, "register", false, "register with the kubelet of --kubelet-dir")
 	f.BoolVar(&o.kubernetes, "kubernetes", false, "mirror the volumes of this node into the cluster, and serve it: expansion from any node, restores where their source is, orphans")
@@ -123,8 +126,19 @@ func serve(ctx context.Context, o serveOptions) error {
 
 	var engine atomic.Pointer[snapshot.Engine] // nil until the pools are reconciled
 	var csi atomic.Pointer[driver.Driver]      // nil until it is made
-	reconciled := func() bool { return engine.Load() != nil }
-	ready := func() bool { d := csi.Load(); return d != nil && d.Serving() }
+	answers := func() error {
+		e := engine.Load()
+		if e == nil {
+			return errors.New("pools are being reconciled")
+		}
+		return e.Answering()
+	}
+	ready := func() error {
+		if d := csi.Load(); d == nil || !d.Serving() {
+			return errors.New("pools are being reconciled, or the socket is being made")
+		}
+		return answers()
+	}
 	metrics := newMetrics(&engine)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -145,14 +159,14 @@ func serve(ctx context.Context, o serveOptions) error {
 	if renewed != "" {
 		logger.Info("Index made anew", "reason", renewed)
 	}
-	e, err := snapshot.Open(ctx, wrapHost(host), index)
+	e, err := snapshot.Open(ctx, wrapHost(host), index, snapshot.Patience(o.poolTimeout))
 	if err != nil {
 		return errors.Join(err, index.Close())
 	}
 	defer e.Close()
 	engine.Store(e)
 	debug.FreeOSMemory() // reconciling has read every record; serving keeps none of them
-	m, d, err := o.wire(e, reconciled, metrics)
+	m, d, err := o.wire(e, func() bool { return answers() == nil }, metrics)
 	if err != nil {
 		return err
 	}

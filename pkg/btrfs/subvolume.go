@@ -89,6 +89,20 @@ func setReadOnly(fd int, readOnly bool) error {
 	return err
 }
 
+// AwaitThaw returns when the filesystem of a directory lets a writer in: it waits in the
+// kernel, where nothing ends the waiting, while the filesystem is frozen (FIFREEZE).
+// The kernel does not tell otherwise: FIFREEZE fails for one that is frozen, and freezes
+// one that is not. So flags that no subvolume can have are asked for, which the kernel
+// refuses only when it has let the writer in. It takes no lock of an inode, begins no
+// transaction, and changes nothing.
+func AwaitThaw(path string) error {
+	return withDir("write to", path, func(fd int) error {
+		impossible := uint64(1) << 63
+		_, _ = ioctl(fd, iocSubvolSetFlags, unsafe.Pointer(&impossible))
+		return nil
+	})
+}
+
 // Sync makes every subvolume created or destroyed in dir before the call
 // durable. It is fsync: btrfs answers it with a full commit when an entry for a
 // subvolume changed in dir since the last one, and with nothing when a commit

@@ -292,7 +292,7 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 		return &csi.GetCapacityResponse{}, nil
 	}
 	capacity, err := s.engine.Capacity(ctx, name)
-	if errors.Is(err, snapshot.ErrNoPool) {
+	if errors.Is(err, snapshot.ErrNoPool) || errors.Is(err, snapshot.ErrSilent) { // no pods are to be sent there
 		return &csi.GetCapacityResponse{}, nil
 	}
 	if err != nil {

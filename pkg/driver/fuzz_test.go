@@ -253,7 +253,7 @@ func (r *fuzzRig) begin(t *testing.T) {
 	r.pool.ID = fuzzPool
 	index, _, err := meta.OpenIndex(filepath.Join(t.TempDir(), "index.db"))
 	must(t, err)
-	r.engine, err = snapshot.Open(t.Context(), host, index)
+	r.engine, err = snapshot.Open(t.Context(), host, index, snapshot.Patience(time.Minute))
 	must(t, err)
 	t.Cleanup(func() { must(t, r.engine.Close()) })
 	r.driver.engine = r.engine

@@ -94,7 +94,7 @@ func (s *node) NodeGetStorageHealth(ctx context.Context, _ *csi.NodeGetStorageHe
 
 func addBackend(response *csi.NodeGetStorageHealthResponse, f fault) {
 	status := csi.StorageHealthErrorType_STORAGE_DEGRADED
-	if f.reason == unusable {
+	if f.reason == unusable || f.reason == silent {
 		status = csi.StorageHealthErrorType_STORAGE_UNREACHABLE
 	}
 	at := slices.IndexFunc(response.BackendHealth, func(b *csi.NodeGetStorageHealthResponse_StorageBackendHealth) bool {
@@ -115,8 +115,14 @@ type fault struct{ reason, message string }
 // unusable is the reason of a pool that cannot be used at all.
 const unusable = "PoolUnusable"
 
+// silent is the reason of a pool whose disk does not answer.
+const silent = "PoolSilent"
+
 // faultsOf returns what is wrong with a pool, each reason once.
 func faultsOf(pool snapshot.PoolStatus) []fault {
+	if pool.Silent {
+		return []fault{{silent, pool.Error}}
+	}
 	if pool.ID == "" {
 		return []fault{{unusable, fmt.Sprintf("pool %q: %s", pool.Name, pool.Error)}}
 	}

@@ -95,7 +95,7 @@ func (r *rig) openEngine(quota btrfs.QuotaMode) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if r.engine, err = snapshot.Open(context.Background(), host, index); err != nil {
+	if r.engine, err = snapshot.Open(context.Background(), host, index, snapshot.Patience(time.Minute)); err != nil {
 		r.t.Fatal(err)
 	}
 	r.t.Cleanup(func() { _ = r.engine.Close() })

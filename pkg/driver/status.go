@@ -27,6 +27,7 @@ var meanings = []struct {
 	{snapshot.ErrInvalid, codes.InvalidArgument},
 	{snapshot.ErrOutOfRange, codes.OutOfRange},
 	{snapshot.ErrNested, codes.FailedPrecondition},
+	{snapshot.ErrFrozen, codes.FailedPrecondition},
 	{snapshot.ErrForeign, codes.FailedPrecondition},
 	{snapshot.ErrUnreadable, codes.FailedPrecondition},
 	{snapshot.ErrAmbiguous, codes.FailedPrecondition},

@@ -120,11 +120,11 @@ func (w *world) indexFiles() map[string][]byte {
 	return files
 }
 
-func (w *world) open() {
+func (w *world) open(options ...snapshot.Option) {
 	w.t.Helper()
 	index, _, err := meta.OpenIndex(w.index)
 	must(w.t, err)
-	w.e, err = snapshot.Open(w.t.Context(), w.host, index)
+	w.e, err = snapshot.Open(w.t.Context(), w.host, index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
 	must(w.t, err)
 }
 

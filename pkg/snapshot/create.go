@@ -95,7 +95,9 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		ID: ref.ID, Name: spec.Name, Kind: kind, State: meta.Creating, Size: size, Created: time.Now().UTC(),
 		Source: source, Parameters: spec.Parameters, Labels: spec.Labels,
 	}}
-	entry, err = l.make(from)
+	if err = l.begin(); err == nil {
+		entry, err = l.make(from)
+	}
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
@@ -234,6 +236,7 @@ func (l *located) populate(from *located) error {
 	if err := l.Snapshot(from.slot, l.slot, l.record.Kind.ReadOnly()); err != nil {
 		return err
 	}
+	from.Filesystem = l.Filesystem
 	// Asked again: a pod may have made one in between, which would be missing
 	// from the snapshot without a word.
 	return from.refuseNested(l.record.Parameters)

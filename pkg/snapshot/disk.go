@@ -58,7 +58,7 @@ func (d *disk) inSubvolume(s Slot, fn func(path string) error) error {
 
 // inRoot is within for the functions that want a directory of the filesystem.
 func (d *disk) inRoot(fn func(path string) error) error {
-	return d.within(func(root string) error { return fn(root + "/.") })
+	return d.within(func(root string) error { return named(fn(root+"/."), root+"/.", d.path) })
 }
 
 func (d *disk) PoolID() string { return d.id }
@@ -77,6 +77,7 @@ func (d *disk) Alive() error {
 	}
 	defer unix.Close(fd)
 	id, err := d.readIdentity(fdPath(fd))
+	err = named(err, fdPath(fd)+"/", d.path+"/")
 	if err == nil && id.ID != d.id {
 		err = fmt.Errorf("its ID is %s now, it was %s", id.ID, d.id)
 	}
@@ -88,6 +89,8 @@ func (d *disk) Alive() error {
 	}
 	return nil
 }
+
+func (d *disk) Thawed() error { return d.inRoot(btrfs.AwaitThaw) }
 
 func (d *disk) checkQuota() error {
 	if d.readOnly || d.mode == btrfs.QuotaNone {

@@ -74,6 +74,9 @@
 //
 // # Concurrency
 //
+// A pool whose disk does not answer is left out by a guard around its Filesystem:
+// see guard.
+//
 // Nobody waits. What is made, changed or removed is locked by its ID, the source
 // of a copy shared; a second operation gets ErrBusy. Queries lock nothing: they
 // see a slot before or after a step. No lock is held across the I/O of another

@@ -45,18 +45,24 @@ type Engine struct {
 
 	onChange func(meta.Ref) // nil: nobody is told
 	wake     chan struct{}  // has Run look at the pools
+	patience patience       // with each pool
+	troubles troubles
 
-	mu     sync.RWMutex     // protects what follows; never held across I/O
-	pools  map[string]*pool // by name
-	broken map[string]error // what looks like a pool and is none, by name
-	denied map[string]error // pools to be kept out of use, by ID
+	mu       sync.RWMutex         // protects what follows; never held across I/O
+	pools    map[string]*pool     // by name
+	broken   map[string]error     // what looks like a pool and is none, by name
+	denied   map[string]error     // pools to be kept out of use, by ID
+	attempts map[string]time.Time // to take pools into use, that are under way, by name
 }
 
 // pool is one pool in use. Its name and Filesystem do not change.
 type pool struct {
 	name string
 	Filesystem
+	guard *guard // is the Filesystem
 
+	tending   sync.Mutex  // held while it is maintained; whoever finds it held does without
+	returned  atomic.Bool // after a silence: what operations left half done meanwhile is to be completed
 	leftovers leftovers
 	commits   commits
 	erased    erased
@@ -67,11 +73,32 @@ type pool struct {
 	rightLimits map[uint64]int64 // of the last look that found none wrong; of maintain alone
 }
 
+// An Option is a setting of an Engine.
+type Option func(*Engine)
+
+// Patience sets how long a pool may take to answer one look-up before it is taken for
+// silent, and left out until it answers: 5 s without this option.
+func Patience(d time.Duration) Option {
+	return func(e *Engine) {
+		e.patience.look = d
+		e.patience.walk = max(e.patience.walk, d)
+		e.patience.step = max(e.patience.step, d)
+		e.patience.thaw = max(e.patience.thaw, d/5)
+	}
+}
+
 // Open finds the pools of the host, reconciles each with its ledger, and
 // returns an engine that serves them. The index belongs to the engine from then
-// on. A pool that cannot be used does not keep Open from serving the others.
-func Open(ctx context.Context, host Host, index *meta.Index) (*Engine, error) {
-	e := &Engine{host: host, index: index, wake: make(chan struct{}, 1), pools: map[string]*pool{}, broken: map[string]error{}}
+// on. A pool that cannot be used does not keep Open from serving the others, nor does one
+// whose disk does not answer.
+func Open(ctx context.Context, host Host, index *meta.Index, options ...Option) (*Engine, error) {
+	e := &Engine{
+		host: host, index: index, wake: make(chan struct{}, 1), patience: defaultPatience,
+		pools: map[string]*pool{}, broken: map[string]error{}, attempts: map[string]time.Time{},
+	}
+	for _, option := range options {
+		option(e)
+	}
 	if err := e.refresh(ctx); err != nil {
 		return nil, err
 	}
@@ -101,7 +128,7 @@ func (e *Engine) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		e.wait(ctx)
 		if err := e.refresh(ctx); err != nil && ctx.Err() == nil {
-			klog.FromContext(ctx).Error(err, "Pools cannot be read")
+			e.complain(ctx, "Pools cannot be read", "", err)
 		}
 	}
 }
@@ -128,8 +155,10 @@ func (e *Engine) refresh(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("look for pools: %w", err)
 	}
-	for _, p := range e.allPools() {
-		if err := p.Alive(); err != nil || !slices.Contains(names, p.name) {
+	pools := e.allPools()
+	alive := each(pools, (*pool).alive)
+	for i, p := range pools {
+		if err := alive[i]; err != nil || !slices.Contains(names, p.name) {
 			e.drop(ctx, p, cmp.Or(err, refused[p.name]))
 		} else if err := e.deniedFor(p); err != nil {
 			e.drop(ctx, p, err)
@@ -137,9 +166,9 @@ func (e *Engine) refresh(ctx context.Context) error {
 	}
 	e.forget(names, refused)
 	fresh := e.openPools(ctx, names)
-	for _, p := range fresh {
-		if err := e.addPool(ctx, p, fresh); err != nil {
-			e.refuse(ctx, p.name, err)
+	for i, err := range each(fresh, func(p *pool) error { return e.takePool(ctx, p, fresh) }) {
+		if err != nil {
+			e.refuse(ctx, fresh[i].name, err)
 		}
 	}
 	for name, err := range refused {
@@ -148,20 +177,106 @@ func (e *Engine) refresh(ctx context.Context) error {
 	return nil
 }
 
+// each calls fn for all pools at once, so that one that does not answer holds up no other,
+// and returns what it returned, in their order.
+func each[P, T any](pools []P, fn func(P) T) []T {
+	results := make([]T, len(pools))
+	if len(pools) == 1 {
+		results[0] = fn(pools[0])
+		return results
+	}
+	var all sync.WaitGroup
+	for i, p := range pools {
+		all.Go(func() { results[i] = fn(p) })
+	}
+	all.Wait()
+	return results
+}
+
+// alive fails for a pool that is not there any more. One that is silent stays in use: it
+// may answer again at any moment, and the node would lose and gain its topology for it.
+func (p *pool) alive() error {
+	err := p.Alive()
+	if errors.Is(err, ErrSilent) {
+		return nil
+	}
+	return err
+}
+
 // openPools opens those that are not in use.
 func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*pool) {
-	for _, name := range names {
-		if _, err := e.pool(name); err == nil {
-			continue
-		}
-		filesystem, err := e.host.Open(ctx, name)
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		e.mu.RLock()
+		defer e.mu.RUnlock()
+		return e.pools[name] != nil
+	})
+	opened := each(names, func(name string) *pool {
+		p, err := e.openPool(ctx, name)
 		if err != nil {
 			e.refuse(ctx, name, err)
-			continue
 		}
-		fresh = append(fresh, &pool{name: name, Filesystem: filesystem, commits: commits{filesystem: filesystem}})
+		return p
+	})
+	return slices.DeleteFunc(opened, func(p *pool) bool { return p == nil })
+}
+
+// openPool looks at a pool first: opening it may take as long as its filesystem takes to
+// turn quota on, and one that is silent is not to hold up the others for as long.
+func (e *Engine) openPool(ctx context.Context, name string) (*pool, error) {
+	err := e.attempt(name, "Look", time.After(e.patience.look), nil, func() error { return e.host.Look(ctx, name) })
+	if err != nil {
+		return nil, err
 	}
-	return fresh
+	opened := make(chan Filesystem, 1) // nobody reads it when the attempt is given up
+	err = e.attempt(name, "Open", time.After(e.patience.step), nil, func() error {
+		filesystem, err := e.host.Open(ctx, name)
+		opened <- filesystem
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	filesystem := <-opened
+	g := newGuard(name, filesystem, e.patience)
+	p := &pool{name: name, Filesystem: g, guard: g, commits: commits{filesystem: g}, erased: erased{turn: make(chan struct{}, 1)}}
+	g.changed = func() { e.answered(ctx, p) }
+	return p, nil
+}
+
+// takePool is addPool for a pool that may become silent meanwhile.
+func (e *Engine) takePool(ctx context.Context, p *pool, fresh []*pool) error {
+	silent, _ := p.guard.state()
+	return e.attempt(p.name, "Reconcile", nil, silent, func() error { return e.addPool(ctx, p, fresh) })
+}
+
+// attempt makes one step of taking a pool into use, and does not wait for it any more when
+// the time is over or the pool is found silent. No other is begun before it has ended.
+func (e *Engine) attempt(name, step string, timeout <-chan time.Time, silent <-chan struct{}, fn func() error) error {
+	e.mu.Lock()
+	began, busy := e.attempts[name]
+	if !busy {
+		began = time.Now()
+		e.attempts[name] = began
+	}
+	e.mu.Unlock()
+	if busy {
+		return silentSince(name, what{method: step}, began)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		err := fn()
+		e.mu.Lock()
+		delete(e.attempts, name)
+		e.mu.Unlock()
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-timeout:
+	case <-silent:
+	}
+	return silentSince(name, what{method: step}, began)
 }
 
 // addPool reconciles a pool and takes it into use. fresh are all that could be.
@@ -257,10 +372,14 @@ func (e *Engine) drop(ctx context.Context, p *pool, reason error) {
 func (e *Engine) refuse(ctx context.Context, name string, reason error) {
 	e.mu.Lock()
 	known := e.broken[name]
-	e.broken[name] = reason
+	if e.pools[name] == nil { // an attempt that was given up may have come to its end
+		e.broken[name] = reason
+	}
 	e.mu.Unlock()
-	if known == nil || known.Error() != reason.Error() {
+	if e.troubles.news("Pool cannot be used", name, reason) || known == nil {
 		klog.FromContext(ctx).Error(reason, "Pool cannot be used", "pool", name)
+	}
+	if known == nil || known.Error() != reason.Error() {
 		e.changed(meta.Ref{})
 	}
 }
@@ -291,11 +410,7 @@ func (e *Engine) allPools() []*pool {
 // hold keeps all pools open for an operation, which does not know yet in which of
 // them it has to look.
 func (e *Engine) hold() (release func()) {
-	pools := e.allPools()
-	releases := make([]func(), 0, len(pools))
-	for _, p := range pools {
-		releases = append(releases, p.Hold())
-	}
+	releases := each(e.allPools(), func(p *pool) func() { return p.Hold() })
 	return func() {
 		for _, release := range releases {
 			release()
@@ -334,9 +449,10 @@ func (e *Engine) pool(name string) (*pool, error) {
 // located is a slot and its record, in the pool that holds it.
 type located struct {
 	*pool
-	slot   Slot
-	record meta.Record
-	coming *coming // to a commit; nil where nobody was told
+	Filesystem // the pool's; from begin on a patient one
+	slot       Slot
+	record     meta.Record
+	coming     *coming // to a commit; nil where nobody was told
 }
 
 // find looks a volume or snapshot up in the ledgers of all pools. What no pool
@@ -349,21 +465,13 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	var found []located
 	var sick unaskedError
 	pools := e.allPools()
-	for _, p := range pools {
-		for _, kind := range ref.Class.Kinds() {
-			l, err := p.read(slotOf(kind, ref.ID))
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			if errors.Is(err, ErrPoolAway) { // a sick disk stops only what may be on it
-				sick.add(p, fmt.Errorf("%s: %w", ref, err))
-				continue
-			}
-			if err != nil {
-				return l, fmt.Errorf("%s: %w", ref, err)
-			}
-			found = append(found, l)
+	for i, looked := range each(pools, func(p *pool) lookedUp { return p.lookUp(ref) }) {
+		if errors.Is(looked.err, ErrPoolAway) { // a sick disk stops only what may be on it
+			sick.add(pools[i], fmt.Errorf("%s: %w", ref, looked.err))
+		} else if looked.err != nil {
+			return located{}, fmt.Errorf("%s: %w", ref, looked.err)
 		}
+		found = append(found, looked.found...)
 	}
 	switch len(found) {
 	case 1:
@@ -376,6 +484,37 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 		return located{}, cmp.Or(e.steady(pools, ref), absent)
 	}
 	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)
+}
+
+// lookedUp is what one pool holds of an ID.
+type lookedUp struct {
+	found []located
+	err   error
+}
+
+func (p *pool) lookUp(ref meta.Ref) (looked lookedUp) {
+	for _, kind := range ref.Class.Kinds() {
+		l, err := p.read(slotOf(kind, ref.ID))
+		switch {
+		case err == nil:
+			looked.found = append(looked.found, l)
+		case !errors.Is(err, fs.ErrNotExist):
+			looked.err = err
+			return looked
+		}
+	}
+	return looked
+}
+
+// begin admits an operation to the pool, which fails where it could not be ended: its
+// filesystem is frozen. From then on it is as patient as the kernel. What it looks up may
+// have to wait for a commit, and it is not to be given up between two steps.
+func (l *located) begin() error {
+	if err := l.pool.Thawed(); err != nil {
+		return fmt.Errorf("%s: %w", l.slot, l.explain(err))
+	}
+	l.Filesystem = l.guard.patiently()
+	return nil
 }
 
 // steady is ErrBusy when pools have come or gone since those were looked at: what was not
@@ -405,14 +544,18 @@ func (u *unaskedError) Unwrap() error          { return u.err }
 // read returns the record of a slot; fs.ErrNotExist for none, and also for an
 // empty directory, which a crash left before it wrote the record.
 func (p *pool) read(slot Slot) (located, error) {
-	l := located{pool: p, slot: slot}
+	l := located{pool: p, Filesystem: p.Filesystem, slot: slot}
 	data, err := p.Record(slot)
 	switch {
 	case err != nil:
 		return l, p.explain(err)
 	case data == nil:
-		if _, err := p.Info(slot); errors.Is(err, fs.ErrNotExist) {
+		_, err := p.Info(slot)
+		if errors.Is(err, fs.ErrNotExist) {
 			return l, fs.ErrNotExist
+		}
+		if errors.Is(err, ErrSilent) { // nobody knows what is there
+			return l, err
 		}
 		return l, fmt.Errorf("%s in pool %q: %w: move it away", slot, p.name, ErrForeign)
 	}
@@ -454,6 +597,12 @@ func (e *Engine) notHere(ref meta.Ref) error {
 		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
 	}
 	away := func(id, name string) error {
+		e.mu.RLock()
+		reason := e.broken[name]
+		e.mu.RUnlock()
+		if errors.Is(reason, ErrSilent) {
+			return fmt.Errorf("%s: was in it: %w", ref, reason)
+		}
 		return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, id, ErrPoolAway, name)
 	}
 	for _, k := range known {
@@ -475,6 +624,9 @@ func (e *Engine) notHere(ref meta.Ref) error {
 // and a subvolume that is gone is ErrLost. The caller holds the lock.
 func (e *Engine) settled(ref meta.Ref) (located, meta.Entry, error) {
 	l, err := e.find(ref)
+	if err == nil {
+		err = l.begin()
+	}
 	if err != nil {
 		return l, meta.Entry{}, err
 	}
@@ -552,8 +704,9 @@ func (e *Engine) syncPool(p *pool) error {
 
 // indexed notices a failed write to the index.
 func (e *Engine) indexed(ctx context.Context, err error) {
-	if err != nil {
-		e.indexBehind.Store(true)
-		klog.FromContext(ctx).Error(err, "Index not written, it will be made anew from the ledger")
+	if err == nil {
+		return
 	}
+	e.indexBehind.Store(true)
+	e.complain(ctx, "Index not written, it will be made anew from the ledger", "", err)
 }

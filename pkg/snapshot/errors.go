@@ -31,6 +31,11 @@ var (
 	ErrNoPool = errors.New("no such pool on this node")
 	// ErrPoolAway: the pool that holds it is not there, or not usable, now.
 	ErrPoolAway = errors.New("pool is away")
+	// ErrSilent: the disk of the pool gives no answer, and no error. It is an ErrPoolAway
+	// that may pass by itself.
+	ErrSilent = fmt.Errorf("%w: its disk does not answer", ErrPoolAway)
+	// ErrFrozen: the pool's filesystem lets nobody write until it is thawed.
+	ErrFrozen = errors.New("filesystem is frozen")
 	// ErrForgotten: a pool is away, and what it held was forgotten with the index. It
 	// is an ErrPoolAway for any ID that is in no pool here.
 	ErrForgotten = fmt.Errorf("%w, and what it held was forgotten with the index", ErrPoolAway)

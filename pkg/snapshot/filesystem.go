@@ -76,6 +76,8 @@ type Filesystem interface {
 	// Alive fails when the filesystem that was opened is no longer the one
 	// mounted there.
 	Alive() error
+	// Thawed returns when the filesystem lets a writer in, and waits while it is frozen.
+	Thawed() error
 	// Hold makes what is done until release cheaper: what each method opens, and
 	// closes again, stays open.
 	Hold() (release func())
@@ -172,6 +174,9 @@ type Usage struct {
 
 // Host finds the pools of a node.
 type Host interface {
+	// Look reads what Open would read of a pool, and changes nothing: where it does not
+	// return, Open would not.
+	Look(ctx context.Context, name string) error
 	// Pools returns the names of the pools that are there now, and of the
 	// directories that look like one and are not, with the reason.
 	Pools() (names []string, refused map[string]error, err error)

@@ -214,6 +214,15 @@ func (n *node) Wait(ctx context.Context) {
 // pollSlice is how long the end of ctx may stay unnoticed by Wait.
 const pollSlice = 250 * time.Millisecond
 
+func (n *node) Look(ctx context.Context, name string) error {
+	look := &node{pools: n.pools, quota: n.quota, passive: true}
+	_, err := look.Open(ctx, name)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // no pool yet
+	}
+	return err
+}
+
 func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	d := &disk{path: filepath.Join(n.pools, name)}
 	fd, is, err := d.openAny()
@@ -370,8 +379,11 @@ func (n *node) enableQuota(ctx context.Context, d *disk) error {
 		d.mode, d.quotaOff = status.Mode, true // there is nothing to limit, and nobody counts
 		return nil
 	}
-	klog.FromContext(ctx).Info("Enabling quota on the whole filesystem", "path", d.path, "mode", want)
-	return d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })
+	err = d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })
+	if err == nil { // else it is tried again every second, and told as why the pool cannot be used
+		klog.FromContext(ctx).Info("Quota enabled on the whole filesystem", "path", d.path, "mode", want)
+	}
+	return err
 }
 
 // usual is the mode that QuotaAuto turns on: that which the pool had, where somebody has

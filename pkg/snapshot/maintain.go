@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"sync"
 	"time"
@@ -61,7 +62,7 @@ func (e *Engine) maintain(ctx context.Context) {
 		case <-tick.C:
 		}
 		for _, p := range e.allPools() {
-			e.maintainPool(ctx, p)
+			go e.tend(ctx, p) // a step in a pool whose disk does not answer holds up that pool alone
 			if p.unread.Load() {
 				e.indexBehind.Store(true)
 			}
@@ -73,11 +74,39 @@ func (e *Engine) maintain(ctx context.Context) {
 	}
 }
 
+// tend maintains a pool, unless that is under way.
+func (e *Engine) tend(ctx context.Context, p *pool) {
+	if !p.tending.TryLock() {
+		return
+	}
+	defer p.tending.Unlock()
+	if _, silence := p.guard.state(); silence != nil || ctx.Err() != nil {
+		return
+	}
+	if err := p.Thawed(); err != nil {
+		e.complain(ctx, "Pool is not maintained", p.name, err)
+		return
+	}
+	if p.returned.Swap(false) {
+		findings, err := e.repair(ctx, p)
+		logFindings(ctx, findings)
+		if err != nil {
+			p.returned.Store(true)
+			e.complain(ctx, "What was left half done cannot be completed", p.name, err)
+		}
+	}
+	e.maintainPool(ctx, p)
+}
+
 // maintainPool forgets the accounting of what is gone, bounds what pods have nested, sets
 // limits that are wrong, and has a full quota that has become inconsistent, whose limits
 // are void, counted anew. Its cost is that of reading the root and the quota tree.
 func (e *Engine) maintainPool(ctx context.Context, p *pool) {
-	logger := klog.FromContext(ctx).WithValues("pool", p.name)
+	complain := func(err error, message string) {
+		if !errors.Is(err, ErrSilent) { // which is said already
+			e.complain(ctx, message, p.name, err)
+		}
+	}
 	for subvolume := range p.leftovers.all() {
 		if err := p.ForgetQuota(subvolume); err == nil {
 			p.leftovers.remove(subvolume)
@@ -89,21 +118,21 @@ func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 		p.leftovers.add(subvolume)
 	}
 	if err != nil {
-		logger.Error(err, "Stale quota cannot be read")
+		complain(err, "Stale quota cannot be read")
 	}
 	if err := e.boundNested(ctx, p); err != nil {
-		logger.Error(err, "Nested subvolumes cannot be bounded")
+		complain(err, "Nested subvolumes cannot be bounded")
 	}
 	if err := e.mendLimits(ctx, p); err != nil {
-		logger.Error(err, "Limits cannot be compared")
+		complain(err, "Limits cannot be compared")
 	}
 	status, err := p.QuotaStatus()
 	if err != nil {
-		logger.Error(err, "Quota status cannot be read")
+		complain(err, "Quota status cannot be read")
 		return
 	}
 	if needsRescan(status) {
-		logger.Info("Quota is inconsistent, limits are void until it has been rescanned", "rescanError", p.rescan())
+		klog.FromContext(ctx).Info("Quota is inconsistent, limits are void until it has been rescanned", "pool", p.name, "rescanError", p.rescan())
 		e.changed(meta.Ref{})
 	}
 }

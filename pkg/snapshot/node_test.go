@@ -52,11 +52,11 @@ func (n *node) start(t testing.TB) *snapshot.Engine {
 
 // open returns an engine that is closed when the test ends, unless that is done
 // already.
-func open(t testing.TB, host snapshot.Host, path string) *snapshot.Engine {
+func open(t testing.TB, host snapshot.Host, path string, options ...snapshot.Option) *snapshot.Engine {
 	t.Helper()
 	index, _, err := meta.OpenIndex(path)
 	must(t, err)
-	e, err := snapshot.Open(t.Context(), host, index)
+	e, err := snapshot.Open(t.Context(), host, index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
 	must(t, err)
 	t.Cleanup(func() { _ = e.Close() })
 	return e

@@ -2,8 +2,14 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
@@ -18,6 +24,79 @@ func (e *Engine) changed(ref meta.Ref) {
 	if e.onChange != nil {
 		e.onChange(ref)
 	}
+}
+
+// repeatTrouble is the time after which a trouble that lasts is logged again.
+const repeatTrouble = time.Hour
+
+// troubles are those that were logged.
+type troubles struct {
+	mu     sync.Mutex // protects logged
+	logged map[[2]string]trouble
+}
+
+type trouble struct {
+	text string
+	at   time.Time
+}
+
+// news reports whether a trouble of a pool, which may be empty, is to be logged: it is
+// another than before, or an hour has passed.
+func (t *troubles) news(message, pool string, err error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.logged == nil {
+		t.logged = map[[2]string]trouble{}
+	}
+	before := t.logged[[2]string{message, pool}]
+	if before.text == err.Error() && time.Since(before.at) < repeatTrouble {
+		return false
+	}
+	t.logged[[2]string{message, pool}] = trouble{err.Error(), time.Now()}
+	return true
+}
+
+// complain logs a trouble that is looked for again and again.
+func (e *Engine) complain(ctx context.Context, message, pool string, err error) {
+	if e.troubles.news(message, pool, err) {
+		klog.FromContext(ctx).Error(err, message, "pool", pool)
+	}
+}
+
+// answered is called when a pool has become silent, or answers again. What operations
+// could not end meanwhile is completed then, as at a start.
+func (e *Engine) answered(ctx context.Context, p *pool) {
+	if _, silence := p.guard.state(); silence != nil {
+		klog.FromContext(ctx).Error(silence, "Pool does not answer", "pool", p.name)
+		e.changed(meta.Ref{})
+		return
+	}
+	klog.FromContext(ctx).Info("Pool answers again", "pool", p.name)
+	p.returned.Store(true)
+	e.changed(meta.Ref{})
+	if e.index != nil && ctx.Err() == nil && slices.Contains(e.allPools(), p) {
+		e.tend(ctx, p)
+	}
+}
+
+// Answering fails when no pool of this node answers, and one is silent.
+func (e *Engine) Answering() error {
+	var silent []error
+	for _, p := range e.allPools() {
+		_, silence := p.guard.state()
+		if silence == nil {
+			return nil
+		}
+		silent = append(silent, silence)
+	}
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, reason := range e.broken {
+		if errors.Is(reason, ErrSilent) {
+			silent = append(silent, reason)
+		}
+	}
+	return errors.Join(silent...)
 }
 
 // Deny keeps the pools with these IDs out of use until a later call leaves them

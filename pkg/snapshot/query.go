@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,8 @@ type Capacity struct {
 type PoolStatus struct {
 	Name    string            `json:"name"`
 	ID      string            `json:"id,omitempty"`
-	Error   string            `json:"error,omitempty"` // why it cannot be used
+	Error   string            `json:"error,omitempty"`  // why it cannot be used
+	Silent  bool              `json:"silent,omitempty"` // its disk does not answer: see ErrSilent
 	Space   btrfs.Space       `json:"space,omitzero"`
 	Quota   btrfs.QuotaStatus `json:"quota,omitzero"`
 	Devices []btrfs.Device    `json:"devices,omitempty"`
@@ -171,7 +173,8 @@ func (e *Engine) Room(_ context.Context, ref meta.Ref) (btrfs.Room, error) {
 	if err != nil {
 		return btrfs.Room{}, err
 	}
-	return l.pool.Room()
+	room, err := l.pool.Room()
+	return room, l.explain(err)
 }
 
 // Pool returns the name and ID of the pool that a request for name is served in;
@@ -207,13 +210,10 @@ func (e *Engine) Forget(poolID string) error { return e.host.Forget(poolID) }
 // Pools returns the state of every pool, also of those that cannot be used,
 // ordered by name.
 func (e *Engine) Pools(context.Context) []PoolStatus {
-	var all []PoolStatus
-	for _, p := range e.allPools() {
-		all = append(all, p.status())
-	}
+	all := each(e.allPools(), (*pool).status)
 	e.mu.RLock()
 	for name, err := range e.broken {
-		all = append(all, PoolStatus{Name: name, Error: err.Error()})
+		all = append(all, PoolStatus{Name: name, Error: err.Error(), Silent: errors.Is(err, ErrSilent)})
 	}
 	e.mu.RUnlock()
 	slices.SortFunc(all, func(a, b PoolStatus) int { return strings.Compare(a.Name, b.Name) })
@@ -226,7 +226,12 @@ func (p *pool) status() PoolStatus {
 	s.Space, errSpace = p.Space()
 	s.Quota, errQuota = p.QuotaStatus()
 	s.Devices, errDevices = p.Devices()
-	if err := errors.Join(errSpace, errQuota, errDevices); err != nil {
+	err := errors.Join(errSpace, errQuota, errDevices)
+	if errors.Is(err, ErrSilent) { // said once is enough, and of what it said before nothing is known
+		_, silence := p.guard.state()
+		return PoolStatus{Name: p.name, ID: p.PoolID(), Error: cmp.Or(silence, err).Error(), Silent: true}
+	}
+	if err != nil {
 		s.Error = p.explain(err).Error()
 	}
 	return s

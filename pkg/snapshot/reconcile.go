@@ -90,9 +90,18 @@ func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
 func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) {
 	findings := e.unusable()
 	var errs []error
-	for _, p := range e.allPools() {
-		f, err := fn(p)
-		findings = append(findings, f...)
+	type looked struct {
+		findings []Finding
+		err      error
+	}
+	pools := e.allPools()
+	results := each(pools, func(p *pool) looked {
+		findings, err := fn(p)
+		return looked{findings, err}
+	})
+	for i, p := range pools {
+		err := results[i].err
+		findings = append(findings, results[i].findings...)
 		if errors.Is(err, ErrPoolAway) { // the others are no worse for it
 			findings = append(findings, Finding{Pool: p.name, Problem: Unusable, Detail: err.Error()})
 			err = nil
@@ -258,13 +267,16 @@ func (p *pool) scan() ([]scanned, error) {
 
 // look classifies one slot.
 func (p *pool) look(slot Slot) (scanned, error) {
-	s := scanned{located: located{pool: p, slot: slot}}
+	s := scanned{located: located{pool: p, Filesystem: p.Filesystem, slot: slot}}
 	data, err := p.Record(slot)
 	if err != nil {
 		return s, err
 	}
 	info, err := p.Info(slot)
 	there := err == nil
+	if errors.Is(err, ErrSilent) { // nobody knows what is there
+		return s, err
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -39,6 +38,9 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	}
 	if err := ctx.Err(); err != nil {
 		return err
+	}
+	if err := l.begin(); err != nil {
+		return fmt.Errorf("%s: %w", ref, err)
 	}
 	if err := l.remove(); err != nil {
 		return unfinished(fmt.Errorf("%s: %w", ref, l.explain(err)))
@@ -100,15 +102,20 @@ func (l *located) removeInPlace() error {
 
 // erased tells whether slots were erased in their areas that may not be gone durably.
 type erased struct {
-	mu       sync.Mutex // held while they are made so: whoever finds none waits for that
-	unsynced bool
+	turn     chan struct{} // full while they are made so: whoever finds none waits for that
+	unsynced bool          // protected by turn
 }
 
 // syncErased makes durable that slots are gone from their areas, if some were erased there
 // since it last did, or now.
 func (p *pool) syncErased(now bool) error {
-	p.erased.mu.Lock()
-	defer p.erased.mu.Unlock()
+	silent, _ := p.guard.state()
+	select {
+	case p.erased.turn <- struct{}{}:
+		defer func() { <-p.erased.turn }()
+	case <-silent:
+		return ErrSilent
+	}
 	if !now && !p.erased.unsynced {
 		return nil
 	}
@@ -147,6 +154,10 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 				continue
 			case s.err == nil && s.state == slotForeign:
 				return fmt.Errorf("%s: %s in pool %q: %w: move it away", ref, slot, p.name, ErrForeign)
+			}
+			if err := s.begin(); err != nil {
+				away = errors.Join(away, unfinished(fmt.Errorf("%s: %w", ref, err)))
+				continue
 			}
 			if err := s.dispose(); err != nil {
 				return unfinished(fmt.Errorf("%s: %w", ref, p.explain(err)))

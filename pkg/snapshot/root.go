@@ -3,6 +3,7 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -119,5 +120,24 @@ func (d *disk) within(fn func(root string) error) error {
 		return err
 	}
 	defer d.leave(r)
-	return fn(r.path)
+	return named(fn(r.path), r.path+"/", d.path+"/")
+}
+
+// namedError is an error about what was reached by a descriptor, told by the path that
+// people know. The number of the descriptor differs each time, and with it a trouble that
+// is the same.
+type namedError struct {
+	err  error
+	text string
+}
+
+func (n *namedError) Error() string { return n.text }
+func (n *namedError) Unwrap() error { return n.err }
+
+// named has an error tell of the path to in place of from.
+func named(err error, from, to string) error {
+	if err == nil || !strings.Contains(err.Error(), from) {
+		return err
+	}
+	return &namedError{err, strings.ReplaceAll(err.Error(), from, to)}
 }

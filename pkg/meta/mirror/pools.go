@@ -151,9 +151,26 @@ func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolR
 		return true, nil
 	}
 	have = have.DeepCopy()
+	m.tellState(have, report)
 	have.Status = status
 	_, err = m.clients.pools().UpdateStatus(ctx, have, metav1.UpdateOptions{})
 	return true, err
+}
+
+// ready is the state of a pool with which nothing is wrong.
+const ready = "Ready"
+
+// tellState tells of a pool with which something is wrong now, and was not before, or not
+// that. have has the state that was told last.
+func (m *Mirror) tellState(have *v1alpha1.Pool, report PoolReport) {
+	before := have.Status.State
+	switch {
+	case report.State == before:
+	case report.State != ready:
+		m.events.Eventf(have, corev1.EventTypeWarning, report.State, "Pool %q of node %q is %s. %s", report.Name, m.options.NodeName, report.State, report.Message)
+	case before != "":
+		m.events.Eventf(have, corev1.EventTypeNormal, ready, "Pool %q of node %q is ready again, it was %s", report.Name, m.options.NodeName, before)
+	}
 }
 
 // tellRescans tells of a quota that was inconsistent, which its state may not show any

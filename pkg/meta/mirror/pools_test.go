@@ -32,6 +32,23 @@ func TestRescansAreTold(t *testing.T) {
 	}
 }
 
+// TestStateIsTold: an Event tells when something becomes wrong with a pool, and when that
+// is over, once each.
+func TestStateIsTold(t *testing.T) {
+	l := newLab(t, newFakeNode(), Options{})
+	for _, c := range []struct{ state, want string }{
+		{"Ready", ""}, {"Ready", ""}, {"Unusable", "Warning Unusable"}, {"Unusable", ""}, {"ReadOnly", "Warning ReadOnly"}, {"Ready", "Normal Ready"}, {"Ready", ""},
+	} {
+		l.node.pools = []PoolReport{{Name: "default", ID: "pool-1", State: c.state, Message: "its disk does not answer"}}
+		_, err := l.syncPools(t.Context())
+		l.no(err)
+		told := strings.Join(l.told(), "\n")
+		if (c.want == "") != (told == "") || !strings.Contains(told, c.want) {
+			t.Errorf("%s: told %q, want %q", c.state, told, c.want)
+		}
+	}
+}
+
 // TestReleasedPoolSaysWhy: a pool that is refused is not one that was unmounted.
 func TestReleasedPoolSaysWhy(t *testing.T) {
 	for name, c := range map[string]struct {

@@ -109,6 +109,13 @@ func (f *Filesystem) PlantFile(at snapshot.Slot) error {
 	})
 }
 
+// PlantGroup makes the accounting of a subvolume that is gone.
+func (f *Filesystem) PlantGroup(subvolume uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.current.groups[subvolume], f.durable.groups[subvolume] = 0, 0
+}
+
 // SetWritable clears the read-only flag of a subvolume.
 func (f *Filesystem) SetWritable(at snapshot.Slot) error {
 	return f.behind(at, func(s *state) error {

@@ -39,6 +39,8 @@ type Filesystem struct {
 	readOnly         bool
 	inconsistent     bool
 	trace            []string
+	silent           map[string]chan struct{} // by method; closed when it answers
+	waiting          map[string]int           // calls that are not answered, by method
 }
 
 var _ snapshot.Filesystem = (*Filesystem)(nil)
@@ -141,6 +143,66 @@ func (f *Filesystem) Fail(method string, err error) {
 	f.failing[method] = err
 }
 
+// AllMethods has Silence mean all methods.
+const AllMethods = "*"
+
+// Silence makes every call of a method wait, without effect, until Answer.
+func (f *Filesystem) Silence(method string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.silent == nil {
+		f.silent, f.waiting = map[string]chan struct{}{}, map[string]int{}
+	}
+	f.silent[method] = make(chan struct{})
+}
+
+// Answer ends all silence: what waits goes on.
+func (f *Filesystem) Answer() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, end := range f.silent {
+		close(end)
+	}
+	clear(f.silent)
+}
+
+// Waiting returns how many calls of a method wait.
+func (f *Filesystem) Waiting(method string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if method != AllMethods {
+		return f.waiting[method]
+	}
+	all := 0
+	for _, n := range f.waiting {
+		all += n
+	}
+	return all
+}
+
+// answering returns when a method answers. The caller does not hold mu.
+func (f *Filesystem) answering(method string) {
+	f.mu.Lock()
+	end := f.silent[method]
+	if end == nil {
+		end = f.silent[AllMethods]
+	}
+	if end != nil {
+		f.waiting[method]++
+		f.mu.Unlock()
+		<-end
+		f.mu.Lock()
+		f.waiting[method]--
+	}
+	f.mu.Unlock()
+}
+
+// Thawed waits where it is silenced.
+func (f *Filesystem) Thawed() error {
+	f.answering("Thawed")
+	return nil
+}
+
 // Steps returns the number of steps so far.
 func (f *Filesystem) Steps() int {
 	f.mu.Lock()
@@ -205,6 +267,7 @@ func (f *Filesystem) Nesting() (map[uint64]uint64, error) {
 
 // step runs one that changes something.
 func (f *Filesystem) step(method string, at snapshot.Slot, do func(*state) error) error {
+	f.answering(method)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.reachable(method); err != nil {
@@ -230,6 +293,7 @@ func (f *Filesystem) step(method string, at snapshot.Slot, do func(*state) error
 
 // look runs one that changes nothing.
 func (f *Filesystem) look(method string, at snapshot.Slot, do func(*state) error) error {
+	f.answering(method)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err := f.reachable(method); err != nil {
@@ -308,7 +372,10 @@ func (f *Filesystem) Alive() error {
 	return f.look("Alive", snapshot.Slot{}, func(*state) error { return nil })
 }
 
-func (f *Filesystem) Hold() (release func()) { return func() {} }
+func (f *Filesystem) Hold() (release func()) {
+	f.answering("Hold")
+	return func() {}
+}
 
 func (f *Filesystem) Room() (room btrfs.Room, err error) {
 	err = f.look("Room", snapshot.Slot{}, func(s *state) error {
@@ -325,6 +392,7 @@ func (f *Filesystem) Room() (room btrfs.Room, err error) {
 }
 
 func (f *Filesystem) Space() (btrfs.Space, error) {
+	f.answering("Space")
 	room, err := f.Room()
 	return btrfs.Space{Room: room, DataTotal: room.Size, DataUsed: room.Size - room.Available}, err
 }
@@ -485,11 +553,12 @@ func (f *Filesystem) Info(at snapshot.Slot) (info btrfs.SubvolumeInfo, err error
 }
 
 func (f *Filesystem) Nested(at snapshot.Slot) (paths []string, err error) {
+	f.answering("Nested")
 	return f.NestedUpTo(at, math.MaxUint64)
 }
 
 func (f *Filesystem) NestedUpTo(at snapshot.Slot, transid uint64) (paths []string, err error) {
-	err = f.look("Nested", at, func(s *state) error {
+	err = f.look("NestedUpTo", at, func(s *state) error {
 		sub, err := s.in(at)
 		if err != nil {
 			return err

@@ -89,11 +89,16 @@ func (h *Host) Pools() (names []string, refused map[string]error, err error) {
 	return names, refused, nil
 }
 
+func (h *Host) Look(_ context.Context, name string) error {
+	if f := h.Pool(name); f != nil {
+		return f.Alive()
+	}
+	return nil
+}
+
 func (h *Host) Open(_ context.Context, name string) (snapshot.Filesystem, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	f, ok := h.pools[name]
-	if !ok {
+	f := h.Pool(name)
+	if f == nil {
 		return nil, fmt.Errorf("pool %q: no such directory", name)
 	}
 	if err := f.Alive(); err != nil {

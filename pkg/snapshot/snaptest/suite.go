@@ -98,7 +98,7 @@ func (r *rig) open() {
 	r.Helper()
 	index, _, err := meta.OpenIndex(r.index)
 	r.check(err)
-	r.e, err = snapshot.Open(r.Context(), r.host, index)
+	r.e, err = snapshot.Open(r.Context(), r.host, index, snapshot.Patience(time.Minute))
 	r.check(err)
 }
 

@@ -1,0 +1,392 @@
+package snapshot
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// patience is how long a pool may take to answer.
+type patience struct {
+	look time.Duration // a look-up
+	walk time.Duration // a call that reads a whole tree
+	// step is for a call that changes something: it may wait for a commit, and that of a
+	// slow disk under load takes half a minute.
+	step time.Duration
+	// thaw is how long a filesystem that is not frozen may take to let a writer in, which
+	// needs neither the disk nor a commit.
+	thaw time.Duration
+}
+
+// defaultPatience is that without the option Patience.
+var defaultPatience = patience{look: 5 * time.Second, walk: time.Minute, step: 2 * time.Minute, thaw: time.Second}
+
+// mostAsking bounds the threads that wait in the kernel for look-ups in one pool.
+const mostAsking = 128
+
+// guard is the Filesystem of a pool whose disk may cease to answer: it gives no error, it
+// is silent, and whoever asks waits in the kernel where nothing ends the waiting.
+//
+// A look-up is made in a goroutine of its own. When it takes too long it is given up, with
+// ErrSilent, and left behind. From then on every look-up is refused at once, until all
+// that were left behind have returned: the disk answers again. So a silent pool costs who
+// asks all pools for something one wait at most, and no more than mostAsking threads.
+//
+// A step, which changes something, is never given up: it would happen after its request
+// was answered and its ID unlocked. One that takes too long makes the pool silent, too.
+type guard struct {
+	*answers
+	filesystem Filesystem
+	// patient has look-ups wait like steps do: for an operation under way, which is not
+	// to be cut off in the middle by a commit that is slow.
+	patient bool
+}
+
+var _ Filesystem = (*guard)(nil)
+
+// answers is what is known of whether a disk answers.
+type answers struct {
+	pool     string
+	patience patience
+	changed  func()        // called when silence has begun or ended; nil: nobody is told
+	asking   chan struct{} // has an element for each look-up in the kernel
+
+	mu      sync.Mutex // protects what follows
+	overdue int        // calls given up that have not returned
+	silence error      // nil: the pool answers
+	silent  chan struct{}
+	thaw    *thaw // under way; nil: none
+}
+
+// what is asked of a pool.
+type what struct {
+	method string
+	at     Slot // zero for what concerns all of the pool
+}
+
+func (w what) String() string {
+	if w.at == (Slot{}) {
+		return w.method
+	}
+	return w.method + " " + w.at.String()
+}
+
+// call is one that is under way. Its fields are protected by answers.mu.
+type call struct{ overdue, returned bool }
+
+func newGuard(pool string, filesystem Filesystem, patience patience) *guard {
+	return &guard{filesystem: filesystem, answers: &answers{
+		pool: pool, patience: patience, asking: make(chan struct{}, mostAsking), silent: make(chan struct{}),
+	}}
+}
+
+// patiently returns the Filesystem for an operation that has begun.
+func (g *guard) patiently() Filesystem {
+	return &guard{answers: g.answers, filesystem: g.filesystem, patient: true}
+}
+
+// state returns why the pool is silent, nil if it is not, and what is closed when it
+// becomes so.
+func (a *answers) state() (<-chan struct{}, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.silent, a.silence
+}
+
+// giveUp marks a call as overdue, and the pool as silent; false where it has returned.
+func (a *answers) giveUp(c *call, w what) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c.returned {
+		return false
+	}
+	c.overdue = true
+	a.overdue++
+	if a.silence == nil {
+		a.silence = silentSince(a.pool, w, time.Now())
+		close(a.silent)
+		a.tell()
+	}
+	return true
+}
+
+// end marks a call as returned. With the last overdue one the silence is over.
+func (a *answers) end(c *call) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c.returned = true
+	if !c.overdue {
+		return
+	}
+	if a.overdue--; a.overdue == 0 {
+		a.silence, a.silent = nil, make(chan struct{})
+		a.tell()
+	}
+}
+
+func (a *answers) tell() {
+	if a.changed != nil {
+		go a.changed()
+	}
+}
+
+// silentSince has a text that stays the same for as long as the silence lasts.
+func silentSince(pool string, w what, since time.Time) error {
+	return fmt.Errorf("pool %q: %w since %s (%s): look at the disk and for it in the kernel's log; the pool is used again when it answers",
+		pool, ErrSilent, since.UTC().Format(time.RFC3339), w)
+}
+
+// ask makes one look-up, with limited patience.
+func ask[T any](g *guard, w what, limit time.Duration, fn func() (T, error)) (T, error) {
+	if g.patient {
+		return step(g, w, fn)
+	}
+	var none T
+	silent, silence := g.state()
+	if silence != nil {
+		return none, silence
+	}
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	select {
+	case g.asking <- struct{}{}:
+	case <-silent:
+		return none, g.refusal(w)
+	case <-timeout.C:
+		return none, g.refusal(w)
+	}
+	type answer struct {
+		value T
+		err   error
+	}
+	c, answered := &call{}, make(chan answer, 1)
+	go func() {
+		value, err := fn()
+		<-g.asking
+		g.end(c)
+		answered <- answer{value, err}
+	}()
+	select {
+	case a := <-answered:
+		return a.value, a.err
+	case <-silent:
+	case <-timeout.C:
+	}
+	if !g.giveUp(c, w) {
+		a := <-answered
+		return a.value, a.err
+	}
+	return none, g.refusal(w)
+}
+
+// refusal is the answer to a look-up that was given up.
+func (a *answers) refusal(w what) error {
+	if _, silence := a.state(); silence != nil {
+		return silence
+	}
+	return silentSince(a.pool, w, time.Now()) // it has answered just now, or has too much to answer
+}
+
+// step makes one call that is never given up.
+func step[T any](g *guard, w what, fn func() (T, error)) (T, error) {
+	c := &call{}
+	overdue := time.AfterFunc(g.patience.step, func() { g.giveUp(c, w) })
+	defer func() { overdue.Stop(); g.end(c) }()
+	return fn()
+}
+
+// look, walk and change are ask and step with the words for them.
+func look[T any](g *guard, w what, fn func() (T, error)) (T, error) {
+	return ask(g, w, g.patience.look, fn)
+}
+
+func walk[T any](g *guard, w what, fn func() (T, error)) (T, error) {
+	return ask(g, w, g.patience.walk, fn)
+}
+
+func change(g *guard, w what, fn func() error) error {
+	_, err := step(g, w, func() (struct{}, error) { return struct{}{}, fn() })
+	return err
+}
+
+// thaw is a look at whether a filesystem lets writers in, which those who come while it is
+// under way share: no more than one waits in the kernel.
+type thaw struct {
+	began time.Time
+	done  chan struct{} // closed when err is known
+	err   error
+}
+
+// Thawed fails with ErrFrozen where the filesystem has not let a writer in for a while.
+func (g *guard) Thawed() error {
+	if _, silence := g.state(); silence != nil {
+		return silence
+	}
+	t := g.thawing()
+	timeout := time.NewTimer(time.Until(t.began.Add(g.patience.thaw)))
+	defer timeout.Stop()
+	select {
+	case <-t.done:
+		return t.err
+	case <-timeout.C:
+		return fmt.Errorf("pool %q: %w since %s or before: thaw it (fsfreeze --unfreeze); no snapshot needs a freeze, each is of one instant",
+			g.pool, ErrFrozen, t.began.UTC().Format(time.RFC3339))
+	}
+}
+
+func (g *guard) thawing() *thaw {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.thaw != nil {
+		return g.thaw
+	}
+	t := &thaw{began: time.Now(), done: make(chan struct{})}
+	g.thaw = t
+	go func() {
+		t.err = g.filesystem.Thawed()
+		g.mu.Lock()
+		g.thaw = nil
+		g.mu.Unlock()
+		close(t.done)
+	}()
+	return t
+}
+
+// What follows says of each method what it is: nothing that waits, a look, a walk, or a
+// step.
+
+func (g *guard) PoolID() string         { return g.filesystem.PoolID() }
+func (g *guard) SlotPath(s Slot) string { return g.filesystem.SlotPath(s) }
+
+// Hold releases by itself what is held only after it was given up.
+func (g *guard) Hold() (release func()) {
+	var once sync.Once
+	held, err := look(g, what{method: "Hold"}, func() (func(), error) {
+		release := g.filesystem.Hold()
+		return func() { once.Do(release) }, nil
+	})
+	if err != nil {
+		return func() {}
+	}
+	return held
+}
+
+func (g *guard) Alive() error {
+	_, err := look(g, what{method: "Alive"}, func() (struct{}, error) { return struct{}{}, g.filesystem.Alive() })
+	return err
+}
+
+func (g *guard) Room() (btrfs.Room, error) {
+	return look(g, what{method: "Room"}, g.filesystem.Room)
+}
+
+func (g *guard) Space() (btrfs.Space, error) {
+	return look(g, what{method: "Space"}, g.filesystem.Space)
+}
+
+func (g *guard) Devices() ([]btrfs.Device, error) {
+	return look(g, what{method: "Devices"}, g.filesystem.Devices)
+}
+
+func (g *guard) List(a Area) ([]string, error) {
+	return look(g, what{"List", Slot{Area: a}}, func() ([]string, error) { return g.filesystem.List(a) })
+}
+
+func (g *guard) Record(s Slot) ([]byte, error) {
+	return look(g, what{"Record", s}, func() ([]byte, error) { return g.filesystem.Record(s) })
+}
+
+func (g *guard) Info(s Slot) (btrfs.SubvolumeInfo, error) {
+	return look(g, what{"Info", s}, func() (btrfs.SubvolumeInfo, error) { return g.filesystem.Info(s) })
+}
+
+func (g *guard) Nested(s Slot) ([]string, error) {
+	return look(g, what{"Nested", s}, func() ([]string, error) { return g.filesystem.Nested(s) })
+}
+
+func (g *guard) NestedUpTo(s Slot, transid uint64) ([]string, error) {
+	return look(g, what{"NestedUpTo", s}, func() ([]string, error) { return g.filesystem.NestedUpTo(s, transid) })
+}
+
+func (g *guard) Nesting() (map[uint64]uint64, error) {
+	return walk(g, what{method: "Nesting"}, g.filesystem.Nesting)
+}
+
+func (g *guard) QuotaStatus() (btrfs.QuotaStatus, error) {
+	return look(g, what{method: "QuotaStatus"}, g.filesystem.QuotaStatus)
+}
+
+func (g *guard) Limits() (map[uint64]int64, error) {
+	return walk(g, what{method: "Limits"}, g.filesystem.Limits)
+}
+
+func (g *guard) Usage(subvolume uint64) (Usage, error) {
+	return look(g, what{method: "Usage"}, func() (Usage, error) { return g.filesystem.Usage(subvolume) })
+}
+
+func (g *guard) HeldQuota() ([]uint64, error) {
+	return walk(g, what{method: "HeldQuota"}, g.filesystem.HeldQuota)
+}
+
+func (g *guard) StaleQuota() ([]uint64, error) {
+	return walk(g, what{method: "StaleQuota"}, g.filesystem.StaleQuota)
+}
+
+func (g *guard) Mkdir(s Slot) error {
+	return change(g, what{"Mkdir", s}, func() error { return g.filesystem.Mkdir(s) })
+}
+
+func (g *guard) Rmdir(s Slot) error {
+	return change(g, what{"Rmdir", s}, func() error { return g.filesystem.Rmdir(s) })
+}
+
+func (g *guard) Move(from, to Slot) error {
+	return change(g, what{"Move", from}, func() error { return g.filesystem.Move(from, to) })
+}
+
+func (g *guard) SetRecord(s Slot, record []byte) error {
+	return change(g, what{"SetRecord", s}, func() error { return g.filesystem.SetRecord(s, record) })
+}
+
+func (g *guard) Sync(s Slot) error {
+	return change(g, what{"Sync", s}, func() error { return g.filesystem.Sync(s) })
+}
+
+func (g *guard) Create(s Slot) error {
+	return change(g, what{"Create", s}, func() error { return g.filesystem.Create(s) })
+}
+
+func (g *guard) Snapshot(from, to Slot, readOnly bool) error {
+	return change(g, what{"Snapshot", to}, func() error { return g.filesystem.Snapshot(from, to, readOnly) })
+}
+
+func (g *guard) Destroy(s Slot) error {
+	return change(g, what{"Destroy", s}, func() error { return g.filesystem.Destroy(s) })
+}
+
+func (g *guard) SyncRoot(s Slot) error {
+	return change(g, what{"SyncRoot", s}, func() error { return g.filesystem.SyncRoot(s) })
+}
+
+func (g *guard) Apply(s Slot, p meta.Parameters) error {
+	return change(g, what{"Apply", s}, func() error { return g.filesystem.Apply(s, p) })
+}
+
+func (g *guard) Rescan() error {
+	return change(g, what{method: "Rescan"}, func() error { return g.filesystem.Rescan() })
+}
+
+func (g *guard) SetLimit(subvolume uint64, bytes int64) error {
+	return change(g, what{method: "SetLimit"}, func() error { return g.filesystem.SetLimit(subvolume, bytes) })
+}
+
+func (g *guard) LiftLimit(subvolume uint64) error {
+	return change(g, what{method: "LiftLimit"}, func() error { return g.filesystem.LiftLimit(subvolume) })
+}
+
+func (g *guard) ForgetQuota(subvolume uint64) error {
+	return change(g, what{method: "ForgetQuota"}, func() error { return g.filesystem.ForgetQuota(subvolume) })
+}

@@ -1,0 +1,462 @@
+package snapshot_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
+)
+
+// hang is when a test that waits gives up.
+const hang = time.Minute
+
+// impatient is long beside what a pool in memory takes to answer.
+const impatient = time.Second
+
+// duo is a node with a pool that answers, and one beside it whose disk is to be silent.
+type duo struct {
+	*world
+	slow *snaptest.Filesystem
+}
+
+func newDuo(t *testing.T, options ...snapshot.Option) *duo {
+	t.Helper()
+	d := &duo{world: newWorld(t, btrfs.QuotaFull), slow: snaptest.NewFilesystem(btrfs.QuotaFull)}
+	d.host.Add("slow", d.slow)
+	d.close()
+	d.open(slices.Concat([]snapshot.Option{snapshot.Impatience(impatient)}, options)...)
+	ctx := t.Context()
+	must(t, second(d.e.Prepare(ctx, inSlow("there"), meta.Ref{})))
+	must(t, second(d.e.Commit(ctx, snapshot.Spec{Name: "kept"}, "there")))
+	must(t, second(d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept"))))
+	must(t, second(d.e.Prepare(ctx, inSlow("removed"), meta.Ref{})))
+	must(t, second(d.e.Prepare(ctx, inSlow("gone"), meta.Ref{})))
+	must(t, d.e.Remove(ctx, meta.Volume("gone")))
+	d.slow.Clean()
+	return d
+}
+
+func inSlow(name string) snapshot.Spec {
+	return snapshot.Spec{Name: name, Pool: "slow", Size: snapshot.Range{Required: mib}, Parameters: meta.Parameters{Compression: "zstd"}}
+}
+
+// returns fails the test for what does not return.
+func returns(t *testing.T, what string, fn func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); fn() }()
+	select {
+	case <-done:
+	case <-time.After(hang):
+		t.Fatalf("%s hangs", what)
+	}
+}
+
+func comes(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(hang); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s", what)
+		}
+	}
+}
+
+// methods are those of a Filesystem that ask the disk.
+func methods() (names []string) {
+	all := reflect.TypeFor[snapshot.Filesystem]()
+	for i := range all.NumMethod() {
+		if name := all.Method(i).Name; name != "PoolID" && name != "SlotPath" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// serves makes every request in the pool that answers, and those that ask all pools.
+func (d *duo) serves(t *testing.T, round string) {
+	t.Helper()
+	ctx, e := t.Context(), d.e
+	name := func(kind string) string { return kind + "-" + round }
+	for what, do := range map[string]func() error{
+		"stat":     func() error { return second(e.Stat(ctx, meta.Volume("base"))) },
+		"mounts":   func() error { return second(e.Mounts(ctx, "base")) },
+		"usage":    func() error { return second(e.Usage(ctx, meta.Volume("base"))) },
+		"room":     func() error { return second(e.Room(ctx, meta.Volume("base"))) },
+		"nested":   func() error { return second(e.Nested(ctx, "base")) },
+		"capacity": func() error { return second(e.Capacity(ctx, "")) },
+		"expand":   func() error { return second(e.Resize(ctx, "other", snapshot.Range{Required: 6 * mib})) },
+		"create":   func() error { return second(e.Prepare(ctx, sized(name("new"), mib), meta.Ref{})) },
+		"restore": func() error {
+			return second(e.Prepare(ctx, snapshot.Spec{Name: name("restored")}, meta.Snapshot("snap")))
+		},
+		"snapshot":  func() error { return second(e.Commit(ctx, snapshot.Spec{Name: name("taken")}, "base")) },
+		"list":      func() error { return e.Walk(ctx, meta.Volumes, "", func(meta.Entry) bool { return true }) },
+		"inventory": func() error { return second(e.Inventory(ctx)) },
+		"check":     func() error { return second(e.Plan(ctx)) },
+		"refresh":   func() error { return e.Refresh(ctx) },
+		"pools": func() error {
+			if all := e.Pools(ctx); len(all) != 2 || all[0].Error != "" {
+				return fmt.Errorf("got %+v", all)
+			}
+			return nil
+		},
+	} {
+		returns(t, what, func() {
+			if err := do(); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		})
+	}
+	returns(t, "delete", func() {
+		if err := errors.Join(e.Remove(ctx, meta.Volume(name("new"))), e.Remove(ctx, meta.Snapshot(name("taken"))), e.Remove(ctx, meta.Volume(name("restored")))); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+	})
+}
+
+// disturb makes every request in the silent pool. Each ends with the silence.
+func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
+	ended = &sync.WaitGroup{}
+	for _, do := range []func(){
+		func() { _, _ = d.e.Prepare(ctx, inSlow("new"), meta.Ref{}) },
+		func() { _, _ = d.e.Prepare(ctx, inSlow("restored"), meta.Snapshot("kept")) },
+		func() { _, _ = d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there") },
+		func() { _, _ = d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib}) },
+		func() { _ = d.e.Remove(ctx, meta.Volume("removed")) },
+		func() { _, _ = d.e.Usage(ctx, meta.Volume("there")) },
+		func() { _, _ = d.e.Nested(ctx, "there") },
+		func() { _, _ = d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept")) },
+		func() { d.e.Pools(ctx) },
+		func() { _ = d.e.Refresh(ctx) },
+		func() { d.e.Maintain(ctx) },
+		func() { _, _ = d.e.Reconcile(ctx) },
+	} {
+		ended.Go(do)
+	}
+	return ended
+}
+
+// unasked are the methods that no request asks, only a start.
+var unasked = []string{"HeldQuota"}
+
+// TestSilentPool: a disk that does not answer stops what is on it, and nothing else,
+// whichever call it does not answer.
+func TestSilentPool(t *testing.T) {
+	t.Parallel()
+	for _, method := range append(methods(), snaptest.AllMethods) {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			d := newDuo(t)
+			defer d.slow.Answer()
+			d.slow.SetInconsistent()
+			before := len(d.e.PoolIDs())
+			d.slow.Silence(method)
+			ended := d.disturb(t.Context())
+			if !slices.Contains(unasked, method) {
+				comes(t, "a call of "+method+" waits", func() bool { return d.slow.Waiting(method) > 0 })
+			}
+			for _, round := range []string{"first", "second"} {
+				d.serves(t, round)
+			}
+			d.slow.Answer()
+			returns(t, "what waited", ended.Wait)
+			comes(t, "the pool answers", func() bool { return d.e.Answering() == nil && d.e.Pools(t.Context())[1].Error == "" })
+			if len(d.e.PoolIDs()) != before {
+				t.Errorf("in use: %v", d.e.PoolIDs())
+			}
+			d.complete(t)
+		})
+	}
+}
+
+// complete: nothing is half done in the pool that was silent, all can be asked again, and
+// what was there is.
+func (d *duo) complete(t *testing.T) {
+	t.Helper()
+	ctx := t.Context()
+	comes(t, "all that was asked for is done", func() bool {
+		return errors.Join(
+			second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})),
+			second(d.e.Prepare(ctx, inSlow("restored"), meta.Snapshot("kept"))),
+			second(d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there")),
+			second(d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib})),
+			d.e.Remove(ctx, meta.Volume("removed")),
+		) == nil
+	})
+	comes(t, "nothing is wrong in the pool", func() bool {
+		findings, err := d.e.Plan(ctx)
+		return err == nil && !slices.ContainsFunc(findings, func(f snapshot.Finding) bool {
+			return f.Pool == "slow" && f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent
+		})
+	})
+}
+
+// TestSilentIsTold: who asks for what may be in the silent pool gets an answer, at once.
+func TestSilentIsTold(t *testing.T) {
+	t.Parallel()
+	d := newDuo(t)
+	defer d.slow.Answer()
+	ctx := t.Context()
+	d.slow.Silence(snaptest.AllMethods)
+	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), snapshot.ErrSilent)
+	waiting := d.slow.Waiting(snaptest.AllMethods)
+	for what, err := range map[string]error{
+		"stat":           second(d.e.Stat(ctx, meta.Volume("there"))),
+		"stat, missing":  second(d.e.Stat(ctx, meta.Volume("missing"))),
+		"create in it":   second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})),
+		"create known":   second(d.e.Prepare(ctx, sized("there", mib), meta.Ref{})),
+		"restore":        second(d.e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("kept"))),
+		"snapshot":       second(d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there")),
+		"expand":         second(d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib})),
+		"delete":         d.e.Remove(ctx, meta.Volume("there")),
+		"delete missing": d.e.Remove(ctx, meta.Volume("missing")),
+		"capacity":       second(d.e.Capacity(ctx, "slow")),
+	} {
+		if !errors.Is(err, snapshot.ErrPoolAway) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if now := d.slow.Waiting(snaptest.AllMethods); now > waiting {
+		t.Errorf("%d calls wait, %d did before they were refused", now, waiting)
+	}
+	all := d.e.Pools(ctx)
+	if all[0].Silent || !all[1].Silent || all[1].Error == "" || all[1].ID != d.slow.ID {
+		t.Errorf("told: %+v", all)
+	}
+	if again := d.e.Pools(ctx); again[1].Error != all[1].Error {
+		t.Errorf("the text changes: %q, %q", all[1].Error, again[1].Error)
+	}
+	findings, err := d.e.Plan(ctx)
+	must(t, err)
+	if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == snapshot.Unusable }) {
+		t.Errorf("found %v", findings)
+	}
+	must(t, d.e.Answering()) // the other does
+	d.fs.Silence(snaptest.AllMethods)
+	defer d.fs.Answer()
+	wants(t, second(d.e.Stat(ctx, meta.Volume("base"))), snapshot.ErrSilent)
+	wants(t, d.e.Answering(), snapshot.ErrSilent)
+}
+
+// TestSilentAtStart: the others are served, and the pool when it answers.
+func TestSilentAtStart(t *testing.T) {
+	t.Parallel()
+	for _, method := range append(methods(), snaptest.AllMethods) {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			d := newDuo(t)
+			defer d.slow.Answer()
+			d.slow.SetInconsistent()
+			d.slow.PlantGroup(4711)
+			must(t, d.slow.PlantSlot(active("half"), nil))
+			must(t, d.slow.Vanish(active("removed")))
+			d.close()
+			d.slow.Silence(method)
+			returns(t, "the start", func() { d.open(snapshot.Impatience(impatient)) })
+			d.serves(t, "start")
+			ctx, cancel := context.WithCancel(t.Context())
+			var run sync.WaitGroup
+			run.Go(func() { d.e.Run(ctx) })
+			d.slow.Answer()
+			comes(t, "both pools are in use", func() bool { return len(d.e.PoolIDs()) == 2 && d.e.Answering() == nil })
+			must(t, second(d.e.Stat(t.Context(), meta.Volume("there"))))
+			d.slow.Silence(method)
+			cancel()
+			returns(t, "the end", func() { run.Wait(); d.close() })
+		})
+	}
+}
+
+// TestSilenceIsBounded: no number of requests has more than so many threads wait.
+func TestSilenceIsBounded(t *testing.T) {
+	t.Parallel()
+	d := newDuo(t, snapshot.Impatience(2*time.Second))
+	defer d.slow.Answer()
+	d.slow.Silence(snaptest.AllMethods)
+	var all sync.WaitGroup
+	for range 4 * snapshot.MostAsking {
+		all.Go(func() { _, _ = d.e.Stat(t.Context(), meta.Volume("there")) })
+	}
+	returns(t, "requests", all.Wait)
+	if n := d.slow.Waiting(snaptest.AllMethods); n == 0 || n > snapshot.MostAsking {
+		t.Errorf("%d calls wait", n)
+	}
+}
+
+// TestSlowCommit: an operation under way is not given up, whatever it waits for, and its
+// ID stays locked.
+func TestSlowCommit(t *testing.T) {
+	t.Parallel()
+	for _, method := range []string{"Mkdir", "SetRecord", "Create", "Info", "Apply", "SetLimit", "Sync"} {
+		t.Run(method, func(t *testing.T) {
+			t.Parallel()
+			d := newDuo(t)
+			defer d.slow.Answer()
+			ctx := t.Context()
+			d.slow.Silence(method)
+			made := make(chan error, 1)
+			go func() { made <- second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})) }()
+			comes(t, "the operation waits", func() bool { return d.slow.Waiting(method) > 0 })
+			comes(t, "the pool is silent", func() bool { return d.e.Pools(ctx)[1].Silent })
+			wants(t, second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})), snapshot.ErrBusy)
+			wants(t, second(d.e.Prepare(ctx, inSlow("other-one"), meta.Ref{})), snapshot.ErrPoolAway)
+			d.slow.Answer()
+			returns(t, "the operation", func() { must(t, <-made) })
+			must(t, second(d.e.Stat(ctx, meta.Volume("new"))))
+		})
+	}
+}
+
+// TestHalfDoneAfterSilence: what was left half done while the pool was silent is completed
+// when it answers, without a start.
+func TestHalfDoneAfterSilence(t *testing.T) {
+	t.Parallel()
+	d := newDuo(t)
+	defer d.slow.Answer()
+	ctx := t.Context()
+	d.slow.Silence("Record")
+	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), snapshot.ErrSilent)
+	must(t, d.slow.PlantSlot(active("half"), nil))
+	d.slow.Answer()
+	comes(t, "nothing is half done", func() bool {
+		names, err := d.slow.List("active")
+		return err == nil && !slices.Contains(names, "half")
+	})
+}
+
+// TestFrozen: while a filesystem is frozen nothing is begun in it that would wait for the
+// thaw, which may wait for just that.
+func TestFrozen(t *testing.T) {
+	t.Parallel()
+	d := newDuo(t)
+	defer d.slow.Answer()
+	ctx := t.Context()
+	d.slow.Silence("Thawed")
+	before := d.slow.Dump()
+	for what, do := range map[string]func() error{
+		"create":   func() error { return second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})) },
+		"again":    func() error { return second(d.e.Prepare(ctx, inSlow("there"), meta.Ref{})) },
+		"restore":  func() error { return second(d.e.Prepare(ctx, inSlow("restored"), meta.Snapshot("kept"))) },
+		"snapshot": func() error { return second(d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there")) },
+		"expand":   func() error { return second(d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib})) },
+		"delete":   func() error { return d.e.Remove(ctx, meta.Volume("there")) },
+	} {
+		returns(t, what, func() {
+			if err := do(); !errors.Is(err, snapshot.ErrFrozen) || errors.Is(err, snapshot.ErrUnfinished) {
+				t.Errorf("%s: %v", what, err)
+			}
+		})
+	}
+	must(t, second(d.e.Stat(ctx, meta.Volume("there"))))
+	d.serves(t, "frozen")
+	if after := d.slow.Dump(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	if n := d.slow.Waiting("Thawed"); n != 1 {
+		t.Errorf("%d calls wait, wanted one", n)
+	}
+	d.slow.Answer()
+	comes(t, "it is served when it is thawed", func() bool {
+		return second(d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there")) == nil
+	})
+}
+
+// TestTroubleIsSaidOnce: a pool that cannot be used is no news a second time.
+func TestTroubleIsSaidOnce(t *testing.T) {
+	t.Parallel()
+	host := snaptest.NewHost(btrfs.QuotaFull)
+	host.Pool(snapshot.DefaultPool).Fail("Alive", unix.EIO)
+	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
+	changes := 0
+	e.OnChange(func(meta.Ref) { changes++ })
+	for range 5 {
+		must(t, e.Refresh(t.Context()))
+	}
+	if changes != 0 {
+		t.Errorf("told %d times", changes)
+	}
+	host.Pool(snapshot.DefaultPool).Fail("Alive", unix.ESTALE)
+	for range 5 {
+		must(t, e.Refresh(t.Context()))
+	}
+	if changes != 1 {
+		t.Errorf("told %d times, wanted once", changes)
+	}
+}
+
+// TestFrozenDisk is TestFrozen on a real filesystem, which the kernel does not tell to be
+// frozen.
+func TestFrozenDisk(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaFull)
+	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"), snapshot.Impatience(impatient))
+	ctx := t.Context()
+	must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
+	mounts, err := e.Mounts(ctx, "pvc")
+	must(t, err)
+	volume, err := os.Open(mounts.Source)
+	must(t, err)
+	defer volume.Close()
+	const fifreeze, fithaw = 0xc0045877, 0xc0045878
+	control := func(request uint) { must(t, unix.IoctlSetInt(int(volume.Fd()), request, 0)) }
+	thaw := sync.OnceFunc(func() { control(fithaw) })
+	defer thaw()
+	control(fifreeze)
+	for range 3 {
+		returns(t, "a snapshot", func() { wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrFrozen) })
+	}
+	returns(t, "a deletion", func() { wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrFrozen) })
+	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
+	thaw()
+	comes(t, "a snapshot", func() bool { return second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")) == nil })
+}
+
+// TestTroubleIsNamed: what is wrong with a pool is told by the path that people know, and
+// the same each time, whatever else is open.
+func TestTroubleIsNamed(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	path := filepath.Join(n.state, "pools", "default")
+	must(t, os.Mkdir(filepath.Join(path, "pool.json"), 0o700))
+	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	changes := 0
+	e.OnChange(func(meta.Ref) { changes++ })
+	for range 5 {
+		other, err := os.Open(n.state) // takes a number
+		must(t, err)
+		t.Cleanup(func() { other.Close() })
+		must(t, e.Refresh(t.Context()))
+		told := e.Pools(t.Context())[0].Error
+		if !strings.Contains(told, path+"/pool.json") || strings.Contains(told, "/proc/") {
+			t.Errorf("told: %s", told)
+		}
+	}
+	if changes > 0 {
+		t.Errorf("the same was told anew, %d times", changes)
+	}
+}
+
+// TestQuotaThatCannotBeHad says where.
+func TestQuotaThatCannotBeHad(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaMode("odd"))
+	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
+	told := e.Pools(t.Context())[0].Error
+	if !strings.Contains(told, filepath.Join(n.state, "pools", "default")+`"`) || strings.Contains(told, "/proc/") {
+		t.Errorf("told: %s", told)
+	}
+}

@@ -45,12 +45,16 @@ type rigOptions struct {
 	quota btrfs.QuotaMode
 	pools []string // more pools, each on a btrfs of its own
 	mount []string // mount options of the pool default
+	state string   // the state directory, on a btrfs; one of its own without it
 	wrap  func(e Engine) Engine
 }
 
 func newRig(t *testing.T, o rigOptions) *rig {
 	t.Helper()
-	r := &rig{t: t, state: btrfstest.Mount(t, btrfstest.MountOptions(o.mount...))}
+	r := &rig{t: t, state: o.state}
+	if r.state == "" {
+		r.state = btrfstest.Mount(t, btrfstest.MountOptions(o.mount...))
+	}
 	for _, name := range o.pools {
 		r.addPool(name)
 	}

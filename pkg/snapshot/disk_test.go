@@ -135,6 +135,53 @@ func TestExchangedDisk(t *testing.T) { // not beside others, which might get the
 	wants(t, second(e.Mounts(ctx, "pvc")), snapshot.ErrPoolAway)
 }
 
+// TestPoolDirectoryGone: a directory that is absent, or another one, is a pool that is away,
+// under an engine that has not noticed. Its volumes are not absent.
+func TestPoolDirectoryGone(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	n.AddPool(t, "fast")
+	e := n.start(t)
+	ctx := t.Context()
+	must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
+	must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "pvc-fast", Pool: "fast"}, meta.Ref{})))
+	away := func(volume string) {
+		t.Helper()
+		wants(t, second(e.Stat(ctx, meta.Volume(volume))), snapshot.ErrPoolAway)
+		wants(t, second(e.Mounts(ctx, volume)), snapshot.ErrPoolAway)
+		wants(t, e.Remove(ctx, meta.Volume(volume)), snapshot.ErrPoolAway)
+		wants(t, second(e.Prepare(ctx, snapshot.Spec{Name: volume}, meta.Ref{})), snapshot.ErrPoolAway)
+	}
+	n.Detach(t, "fast")
+	must(t, os.Remove(n.path("fast")))
+	away("pvc-fast")
+	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
+
+	must(t, os.Rename(n.path("default"), n.path("default")+".old"))
+	away("pvc")
+	must(t, os.Mkdir(n.path("default"), 0o700))
+	away("pvc")
+	must(t, os.Remove(n.path("default")))
+	must(t, os.Rename(n.path("default")+".old", n.path("default")))
+	must(t, e.Remove(ctx, meta.Volume("pvc")))
+}
+
+// TestStrangeStateDirectory: the mount table writes some names otherwise than they are.
+func TestStrangeStateDirectory(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"with blank", "a\tb", "a\nb", `a\b`, `a\040b`, "a\vb", "ü#"} {
+		n := &node{state: filepath.Join(t.TempDir(), name), mode: btrfs.QuotaNone, disks: map[string]string{}}
+		n.AddPool(t, "fast")
+		var err error
+		n.host, err = snapshot.NewHost(n.state, n.mode)
+		must(t, err)
+		e := open(t, n.host, filepath.Join(n.state, "index.db"))
+		if err := second(e.Prepare(t.Context(), snapshot.Spec{Name: "pvc", Pool: "fast"}, meta.Ref{})); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
 // newDevice is an empty btrfs that is mounted nowhere.
 func newDevice(t *testing.T) string {
 	t.Helper()

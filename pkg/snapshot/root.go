@@ -52,20 +52,21 @@ func (d *disk) leave(r *root) {
 	}
 }
 
-// place tells a directory's filesystem from any other that is mounted in its stead.
+// place tells a directory from any other that is put or mounted in its stead.
 // The device number does not: the kernel gives that of a filesystem that is
 // unmounted to the next one. It tells the subvolumes of one filesystem apart.
 type place struct {
 	device uint64    // st_dev
+	inode  uint64    // st_ino
 	mount  uint64    // of this boot's mounts the one; 0 before Linux 6.8
 	fsid   unix.Fsid // of the filesystem, where mount is 0: one that its copy has too
 }
 
 func placeOf(fd int) (p place, err error) {
 	var stx unix.Statx_t
-	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID_UNIQUE, &stx)
+	err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_MNT_ID_UNIQUE, &stx)
 	if err == nil && stx.Mask&unix.STATX_MNT_ID_UNIQUE != 0 {
-		return place{device: unix.Mkdev(stx.Dev_major, stx.Dev_minor), mount: stx.Mnt_id}, nil
+		return place{device: unix.Mkdev(stx.Dev_major, stx.Dev_minor), inode: stx.Ino, mount: stx.Mnt_id}, nil
 	}
 	return oldPlaceOf(fd)
 }
@@ -75,17 +76,18 @@ func oldPlaceOf(fd int) (p place, err error) {
 	var st unix.Stat_t
 	var stfs unix.Statfs_t
 	err = errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &stfs))
-	return place{device: st.Dev, fsid: stfs.Fsid}, err
+	return place{device: st.Dev, inode: st.Ino, fsid: stfs.Fsid}, err
 }
 
 func (d *disk) open() (int, error) {
 	fd, is, err := d.openAny()
 	if err == nil && is != d.place {
 		unix.Close(fd)
-		err = fmt.Errorf("%s: another filesystem is mounted there", d.path)
+		err = fmt.Errorf("%s: another directory is there, or another filesystem is mounted", d.path)
 	}
 	if err != nil {
-		return -1, fmt.Errorf("%w: %w", ErrPoolAway, err)
+		// Not wrapped: a pool's directory that is absent is no volume that is absent.
+		return -1, fmt.Errorf("%w: %s", ErrPoolAway, err.Error())
 	}
 	return fd, nil
 }

@@ -47,6 +47,12 @@ var abi = map[string]uint64{
 	"offsetof(struct btrfs_ioctl_ino_lookup_user_args, name)": uint64(unsafe.Offsetof(inoLookupUserArgs{}.name)),
 	"offsetof(struct btrfs_ioctl_ino_lookup_user_args, path)": uint64(unsafe.Offsetof(inoLookupUserArgs{}.path)),
 
+	"sizeof(struct btrfs_ioctl_ino_lookup_args)":             uint64(unsafe.Sizeof(inoLookupArgs{})),
+	"offsetof(struct btrfs_ioctl_ino_lookup_args, objectid)": uint64(unsafe.Offsetof(inoLookupArgs{}.objectID)),
+	"offsetof(struct btrfs_ioctl_ino_lookup_args, name)":     uint64(unsafe.Offsetof(inoLookupArgs{}.name)),
+	"BTRFS_INODE_REF_KEY":                                    inodeRefKey,
+	"BTRFS_EMPTY_SUBVOL_DIR_OBJECTID":                        emptySubvolumeInode,
+
 	"sizeof(struct btrfs_ioctl_search_key)":               uint64(unsafe.Sizeof(searchKey{})),
 	"offsetof(struct btrfs_ioctl_search_key, max_offset)": uint64(unsafe.Offsetof(searchKey{}.maxOffset)),
 	"offsetof(struct btrfs_ioctl_search_key, min_type)":   uint64(unsafe.Offsetof(searchKey{}.minType)),
@@ -87,6 +93,7 @@ var abi = map[string]uint64{
 
 	"BTRFS_IOC_RESIZE":              uint64(iocResize),
 	"BTRFS_IOC_TREE_SEARCH_V2":      uint64(iocTreeSearchV2),
+	"BTRFS_IOC_INO_LOOKUP":          uint64(iocInoLookup),
 	"BTRFS_IOC_SPACE_INFO":          uint64(iocSpaceInfo),
 	"BTRFS_IOC_START_SYNC":          uint64(iocStartSync),
 	"BTRFS_IOC_SUBVOL_GETFLAGS":     uint64(iocSubvolGetFlags),

@@ -88,6 +88,14 @@ func decodes(t *testing.T, item treeItem) {
 	if err == nil && !limited && limit != NoLimit {
 		t.Errorf("limit %d where there is none", limit)
 	}
+	_, rootName, err := parseRootRef(item.data)
+	if err != nil && !errors.Is(err, unix.EUCLEAN) || err == nil && len(rootName) > len(item.data)-18 {
+		t.Errorf("root reference of %d bytes: %q, %v", len(item.data), rootName, err)
+	}
+	inodeName, err := parseName(item.data, inodeRefLengthAt)
+	if err != nil && !errors.Is(err, unix.EUCLEAN) || err == nil && len(inodeName) > len(item.data)-10 {
+		t.Errorf("inode reference of %d bytes: %q, %v", len(item.data), inodeName, err)
+	}
 }
 
 // FuzzItemKeys proves that a search goes on behind what it has seen, and that a

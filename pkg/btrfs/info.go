@@ -157,8 +157,13 @@ func CreatedTransid(path string, subvolID uint64) (transid uint64, err error) {
 // rootItemOtransid is where otransid lies in a root item.
 const rootItemOtransid = 303
 
-// walkRoots calls fn with the items of a type of all subvolumes.
+// walkRoots calls fn with the keys of the items of a type of all subvolumes.
 func walkRoots(path string, itemType uint32, fn func(itemKey) error) error {
+	return eachRoot(path, itemType, func(item treeItem) error { return fn(item.itemKey) })
+}
+
+// eachRoot is walkRoots with the items themselves.
+func eachRoot(path string, itemType uint32, fn func(treeItem) error) error {
 	return withDir("walk subvolumes of", path, func(fd int) error {
 		search := searchTree(fd, rootTree,
 			itemKey{firstFree, 0, 0}, itemKey{lastFree, rootBackrefKey, ^uint64(0)}, bulkBuffer)
@@ -170,7 +175,7 @@ func walkRoots(path string, itemType uint32, fn func(itemKey) error) error {
 			if item.itemType != itemType {
 				continue
 			}
-			if err := fn(item.itemKey); err != nil {
+			if err := fn(item); err != nil {
 				return err
 			}
 		}

@@ -87,6 +87,13 @@ type inoLookupUserArgs struct {
 	path   [inoLookupUserPathMax]byte
 }
 
+// inoLookupArgs is struct btrfs_ioctl_ino_lookup_args.
+type inoLookupArgs struct {
+	treeID   uint64
+	objectID uint64
+	name     [4080]byte
+}
+
 // searchKey is struct btrfs_ioctl_search_key.
 type searchKey struct {
 	treeID      uint64
@@ -217,6 +224,7 @@ const (
 const (
 	iocResize          = iocWrite | iocMagic | 3 | unsafe.Sizeof(volArgs{})<<16
 	iocTreeSearchV2    = iocRead | iocWrite | iocMagic | 17 | unsafe.Sizeof(searchArgs{})<<16
+	iocInoLookup       = iocRead | iocWrite | iocMagic | 18 | unsafe.Sizeof(inoLookupArgs{})<<16
 	iocSpaceInfo       = iocRead | iocWrite | iocMagic | 20 | unsafe.Sizeof(spaceArgsHead{})<<16
 	iocStartSync       = iocRead | iocMagic | 24 | unsafe.Sizeof(uint64(0))<<16
 	iocSubvolGetFlags  = iocRead | iocMagic | 25 | unsafe.Sizeof(uint64(0))<<16
@@ -246,6 +254,7 @@ const (
 	firstFree        = 256
 	lastFree         = ^uint64(255) // -256
 	inodeItemKey     = 1
+	inodeRefKey      = 12
 	rootItemKey      = 132
 	rootBackrefKey   = 144
 	qgroupStatusKey  = 240

@@ -35,13 +35,7 @@ func NestedSubvolumes(path string) ([]Nested, error) {
 // Nesting returns, for every subvolume that lies in another than that around path,
 // and not in the top level, the one that it lies in. It reads the root tree once.
 func Nesting(path string) (map[uint64]uint64, error) {
-	var around uint64
-	err := withDir("subvolume around", path, func(fd int) error {
-		var args subvolInfoArgs
-		_, err := ioctl(fd, iocGetSubvolInfo, unsafe.Pointer(&args))
-		around = args.treeID
-		return err
-	})
+	around, err := Around(path)
 	if err != nil {
 		return nil, err
 	}

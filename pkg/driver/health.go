@@ -21,6 +21,7 @@ var lostTable = []struct {
 	status csi.VolumeHealthErrorType
 	reason string
 }{
+	{snapshot.ErrOutside, csi.VolumeHealthErrorType_INACCESSIBLE, "SubvolumeOutsidePool"},
 	{snapshot.ErrLost, csi.VolumeHealthErrorType_DATA_LOSS, "SubvolumeLost"},
 	{snapshot.ErrPoolAway, csi.VolumeHealthErrorType_INACCESSIBLE, "PoolAway"},
 	{snapshot.ErrUnreadable, csi.VolumeHealthErrorType_INACCESSIBLE, "RecordUnreadable"},

@@ -35,6 +35,7 @@ var meanings = []struct {
 	{snapshot.ErrNoPool, codes.ResourceExhausted},
 	{snapshot.ErrReadOnly, codes.Unavailable},
 	{snapshot.ErrPoolAway, codes.Unavailable},
+	{snapshot.ErrOutside, codes.FailedPrecondition},
 	{snapshot.ErrLost, codes.DataLoss},
 	{mount.ErrInvalid, codes.InvalidArgument},
 	{mount.ErrInTheWay, codes.FailedPrecondition},

@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // seal says when the index file can be trusted. bbolt maps the file and believes
@@ -19,9 +21,14 @@ import (
 // good as the kernel's page cache, that is, until the next boot. Once it was
 // closed it is as good as its checksum. Neither file is ever synced: a power cut
 // in between leaves a seal that does not match.
+//
+// A snapshot of btrfs holds both files as they were. When it takes the place of its source
+// the index is older than the pools, and would say of what a pool that is away has got
+// since that it never was. So the seal also names the subvolume.
 type seal struct {
-	Boot string `json:"boot,omitempty"`   // open since this boot
-	Sum  string `json:"sha256,omitempty"` // closed with this content
+	Boot      string `json:"boot,omitempty"`      // open since this boot
+	Sum       string `json:"sha256,omitempty"`    // closed with this content
+	Subvolume string `json:"subvolume,omitempty"` // that it was written in, on btrfs
 }
 
 func sealPath(path string) string { return path + ".seal" }
@@ -35,6 +42,13 @@ func checkSeal(path string) error {
 	var s seal
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("seal is damaged: %w", err)
+	}
+	subvolume, err := subvolumeOf(path)
+	if err != nil {
+		return err
+	}
+	if s.Subvolume != subvolume {
+		return errors.New("was restored, or is in a snapshot that has taken the place of where it was written")
 	}
 	if s.Boot != "" {
 		boot, err := bootID()
@@ -68,7 +82,10 @@ func sealClosed(path string) error {
 }
 
 // write replaces the seal. A killed process leaves the old one or the new one.
-func (s seal) write(path string) error {
+func (s seal) write(path string) (err error) {
+	if s.Subvolume, err = subvolumeOf(path); err != nil {
+		return err
+	}
 	data, err := json.Marshal(s)
 	if err != nil {
 		return err
@@ -78,6 +95,19 @@ func (s seal) write(path string) error {
 		return err
 	}
 	return os.Rename(next, sealPath(path))
+}
+
+// subvolumeOf identifies the subvolume that a file lies in, "" where it is not on btrfs:
+// statfs mixes the subvolume's ID into that of the filesystem.
+func subvolumeOf(path string) (string, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return "", fmt.Errorf("statfs %s: %w", path, err)
+	}
+	if uint32(st.Type) != unix.BTRFS_SUPER_MAGIC {
+		return "", nil
+	}
+	return fmt.Sprintf("%08x%08x", uint32(st.Fsid.Val[0]), uint32(st.Fsid.Val[1])), nil
 }
 
 func sumOf(path string) (string, error) {

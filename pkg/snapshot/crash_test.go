@@ -60,6 +60,7 @@ var operations = []operation{
 	{"remove snapshot", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Snapshot("snap")) }},
 	{"remove view", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Volume("view")) }},
 	{"remove lost", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Volume("lost")) }},
+	{"remove rolled back", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Volume("outside")) }},
 }
 
 // world is a node with a pool in memory, and all that an operation may meet.
@@ -77,7 +78,7 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	w.fs = w.host.Pool(snapshot.DefaultPool)
 	w.open()
 	ctx := t.Context()
-	for _, name := range []string{"base", "lost", "other"} {
+	for _, name := range []string{"base", "lost", "outside", "other"} {
 		must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: name, Size: snapshot.Range{Required: 5 * mib}}, meta.Ref{})))
 		must(t, w.fs.Write(active(name), "data of "+name))
 	}
@@ -85,6 +86,7 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	must(t, w.fs.Write(active("base"), "newer data of base"))
 	must(t, second(w.e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
 	must(t, w.fs.Vanish(active("lost")))
+	must(t, w.fs.RollBack(active("outside")))
 	for _, area := range []snapshot.Area{"active", "committed", "removing"} {
 		foreign := snapshot.Slot{Area: area, Name: "active-foreign"}
 		must(t, w.fs.PlantSlot(foreign, nil))

@@ -221,7 +221,7 @@ func (l *located) claim() error {
 		return err
 	}
 	if err := l.Rmdir(l.slot); errors.Is(err, ErrNotEmpty) {
-		return fmt.Errorf("%s in pool %q: %w: move it away", l.slot, l.name, ErrForeign)
+		return fmt.Errorf("%s in pool %q: %w: move it away: %w", l.slot, l.name, ErrForeign, err)
 	} else if err != nil {
 		return err
 	}
@@ -444,6 +444,14 @@ func (l *located) disown() error {
 // erase removes the slot with its subvolume, durably; where there is none absent
 // is done instead. An absent slot is no error.
 func (l *located) erase(absent func() error) error {
+	if err := l.unobstructed(); err != nil {
+		return err
+	}
+	return l.take(absent)
+}
+
+// take is erase for a slot that is known to hold nothing else.
+func (l *located) take(absent func() error) error {
 	info, err := l.Info(l.slot)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -152,11 +153,48 @@ func (d *disk) Mkdir(s Slot) error {
 func (d *disk) Rmdir(s Slot) error {
 	return d.inSlot(s, func(dir string) error {
 		err := unix.Rmdir(dir)
+		if errors.Is(err, unix.ENOTEMPTY) && removeStub(filepath.Join(dir, subvolumeName)) {
+			err = unix.Rmdir(dir)
+		}
 		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) {
-			return fmt.Errorf("rmdir %s: %w", s, ErrNotEmpty)
+			names, _ := d.Beside(s)
+			return fmt.Errorf("rmdir %s: %w: it holds %q", s, ErrNotEmpty, names)
 		}
 		return pathError("rmdir", s, err)
 	})
+}
+
+// removeStub reports whether there was a stub, and is none any more.
+func removeStub(path string) bool {
+	is, err := btrfs.IsStub(path)
+	return err == nil && is && unix.Rmdir(path) == nil
+}
+
+func (d *disk) Beside(s Slot) (names []string, err error) {
+	err = d.inSlot(s, func(dir string) error {
+		f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, unix.ENOTDIR) {
+			return fmt.Errorf("%s is no directory: %w", s, ErrForeign)
+		}
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		names, err = f.Readdirnames(-1)
+		return err
+	})
+	slices.Sort(names)
+	return slices.DeleteFunc(names, func(name string) bool { return name == subvolumeName && d.isOurs(s) }), err
+}
+
+// isOurs reports whether what is named fs in a slot is a subvolume or the stub of one.
+func (d *disk) isOurs(s Slot) bool {
+	if _, err := d.Info(s); !errors.Is(err, fs.ErrNotExist) {
+		return true // also one that cannot be read
+	}
+	stub := false
+	err := d.inSubvolume(s, func(path string) (err error) { stub, err = btrfs.IsStub(path); return err })
+	return stub || errors.Is(err, fs.ErrNotExist) // or it has gone meanwhile
 }
 
 func (d *disk) Move(from, to Slot) error {

@@ -21,7 +21,7 @@
 //	├── index.db
 //	├── known/<pool ID>             the name of each pool that ever was in use
 //	└── pools/
-//	    └── <pool>/                 a btrfs is mounted here; default may be a directory
+//	    └── <pool>/                 a btrfs is mounted here; default may be a subvolume or directory
 //	        ├── pool.json           ID of the pool, version of this layout
 //	        ├── active/<id>/fs      <id>/ bears the record as an xattr, out of
 //	        ├── committed/<id>/fs   reach of the pods, which see fs only
@@ -59,9 +59,12 @@
 //	record creating, subvolume                goes on at step 4, and syncs; a copy that
 //	                                          lacks what its source nests is undone
 //	record ready, subvolume, another limit    sets the limit of the record
-//	record ready, no subvolume                reports it as lost, keeps it
+//	record ready, no subvolume                reports it as lost, and where its data is
+//	                                          if the filesystem was rolled back; keeps it
 //	anything in removing with a record        goes on at step 2
 //	subvolume without a record                reports it as foreign, keeps it
+//	anything beside a subvolume               reports it as foreign, keeps it, and does
+//	                                          not remove the slot
 //	record damaged or of a newer version      reports it, keeps it
 //
 // A power cut goes back to the last commit, which is one of the states above: a

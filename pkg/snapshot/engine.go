@@ -68,6 +68,7 @@ type pool struct {
 	erased    erased
 	unread    atomic.Bool // could not be read when the index was made anew
 	nested    nested
+	outside   outsideLook
 	rescans   atomic.Uint64 // begun since the pool is in use
 
 	rightLimits map[uint64]int64 // of the last look that found none wrong; of maintain alone
@@ -648,8 +649,7 @@ func (l *located) settle() (meta.Entry, error) {
 func (l *located) entry() (meta.Entry, error) {
 	info, err := l.Info(l.slot)
 	if errors.Is(err, fs.ErrNotExist) {
-		return entryOf(l.pool, l.record, info), fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it",
-			l.record.Ref(), l.name, ErrLost)
+		return entryOf(l.pool, l.record, info), l.lost()
 	}
 	if err != nil {
 		return meta.Entry{}, l.explain(err)

@@ -48,6 +48,12 @@ var (
 	// ErrLost: the record is there and says the subvolume was made, but the
 	// subvolume is gone.
 	ErrLost = errors.New("subvolume is lost")
+	// ErrOutside: it is an ErrLost whose data is on the filesystem still, outside of the
+	// pool.
+	ErrOutside = fmt.Errorf("%w from the pool, but not from its filesystem", ErrLost)
+	// errRolledBack: the pool is a subvolume that the snapshot which took the place of the
+	// filesystem around it does not hold.
+	errRolledBack = errors.New("it is not in this snapshot of the filesystem, which was rolled back")
 	// ErrForeign: something that is not ours stands in the way.
 	ErrForeign = errors.New("not made by btrfs-csi")
 	// ErrUnreadable: the record is damaged or of a later version.

@@ -101,8 +101,12 @@ type Ledger interface {
 	List(Area) ([]string, error)
 	// Mkdir makes an empty slot.
 	Mkdir(Slot) error
-	// Rmdir takes an empty slot away; ErrNotEmpty for any other.
+	// Rmdir takes an empty slot away; ErrNotEmpty for any other. The stub of a subvolume,
+	// see btrfs.IsStub, goes with it.
 	Rmdir(Slot) error
+	// Beside returns the names of what lies in a slot beside its subvolume, or the stub of
+	// one, and stops Rmdir. ErrForeign for a slot that is no directory.
+	Beside(Slot) ([]string, error)
 	// Move renames a slot with all that is in it; fs.ErrExist if to is there.
 	Move(from, to Slot) error
 	// Record returns what SetRecord wrote, nil for a slot without a record.
@@ -124,6 +128,8 @@ type Subvolumes interface {
 	Destroy(Slot) error
 	// Info returns what btrfs knows of the subvolume.
 	Info(Slot) (btrfs.SubvolumeInfo, error)
+	// Outside returns the subvolumes of the pool that lie outside of it.
+	Outside() ([]OutsideSubvolume, error)
 	// Nested returns the paths of the subvolumes inside, relative to it, one
 	// level deep.
 	Nested(Slot) ([]string, error)
@@ -162,6 +168,15 @@ type Quota interface {
 	HeldQuota() ([]uint64, error)
 	// StaleQuota returns the destroyed subvolumes whose accounting nobody needs.
 	StaleQuota() ([]uint64, error)
+}
+
+// OutsideSubvolume is a subvolume that is of a pool and lies outside of it: in another subvolume
+// of its filesystem, as when a snapshot has taken the place of the one around the pool.
+type OutsideSubvolume struct {
+	Slot   Slot
+	Record []byte
+	Path   string // of the subvolume, from the top level of the filesystem
+	Home   string // where the pool has its slot's, likewise
 }
 
 // Usage is what a subvolume holds, in bytes. Numbers are those of the last

@@ -126,9 +126,18 @@ func (n *node) makeDefault() error {
 	if ok, err := btrfs.IsBtrfs(n.pools); err != nil || !ok {
 		return err
 	}
-	err := os.Mkdir(filepath.Join(n.pools, DefaultPool), 0o700)
-	if errors.Is(err, os.ErrExist) || errors.Is(err, unix.EROFS) {
+	path := filepath.Join(n.pools, DefaultPool)
+	if _, err := os.Lstat(path); err == nil {
 		return nil
+	}
+	// A subvolume stays whole when the filesystem around it is rolled back. Of a plain
+	// directory the records would be rolled back and the volumes would not.
+	err := btrfs.Create(path)
+	if errors.Is(err, unix.EROFS) {
+		return nil
+	}
+	if err == nil {
+		err = errors.Join(os.Chmod(path, 0o700), btrfs.Sync(n.pools))
 	}
 	return err
 }
@@ -173,10 +182,14 @@ func (n *node) acceptable(name string, dir bool) error {
 	if !ok {
 		return fmt.Errorf("pool %q: not on btrfs; mount a btrfs filesystem at %s", name, path)
 	}
-	if !mounted {
-		return n.displaced(name, path)
+	if mounted {
+		return nil
 	}
-	return nil
+	if stub, err := btrfs.IsStub(path); stub || err != nil {
+		return errors.Join(err, fmt.Errorf("pool %q: %w: move it back: mount the filesystem with subvolid=5, find the pool with btrfs subvolume list, and run there: mv -T OLD/%s/%s NEW/%s/%s",
+			name, errRolledBack, poolsDir, name, poolsDir, name))
+	}
+	return n.displaced(name, path)
 }
 
 // displaced fails for the directory that a pool was mounted at, and is not now, as when a

@@ -161,6 +161,10 @@ func (h hands) PlantFile(at snapshot.Slot) error {
 	return f.Close()
 }
 
+func (h hands) RemoveFile(at snapshot.Slot) error {
+	return os.Remove(filepath.Join(h.slot(at), "file"))
+}
+
 func (h hands) SetWritable(at snapshot.Slot) error { return btrfs.SetReadOnly(h.fs(at), false) }
 
 func (h hands) SetReadOnly(readOnly bool) {

@@ -34,7 +34,11 @@ const (
 	Lost Problem = "Lost"
 	// Damaged is a record whose subvolume is there and cannot be read. Kept.
 	Damaged Problem = "Damaged"
-	// Foreign is something that nobody declared. Kept.
+	// OutsidePool is a volume or snapshot of the pool that lies outside of it, on the same
+	// filesystem, and for which nothing in the pool stands. Kept.
+	OutsidePool Problem = "OutsidePool"
+	// Foreign is something that nobody declared. Kept. In the slot of a volume or snapshot
+	// it stops that from being removed.
 	Foreign Problem = "Foreign"
 	// UnreadableRecord is a record that is damaged, of a later version, or in
 	// the wrong place. Kept.
@@ -146,7 +150,7 @@ func (e *Engine) confirm(p *pool, a action, fn func(action)) {
 	if err != nil {
 		return // it is gone
 	}
-	if again, wrong := s.judge(p.limitOf); wrong {
+	for _, again := range s.judge(p.limitOf) {
 		fn(again)
 	}
 }
@@ -285,16 +289,31 @@ func (p *pool) look(slot Slot) (scanned, error) {
 	switch {
 	case !named, data == nil && err != nil:
 		s.state = slotForeign
-	case slot.Area == AreaRemoving && (data != nil || !there):
+	case slot.Area == AreaRemoving && data != nil:
 		s.state = slotRemoving
 	case data == nil && there:
 		s.state = slotForeign
 	case data == nil:
-		s.state = slotDeclared
+		err = s.classifyBare()
+		return s, err
 	default:
 		s.classify(there)
 	}
 	return s, nil
+}
+
+// classifyBare tells a slot without a record and a subvolume, as a crash leaves it, from
+// what else is there.
+func (s *scanned) classifyBare() error {
+	names, err := s.Beside(s.slot)
+	s.state = slotDeclared
+	if s.slot.Area == AreaRemoving {
+		s.state = slotRemoving
+	}
+	if len(names) > 0 || errors.Is(err, ErrForeign) {
+		s.state, err = slotForeign, nil
+	}
+	return err
 }
 
 // classify reads the record of a slot.
@@ -347,16 +366,38 @@ func (p *pool) plan() ([]action, error) {
 	limit := func(subvolume uint64) (int64, bool) { return limits[subvolume], limits != nil }
 	var actions []action
 	for _, s := range slots {
-		if a, wrong := s.judge(limit); wrong {
-			actions = append(actions, a)
+		if wrong := s.judge(limit); len(wrong) > 0 {
+			actions = append(actions, wrong[0]) // confirm finds the others
 		}
 	}
+	outside, err := p.planOutside(slots)
+	if err != nil {
+		return nil, err
+	}
 	quota, err := p.planQuota()
-	return append(actions, quota...), err
+	return slices.Concat(actions, outside, quota), err
 }
 
-// judge says what is wrong with a slot, and what mends it.
-func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) (action, bool) {
+// judge returns all that is wrong with a slot. What would take the slot away is not
+// repaired while something that is not ours lies in it.
+func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) []action {
+	var all []action
+	if a, wrong := s.judgeState(limit); wrong {
+		all = append(all, a)
+	}
+	names, err := s.Beside(s.slot)
+	if err != nil || len(names) == 0 || s.state == slotForeign {
+		return all
+	}
+	if s.state == slotDeclared || s.state == slotRemoving {
+		all[0].Repair, all[0].run = "", nil
+	}
+	return append(all, action{slot: s.slot, Finding: Finding{
+		Pool: s.name, Path: s.slot.String(), Problem: Foreign, Detail: obstacle(names)}})
+}
+
+// judgeState says what is wrong with a slot by its state, and what mends it.
+func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) (action, bool) {
 	a := action{Finding: Finding{Pool: s.name, Path: s.slot.String()}, slot: s.slot}
 	report := func(problem Problem, detail, repair string, run func() error) (action, bool) {
 		a.Problem, a.Detail, a.Repair, a.run = problem, detail, repair, run
@@ -370,7 +411,7 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) (action, boo
 	case slotRemoving:
 		return report(UnfinishedRemove, "on its way out", "complete", s.dispose)
 	case slotLost:
-		return report(Lost, "its record is there, its data is not; restore a snapshot, or delete it", "", nil)
+		return report(Lost, s.lostDetail(), "", nil)
 	case slotDamaged:
 		return report(Damaged, fmt.Sprintf("its data cannot be read (%v); mend the filesystem, or restore a snapshot", s.err), "", nil)
 	case slotForeign:
@@ -386,6 +427,13 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) (action, boo
 			func() error { return s.SetLimit(s.info.ID, s.record.Size) })
 	}
 	return a, false
+}
+
+func (s *scanned) lostDetail() string {
+	if o, found := s.findOutside(); found {
+		return "its data is not lost: " + o.wayBack()
+	}
+	return "its record is there, its data is not; restore a snapshot, or delete it"
 }
 
 func (s *scanned) foreignDetail() string {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
@@ -42,17 +43,30 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	if err := l.begin(); err != nil {
 		return fmt.Errorf("%s: %w", ref, err)
 	}
-	if err := l.remove(); err != nil {
-		return unfinished(fmt.Errorf("%s: %w", ref, l.explain(err)))
+	if err := l.remove(ctx); err != nil {
+		return l.unremoved(ref, err)
 	}
 	e.unnote(ctx, l.pool, ref)
 	return nil
+}
+
+// unremoved is the error of a removal. One that something stands in the way of has not
+// begun.
+func (p *pool) unremoved(ref meta.Ref, err error) error {
+	err = fmt.Errorf("%s: %w", ref, p.explain(err))
+	if errors.Is(err, ErrForeign) {
+		return err
+	}
+	return unfinished(err)
 }
 
 // forgotten fails when what is in no pool here may be in one that is away, and that
 // the index does not remember, since it was made anew or fails: nobody may be told
 // that it is gone.
 func (e *Engine) forgotten(ref meta.Ref) error {
+	if err := e.rolledBack(); err != nil {
+		return fmt.Errorf("%s: may be in it: %w: %w", ref, ErrForgotten, err)
+	}
 	known, err := e.Away()
 	if err != nil {
 		return fmt.Errorf("%s: %w: which pools there were cannot be read: %w", ref, ErrPoolAway, err)
@@ -73,11 +87,27 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 	return nil
 }
 
+// rolledBack returns why a pool that was rolled back cannot be used: of what it holds what
+// the state directory remembers of pools may know nothing.
+func (e *Engine) rolledBack() error {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	for _, reason := range e.broken {
+		if errors.Is(reason, errRolledBack) {
+			return reason
+		}
+	}
+	return nil
+}
+
 // remove renames the slot out of its area, the point of no return, and erases
 // it there.
-func (l *located) remove() error {
+func (l *located) remove(ctx context.Context) error {
 	l.coming = l.commits.announce()
 	defer l.coming.leave()
+	if err := l.unobstructed(); err != nil {
+		return err
+	}
 	to := l.slot.removing()
 	err := l.Move(l.slot, to)
 	if errors.Is(err, unix.ENOSPC) {
@@ -87,7 +117,35 @@ func (l *located) remove() error {
 		return err
 	}
 	l.slot = to
-	return l.dispose()
+	return l.take(func() error {
+		if o, found := l.findOutside(); found {
+			klog.FromContext(ctx).Info("What is deleted was lost. Its data is outside of the pool, and stays", "of", l.record.Ref(), "path", o.Path)
+		}
+		return l.sync()
+	})
+}
+
+// unobstructed fails for a slot that could not be taken away when its subvolume is
+// destroyed, because of something in it that is not ours.
+func (l *located) unobstructed() error {
+	names, err := l.Beside(l.slot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s in pool %q: %w: %s", l.slot, l.name, ErrForeign, obstacle(names))
+}
+
+// obstacle names what stands in the way of a removal.
+func obstacle(names []string) string {
+	const most = 10
+	more := ""
+	if n := len(names); n > most {
+		names, more = names[:most], fmt.Sprintf(" and %d more", n-most)
+	}
+	return fmt.Sprintf("it holds %q%s beside the data, which stops its deletion: move that away", names, more)
 }
 
 // removeInPlace erases a slot where it is. With metadata full the kernel has a
@@ -160,7 +218,7 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 				continue
 			}
 			if err := s.dispose(); err != nil {
-				return unfinished(fmt.Errorf("%s: %w", ref, p.explain(err)))
+				return p.unremoved(ref, err)
 			}
 			e.unnote(ctx, p, ref)
 		}

@@ -299,6 +299,14 @@ func (g *guard) Record(s Slot) ([]byte, error) {
 	return look(g, what{"Record", s}, func() ([]byte, error) { return g.filesystem.Record(s) })
 }
 
+func (g *guard) Beside(s Slot) ([]string, error) {
+	return look(g, what{"Beside", s}, func() ([]string, error) { return g.filesystem.Beside(s) })
+}
+
+func (g *guard) Outside() ([]OutsideSubvolume, error) {
+	return walk(g, what{method: "Outside"}, g.filesystem.Outside)
+}
+
 func (g *guard) Info(s Slot) (btrfs.SubvolumeInfo, error) {
 	return look(g, what{"Info", s}, func() (btrfs.SubvolumeInfo, error) { return g.filesystem.Info(s) })
 }

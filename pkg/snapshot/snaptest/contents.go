@@ -2,6 +2,7 @@ package snaptest
 
 import (
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 	"strings"
@@ -75,6 +76,19 @@ func (f *Filesystem) Vanish(at snapshot.Slot) error {
 	})
 }
 
+// RollBack leaves a slot as it is when a snapshot has taken the place of the subvolume
+// around the pool: its subvolume is outside of the pool, and a stub in its place.
+func (f *Filesystem) RollBack(at snapshot.Slot) error {
+	return f.behind(at, func(s *state) error {
+		if _, err := s.in(at); err != nil {
+			return err
+		}
+		s.outside = append(s.outside, outside{at, s.slots[at].clone()})
+		s.slots[at].subvolume, s.slots[at].stub = nil, true
+		return nil
+	})
+}
+
 // PlantSlot makes a slot, if there is none, with a record, or without if that
 // is nil.
 func (f *Filesystem) PlantSlot(at snapshot.Slot, record []byte) error {
@@ -101,7 +115,10 @@ func (f *Filesystem) PlantSubvolume(at snapshot.Slot, data string) error {
 // PlantFile puts what is no subvolume into a slot.
 func (f *Filesystem) PlantFile(at snapshot.Slot) error {
 	return f.behind(at, func(s *state) error {
-		to, err := s.room(at)
+		to, err := s.at(at)
+		if err == nil && to.file {
+			err = fs.ErrExist
+		}
 		if err == nil {
 			to.file = true
 		}
@@ -114,6 +131,17 @@ func (f *Filesystem) PlantGroup(subvolume uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.current.groups[subvolume], f.durable.groups[subvolume] = 0, 0
+}
+
+// RemoveFile removes what PlantFile has put there.
+func (f *Filesystem) RemoveFile(at snapshot.Slot) error {
+	return f.behind(at, func(s *state) error {
+		from, err := s.at(at)
+		if err == nil {
+			from.file = false
+		}
+		return err
+	})
 }
 
 // SetWritable clears the read-only flag of a subvolume.
@@ -151,13 +179,15 @@ func (f *Filesystem) Dump() string {
 	for _, at := range slices.SortedFunc(maps.Keys(f.current.slots), func(a, b snapshot.Slot) int {
 		return strings.Compare(a.String(), b.String())
 	}) {
-		lines = append(lines, fmt.Sprintf("%s: %s", at, f.current.describe(at)))
+		lines = append(lines, fmt.Sprintf("%s: %s", at, f.current.describe(f.current.slots[at])))
+	}
+	for _, o := range f.current.outside {
+		lines = append(lines, fmt.Sprintf("outside, %s: %s", o.at, f.current.describe(o.slot)))
 	}
 	return strings.Join(lines, "\n")
 }
 
-func (s *state) describe(at snapshot.Slot) string {
-	found := s.slots[at]
+func (s *state) describe(found *slot) string {
 	text := "no record"
 	if record, err := meta.DecodeRecord(found.record); err == nil {
 		text = fmt.Sprintf("%s %s %d %v %+v %v", record.Name, record.Kind, record.Size, record.Source, record.Parameters, record.Labels)
@@ -169,6 +199,9 @@ func (s *state) describe(at snapshot.Slot) string {
 	}
 	if found.file {
 		text += ", file"
+	}
+	if found.stub {
+		text += ", stub"
 	}
 	if sub := found.subvolume; sub != nil {
 		text += fmt.Sprintf(", subvolume %q readonly=%v limit=%d nested=%q %+v", sub.data, sub.ReadOnly, s.groups[sub.ID], sub.nested, sub.properties)

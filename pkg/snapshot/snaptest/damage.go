@@ -41,13 +41,78 @@ var damage = []testCase{
 		r.check(r.pool().PlantSlot(where, nil))
 		r.check(r.pool().PlantFile(where))
 		_, err := r.e.Prepare(r.Context(), sized("pvc", mib), meta.Ref{})
-		r.wants(err, snapshot.ErrForeign)
-		_, err = r.e.Reconcile(r.Context())
-		r.check(err)
+		r.wants(err, snapshot.ErrForeign, "file")
+		r.planned("active/pvc: Foreign")
+		r.reconcile()
 		r.wants(r.pool().PlantFile(where), errExist)
 		r.check(r.e.Remove(r.Context(), meta.Volume("pvc")))
 		r.wants(r.pool().PlantFile(where), errExist)
-		r.check(r.pool().PlantSlot(where, []byte("x"))) // reported, not repaired
+	}},
+	{"what lies beside the data stops its removal before it begins", func(r *rig) {
+		volume := r.volume("pvc", "data")
+		snap := r.commit("snap", "pvc")
+		for _, entry := range []meta.Entry{volume, snap} {
+			where := at(entry)
+			r.check(r.pool().PlantFile(where))
+			r.planned(where.String() + ": Foreign")
+			for range 2 {
+				r.wants(r.e.Remove(r.Context(), entry.Ref()), snapshot.ErrForeign, "file", "move")
+				r.holds(entry, "data")
+				r.reopen()
+				r.reconcile()
+			}
+			r.check(r.stat(entry.Ref()))
+			r.check(r.pool().RemoveFile(where))
+			r.planned()
+			r.remove(entry.Ref())
+		}
+	}},
+	{"what lies beside it stops no other repair", func(r *rig) {
+		entry := r.volume("pvc", "data")
+		r.check(r.pool().PlantFile(at(entry)))
+		if r.env.Mode() == btrfs.QuotaNone {
+			return
+		}
+		entry.Size = 9 * mib // the record alone
+		record, err := entry.Encode()
+		r.check(err)
+		r.check(r.pool().PlantSlot(at(entry), record))
+		r.planned("active/pvc: Foreign", "active/pvc: WrongLimit")
+		r.reconcile()
+		r.planned("active/pvc: Foreign")
+		r.limited(entry)
+	}},
+	{"what lies beside it stops a removal that was cut short", func(r *rig) {
+		entry := r.volume("pvc", "data")
+		record, err := entry.Encode()
+		r.check(err)
+		r.remove(entry.Ref())
+		where := snapshot.Slot{Area: snapshot.AreaRemoving, Name: "active-pvc"}
+		r.check(r.pool().PlantSlot(where, record))
+		r.check(r.pool().PlantSubvolume(where, "data"))
+		r.check(r.pool().PlantFile(where))
+		for range 2 {
+			r.planned("removing/active-pvc: Foreign", "removing/active-pvc: UnfinishedRemove")
+			r.reconcile() // promises nothing that fails
+			r.wants(r.e.Remove(r.Context(), entry.Ref()), snapshot.ErrForeign, "file", "move")
+			data, err := r.pool().Read(where)
+			r.check(err)
+			r.equal(data, "data")
+			r.reopen()
+		}
+		r.check(r.pool().RemoveFile(where))
+		r.remove(entry.Ref())
+		r.planned()
+	}},
+	{"what lies beside it stops a create that was cut short from being undone", func(r *rig) {
+		where := r.declare("pvc", meta.Creating)
+		r.check(r.pool().PlantFile(where))
+		r.planned("active/pvc: Foreign", "active/pvc: UnfinishedCreate")
+		r.reconcile()
+		_, err := r.e.Prepare(r.Context(), sized("pvc", mib), meta.Ref{})
+		r.wants(err, snapshot.ErrNotEmpty, "file")
+		r.check(r.pool().RemoveFile(where))
+		r.volume("pvc", "data")
 	}},
 	{"an empty slot is used", func(r *rig) {
 		r.check(r.pool().PlantSlot(snapshot.Slot{Area: "active", Name: "pvc"}, nil))

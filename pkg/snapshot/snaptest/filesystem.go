@@ -57,6 +57,7 @@ type fault struct {
 // state is all that a commit makes durable.
 type state struct {
 	slots   map[snapshot.Slot]*slot
+	outside []outside
 	groups  map[uint64]int64 // accounting by subvolume: the limit, 0 for none
 	dropped map[uint64]bool  // destroyed subvolumes that the kernel still drops
 	last    uint64           // subvolume ID
@@ -64,11 +65,18 @@ type state struct {
 	now     time.Time
 }
 
+// outside is a slot that a roll back has moved out of the pool.
+type outside struct {
+	at snapshot.Slot
+	*slot
+}
+
 // slot is a directory, its xattr and what lies in it.
 type slot struct {
 	record    []byte // nil: none
 	subvolume *subvolume
 	file      bool // something that is no subvolume lies in it
+	stub      bool // the subvolume is outside of the pool
 }
 
 type subvolume struct {
@@ -97,6 +105,7 @@ func (s *state) clone() *state {
 	for at, old := range s.slots {
 		c.slots[at] = old.clone()
 	}
+	c.outside = slices.Clone(s.outside) // nothing changes them
 	return &c
 }
 
@@ -342,7 +351,7 @@ func (s *state) in(at snapshot.Slot) (*subvolume, error) {
 // room returns the slot that a subvolume can be made in.
 func (s *state) room(at snapshot.Slot) (*slot, error) {
 	found, err := s.at(at)
-	if err == nil && (found.subvolume != nil || found.file) {
+	if err == nil && (found.subvolume != nil || found.file || found.stub) {
 		err = fs.ErrExist
 	}
 	return found, err
@@ -350,12 +359,13 @@ func (s *state) room(at snapshot.Slot) (*slot, error) {
 
 // live reports whether a subvolume has an entry.
 func (s *state) live(id uint64) bool {
+	is := func(found *slot) bool { return found.subvolume != nil && found.subvolume.ID == id }
 	for _, found := range s.slots {
-		if found.subvolume != nil && found.subvolume.ID == id {
+		if is(found) {
 			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(s.outside, func(o outside) bool { return is(o.slot) })
 }
 
 func (s *state) add(to *slot, sub subvolume) {
@@ -434,11 +444,34 @@ func (f *Filesystem) Rmdir(at snapshot.Slot) error {
 			return err
 		}
 		if found.subvolume != nil || found.file {
-			return snapshot.ErrNotEmpty
+			return fmt.Errorf("%w: it holds a file or a subvolume", snapshot.ErrNotEmpty)
 		}
 		delete(s.slots, at)
 		return nil
 	})
+}
+
+func (f *Filesystem) Beside(at snapshot.Slot) (names []string, err error) {
+	err = f.look("Beside", at, func(s *state) error {
+		found, err := s.at(at)
+		if err == nil && found.file {
+			names = append(names, "file")
+		}
+		return err
+	})
+	return names, err
+}
+
+func (f *Filesystem) Outside() (found []snapshot.OutsideSubvolume, err error) {
+	err = f.look("Outside", snapshot.Slot{}, func(s *state) error {
+		for _, o := range s.outside {
+			found = append(found, snapshot.OutsideSubvolume{
+				Slot: o.at, Record: slices.Clone(o.record), Path: path.Join("broken", o.at.String(), "fs"), Home: path.Join("pool", o.at.String(), "fs"),
+			})
+		}
+		return nil
+	})
+	return found, err
 }
 
 func (f *Filesystem) Move(from, to snapshot.Slot) error {

@@ -39,6 +39,7 @@ type Hands interface {
 	PlantSlot(at snapshot.Slot, record []byte) error
 	PlantSubvolume(at snapshot.Slot, data string) error
 	PlantFile(at snapshot.Slot) error
+	RemoveFile(at snapshot.Slot) error
 	SetWritable(at snapshot.Slot) error
 	SetReadOnly(readOnly bool)
 	// Commit brings what is counted up to date.

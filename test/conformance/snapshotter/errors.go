@@ -25,6 +25,7 @@ var classes = []struct{ engine, class error }{
 	{snapshot.ErrReadOnly, errdefs.ErrFailedPrecondition},
 	{snapshot.ErrForeign, errdefs.ErrFailedPrecondition},
 	{snapshot.ErrAmbiguous, errdefs.ErrFailedPrecondition},
+	{snapshot.ErrOutside, errdefs.ErrFailedPrecondition},
 	{snapshot.ErrLost, errdefs.ErrDataLoss},
 	{snapshot.ErrUnreadable, errdefs.ErrDataLoss},
 }

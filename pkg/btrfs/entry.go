@@ -1,0 +1,170 @@
+package btrfs
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// emptySubvolumeInode is the inode number of a stub (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
+const emptySubvolumeInode = 2
+
+// IsStub reports whether path is the empty directory that a snapshot shows in the
+// place of a subvolume that its source holds, and that stays behind in the source.
+// Nothing can be made in a stub, and rmdir(2) removes it. Errors: fs.ErrNotExist.
+func IsStub(path string) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return false, fmt.Errorf("stat %q: %w", path, err)
+	}
+	return st.Ino == emptySubvolumeInode && st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
+}
+
+// Around returns the ID of the subvolume that a directory lies in.
+func Around(path string) (id uint64, err error) {
+	err = withDir("subvolume around", path, func(fd int) error {
+		var args subvolInfoArgs
+		_, err := ioctl(fd, iocGetSubvolInfo, unsafe.Pointer(&args))
+		id = args.treeID
+		return err
+	})
+	return id, err
+}
+
+// Entry is the directory entry of a subvolume.
+type Entry struct {
+	ID        uint64 // of the subvolume
+	Parent    uint64 // the subvolume that holds the entry
+	Directory uint64 // inode number, in Parent
+}
+
+// Entries returns every subvolume of the filesystem around path whose entry has this
+// name, wherever it lies, also out of reach of the mount. It reads the root tree once.
+func Entries(path, name string) (found []Entry, err error) {
+	err = eachRoot(path, rootBackrefKey, func(item treeItem) error {
+		directory, own, err := parseRootRef(item.data)
+		if err == nil && own == name {
+			found = append(found, Entry{ID: item.objectID, Parent: item.offset, Directory: directory})
+		}
+		return err
+	})
+	return found, err
+}
+
+// parseRootRef reads a struct btrfs_root_ref: the directory, a sequence number, the
+// length of the name, and the name.
+func parseRootRef(data []byte) (directory uint64, name string, err error) {
+	const lengthAt = 16
+	if name, err = parseName(data, lengthAt); err != nil {
+		return 0, "", err
+	}
+	return binary.LittleEndian.Uint64(data), name, nil
+}
+
+// parseName reads a name that follows its length.
+func parseName(data []byte, lengthAt int) (string, error) {
+	head := lengthAt + 2
+	if len(data) < head || len(data) < head+int(binary.LittleEndian.Uint16(data[lengthAt:])) {
+		return "", fmt.Errorf("reference of %d bytes: %w", len(data), unix.EUCLEAN)
+	}
+	return string(data[head : head+int(binary.LittleEndian.Uint16(data[lengthAt:]))]), nil
+}
+
+// OpenDirectory opens a directory of any subvolume of the filesystem around path by its
+// inode number, also out of reach of the mount. Errors: fs.ErrNotExist.
+func OpenDirectory(path string, subvolume, inode uint64) (dir *os.File, err error) {
+	err = withDir("open in", path, func(mount int) error {
+		fd, err := openInode(mount, subvolume, inode)
+		if err == nil {
+			dir = os.NewFile(uintptr(fd), fmt.Sprintf("inode %d of subvolume %d", inode, subvolume))
+		}
+		return err
+	})
+	return dir, err
+}
+
+// ParentDirectory returns the inode number of the directory that holds a directory of
+// the same subvolume, and the name that it has there. A subvolume's root has none:
+// fs.ErrNotExist.
+func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name string, err error) {
+	err = withDir("look up parent in", path, func(fd int) error {
+		item, found, err := findFirst(fd, subvolume,
+			itemKey{inode, inodeRefKey, 0}, itemKey{inode, inodeRefKey, ^uint64(0)})
+		if err == nil && (!found || item.offset == inode) { // the root refers to itself
+			err = unix.ENOENT
+		}
+		if err != nil {
+			return err
+		}
+		parent = item.offset
+		name, err = parseName(item.data, inodeRefLengthAt)
+		return err
+	})
+	return parent, name, err
+}
+
+// inodeRefLengthAt is where a struct btrfs_inode_ref has the length of the name: behind
+// an index.
+const inodeRefLengthAt = 8
+
+// PathOf returns the path of a subvolume from the top level of the filesystem around
+// mounted, as a mount with subvolid=5 shows it. Errors: fs.ErrNotExist; ENAMETOOLONG
+// for a path that the kernel has no room for.
+func PathOf(mounted string, subvolume uint64) (found string, err error) {
+	err = withDir("path of subvolume in", mounted, func(fd int) error {
+		found, err = pathFromTop(fd, subvolume)
+		return err
+	})
+	return found, err
+}
+
+// PathFromTop is PathOf for a directory.
+func PathFromTop(dir string) (found string, err error) {
+	err = withDir("path from the top level of", dir, func(fd int) error {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		args := inoLookupArgs{objectID: st.Ino} // in the subvolume of fd, whose ID is returned
+		if _, err := ioctl(fd, iocInoLookup, unsafe.Pointer(&args)); err != nil {
+			return err
+		}
+		found, err = pathFromTop(fd, args.treeID)
+		found = path.Join(found, cString(args.name[:]))
+		return err
+	})
+	return found, err
+}
+
+func pathFromTop(fd int, subvolume uint64) (found string, err error) {
+	var in string
+	for id := subvolume; id != topLevelSubvol; {
+		if id, in, err = pathIn(fd, id); err != nil {
+			return "", err
+		}
+		found = path.Join(in, found)
+	}
+	return found, nil
+}
+
+// pathIn returns the path of a subvolume in the one that holds it.
+func pathIn(fd int, subvolume uint64) (parent uint64, in string, err error) {
+	ref, found, err := findFirst(fd, rootTree, itemKey{subvolume, rootBackrefKey, 0}, itemKey{subvolume, rootBackrefKey, ^uint64(0)})
+	if err == nil && !found {
+		err = unix.ENOENT
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	directory, name, err := parseRootRef(ref.data)
+	if err != nil {
+		return 0, "", err
+	}
+	args := inoLookupArgs{treeID: ref.offset, objectID: directory}
+	_, err = ioctl(fd, iocInoLookup, unsafe.Pointer(&args))
+	return ref.offset, path.Join(cString(args.name[:]), name), err
+}

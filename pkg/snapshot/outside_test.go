@@ -1,0 +1,268 @@
+package snapshot_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// rootFilesystem is a btrfs whose subvolume @ holds a state directory, as that of a node
+// whose root filesystem is on btrfs.
+type rootFilesystem struct {
+	*testing.T
+	top   string // where the filesystem is mounted
+	state string // the state directory, below @
+	mode  btrfs.QuotaMode
+	e     *snapshot.Engine
+}
+
+// newRootFilesystem returns one whose pools directory is empty.
+func newRootFilesystem(t *testing.T, mode btrfs.QuotaMode, state string) *rootFilesystem {
+	r := &rootFilesystem{T: t, top: btrfstest.Mount(t), mode: mode, state: state}
+	must(t, btrfs.Create(r.path("@")))
+	must(t, os.MkdirAll(filepath.Join(r.path("@"), state, "pools"), 0o700))
+	return r
+}
+
+// in returns the path of a file of the state directory below @, or what @ is called.
+func (r *rootFilesystem) in(root, name string) string {
+	return filepath.Join(r.top, root, r.state, name)
+}
+
+func (r *rootFilesystem) path(name string) string { return filepath.Join(r.top, name) }
+
+func (r *rootFilesystem) start() {
+	r.Helper()
+	host, err := snapshot.NewHost(r.in("@", ""), r.mode)
+	must(r, err)
+	r.e = open(r, host, r.in("@", "index.db"))
+}
+
+// rollBack does what snapper and its like do: @ is moved aside, and a snapshot takes its
+// place. No driver runs.
+func (r *rootFilesystem) rollBack(to string) {
+	r.Helper()
+	must(r, os.Rename(r.path("@"), r.path("@broken")))
+	must(r, btrfs.Snapshot(r.path("@"), r.path(to), false))
+}
+
+// moveBack moves what is whole below @broken to where a snapshot has a stub.
+func (r *rootFilesystem) moveBack(name string) {
+	r.Helper()
+	if out, err := exec.Command("mv", "-T", r.in("@broken", name), r.in("@", name)).CombinedOutput(); err != nil {
+		r.Fatalf("%v: %s", err, out)
+	}
+}
+
+func (r *rootFilesystem) write(area, id, data string) {
+	r.Helper()
+	must(r, os.WriteFile(filepath.Join(r.in("@", "pools/default"), area, id, "fs/data"), []byte(data), 0o600))
+}
+
+func (r *rootFilesystem) holds(area, id, want string) {
+	r.Helper()
+	data, err := os.ReadFile(filepath.Join(r.in("@", "pools/default"), area, id, "fs/data"))
+	if err != nil || string(data) != want {
+		r.Errorf("%s %s holds %q, %v; wanted %q", area, id, data, err, want)
+	}
+}
+
+// findings returns the details of what check finds, by path and problem.
+func (r *rootFilesystem) findings() map[string]string {
+	r.Helper()
+	found, err := r.e.Plan(r.Context())
+	must(r, err)
+	all := map[string]string{}
+	for _, f := range found {
+		if f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+			all[fmt.Sprintf("%s: %s", f.Path, f.Problem)] = f.Detail
+		}
+	}
+	return all
+}
+
+func (r *rootFilesystem) finds(want ...string) {
+	r.Helper()
+	var got []string
+	for what := range r.findings() {
+		got = append(got, what)
+	}
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		r.Errorf("found %q, wanted %q", got, want)
+	}
+}
+
+// run runs what an error or a finding says is to be run.
+func (r *rootFilesystem) run(text string) {
+	r.Helper()
+	_, command, ok := strings.Cut(text, "run there: ")
+	if !ok {
+		r.Fatalf("no command in %q", text)
+	}
+	sh := exec.Command("sh", "-ec", command)
+	sh.Dir = r.top
+	if out, err := sh.CombinedOutput(); err != nil {
+		r.Fatalf("%s: %v: %s", command, err, out)
+	}
+}
+
+// TestRollBack: the root filesystem is rolled back with the records on it. The data is
+// whole, and people are told where. What they delete, or make anew, works.
+func TestRollBack(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			r := newRootFilesystem(t, mode, "var lib")
+			must(t, os.Mkdir(r.in("@", "pools/default"), 0o700)) // not that of today's driver
+			r.start()
+			ctx := t.Context()
+			for _, name := range []string{"db", "old", "removed"} {
+				must(t, second(r.e.Prepare(ctx, sized(name, 5*mib), meta.Ref{})))
+				r.write("active", name, "data of "+name)
+			}
+			must(t, second(r.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "db")))
+			must(t, second(r.e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
+			must(t, btrfs.Snapshot(r.path("before"), r.path("@"), true))
+			must(t, second(r.e.Prepare(ctx, sized("late", 5*mib), meta.Ref{})))
+			must(t, second(r.e.Resize(ctx, "db", snapshot.Range{Required: 7 * mib})))
+			must(t, r.e.Close())
+			r.rollBack("before")
+			r.start()
+
+			lost := []string{"active/db: Lost", "active/late: OutsidePool", "active/old: Lost", "active/removed: Lost", "committed/snap: Lost", "view/view: Lost"}
+			r.finds(lost...)
+			must(t, second(r.e.Reconcile(ctx)))
+			r.finds(lost...)
+			_, err := r.e.Stat(ctx, meta.Volume("db"))
+			wants(t, err, snapshot.ErrOutside)
+			wants(t, err, snapshot.ErrLost)
+			wants(t, second(r.e.Prepare(ctx, sized("db", 5*mib), meta.Ref{})), snapshot.ErrOutside)
+			wants(t, second(r.e.Prepare(ctx, snapshot.Spec{Name: "clone"}, meta.Volume("db"))), snapshot.ErrOutside)
+			wants(t, second(r.e.Prepare(ctx, snapshot.Spec{Name: "clone"}, meta.Snapshot("snap"))), snapshot.ErrOutside)
+			wants(t, second(r.e.Commit(ctx, snapshot.Spec{Name: "snap2"}, "db")), snapshot.ErrOutside)
+			wants(t, second(r.e.Mounts(ctx, "view")), snapshot.ErrOutside)
+
+			r.run(err.Error())
+			for _, path := range []string{"committed/snap", "view/view"} {
+				r.run(r.findings()[path+": Lost"])
+			}
+			for _, ref := range []meta.Ref{meta.Volume("db"), meta.Volume("view"), meta.Snapshot("snap")} {
+				must(t, second(r.e.Stat(ctx, ref)))
+			}
+			r.holds("active", "db", "data of db")
+			r.holds("committed", "snap", "data of db")
+			must(t, second(r.e.Reconcile(ctx)))
+
+			must(t, r.e.Remove(ctx, meta.Volume("old")))
+			wants(t, second(r.e.Stat(ctx, meta.Volume("old"))), snapshot.ErrNotFound)
+			kept, err := os.ReadFile(r.in("@broken", "pools/default/active/old/fs/data"))
+			if err != nil || string(kept) != "data of old" {
+				t.Errorf("a delete of what was lost has touched the data: %q, %v", kept, err)
+			}
+			must(t, second(r.e.Prepare(ctx, sized("old", mib), meta.Ref{})))
+			must(t, r.e.Remove(ctx, meta.Volume("old")))
+			must(t, second(r.e.Prepare(ctx, sized("late", mib), meta.Ref{})))
+			must(t, r.e.Remove(ctx, meta.Volume("late")))
+
+			// A removal that an earlier driver could not end.
+			pool := r.in("@", "pools/default")
+			must(t, os.Rename(filepath.Join(pool, "active/removed"), filepath.Join(pool, "removing/active-removed")))
+			must(t, second(r.e.Prepare(ctx, sized("removed", mib), meta.Ref{})))
+			must(t, r.e.Remove(ctx, meta.Volume("removed")))
+			if left, err := os.ReadDir(filepath.Join(pool, "removing")); err != nil || len(left) > 0 {
+				t.Errorf("removing holds %v, %v", left, err)
+			}
+			must(t, r.e.Remove(ctx, meta.Volume("db")))
+		})
+	}
+}
+
+// TestRollBackOfASubvolume: the pool that the driver makes is a subvolume of its own. It is
+// not in the snapshot, and is moved back with all that it holds.
+func TestRollBackOfASubvolume(t *testing.T) {
+	t.Parallel()
+	r := newRootFilesystem(t, btrfs.QuotaFull, "var/lib")
+	ctx := t.Context()
+	r.start()
+	must(t, btrfs.Snapshot(r.path("before"), r.path("@"), true))
+	entry, err := r.e.Prepare(ctx, sized("db", 5*mib), meta.Ref{})
+	must(t, err)
+	r.write("active", "db", "data")
+	must(t, r.e.Close())
+	r.rollBack("before")
+	r.start()
+	_, err = r.e.Prepare(ctx, sized("new", mib), meta.Ref{})
+	wants(t, err, snapshot.ErrNoPool)
+	if !strings.Contains(fmt.Sprint(err), "mv -T") {
+		t.Errorf("not said what to do: %v", err)
+	}
+	wants(t, r.e.Remove(ctx, meta.Volume("db")), snapshot.ErrPoolAway)
+	must(t, r.e.Close())
+	r.moveBack("pools/default")
+	r.start()
+	if again, err := r.e.Stat(ctx, meta.Volume("db")); err != nil || again.UUID != entry.UUID {
+		t.Errorf("got %+v, %v", again, err)
+	}
+	r.holds("active", "db", "data")
+	r.finds()
+}
+
+// TestRollBackOfTheIndex: an index that was closed in order says nothing of what was made
+// in a pool after the snapshot. While the pool is away, nothing of that is taken for gone.
+func TestRollBackOfTheIndex(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	disk := btrfstest.Mount(t)
+	r := newRootFilesystem(t, btrfs.QuotaNone, "var/lib")
+	must(t, os.Mkdir(r.in("@", "pools/fast"), 0o700))
+	must(t, unix.Mount(disk, r.in("@", "pools/fast"), "", unix.MS_BIND, ""))
+	t.Cleanup(func() {
+		_ = unix.Unmount(r.in("@", "pools/fast"), unix.MNT_DETACH)
+		_ = unix.Unmount(r.in("@broken", "pools/fast"), unix.MNT_DETACH)
+	})
+	r.start()
+	must(t, r.e.Close())
+	must(t, btrfs.Snapshot(r.path("before"), r.path("@"), true))
+	r.start()
+	late := snapshot.Spec{Name: "late", Pool: "fast", Size: snapshot.Range{Required: mib}}
+	must(t, second(r.e.Prepare(ctx, late, meta.Ref{})))
+	must(t, r.e.Close())
+	must(t, unix.Unmount(r.in("@", "pools/fast"), 0)) // what is mounted on cannot be renamed
+	r.rollBack("before")
+	r.moveBack("pools/default")
+	for range 2 {
+		r.start()
+		wants(t, r.e.Remove(ctx, meta.Volume("late")), snapshot.ErrPoolAway)
+		must(t, r.e.Close())
+	}
+}
+
+// TestRollBackToBeforeThePool: the state directory does not know the pool that was rolled
+// back. What may be in it is not taken for gone.
+func TestRollBackToBeforeThePool(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	r := newRootFilesystem(t, btrfs.QuotaNone, "var/lib")
+	r.start()
+	must(t, second(r.e.Prepare(ctx, sized("late", mib), meta.Ref{})))
+	must(t, r.e.Close())
+	must(t, os.Remove(filepath.Join(r.in("@", "known"), r.e.PoolIDs()[snapshot.DefaultPool])))
+	must(t, os.Remove(r.in("@", "index.db")))
+	must(t, btrfs.Snapshot(r.path("before"), r.path("@"), true))
+	r.rollBack("before")
+	r.start()
+	wants(t, r.e.Remove(ctx, meta.Volume("late")), snapshot.ErrPoolAway)
+}

@@ -80,8 +80,12 @@ func reflink(from, to string) error {
 
 // mountLoop mounts an image. Its loop device is freed by the last unmount. Direct
 // I/O keeps a second copy of everything out of the page cache, where it can be had.
-func mountLoop(ctx context.Context, fsType, image, at string) (err error) {
-	directIO := "on"
+func mountLoop(ctx context.Context, fsType, image, at string) error {
+	return mountLoopWith(ctx, "on", fsType, image, at)
+}
+
+// mountLoopWith is mountLoop with direct I/O on or off at first.
+func mountLoopWith(ctx context.Context, directIO, fsType, image, at string) (err error) {
 	for range 5 { // others may take the free device that it saw first
 		var out []byte
 		out, err = exec.CommandContext(ctx, "losetup", "--find", "--show", "--direct-io="+directIO, image).Output()

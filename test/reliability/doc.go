@@ -34,6 +34,13 @@
 // old or damaged. A device that loses or reorders what it has acknowledged before a
 // flush is not simulated: that is between the filesystem and the device.
 //
+// # Silent disk
+//
+// One of two pools lies on a disk that ceases to answer, without an error (package disk),
+// with nothing of it in the page cache. While it is silent every request to the other
+// pool has to be answered, and all that tells of pools has to tell. Afterwards nothing is
+// lost, and the driver is the same process.
+//
 // # Repeating a failure
 //
 // RELIABILITY_KILLS and RELIABILITY_CUTS say how many of each the tests make,

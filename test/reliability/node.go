@@ -34,6 +34,7 @@ type node struct {
 	dir    string
 	image  string // of the pool
 	quota  btrfs.QuotaMode
+	flags  []string // of serve, beside the usual ones
 	counts *counts
 
 	process *process
@@ -107,8 +108,9 @@ func (n *node) launch() error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(n.binary, "serve", "--node-id="+nodeID, "--endpoint=unix://"+n.socket(), "--state-dir="+n.state(),
-		"--kubelet-dir="+n.kubelet(), "--quota="+string(n.quota), "--profiling")
+	args := append([]string{"serve", "--node-id=" + nodeID, "--endpoint=unix://" + n.socket(), "--state-dir=" + n.state(),
+		"--kubelet-dir=" + n.kubelet(), "--quota=" + string(n.quota), "--profiling"}, n.flags...)
+	cmd := exec.Command(n.binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = environment()
 	// Ctrl-C is for the test, which then ends the driver; and none outlives it.
@@ -206,14 +208,17 @@ func (n *node) end(signal syscall.Signal) error {
 
 // goroutines returns what the driver is at. No connection stays behind, which would be
 // one of the driver's descriptors.
-func (n *node) goroutines() (string, error) {
+func (n *node) goroutines() (string, error) { return n.admin("/debug/pprof/goroutine?debug=1") }
+
+// admin asks the driver by its socket for administrators.
+func (n *node) admin(path string) (string, error) {
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.state(), "admin.sock"))
 		},
 	}}
-	response, err := client.Get("http://driver/debug/pprof/goroutine?debug=1")
+	response, err := client.Get("http://driver" + path)
 	if err != nil {
 		return "", err
 	}

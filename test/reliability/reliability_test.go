@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/disk"
 )
 
 // TestKilledDriver: RELIABILITY_KILLS is how often.
@@ -64,6 +65,7 @@ var built struct {
 }
 
 func TestMain(m *testing.M) {
+	disk.Main()
 	os.Exit(btrfstest.Main(m.Run))
 }
 

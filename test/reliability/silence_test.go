@@ -1,0 +1,477 @@
+package reliability
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/disk"
+)
+
+// slowVolumes is how many volumes the silent pool has: more than a few blocks of its trees.
+const slowVolumes = 600
+
+// TestSilentDisk: a disk that does not answer stops what is on it. The other pool of the
+// node is served, all that tells of pools tells, and when the disk answers nothing is lost
+// and nothing has to be restarted.
+func TestSilentDisk(t *testing.T) {
+	for _, directIO := range []string{"on", "off"} {
+		t.Run("direct I/O "+directIO, func(t *testing.T) { newSilenceRig(t, directIO).run(t) })
+	}
+}
+
+// silenceRig is a node with a pool "default" that answers, and a pool "slow".
+type silenceRig struct {
+	*node
+	disk *disk.Disk
+	http string // address
+	data map[string]string
+}
+
+func newSilenceRig(t *testing.T, directIO string) *silenceRig {
+	btrfstest.RequireRoot(t)
+	binary, err := build()
+	no(t, err)
+	dir := t.TempDir()
+	r := &silenceRig{node: &node{binary: binary, dir: filepath.Join(dir, "node"), image: filepath.Join(dir, "default.img"), quota: btrfs.QuotaFull, counts: &counts{}}}
+	r.http = freeAddress(t)
+	r.flags = []string{"--pool-timeout=1s", "--http=" + r.http}
+	no(t, os.Mkdir(r.dir, 0o700))
+	no(t, newPool(t.Context(), r.image))
+	no(t, os.Mkdir(filepath.Join(dir, "disk"), 0o700))
+	r.disk, err = disk.New(filepath.Join(dir, "disk"), 1<<30)
+	no(t, err)
+	no(t, command(t.Context(), "mkfs.btrfs", "-q", "-K", r.disk.Below()))
+	t.Cleanup(func() { r.end(t) })
+	no(t, r.disk.Start())
+	no(t, r.open(t.Context()))
+	no(t, os.Mkdir(r.slow(), 0o700))
+	no(t, mountLoopWith(t.Context(), directIO, "btrfs", r.disk.Path(), r.slow()))
+	no(t, r.start(t.Context()))
+	return r
+}
+
+func (r *silenceRig) slow() string { return filepath.Join(r.state(), "pools", "slow") }
+
+// end leaves nothing behind, whatever has happened.
+func (r *silenceRig) end(t *testing.T) {
+	if err := r.disk.Answer(); err != nil && !errors.Is(err, disk.ErrLate) {
+		t.Log(err)
+	}
+	err := r.kill()
+	if gone := btrfstest.Unmount(r.slow()); gone != nil && !errors.Is(gone, unix.EINVAL) && !errors.Is(gone, unix.ENOENT) {
+		err = errors.Join(err, gone)
+	}
+	err = errors.Join(err, r.close(), r.disk.Stop())
+	if err != nil {
+		t.Errorf("left behind: %v", err)
+	}
+}
+
+func no(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	no(t, err)
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+func (r *silenceRig) run(t *testing.T) {
+	r.fill(t)
+	pid := r.process.cmd.Process.Pid
+	r.duringSilence(t, append(r.served(t), r.refused()...))
+	r.back(t)
+	if fell := r.fell.Load(); fell != nil || r.process.cmd.Process.Pid != pid {
+		t.Fatalf("the driver did not go on: %v", fell)
+	}
+	r.stopsDuringSilence(t)
+}
+
+var capability = &csi.VolumeCapability{
+	AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
+	AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
+}
+
+func (r *silenceRig) createIn(ctx context.Context, pool, name, from string) error {
+	request := &csi.CreateVolumeRequest{
+		Name: name, Parameters: map[string]string{"pool": pool}, VolumeCapabilities: []*csi.VolumeCapability{capability},
+		CapacityRange: &csi.CapacityRange{RequiredBytes: 8 * mib},
+	}
+	if from != "" {
+		request.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: from},
+		}}
+	}
+	_, err := r.client.Load().CreateVolume(ctx, request)
+	return err
+}
+
+// attempts is how often a request may be asked again because the silence ended before
+// anybody found the time to ask it.
+const attempts = 5
+
+// fill makes what there is when the disk falls silent.
+func (r *silenceRig) fill(t *testing.T) {
+	ctx, c := t.Context(), r.client.Load()
+	g, grouped := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for i := range slowVolumes {
+		g.Go(func() error { return r.createIn(grouped, "slow", fmt.Sprintf("slow-%d", i), "") })
+	}
+	no(t, g.Wait())
+	r.data = map[string]string{}
+	for i := range 5 {
+		id := fmt.Sprintf("slow-%d", i)
+		r.data[id] = strings.Repeat(id, 1000)
+		no(t, writeSynced(filepath.Join(r.slow(), "active", id, "fs", "data"), []byte(r.data[id])))
+	}
+	names := []string{"base", "grown"}
+	for i := range attempts {
+		names = append(names, fmt.Sprintf("deleted-%d", i), fmt.Sprintf("staged-%d", i), fmt.Sprintf("published-%d", i), fmt.Sprintf("unpublished-%d", i))
+	}
+	for _, name := range names {
+		no(t, r.createIn(ctx, "default", name, ""))
+	}
+	_, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "base"})
+	no(t, err)
+	for _, name := range append(names, "slow-0") {
+		no(t, os.MkdirAll(r.stagingOf(name), 0o700))
+		if strings.HasPrefix(name, "staged") {
+			continue
+		}
+		no(t, r.stage(ctx, name))
+		if strings.HasPrefix(name, "published") {
+			continue
+		}
+		no(t, r.publish(ctx, name))
+	}
+}
+
+func (r *silenceRig) stagingOf(id string) string { return filepath.Join(r.kubelet(), "staging-"+id) }
+func (r *silenceRig) targetOf(id string) string  { return filepath.Join(r.kubelet(), "target-"+id) }
+
+func (r *silenceRig) stage(ctx context.Context, id string) error {
+	_, err := r.client.Load().NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: r.stagingOf(id), VolumeCapability: capability})
+	return err
+}
+
+func (r *silenceRig) publish(ctx context.Context, id string) error {
+	_, err := r.client.Load().NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
+		VolumeId: id, StagingTargetPath: r.stagingOf(id), TargetPath: r.targetOf(id), VolumeCapability: capability,
+	})
+	return err
+}
+
+// inquiry is made while the disk is silent. It fails for any but the right answer.
+type inquiry struct {
+	what string
+	ask  func(ctx context.Context, attempt int) error
+}
+
+// served are those that have nothing to do with the silent pool, or tell of it.
+func (r *silenceRig) served(t *testing.T) []inquiry {
+	c := r.client.Load()
+	id := func(kind string, attempt int) string { return fmt.Sprintf("%s-%d", kind, attempt) }
+	return []inquiry{
+		{"CreateVolume", func(ctx context.Context, n int) error { return r.createIn(ctx, "default", id("new", n), "") }},
+		{"restore", func(ctx context.Context, n int) error { return r.createIn(ctx, "default", id("restored", n), "snap") }},
+		{"CreateSnapshot", func(ctx context.Context, n int) error {
+			_, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: id("taken", n), SourceVolumeId: "base"})
+			return err
+		}},
+		{"DeleteVolume", func(ctx context.Context, n int) error {
+			_, err := c.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: id("deleted", n), TargetPath: r.targetOf(id("deleted", n))})
+			if err == nil {
+				_, err = c.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: id("deleted", n), StagingTargetPath: r.stagingOf(id("deleted", n))})
+			}
+			if err == nil {
+				_, err = c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id("deleted", n)})
+			}
+			return err
+		}},
+		{"ControllerExpandVolume", func(ctx context.Context, n int) error {
+			_, err := c.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{VolumeId: "grown", CapacityRange: &csi.CapacityRange{RequiredBytes: int64(9+n) * mib}})
+			return err
+		}},
+		{"NodeStageVolume", func(ctx context.Context, n int) error { return r.stage(ctx, id("staged", n)) }},
+		{"NodePublishVolume", func(ctx context.Context, n int) error { return r.publish(ctx, id("published", n)) }},
+		{"NodeUnpublishVolume", func(ctx context.Context, n int) error {
+			_, err := c.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: id("unpublished", n), TargetPath: r.targetOf(id("unpublished", n))})
+			return err
+		}},
+		{"NodeGetVolumeStats", func(ctx context.Context, _ int) error {
+			_, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: "base", VolumePath: r.targetOf("base")})
+			return err
+		}},
+		{"ControllerGetVolumeHealth", func(ctx context.Context, _ int) error {
+			health, err := c.ControllerGetVolumeHealth(ctx, &csi.ControllerGetVolumeHealthRequest{VolumeId: "base"})
+			return wanted(err, health.GetVolumeHealth().GetHealthStatuses() == nil, "a healthy volume", health)
+		}},
+		{"GetCapacity", func(ctx context.Context, _ int) error {
+			capacity, err := c.GetCapacity(ctx, &csi.GetCapacityRequest{})
+			return wanted(err, capacity.GetAvailableCapacity() > 0, "some", capacity)
+		}},
+		{"ListVolumes", func(ctx context.Context, _ int) error {
+			all, err := c.list(ctx)
+			return wanted(err, len(all) > slowVolumes, "all volumes", len(all))
+		}},
+		{"Probe", func(ctx context.Context, _ int) error {
+			probe, err := c.Probe(ctx, &csi.ProbeRequest{})
+			return wanted(err, probe.GetReady().GetValue(), "ready: a pool is served", probe)
+		}},
+		{"readyz", func(context.Context, int) error {
+			text, err := r.get("/readyz")
+			return wanted(err, strings.HasPrefix(text, "ok"), "ok", text)
+		}},
+		{"metrics", func(context.Context, int) error {
+			text, err := r.get("/metrics")
+			usable := func(pool, value string) bool {
+				return slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool {
+					return strings.HasPrefix(line, "btrfs_csi_pool_usable{pool=\""+pool+"\"") && strings.HasSuffix(line, " "+value)
+				})
+			}
+			return wanted(err, usable("default", "1") && usable("slow", "0"), "one pool usable", text)
+		}},
+		{"pools", func(context.Context, int) error {
+			var pools []snapshot.PoolStatus
+			text, err := r.admin("/pools")
+			if err == nil {
+				err = json.Unmarshal([]byte(text), &pools)
+			}
+			return wanted(err, len(pools) == 2 && pools[0].Error == "" && pools[1].Silent && pools[1].Error != "" && pools[1].ID != "", "one silent", text)
+		}},
+		{"check", func(context.Context, int) error {
+			var findings []snapshot.Finding
+			text, err := r.admin("/check")
+			if err == nil {
+				err = json.Unmarshal([]byte(text), &findings)
+			}
+			return wanted(err, len(findings) == 1 && findings[0].Problem == snapshot.Unusable && findings[0].Pool == "slow", "one unusable", text)
+		}},
+		{"NodeGetStorageHealth", func(ctx context.Context, _ int) error {
+			health, err := c.NodeGetStorageHealth(ctx, &csi.NodeGetStorageHealthRequest{})
+			backends := health.GetBackendHealth()
+			return wanted(err, len(backends) == 1 && backends[0].GetReason() == "PoolSilent" &&
+				backends[0].GetStatus() == csi.StorageHealthErrorType_STORAGE_UNREACHABLE, "PoolSilent", health)
+		}},
+	}
+}
+
+// refused are those that the silent pool would have to answer.
+func (r *silenceRig) refused() []inquiry {
+	c := r.client.Load()
+	refuse := func(what string, ask func(ctx context.Context) error) inquiry {
+		return inquiry{what + " in the silent pool", func(ctx context.Context, _ int) error {
+			if err := ask(ctx); status.Code(err) != codes.Unavailable {
+				return fmt.Errorf("got %w, wanted UNAVAILABLE", err)
+			}
+			return nil
+		}}
+	}
+	return []inquiry{
+		refuse("CreateVolume", func(ctx context.Context) error { return r.createIn(ctx, "slow", "late", "") }),
+		refuse("CreateSnapshot", func(ctx context.Context) error {
+			_, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "late", SourceVolumeId: "slow-1"})
+			return err
+		}),
+		refuse("DeleteVolume", func(ctx context.Context) error {
+			_, err := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "slow-1"})
+			return err
+		}),
+		refuse("NodeGetVolumeStats", func(ctx context.Context) error {
+			_, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: "slow-0", VolumePath: r.targetOf("slow-0")})
+			return err
+		}),
+		{"ControllerGetVolumeHealth in the silent pool", func(ctx context.Context, _ int) error {
+			health, err := c.ControllerGetVolumeHealth(ctx, &csi.ControllerGetVolumeHealthRequest{VolumeId: "slow-0"})
+			statuses := health.GetVolumeHealth().GetHealthStatuses()
+			return wanted(err, len(statuses) == 1 && statuses[0].GetStatus() == csi.VolumeHealthErrorType_INACCESSIBLE, "INACCESSIBLE", health)
+		}},
+	}
+}
+
+func wanted(err error, right bool, what string, got any) error {
+	if err == nil && !right {
+		err = fmt.Errorf("wanted is %s, got %v", what, got)
+	}
+	return err
+}
+
+func (r *silenceRig) get(path string) (string, error) {
+	client := http.Client{Timeout: time.Minute}
+	response, err := client.Get("http://" + r.http + path)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if response.StatusCode != http.StatusOK {
+		err = errors.Join(err, errors.New(response.Status))
+	}
+	return string(text), err
+}
+
+// forget has the kernel read from the disk what it is asked next.
+func (r *silenceRig) forget(t *testing.T) {
+	for _, pool := range []string{r.pool(), r.slow()} {
+		dir, err := os.Open(pool)
+		no(t, err)
+		no(t, errors.Join(unix.Syncfs(int(dir.Fd())), dir.Close()))
+	}
+	no(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
+}
+
+// duringSilence asks all questions at once while the disk is silent. Each has to be
+// answered before the silence ends. One that the end overtook is asked again, on a machine
+// that had too much else to do; one that waits for the end is so each time.
+func (r *silenceRig) duringSilence(t *testing.T, questions []inquiry) {
+	for attempt := range attempts {
+		r.forget(t)
+		no(t, r.disk.Silence())
+		ctx, cancel := context.WithCancel(t.Context())
+		late := r.askAll(ctx, t, questions, attempt)
+		cancel()
+		if err := r.disk.Answer(); err != nil && !errors.Is(err, disk.ErrLate) {
+			t.Fatal(err)
+		}
+		if len(late) == 0 {
+			return
+		}
+		questions = late
+	}
+	for _, q := range questions {
+		t.Errorf("%s waits for the disk that does not answer", q.what)
+	}
+}
+
+// askAll returns the questions that were not answered in time.
+func (r *silenceRig) askAll(ctx context.Context, t *testing.T, questions []inquiry, attempt int) (late []inquiry) {
+	end := time.Now().Add(disk.MostSilence - time.Second) // the server's own end is to come later
+	// Who asks first finds that the disk is silent. What tells of that is asked behind.
+	first, cancel := context.WithDeadline(ctx, end)
+	defer cancel()
+	_, err := r.client.Load().ControllerGetVolume(first, &csi.ControllerGetVolumeRequest{VolumeId: "slow-300"})
+	if status.Code(err) != codes.Unavailable {
+		t.Logf("the first to ask got %v", err)
+		return questions
+	}
+	answered := make([]chan error, len(questions))
+	for i, q := range questions {
+		answered[i] = make(chan error, 1)
+		go func() { answered[i] <- q.ask(ctx, attempt) }()
+	}
+	timeout := time.After(time.Until(end))
+	for i, q := range questions {
+		select {
+		case err := <-answered[i]:
+			if err != nil {
+				t.Errorf("%s: %v", q.what, err)
+			}
+		case <-timeout:
+			timeout = time.After(0)
+			late = append(late, q)
+		}
+	}
+	return late
+}
+
+// back: the pool is served again, and nothing of it is lost.
+func (r *silenceRig) back(t *testing.T) {
+	r.until(t, "the pool is back", func() bool {
+		var pools []snapshot.PoolStatus
+		text, err := r.admin("/pools")
+		return err == nil && json.Unmarshal([]byte(text), &pools) == nil && len(pools) == 2 && pools[1].Error == ""
+	})
+	ctx, c := t.Context(), r.client.Load()
+	g, grouped := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for i := range slowVolumes {
+		g.Go(func() error {
+			_, err := c.ControllerGetVolume(grouped, &csi.ControllerGetVolumeRequest{VolumeId: fmt.Sprintf("slow-%d", i)})
+			return err
+		})
+	}
+	no(t, g.Wait())
+	for id, want := range r.data {
+		have, err := os.ReadFile(filepath.Join(r.slow(), "active", id, "fs", "data"))
+		if err != nil || string(have) != want {
+			t.Errorf("%s: %d bytes, %v", id, len(have), err)
+		}
+	}
+	no(t, r.createIn(ctx, "slow", "late", ""))
+	_, err := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "slow-1"})
+	no(t, err)
+	findings, err := r.findings(ctx)
+	if err != nil || len(findings) > 0 {
+		t.Errorf("check finds %v, %v", findings, err)
+	}
+	no(t, r.readLog())
+}
+
+func (r *silenceRig) until(t *testing.T, what string, is func() bool) {
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("never: %s; the driver's last words:\n%s", what, r.lastWords())
+		}
+	}
+}
+
+// stopsDuringSilence: a driver that is to stop does not wait for the disk. Its process
+// does: the kernel lets no thread go that waits for a disk.
+func (r *silenceRig) stopsDuringSilence(t *testing.T) {
+	stopped := func() bool {
+		text, err := os.ReadFile(r.logFile())
+		return err == nil && strings.Contains(string(text), `"Stopped"`)
+	}
+	r.forget(t)
+	no(t, r.disk.Silence())
+	var ended sync.WaitGroup
+	for i := range 3 {
+		ended.Go(func() {
+			_, _ = r.client.Load().ControllerGetVolume(t.Context(), &csi.ControllerGetVolumeRequest{VolumeId: fmt.Sprintf("slow-%d", 200+i)})
+		})
+	}
+	ended.Wait()
+	r.process.doomed.Store(true)
+	no(t, r.process.cmd.Process.Signal(unix.SIGTERM))
+	for end := time.Now().Add(disk.MostSilence); !stopped() && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		continue
+	}
+	was := stopped()
+	err := r.disk.Answer()
+	if !was || err != nil {
+		t.Errorf("stopped while the disk was silent: %v, %v; it said:\n%s", was, err, r.lastWords())
+	}
+	select {
+	case <-r.process.ended:
+		r.process = nil
+	case <-time.After(patience):
+		t.Fatal("the driver does not end")
+	}
+}

@@ -26,7 +26,7 @@ import (
 // an engine that is followed.
 func registerRig(t *testing.T) (r *rig, registry string) {
 	t.Helper()
-	kubelet := filepath.Join(t.TempDir(), "kubelet")
+	kubelet := shortDir(t)
 	registry = filepath.Join(kubelet, registrations, Name+"-reg.sock")
 	mkdir(t, filepath.Dir(registry))
 	r = newRig(t, rigOptions{Options: Options{KubeletDir: kubelet, Register: true, Calm: time.Millisecond}})
@@ -37,6 +37,16 @@ func registerRig(t *testing.T) (r *rig, registry string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// shortDir is a directory whose path leaves room for that of a socket, as that of
+// t.TempDir, with the name of the test in it, does not.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "")
+	must(t, err)
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	return dir
 }
 
 func TestRegistration(t *testing.T) {
@@ -63,16 +73,16 @@ func TestRegistration(t *testing.T) {
 }
 
 func TestRegistrationGoesWithTheDriver(t *testing.T) {
-	kubelet := t.TempDir()
+	kubelet := shortDir(t)
 	d, err := New(&stubEngine{stat: found}, Options{NodeID: "node-1", Version: "v1", KubeletDir: kubelet, Register: true})
 	must(t, err)
 	ctx := t.Context()
-	if err := d.Serve(ctx, filepath.Join(t.TempDir(), "csi.sock")); err == nil {
+	if err := d.Serve(ctx, filepath.Join(shortDir(t), "csi.sock")); err == nil {
 		t.Fatal("served without a directory to register in")
 	}
 	registry := filepath.Join(kubelet, registrations, Name+"-reg.sock")
 	mkdir(t, filepath.Dir(registry))
-	stop := serve(t, d, filepath.Join(t.TempDir(), "csi.sock"))
+	stop := serve(t, d, filepath.Join(shortDir(t), "csi.sock"))
 	waitFor(t, "registration", func() bool { _, err := os.Lstat(registry); return err == nil })
 	stop()
 	wantGone(t, registry)
@@ -114,9 +124,9 @@ func TestServedAnewWhenPoolsChange(t *testing.T) {
 // A node may have no pool when it is asked.
 func TestServedAnewForTheFirstPool(t *testing.T) {
 	engine := &pooledEngine{}
-	d, err := New(engine, Options{NodeID: "node-1", Version: "v1", KubeletDir: t.TempDir(), Calm: time.Millisecond})
+	d, err := New(engine, Options{NodeID: "node-1", Version: "v1", KubeletDir: shortDir(t), Calm: time.Millisecond})
 	must(t, err)
-	socket := filepath.Join(t.TempDir(), "csi.sock")
+	socket := filepath.Join(shortDir(t), "csi.sock")
 	stop := serve(t, d, socket)
 	defer stop()
 	for _, ids := range []map[string]string{{"default": "id-1"}, {}, {"default": "id-1"}} {
@@ -135,9 +145,9 @@ func TestServedAnewBesideARequestThatHangs(t *testing.T) {
 	hang := make(chan struct{})
 	engine := &pooledEngine{}
 	engine.stat = func() (meta.Entry, error) { <-hang; return meta.Entry{}, nil }
-	d, err := New(engine, Options{NodeID: "node-1", Version: "v1", KubeletDir: t.TempDir(), Calm: time.Millisecond, GracePeriod: 50 * time.Millisecond})
+	d, err := New(engine, Options{NodeID: "node-1", Version: "v1", KubeletDir: shortDir(t), Calm: time.Millisecond, GracePeriod: 50 * time.Millisecond})
 	must(t, err)
-	socket := filepath.Join(t.TempDir(), "csi.sock")
+	socket := filepath.Join(shortDir(t), "csi.sock")
 	stop := serve(t, d, socket)
 	defer stop()
 	defer close(hang)
@@ -197,7 +207,7 @@ func born(t *testing.T, path string) int64 {
 
 func TestEndpointOwner(t *testing.T) {
 	btrfstest.RequireRoot(t)
-	socket := filepath.Join(t.TempDir(), "csi.sock")
+	socket := filepath.Join(shortDir(t), "csi.sock")
 	stop := serve(t, stubDriver(t, found, Options{EndpointOwner: 65532}), socket)
 	defer stop()
 	var st unix.Stat_t

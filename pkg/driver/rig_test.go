@@ -122,6 +122,9 @@ func serve(t *testing.T, d *Driver, endpoint string) (stop func()) {
 	ended := make(chan error, 1)
 	go func() { ended <- d.Serve(ctx, endpoint) }()
 	waitFor(t, "socket", func() bool {
+		if len(ended) > 0 {
+			t.Fatalf("Serve: %v", <-ended)
+		}
 		_, err := os.Lstat(strings.TrimPrefix(endpoint, "unix://"))
 		return err == nil
 	})

@@ -12,9 +12,9 @@
 // it and a change waits behind that. So nothing here waits for the kernel for more than
 // a few seconds: the answer is ErrSilent then, and never "not mounted".
 //
-// The kernel reports each change of the table, so what is mounted is read once for each
-// change. It does not report that a directory was renamed, which changes the paths in
-// the table; whoever compares paths gets those of this moment.
+// The kernel reports each change of the table, so which mounts there are is read once for
+// each change. It does not report that a directory was renamed, which changes the paths
+// in the table; whoever compares paths gets those of this moment.
 //
 // # Targets
 //

@@ -15,7 +15,7 @@ import (
 // another one may get when it is gone.
 type procfs struct{}
 
-func (procfs) all() ([]Info, error) {
+func (procfs) all([]Info) ([]Info, error) {
 	f, err := os.Open(tableFile)
 	if err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func (p procfs) again(mounts []Info) ([]Info, error) {
 	for _, m := range mounts {
 		wanted[[2]uint64{m.id, m.Device}] = true
 	}
-	all, err := p.all()
+	all, err := p.all(nil)
 	var found []Info
 	for _, m := range all {
 		if wanted[[2]uint64{m.id, m.Device}] {
@@ -57,7 +57,7 @@ func (p procfs) of(fd int) (Info, error) {
 	if st.Mask&unix.STATX_MNT_ID == 0 {
 		return Info{}, errors.New("the kernel does not number its mounts: Linux 5.8 or later is wanted")
 	}
-	all, err := p.all()
+	all, err := p.all(nil)
 	if err != nil {
 		return Info{}, err
 	}

@@ -52,12 +52,12 @@ type mountStatus struct {
 	_           [400]byte
 }
 
-func (syscalls) all() ([]Info, error) {
+func (syscalls) all(known []Info) ([]Info, error) {
 	ids, err := listMounts()
 	if err != nil {
 		return nil, err
 	}
-	return statMounts(ids)
+	return statMounts(ids, known)
 }
 
 func (syscalls) again(mounts []Info) ([]Info, error) {
@@ -65,7 +65,7 @@ func (syscalls) again(mounts []Info) ([]Info, error) {
 	for i, m := range mounts {
 		ids[i] = m.id
 	}
-	return statMounts(ids)
+	return statMounts(ids, nil)
 }
 
 func (syscalls) of(fd int) (Info, error) {
@@ -98,11 +98,19 @@ func listMounts() ([]uint64, error) {
 	}
 }
 
-// statMounts leaves out the mounts that are gone.
-func statMounts(ids []uint64) ([]Info, error) {
+// statMounts leaves out the mounts that are gone, and does not ask about those that are
+// known. Both are ordered by ID.
+func statMounts(ids []uint64, known []Info) ([]Info, error) {
 	mounts := make([]Info, 0, len(ids))
 	buffer := make([]uint64, statusWords)
 	for _, id := range ids {
+		for len(known) > 0 && known[0].id < id {
+			known = known[1:]
+		}
+		if len(known) > 0 && known[0].id == id {
+			mounts = append(mounts, known[0])
+			continue
+		}
 		m, err := statMount(id, buffer)
 		if errors.Is(err, unix.ENOENT) {
 			continue

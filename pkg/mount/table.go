@@ -47,8 +47,9 @@ func newInfo(id uint64, major, minor uint32, fsType, root, point string) Info {
 // this process are not part of the answers.
 type reader interface {
 	// all returns the mounts in the order in which they were made. One that is there
-	// from before the call until after it is among them.
-	all() ([]Info, error)
+	// from before the call until after it is among them. Those that are among known,
+	// which all has returned before, may be returned as they were then.
+	all(known []Info) ([]Info, error)
 	// again returns those of mounts that are still there, with their paths of this
 	// moment.
 	again(mounts []Info) ([]Info, error)
@@ -64,17 +65,18 @@ type table struct {
 	reader reader
 
 	mu     sync.Mutex // protects what follows
-	mounts []Info
-	watch  *Watch // opened before mounts was read; nil: nothing was read yet
+	mounts []Info     // whose paths may be old
+	watch  *Watch     // opened before mounts was read; nil: nothing was read yet
 }
 
 // system is the mount table of this process.
 var system = &table{reader: fastest()}
 
 // Table returns all mounts below the root directory of this process, in the order in
-// which they were made. Their paths are those of the last change of the table. The
-// caller must not change what it gets.
-func Table() ([]Info, error) { return named(system.list()) }
+// which they were made.
+func Table() ([]Info, error) {
+	return named(ask(func() ([]Info, error) { return system.reader.all(nil) }))
+}
 
 // Of returns the mount that an open file is on, and whether the file is its root.
 func Of(f *os.File) (m Info, top bool, err error) {
@@ -190,7 +192,7 @@ func (t *table) on(device uint64) ([]Info, error) {
 	return ask(func() ([]Info, error) { return t.reader.again(mounts) })
 }
 
-// list returns what is mounted.
+// list returns what is mounted, with paths that may be old.
 func (t *table) list() ([]Info, error) {
 	return ask(func() ([]Info, error) {
 		t.mu.Lock()
@@ -198,7 +200,7 @@ func (t *table) list() ([]Info, error) {
 		if changed, err := t.changed(); !changed || err != nil {
 			return t.mounts, err
 		}
-		mounts, err := t.reader.all()
+		mounts, err := t.reader.all(t.mounts)
 		if err != nil {
 			t.forget()
 			return nil, err

@@ -20,18 +20,26 @@ import (
 // readers are the ways to read the table, of which the kernel has to have both.
 var readers = map[string]reader{"system calls": syscalls{}, "mountinfo": procfs{}}
 
-const namespaceVariable = "BTRFS_CSI_TEST_NAMESPACE"
+func TestMain(m *testing.M) {
+	if os.Getenv(aloneVariable) == "1" {
+		os.Exit(m.Run())
+	}
+	os.Exit(btrfstest.Main(m.Run))
+}
 
-// ownNamespace runs the test in a process with a mount namespace of its own, where it
-// returns true. Nothing that the test mounts is left when that ends.
-func ownNamespace(t *testing.T) bool {
+// aloneVariable says to a test binary that it runs for one test.
+const aloneVariable = "BTRFS_CSI_TEST_ALONE"
+
+// alone runs the test in a process with a root directory and a mount namespace of its own,
+// where it returns true. Nothing that the test mounts is left when that ends.
+func alone(t *testing.T) bool {
 	t.Helper()
 	btrfstest.RequireRoot(t)
-	if os.Getenv(namespaceVariable) == "1" {
+	if os.Getenv(aloneVariable) == "1" {
 		return true
 	}
 	cmd := exec.Command("unshare", "--mount", "--propagation", "private", os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), namespaceVariable+"=1")
+	cmd.Env = append(os.Environ(), aloneVariable+"=1")
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
 		t.Fatalf("%v\n%s", err, out)
@@ -39,12 +47,12 @@ func ownNamespace(t *testing.T) bool {
 	return false
 }
 
-// emptyNamespace is ownNamespace with nothing mounted but an empty directory for / and
-// /proc. No change of the table comes from elsewhere: where a directory is removed in
-// another namespace, the mounts on it go here.
-func emptyNamespace(t *testing.T) bool {
+// inEmptyNamespace is alone with nothing mounted but an empty directory for / and /proc.
+// No change of the table comes from elsewhere: where a directory is removed in another
+// namespace, the mounts on it go here.
+func inEmptyNamespace(t *testing.T) bool {
 	t.Helper()
-	if !ownNamespace(t) {
+	if !alone(t) {
 		return false
 	}
 	root := os.TempDir()
@@ -74,8 +82,10 @@ func mkdir(t testing.TB, path string) string {
 // mounted in it.
 func workspace(t *testing.T) string {
 	t.Helper()
+	btrfstest.RequireRoot(t)
 	dir := t.TempDir()
 	must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+	must(t, unix.Mount("", dir, "", unix.MS_PRIVATE, "")) // what is shared cannot be moved
 	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	return dir
 }
@@ -168,7 +178,7 @@ func tangleBtrfs(t *testing.T, top string) {
 // TestReadersAgree compares both ways to read the table in a namespace where everything
 // is mounted that can be.
 func TestReadersAgree(t *testing.T) {
-	if !ownNamespace(t) {
+	if !alone(t) {
 		return
 	}
 	top, dir := filesystem(t), workspace(t)
@@ -219,7 +229,7 @@ func open(t *testing.T, path string) *os.File {
 
 func read(t *testing.T, r reader) []Info {
 	t.Helper()
-	all, err := r.all()
+	all, err := r.all(nil)
 	must(t, err)
 	return all
 }
@@ -263,15 +273,29 @@ func compareReaders(t *testing.T, atLeast int) {
 		if !slices.Equal(again, all) {
 			t.Errorf("%s: again other mounts than before", name)
 		}
+		for keep := range 7 { // some are known, and some that were are gone
+			var known, more []Info
+			for i, m := range all {
+				if i%7 <= keep {
+					known = append(known, m)
+				}
+			}
+			undisturbed(t, func() {
+				var err error
+				all = read(t, r)
+				more, err = r.all(known)
+				must(t, err)
+			})
+			if !slices.Equal(more, all) {
+				t.Errorf("%s: other mounts where some are known", name)
+			}
+		}
 	}
 }
 
 // TestNoMountIsMissed reads while others mount, unmount, move and rename: what is mounted
 // all the time is in each answer.
 func TestNoMountIsMissed(t *testing.T) {
-	if !ownNamespace(t) {
-		return
-	}
 	dir := workspace(t)
 	const stable = 300
 	for i := range stable {
@@ -321,9 +345,6 @@ func churn(dir string, stop chan struct{}, changes *atomic.Int64) error {
 
 // TestTableFollows mounts and unmounts many times: a table that is kept has to show each.
 func TestTableFollows(t *testing.T) {
-	if !ownNamespace(t) {
-		return
-	}
 	dir := mkdir(t, filepath.Join(workspace(t), "at"))
 	for name, r := range readers {
 		kept := &table{reader: r}
@@ -352,18 +373,18 @@ type counting struct {
 	err   error
 }
 
-func (c *counting) all() ([]Info, error) {
+func (c *counting) all(known []Info) ([]Info, error) {
 	c.reads++
 	if c.err != nil {
 		return nil, c.err
 	}
-	return c.reader.all()
+	return c.reader.all(nil)
 }
 
 // TestTableIsReadOncePerChange: also after an answer that did not come, for which the
 // report of the change is gone.
 func TestTableIsReadOncePerChange(t *testing.T) {
-	if !emptyNamespace(t) {
+	if !inEmptyNamespace(t) {
 		return
 	}
 	dir := mkdir(t, "/at")
@@ -395,9 +416,6 @@ func TestTableIsReadOncePerChange(t *testing.T) {
 
 // TestInside: a mount counts by its root, wherever and through whichever mount.
 func TestInside(t *testing.T) {
-	if !ownNamespace(t) {
-		return
-	}
 	top := filesystem(t)
 	base := mkdir(t, filepath.Join(top, "base"))
 	volume := filepath.Join(base, "v")
@@ -487,9 +505,6 @@ func (r *renaming) again(mounts []Info) ([]Info, error) {
 // TestInsideWhileRenamed: the answer is right or an error, and never that nothing is
 // mounted.
 func TestInsideWhileRenamed(t *testing.T) {
-	if !ownNamespace(t) {
-		return
-	}
 	top := filesystem(t)
 	mkdir(t, filepath.Join(top, "a", "v"))
 	bind(t, filepath.Join(top, "a", "v"), mkdir(t, filepath.Join(top, "to")))
@@ -513,9 +528,6 @@ func TestInsideWhileRenamed(t *testing.T) {
 }
 
 func TestIsPoint(t *testing.T) {
-	if !ownNamespace(t) {
-		return
-	}
 	dir := workspace(t)
 	for _, name := range strange {
 		at := mkdir(t, filepath.Join(dir, name))
@@ -568,7 +580,7 @@ func TestSilence(t *testing.T) {
 
 // TestWatch: a change is reported once, also one from before the wait.
 func TestWatch(t *testing.T) {
-	if !emptyNamespace(t) {
+	if !inEmptyNamespace(t) {
 		return
 	}
 	dir := mkdir(t, "/at")

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,8 +20,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 // orderFile names a file that says after which step a driver kills itself, and in what
@@ -43,7 +42,9 @@ func becomeMortal() {
 	if m.file == "" {
 		return
 	}
-	wrapHost = func(h snapshot.Host) snapshot.Host { return mortalHost{h, m} }
+	wrapHost = func(h snapshot.Host) snapshot.Host {
+		return snaptest.Around(h, func(_ snaptest.Step, do func() error) error { return m.step(do) })
+	}
 	aroundMounts = func(change func() error) error {
 		_ = m.step(func() error { return nil }) // the directory is there, the mount is not
 		return m.step(change)
@@ -66,59 +67,6 @@ func (m *mortal) step(do func() error) error {
 		select {}
 	}
 	return err
-}
-
-type mortalHost struct {
-	snapshot.Host
-	m *mortal
-}
-
-func (h mortalHost) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	return mortalPool{filesystem, h.m}, err
-}
-
-// mortalPool may die at all that changes something.
-type mortalPool struct {
-	snapshot.Filesystem
-	m *mortal
-}
-
-type slot = snapshot.Slot
-
-func (p mortalPool) Mkdir(s slot) error {
-	return p.m.step(func() error { return p.Filesystem.Mkdir(s) })
-}
-func (p mortalPool) Rmdir(s slot) error {
-	return p.m.step(func() error { return p.Filesystem.Rmdir(s) })
-}
-func (p mortalPool) Sync(s slot) error { return p.m.step(func() error { return p.Filesystem.Sync(s) }) }
-func (p mortalPool) Move(from, to slot) error {
-	return p.m.step(func() error { return p.Filesystem.Move(from, to) })
-}
-func (p mortalPool) SetRecord(s slot, record []byte) error {
-	return p.m.step(func() error { return p.Filesystem.SetRecord(s, record) })
-}
-func (p mortalPool) Create(s slot) error {
-	return p.m.step(func() error { return p.Filesystem.Create(s) })
-}
-func (p mortalPool) Snapshot(from, to slot, readOnly bool) error {
-	return p.m.step(func() error { return p.Filesystem.Snapshot(from, to, readOnly) })
-}
-func (p mortalPool) Destroy(s slot) error {
-	return p.m.step(func() error { return p.Filesystem.Destroy(s) })
-}
-func (p mortalPool) Apply(s slot, parameters meta.Parameters) error {
-	return p.m.step(func() error { return p.Filesystem.Apply(s, parameters) })
-}
-func (p mortalPool) SetLimit(subvolume uint64, bytes int64) error {
-	return p.m.step(func() error { return p.Filesystem.SetLimit(subvolume, bytes) })
-}
-func (p mortalPool) LiftLimit(subvolume uint64) error {
-	return p.m.step(func() error { return p.Filesystem.LiftLimit(subvolume) })
-}
-func (p mortalPool) ForgetQuota(subvolume uint64) error {
-	return p.m.step(func() error { return p.Filesystem.ForgetQuota(subvolume) })
 }
 
 // thing is a volume or snapshot that should be there: where, with what in it, and how
@@ -389,6 +337,19 @@ func (v *victim) dies(o operation, step int) bool {
 	}
 	v.verify(fmt.Sprintf("%s, asked again after step %d", o.name, step), "", false)
 	return died
+}
+
+// TestUmask: whatever that of the driver is, the root of a volume is for everybody to pass.
+// The mode is that with which it is made: set in a step of its own, a driver that is killed
+// in between would leave another one.
+func TestUmask(t *testing.T) {
+	defer unix.Umask(unix.Umask(0o077)) // which the driver inherits
+	v := newVictim(t, "simple")
+	info, err := os.Stat(v.path("base", v.there["base"]))
+	v.must(err)
+	if info.Mode().Perm() != 0o755 {
+		t.Errorf("it has %v", info.Mode())
+	}
 }
 
 func (v *victim) staging(id string) string { return filepath.Join(v.kubelet, "staging-"+id) }

@@ -106,6 +106,7 @@ itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
 // serve wires everything, from the bottom up, and serves until ctx ends.
 func serve(ctx context.Context, o serveOptions) error {
 	logger := klog.FromContext(ctx)
+	unix.Umask(0o022) // the root directory of a volume has 0755
 	quota, err := parseQuota(o.quota)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,8 +20,11 @@ import (
 //
 // As long as the index is open, and after its process was killed, the file is as
 // good as the kernel's page cache, that is, until the next boot. Once it was
-// closed it is as good as its checksum. Neither file is ever synced: a power cut
-// in between leaves a seal that does not match.
+// closed it is as good as its checksum. The index is never synced, nor is that checksum:
+// a power cut in between leaves a seal that does not match. But that the index is in use
+// is durable before it is: else a power cut could leave the index and the checksum as they
+// were closed earlier, and what was remembered since of pools that are away would be told
+// as gone.
 //
 // A snapshot of btrfs holds both files as they were. When it takes the place of its source
 // the index is older than the pools, and would say of what a pool that is away has got
@@ -70,7 +74,24 @@ func sealOpen(path string) error {
 	if err != nil {
 		return err
 	}
-	return seal{Boot: boot}.write(path)
+	if err := (seal{Boot: boot}).write(path); err != nil {
+		return err
+	}
+	return syncFiles(sealPath(path), filepath.Dir(path))
+}
+
+// syncFiles makes files and directories durable, in order.
+func syncFiles(paths ...string) error {
+	for _, path := range paths {
+		f, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(f.Sync(), f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func sealClosed(path string) error {

@@ -23,8 +23,6 @@ const mostPatience = 25 * time.Millisecond
 // that has ended (since Linux 6.6; before, with fewer). For one that has not begun there
 // is nothing to be won by waiting.
 type commits struct {
-	filesystem Filesystem
-
 	mu         sync.Mutex    // protects what follows
 	coming     int           // operations announced that have not come yet
 	waiting    *group        // nil: none
@@ -142,18 +140,19 @@ func (c *commits) depart(took time.Duration) {
 	c.dispatch()
 }
 
-// sync makes a slot durable. A commit of another operation does that too, so one of
-// the group goes first, and the others find little or nothing to do.
-func (c *commits) sync(a *coming, s Slot) error {
+// share runs sync, the fsync of an operation, in a group. A commit of another operation
+// makes durable what it is for, too, so one of the group goes first, and the others find
+// little or nothing to do.
+func (c *commits) share(a *coming, sync func() error) error {
 	g := c.arrive(a)
 	if g.leads.CompareAndSwap(false, true) {
 		began := time.Now()
-		err := c.filesystem.Sync(s)
+		err := sync()
 		close(g.led)
 		c.depart(time.Since(began))
 		return err
 	}
 	happens(g.led, mostPatience)
 	defer c.depart(0)
-	return c.filesystem.Sync(s)
+	return sync()
 }

@@ -8,24 +8,19 @@ import (
 	"time"
 )
 
-// slowCommits is a Filesystem on which every commit takes a while.
-type slowCommits struct {
-	Filesystem
-	took time.Duration
-}
-
-func (f *slowCommits) Sync(Slot) error {
-	time.Sleep(f.took)
+// slow is an fsync that takes a while.
+func slow() error {
+	time.Sleep(time.Millisecond)
 	return nil
 }
 
 func TestCommitsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &commits{filesystem: &slowCommits{took: time.Millisecond}}
+		c := &commits{}
 		for range 10 {
 			began := time.Now()
 			a := c.announce()
-			if err := c.sync(a, Slot{}); err != nil {
+			if err := c.share(a, slow); err != nil {
 				t.Fatal(err)
 			}
 			a.leave()
@@ -41,7 +36,7 @@ func TestCommitsAlone(t *testing.T) {
 func TestCommitsFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
-		c := &commits{filesystem: failing{reason: broken}}
+		c := &commits{}
 		gone := c.announce()
 		began := time.Now()
 		var all sync.WaitGroup
@@ -49,7 +44,7 @@ func TestCommitsFail(t *testing.T) {
 			all.Go(func() {
 				a := c.announce()
 				defer a.leave()
-				if err := c.sync(a, Slot{}); !errors.Is(err, broken) {
+				if err := c.share(a, func() error { return broken }); !errors.Is(err, broken) {
 					t.Errorf("got %v", err)
 				}
 			})
@@ -69,16 +64,15 @@ func TestCommitsFail(t *testing.T) {
 // directory alone. So each operation of a group syncs its own slot, once it has come.
 func TestCommitsEachSyncs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &syncedSlots{slowCommits: slowCommits{took: time.Millisecond}, synced: map[Slot]int{}}
-		c := &commits{filesystem: f, took: f.took}
+		c := &commits{took: time.Millisecond}
 		together := c.announce()
 		var all sync.WaitGroup
 		for i := range 8 {
-			s := Slot{"active", string(rune('a' + i))}
 			all.Go(func() {
-				_ = c.sync(c.announce(), s)
-				if f.of(s) != 1 {
-					t.Errorf("%s was answered and synced %d times", s, f.of(s))
+				synced := 0
+				_ = c.share(c.announce(), func() error { synced++; return slow() })
+				if synced != 1 {
+					t.Errorf("%d was answered and synced %d times", i, synced)
 				}
 			})
 		}
@@ -90,31 +84,3 @@ func TestCommitsEachSyncs(t *testing.T) {
 		}
 	})
 }
-
-// syncedSlots counts how often each slot was synced.
-type syncedSlots struct {
-	slowCommits
-	mu     sync.Mutex // protects synced
-	synced map[Slot]int
-}
-
-func (f *syncedSlots) Sync(s Slot) error {
-	err := f.slowCommits.Sync(s)
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.synced[s]++
-	return err
-}
-
-func (f *syncedSlots) of(s Slot) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.synced[s]
-}
-
-type failing struct {
-	Filesystem
-	reason error
-}
-
-func (f failing) Sync(Slot) error { return f.reason }

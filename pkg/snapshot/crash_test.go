@@ -29,7 +29,7 @@ type operation struct {
 
 // operations are those of the table in doc.go.
 var operations = []operation{
-	{"create", func(ctx context.Context, e *snapshot.Engine) error {
+	{"create, of a class", func(ctx context.Context, e *snapshot.Engine) error {
 		_, err := e.Prepare(ctx, snapshot.Spec{
 			Name: "new", Size: snapshot.Range{Required: 3 * mib}, Labels: map[string]string{"pvc": "data"},
 			Parameters: meta.Parameters{Compression: "zstd"},
@@ -42,6 +42,14 @@ var operations = []operation{
 	}},
 	{"clone", func(ctx context.Context, e *snapshot.Engine) error {
 		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Volume("base"))
+		return err
+	}},
+	{"create from snapshot, of another class", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Parameters: meta.Parameters{Compression: "zstd"}}, meta.Snapshot("snap"))
+		return err
+	}},
+	{"clone, of another class", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Parameters: meta.Parameters{NoDataCow: true}}, meta.Volume("base"))
 		return err
 	}},
 	{"view", func(ctx context.Context, e *snapshot.Engine) error {
@@ -70,6 +78,9 @@ type world struct {
 	host  *snaptest.Host
 	index string // path
 	e     *snapshot.Engine
+
+	steps  int
+	before map[int]func() // by step
 }
 
 func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
@@ -126,8 +137,34 @@ func (w *world) open(options ...snapshot.Option) {
 	w.t.Helper()
 	index, _, err := meta.OpenIndex(w.index)
 	must(w.t, err)
-	w.e, err = snapshot.Open(w.t.Context(), w.host, index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
+	w.e, err = snapshot.Open(w.t.Context(), snaptest.Around(w.host, w.step), index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
 	must(w.t, err)
+}
+
+func (w *world) step(_ snaptest.Step, do func() error) error {
+	w.steps++
+	if before := w.before[w.steps]; before != nil {
+		before()
+	}
+	return do()
+}
+
+// foreign is what others do to a filesystem at any time.
+type foreign struct {
+	name string
+	do   func(*snaptest.Filesystem)
+}
+
+// foreigns are the commit of the kernel every 30 s, or of another operation, and the fsync
+// of the areas by a removal in place.
+var foreigns = []foreign{
+	{"a commit", (*snaptest.Filesystem).Commit},
+	{"an fsync of the areas", (*snaptest.Filesystem).SyncAreas},
+}
+
+// interfere has something foreign happen before the n-th step from now on.
+func (w *world) interfere(n int, f foreign) {
+	w.before = map[int]func(){w.steps + n: func() { f.do(w.fs) }}
 }
 
 func (w *world) close() {
@@ -224,7 +261,8 @@ func TestCrash(t *testing.T) {
 						for _, index := range []string{"new", "old", "no"} {
 							name := fmt.Sprintf("step %d taken=%v/%s/%s index", step, takesEffect, end.name, index)
 							t.Run(name, func(t *testing.T) {
-								crash(t, o, step, takesEffect, end, index, before, after)
+								w := newWorld(t, btrfs.QuotaFull)
+								w.crash(o, step, takesEffect, end, index, before, after, func() {})
 							})
 						}
 					}
@@ -234,12 +272,14 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-func crash(t *testing.T, o operation, step int, takesEffect bool, end ending, index, before, after string) {
-	w := newWorld(t, btrfs.QuotaFull)
+// crash ends an operation at a step. plan is called just before the operation.
+func (w *world) crash(o operation, step int, takesEffect bool, end ending, index, before, after string, plan func()) {
+	t := w.t
 	w.close() // so that its index is one that was closed in order
 	old := w.indexFiles()
 	w.open()
 	w.fs.CrashAt(step, takesEffect)
+	plan()
 	answer := o.run(t.Context(), w.e)
 	if answer == nil {
 		t.Fatal("answered in spite of the crash")
@@ -260,6 +300,55 @@ func crash(t *testing.T, o operation, step int, takesEffect bool, end ending, in
 		t.Errorf("after %s: half done:\n%s\nbefore:\n%s\nafter:\n%s", trace, got, before, after)
 	}
 	w.again(o, trace, after)
+}
+
+// TestForeign has others commit, or write a log, before each step of every operation. What
+// is answered is durable all the same.
+func TestForeign(t *testing.T) {
+	t.Parallel()
+	for _, o := range operations {
+		for _, mode := range modes {
+			t.Run(o.name+"/"+string(mode), func(t *testing.T) {
+				t.Parallel()
+				_, after, steps := outcome(t, mode, o)
+				for step := 1; step <= steps; step++ {
+					for _, f := range foreigns {
+						w := newWorld(t, mode)
+						w.interfere(step, f)
+						must(t, o.run(t.Context(), w.e))
+						w.close()
+						w.fs.PowerCut()
+						w.open()
+						if got := w.verify(); got != after {
+							t.Errorf("%s before step %d, then power cut:\n%s\nwanted:\n%s", f.name, step, got, after)
+						}
+						w.close()
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestForeignAndCrash is TestCrash by power cuts, with something foreign before every step
+// up to the last.
+func TestForeignAndCrash(t *testing.T) {
+	t.Parallel()
+	for _, o := range operations {
+		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
+			before, after, steps := outcome(t, btrfs.QuotaFull, o)
+			for step := 1; step <= steps; step++ {
+				for early := 1; early <= step; early++ {
+					for _, f := range foreigns {
+						w := newWorld(t, btrfs.QuotaFull)
+						cut := ending{"power cut after " + f.name, (*snaptest.Filesystem).PowerCut}
+						w.crash(o, step, true, cut, "new", before, after, func() { w.interfere(early, f) })
+					}
+				}
+			}
+		})
+	}
 }
 
 // again makes the request again: it succeeds, and what it answers is durable.

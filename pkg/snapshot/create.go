@@ -284,38 +284,77 @@ func (from *located) refuseNestedUpTo(transid uint64) error {
 		from.record.Ref(), ErrNested, nested, more)
 }
 
-// complete does what is left once the subvolume is there, and marks the record.
-// Every step may be repeated. durable asks for a commit of its own; a snapshot
-// has had one, and what is not in that is done again by settle.
-func (l *located) complete(durable bool) (meta.Entry, error) {
+// complete does what is left once the subvolume is there, and marks the record ready.
+// Every step may be repeated. commit says that the subvolume may not be durable yet; the
+// ioctl has committed a snapshot.
+//
+// The properties lie in the tree of the subvolume, the record in that of the pool, and an
+// fsync writes one of them to its log. Anyone's commit may fall between two steps. So the
+// properties are durable before the record says ready, and ready is durable before a
+// request with properties is answered: a power cut takes neither without the other, and
+// what it leaves as creating was never handed out, so that no pod has changed what is set
+// again.
+func (l *located) complete(commit bool) (meta.Entry, error) {
 	info, err := l.Info(l.slot)
 	if err != nil {
 		return meta.Entry{}, err
 	}
-	if l.record.Kind == meta.Active {
-		// What is ready has had them, and a pod may have changed them: that is its own
-		// to do, and at its limit they could not be set again before that is raised.
-		if l.record.State != meta.Ready {
-			if err := l.applyUnlimited(info.ID); err != nil {
-				return meta.Entry{}, err
-			}
+	configure := l.record.State != meta.Ready && l.hasProperties()
+	if configure {
+		if err := l.applyUnlimited(info.ID); err != nil {
+			return meta.Entry{}, err
 		}
+	}
+	if l.record.Kind == meta.Active {
 		if err := l.SetLimit(info.ID, l.record.Size); err != nil {
 			return meta.Entry{}, err
 		}
 	}
-	before := l.record.State
-	l.record.State = meta.Ready
-	if err := l.write(); err != nil {
-		l.record.State = before // undo has no mark to take back, for which there may be no room either
-		return meta.Entry{}, err
-	}
-	if durable {
-		if err := l.syncComplete(); err != nil {
+	if configure {
+		if err := l.syncProperties(commit); err != nil {
 			return meta.Entry{}, err
 		}
 	}
+	if err := l.markReady(); err != nil {
+		return meta.Entry{}, err
+	}
+	switch {
+	case configure:
+		err = l.Sync(l.slot) // of the record alone: there is no commit to share
+	case commit:
+		err = l.sync()
+	}
+	if err != nil {
+		return meta.Entry{}, err
+	}
 	return entryOf(l.pool, l.record, info), nil
+}
+
+// hasProperties reports whether Apply has something to set.
+func (l *located) hasProperties() bool {
+	p := l.record.Parameters
+	return l.record.Kind == meta.Active && (p.NoDataCow || p.Compression != "")
+}
+
+// syncProperties makes the properties durable: by a commit that others share, where the
+// subvolume was made in this transaction, else by the log of its tree.
+func (l *located) syncProperties(commit bool) error {
+	sync := func() error { return l.SyncRoot(l.slot) }
+	if commit {
+		return l.commits.share(l.coming, sync)
+	}
+	return sync()
+}
+
+// markReady says in the record that all of it is there.
+func (l *located) markReady() error {
+	before := l.record.State
+	l.record.State = meta.Ready
+	err := l.write()
+	if err != nil {
+		l.record.State = before // undo has no mark to take back, for which there may be no room either
+	}
+	return err
 }
 
 // applyUnlimited sets the properties. Under full quota a copy has its source's limit
@@ -341,7 +380,7 @@ func (l *located) assure(entry meta.Entry) error {
 			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
 		}
 	}
-	if err := l.syncComplete(); err != nil {
+	if err := l.sync(); err != nil {
 		return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
 	}
 	return nil
@@ -482,19 +521,7 @@ func (l *located) eraseSubvolume(id uint64) error {
 
 // sync makes the slot durable.
 func (l *located) sync() error {
-	return l.commits.sync(l.coming, l.slot)
-}
-
-// syncComplete is sync for a slot that is marked complete. An fsync writes that to the
-// log of the slot alone. What has been set on a copy since the commit of its snapshot
-// is to be durable before: nobody would set it again.
-func (l *located) syncComplete() error {
-	if p := l.record.Parameters; l.record.Kind == meta.Active && !l.record.Source.IsZero() && (p.NoDataCow || p.Compression != "") {
-		if err := l.SyncRoot(l.slot); err != nil {
-			return err
-		}
-	}
-	return l.sync()
+	return l.commits.share(l.coming, func() error { return l.Sync(l.slot) })
 }
 
 func entryOf(p *pool, record meta.Record, info btrfs.SubvolumeInfo) meta.Entry {

@@ -16,12 +16,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-const (
-	// subvolumeName is the name of every subvolume, in its slot.
-	subvolumeName = "fs"
-	// rootMode is that of the root directory of an empty volume.
-	rootMode = 0o755
-)
+// subvolumeName is the name of every subvolume, in its slot.
+const subvolumeName = "fs"
 
 // usualRecord is a size that most records do not reach, in bytes.
 const usualRecord = 1024
@@ -235,22 +231,17 @@ func (d *disk) SetRecord(s Slot, record []byte) error {
 	})
 }
 
-func (d *disk) Sync(s Slot) error { return d.inSlot(s, btrfs.Sync) }
+func (d *disk) Sync(s Slot) error {
+	if s == (Slot{}) {
+		return d.inRoot(btrfs.Sync)
+	}
+	return d.inSlot(s, btrfs.Sync)
+}
 
 // Subvolumes.
 
 func (d *disk) Create(s Slot) error {
-	return d.inSubvolume(s, func(path string) error {
-		if err := btrfs.Create(path); err != nil {
-			return err
-		}
-		// Whatever our umask is. Where it is the usual one a transaction is saved.
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err == nil && st.Mode&0o7777 == rootMode {
-			return nil
-		}
-		return os.Chmod(path, rootMode)
-	})
+	return d.inSubvolume(s, btrfs.Create)
 }
 
 func (d *disk) Snapshot(from, to Slot, readOnly bool) error {

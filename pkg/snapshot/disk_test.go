@@ -22,6 +22,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 // What only a real disk can show.
@@ -459,39 +460,6 @@ func (p trapped) Record(slot snapshot.Slot) ([]byte, error) {
 	return p.Filesystem.Record(slot)
 }
 
-// noRename is a Host in whose pool "default" nothing can be renamed, as with metadata full,
-// and areas cannot be synced while stuck.
-type noRename struct {
-	snapshot.Host
-	stuck  atomic.Bool
-	synced atomic.Int32
-}
-
-type noRenamePool struct {
-	snapshot.Filesystem
-	*noRename
-}
-
-func (h *noRename) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	if name != snapshot.DefaultPool {
-		return filesystem, err
-	}
-	return noRenamePool{filesystem, h}, err
-}
-
-func (noRenamePool) Move(_, _ snapshot.Slot) error { return unix.ENOSPC }
-
-func (p noRenamePool) Sync(slot snapshot.Slot) error {
-	if slot.Name == "" {
-		if p.stuck.Load() {
-			return unix.EIO
-		}
-		p.synced.Add(1)
-	}
-	return p.Filesystem.Sync(slot)
-}
-
 // TestErasedInPlace: what was erased where it was, and could not be made durable, is not
 // told as gone before it is, also by a driver that was restarted. Other pools are no worse.
 func TestErasedInPlace(t *testing.T) {
@@ -499,22 +467,36 @@ func TestErasedInPlace(t *testing.T) {
 	ctx := t.Context()
 	n := newNode(t, btrfs.QuotaNone)
 	n.AddPool(t, "fast")
-	host := &noRename{Host: n.host}
+	var stuck atomic.Bool // areas cannot be synced
+	var synced atomic.Int32
+	host := snaptest.Around(n.host, func(s snaptest.Step, do func() error) error {
+		switch {
+		case s.Pool != snapshot.DefaultPool:
+		case s.Method == "Move":
+			return unix.ENOSPC // as with metadata full
+		case s.Method == "Sync" && s.Slot.Name == "":
+			if stuck.Load() {
+				return unix.EIO
+			}
+			synced.Add(1)
+		}
+		return do()
+	})
 	index := filepath.Join(t.TempDir(), "index.db")
 	e := open(t, host, index)
 	for pool, name := range map[string]string{"default": "erased", "fast": "other"} {
 		must(t, second(e.Prepare(ctx, snapshot.Spec{Name: name, Pool: pool}, meta.Ref{})))
 	}
-	host.stuck.Store(true)
+	stuck.Store(true)
 	for range 2 {
 		wants(t, e.Remove(ctx, meta.Volume("erased")), snapshot.ErrUnfinished)
 	}
 	must(t, e.Remove(ctx, meta.Volume("other")))
 	must(t, e.Close())
-	host.stuck.Store(false)
-	host.synced.Store(0)
+	stuck.Store(false)
+	synced.Store(0)
 	e = open(t, host, index)
-	if host.synced.Load() == 0 {
+	if synced.Load() == 0 {
 		t.Error("not made durable at the start")
 	}
 	must(t, e.Remove(ctx, meta.Volume("erased")))
@@ -625,6 +607,19 @@ func TestCost(t *testing.T) {
 				}
 			}
 			step("create", 1, func(id string) error { return second(e.Prepare(ctx, sized(id, mib), meta.Ref{})) })
+			class := func(id string) snapshot.Spec {
+				return snapshot.Spec{Name: "class-" + id, Parameters: meta.Parameters{Compression: "zstd"}}
+			}
+			step("create, of a class", 1, func(id string) error { return second(e.Prepare(ctx, class(id), meta.Ref{})) })
+			step("create again, of a class", 0, func(id string) error { return second(e.Prepare(ctx, class(id), meta.Ref{})) })
+			step("expand, of a class", 0, func(id string) error {
+				return second(e.Resize(ctx, "class-"+id, snapshot.Range{Required: 2 * snapshot.DefaultSize}))
+			})
+			step("clone, of a class", 1, func(id string) error {
+				spec := class(id)
+				spec.Name = "clone-" + spec.Name
+				return second(e.Prepare(ctx, spec, meta.Volume("source")))
+			})
 			step("create again", 0, func(id string) error { return second(e.Prepare(ctx, sized(id, mib), meta.Ref{})) })
 			step("snapshot", 1, func(id string) error { return second(e.Commit(ctx, snapshot.Spec{Name: id}, id)) })
 			step("snapshot again", 0, func(id string) error { return second(e.Commit(ctx, snapshot.Spec{Name: id}, id)) })
@@ -650,55 +645,82 @@ func TestCost(t *testing.T) {
 	}
 }
 
-// TestPowerCut cuts the power right behind each answer.
+// TestPowerCut cuts the power right behind each answer: of operations that were alone, and
+// of those in which somebody else has committed before the first step, the second, and so
+// on. An fsync that comes after that is none of all trees.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
+	for _, mode := range modes {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, mode)
-			e := n.start(t)
-			ctx := t.Context()
-			must(t, second(e.Prepare(ctx, sized("base", 5*mib), meta.Ref{})))
-			must(t, n.Pool("default").Write(active("base"), "data")) // not synced: the snapshot does it
-			must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
-			for _, o := range operations {
-				switch o.name { // what it needs
-				case "remove view":
-					must(t, second(e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
-				case "remove lost":
-					must(t, second(e.Prepare(ctx, sized("lost", mib), meta.Ref{})))
-					must(t, n.Pool("default").Vanish(active("lost")))
+			steps, foreign := 0, 0
+			e := open(t, snaptest.Around(n.host, func(_ snaptest.Step, do func() error) error {
+				if steps++; steps == foreign {
+					n.Pool("default").Commit()
 				}
-				n.Pool("default").Commit()
-				must(t, o.run(ctx, e))
-				n.afterPowerCut(t, e, o.name)
-				must(t, e.Remove(ctx, meta.Volume("new")))
-				must(t, e.Remove(ctx, meta.Snapshot("new")))
-				if strings.HasPrefix(o.name, "remove") {
-					must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "base", Size: snapshot.Range{Required: 5 * mib}}, meta.Ref{})))
-					must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
+				return do()
+			}), filepath.Join(n.state, "index.db"))
+			ctx := t.Context()
+			for _, o := range operations {
+				foreign = 0 // nobody else
+				for more := true; more; foreign++ {
+					n.populate(t, e)
+					steps = 0
+					must(t, o.run(ctx, e))
+					// What crash_test.go finds out of every step in memory, the kernel is asked once.
+					more = steps > foreign && (mode == btrfs.QuotaFull || strings.Contains(o.name, "class"))
+					t.Run(fmt.Sprintf("%s, foreign %d", o.name, foreign), func(t *testing.T) { n.afterPowerCut(t, e) })
+					n.clear(t, e, o)
 				}
 			}
 		})
 	}
 }
 
+// populate makes what the operations need, as far as it is not there.
+func (n *node) populate(t *testing.T, e *snapshot.Engine) {
+	t.Helper()
+	ctx := t.Context()
+	must(t, second(e.Prepare(ctx, sized("base", 5*mib), meta.Ref{})))
+	must(t, n.Pool("default").Write(active("base"), "data")) // not synced: the snapshot does it
+	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
+	must(t, second(e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
+	if _, err := e.Prepare(ctx, sized("lost", mib), meta.Ref{}); !errors.Is(err, snapshot.ErrLost) {
+		must(t, err)
+		must(t, n.Pool("default").Vanish(active("lost")))
+	}
+	n.Pool("default").Commit()
+}
+
+// clear removes what an operation has made, or changed.
+func (n *node) clear(t *testing.T, e *snapshot.Engine, o operation) {
+	t.Helper()
+	names := []string{"new"}
+	if o.name == "resize" || o.name == "remove volume" {
+		names = append(names, "base", "snap", "view")
+	}
+	for _, name := range names {
+		must(t, e.Remove(t.Context(), meta.Volume(name)))
+		must(t, e.Remove(t.Context(), meta.Snapshot(name)))
+	}
+}
+
 // afterPowerCut compares what a power cut leaves with what has been answered.
-func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine, operation string) {
+func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine) {
 	t.Helper()
 	host, err := snapshot.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
 	must(t, err)
 	cut := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 	want, got := contents(t, e), contents(t, cut)
 	if got != want {
-		t.Errorf("%s, then power cut:\n%s\nwanted:\n%s", operation, got, want)
+		t.Errorf("after a power cut:\n%s\nwanted:\n%s", got, want)
 	}
 	findings, err := cut.Plan(t.Context())
 	must(t, err)
 	for _, f := range findings {
 		if f.Repair != "" && f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
-			t.Errorf("%s, then power cut: planned %v", operation, f)
+			t.Errorf("after a power cut: planned %v", f)
 		}
 	}
 }
@@ -714,15 +736,27 @@ func contents(t *testing.T, e *snapshot.Engine) string {
 		if item.Usage != nil {
 			limit = item.Usage.Limit
 		}
-		data := []byte("none")
+		data, has := []byte("none"), meta.Parameters{}
 		if item.Kind == meta.Active && item.Status == "Ready" {
 			mount, err := e.Mounts(t.Context(), item.ID)
 			must(t, err)
 			data, _ = os.ReadFile(filepath.Join(mount.Source, "data"))
+			has = properties(t, mount.Source)
 		}
-		lines = append(lines, fmt.Sprintf("%s %s %d %d %s %q", item.Path, item.Status, item.Size, limit, item.UUID, data))
+		lines = append(lines, fmt.Sprintf("%s %s %d %d %s %q %+v", item.Path, item.Status, item.Size, limit, item.UUID, data, has))
 	}
 	return strings.Join(lines, "\n")
+}
+
+// properties are those of the root of a subvolume.
+func properties(t *testing.T, path string) (p meta.Parameters) {
+	t.Helper()
+	var err error
+	p.Compression, err = btrfs.Compression(path)
+	must(t, err)
+	p.NoDataCow, err = btrfs.NoDataCow(path)
+	must(t, err)
+	return p
 }
 
 // TestFullPool: what is full can still be emptied.
@@ -950,8 +984,7 @@ func TestPropertiesOfCopies(t *testing.T) {
 }
 
 // TestPropertiesSurvivePowerCut: the fsync of an expansion, or of a request that is
-// repeated, writes to the log that a copy is complete. Its properties, set after the
-// commit of its snapshot, are to be there too.
+// repeated, writes to the log that a copy is complete. Its properties are durable before.
 func TestPropertiesSurvivePowerCut(t *testing.T) {
 	t.Parallel()
 	for name, then := range map[string]func(ctx context.Context, e *snapshot.Engine, copied snapshot.Spec) error{
@@ -976,14 +1009,43 @@ func TestPropertiesSurvivePowerCut(t *testing.T) {
 				after := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 				mount, err := after.Mounts(t.Context(), copied.Name)
 				must(t, err)
-				compression, err := btrfs.Compression(mount.Source)
-				must(t, err)
-				inPlace, err := btrfs.NoDataCow(mount.Source)
-				must(t, err)
-				if compression != want.Compression || inPlace != want.NoDataCow {
-					t.Errorf("after a power cut it has compression %q, nodatacow %v; want %+v", compression, inPlace, want)
+				if has := properties(t, mount.Source); has != want {
+					t.Errorf("after a power cut it has %+v, want %+v", has, want)
 				}
 			}
 		})
+	}
+}
+
+// TestKilledBeforeItSynced: what a driver had written, and was killed before its fsync, is
+// made durable by the next one before it relies on it: the pool's ID, its name among the
+// known ones. That the index is in use is durable, too, when it is.
+func TestKilledBeforeItSynced(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaNone)
+	e := n.start(t)
+	id := e.PoolIDs()["default"]
+	must(t, e.Close())
+	identity := filepath.Join(n.path("default"), "pool.json")
+	known := filepath.Join(n.state, "known", id)
+	for _, path := range []string{identity, known} {
+		must(t, os.Rename(path, path+".away"))
+	}
+	n.Pool("default").Commit()
+	for _, path := range []string{identity, known} {
+		must(t, os.Rename(path+".away", path))
+	}
+	n.start(t)
+	cut := btrfstest.PowerCut(t, n.state)
+	for _, path := range []string{identity, known} {
+		relative, err := filepath.Rel(n.state, path)
+		must(t, err)
+		if _, err := os.Lstat(filepath.Join(cut, relative)); err != nil {
+			t.Errorf("after a power cut: %v", err)
+		}
+	}
+	seal, err := os.ReadFile(filepath.Join(cut, "index.db.seal"))
+	if err != nil || !strings.Contains(string(seal), "boot") {
+		t.Errorf("after a power cut the index is sealed with %q, %v", seal, err)
 	}
 }

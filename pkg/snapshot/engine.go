@@ -239,7 +239,7 @@ func (e *Engine) openPool(ctx context.Context, name string) (*pool, error) {
 	}
 	filesystem := <-opened
 	g := newGuard(name, filesystem, e.patience)
-	p := &pool{name: name, Filesystem: g, guard: g, commits: commits{filesystem: g}, erased: erased{turn: make(chan struct{}, 1)}}
+	p := &pool{name: name, Filesystem: g, guard: g, erased: erased{turn: make(chan struct{}, 1)}}
 	g.changed = func() { e.answered(ctx, p) }
 	return p, nil
 }
@@ -326,12 +326,12 @@ func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 // was opened again may go on: what they hold is passed over, and its limit looked at by
 // maintain.
 func (e *Engine) adopt(ctx context.Context, p *pool) error {
-	// What it was when it was in use before is not known. One that is read-only is opened
-	// again when it can be written.
-	if err := p.syncErased(true); errors.Is(err, unix.EROFS) {
+	// What a driver that was killed left undurable is not known. One that is read-only is
+	// opened again when it can be written.
+	if err := errors.Join(p.Sync(Slot{}), p.syncErased(true)); errors.Is(err, unix.EROFS) {
 		p.erased.unsynced = false
 	} else if err != nil {
-		klog.FromContext(ctx).Error(err, "What was deleted before is not durable yet", "pool", p.name)
+		klog.FromContext(ctx).Error(err, "The pool's directories cannot be synced, what was deleted before may not be gone durably", "pool", p.name)
 	}
 	// What the kernel still needs of what was destroyed before is swept when it lets go of
 	// it, by whoever runs then. It is asked before the repair, which removes what it has

@@ -1,7 +1,6 @@
 package snapshot_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -308,21 +307,16 @@ func TestIndexDamagedInUse(t *testing.T) {
 	}
 }
 
-// nesting is a Host on which a pod makes a nested subvolume just before a snapshot.
-type nesting struct{ *snaptest.Host }
-
-type nestingPool struct{ *snaptest.Filesystem }
-
-func (n nesting) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
-	_, err := n.Host.Open(ctx, name)
-	return nestingPool{n.Pool(name)}, err
-}
-
-func (p nestingPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
-	if err := p.Nest(from, "late"); err != nil {
-		return err
-	}
-	return p.Filesystem.Snapshot(from, to, readOnly)
+// nesting returns a host on which a pod makes a nested subvolume just before a snapshot.
+func nesting(host *snaptest.Host) snapshot.Host {
+	return snaptest.Around(host, func(s snaptest.Step, do func() error) error {
+		if s.Method == "Snapshot" {
+			if err := host.Pool(s.Pool).Nest(active("pvc"), "late"); err != nil {
+				return err
+			}
+		}
+		return do()
+	})
 }
 
 // TestNestedMeanwhile: what was nested after the first look would be missing from
@@ -330,7 +324,7 @@ func (p nestingPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
 func TestNestedMeanwhile(t *testing.T) {
 	t.Parallel()
 	host := snaptest.NewHost(btrfs.QuotaNone)
-	e := open(t, nesting{host}, filepath.Join(t.TempDir(), "index.db"))
+	e := open(t, nesting(host), filepath.Join(t.TempDir(), "index.db"))
 	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
 	wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
 	wants(t, second(e.Stat(t.Context(), meta.Snapshot("snap"))), snapshot.ErrNotFound)
@@ -354,7 +348,7 @@ func TestNestedMeanwhileCutShort(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			host := snaptest.NewHost(btrfs.QuotaNone)
 			pool := host.Pool(snapshot.DefaultPool)
-			e := open(t, nesting{host}, filepath.Join(t.TempDir(), "index.db"))
+			e := open(t, nesting(host), filepath.Join(t.TempDir(), "index.db"))
 			must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
 			pool.Fail("Destroy", unix.EBUSY)
 			wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrUnfinished)

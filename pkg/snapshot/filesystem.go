@@ -67,8 +67,8 @@ func (s Slot) String() string { return string(s.Area) + "/" + s.Name }
 
 // Filesystem is what the engine needs of the filesystem below a pool. Every
 // method that changes something is one step of the kernel's: it happened or it
-// did not. Unless said otherwise a step is not durable before the next Sync or
-// Snapshot in the same pool returns. What is absent gives fs.ErrNotExist, what
+// did not. Anyone may commit between two steps, and so make the earlier ones durable
+// and not the later ones. What is absent gives fs.ErrNotExist, what
 // is in the way fs.ErrExist. All methods may be called at the same time.
 type Filesystem interface {
 	// PoolID returns the pool's UUID.
@@ -112,14 +112,17 @@ type Ledger interface {
 	// Record returns what SetRecord wrote, nil for a slot without a record.
 	Record(Slot) ([]byte, error)
 	SetRecord(Slot, []byte) error
-	// Sync makes everything durable that was done before in the slot, or, for a Slot
-	// without a name, in the area: which slots there are.
+	// Sync makes durable the slot and its record, and the making or end of its subvolume;
+	// for a Slot without a name the area: which slots there are; for the zero Slot the pool's
+	// directory. What lies in another tree it makes durable only by chance: limits, and what
+	// was set on the subvolume.
 	Sync(Slot) error
 }
 
 // Subvolumes makes and removes the subvolume of a slot.
 type Subvolumes interface {
-	// Create makes an empty subvolume.
+	// Create makes an empty subvolume. The mode of its root directory is 0777 without the
+	// bits of the umask: set in a step of its own, a power cut could take it alone.
 	Create(Slot) error
 	// Snapshot makes a copy. It is durable, and so is all that came before it, when
 	// Snapshot returns. Those that are made at the same time share commits.

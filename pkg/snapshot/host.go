@@ -81,16 +81,19 @@ func (n *node) known() string { return filepath.Join(filepath.Dir(n.pools), know
 
 func (n *node) Remember(poolID, name string) error {
 	known, err := n.Known()
-	if err != nil || known[poolID] == name {
+	if err != nil {
 		return err
 	}
-	if err := os.Mkdir(n.known(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return err
+	if known[poolID] != name {
+		if err := os.Mkdir(n.known(), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			return err
+		}
+		if err := writeDurably(filepath.Join(n.known(), poolID), []byte(name+"\n")); err != nil {
+			return err
+		}
 	}
-	if err := writeDurably(filepath.Join(n.known(), poolID), []byte(name+"\n")); err != nil {
-		return err
-	}
-	return btrfs.Sync(filepath.Dir(n.known()) + "/.")
+	// Also what is there already: whoever wrote it may have been killed just before.
+	return errors.Join(btrfs.Sync(n.known()+"/."), btrfs.Sync(filepath.Dir(n.known())+"/."))
 }
 
 func (n *node) Forget(poolID string) error {

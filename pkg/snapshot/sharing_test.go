@@ -38,6 +38,9 @@ func TestCommitsShared(t *testing.T) {
 		{"create", grouped, func(ctx context.Context, name string) error {
 			return second(e.Prepare(ctx, sized(name, mib), meta.Ref{}))
 		}},
+		{"create, of a class", grouped, func(ctx context.Context, name string) error {
+			return second(e.Prepare(ctx, snapshot.Spec{Name: "class-" + name, Parameters: meta.Parameters{Compression: "zstd"}}, meta.Ref{}))
+		}},
 		{"snapshot", some, func(ctx context.Context, name string) error {
 			return second(e.Commit(ctx, snapshot.Spec{Name: name}, "source"))
 		}},

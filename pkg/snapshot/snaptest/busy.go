@@ -9,35 +9,17 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// gated is a Host whose pools stop in the first Snapshot until open is closed.
-type gated struct {
-	snapshot.Host
-	taken         atomic.Bool // the first is in there
-	reached, open chan struct{}
-}
-
-type gatedPool struct {
-	snapshot.Filesystem
-	*gated
-}
-
-func (g *gated) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
-	filesystem, err := g.Host.Open(ctx, name)
-	return gatedPool{filesystem, g}, err
-}
-
-func (p gatedPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
-	if p.taken.CompareAndSwap(false, true) {
-		close(p.reached)
-		<-p.gated.open
-	}
-	return p.Filesystem.Snapshot(from, to, readOnly)
-}
-
 // busy proves what an operation under way refuses, and what it does not.
 func busy(r *rig) {
-	g := &gated{Host: r.host, reached: make(chan struct{}), open: make(chan struct{})}
-	r.host = g
+	var taken atomic.Bool // the first is in there
+	reached, open := make(chan struct{}), make(chan struct{})
+	r.host = Around(r.host, func(s Step, do func() error) error {
+		if s.Method == "Snapshot" && taken.CompareAndSwap(false, true) {
+			close(reached)
+			<-open
+		}
+		return do()
+	})
 	r.volume("source", "data")
 	r.reopen()
 	ctx := r.Context()
@@ -46,7 +28,7 @@ func busy(r *rig) {
 		_, err := r.e.Commit(ctx, snapshot.Spec{Name: "first"}, "source")
 		done <- err
 	}()
-	<-g.reached
+	<-reached
 
 	_, err := r.e.Commit(ctx, snapshot.Spec{Name: "first"}, "source")
 	r.wants(err, snapshot.ErrBusy, "first")
@@ -63,7 +45,7 @@ func busy(r *rig) {
 	r.commit("second", "source") // beside the first
 	r.volume("other", "")
 
-	close(g.open)
+	close(open)
 	r.check(<-done)
 	r.check(r.stat(meta.Snapshot("first")))
 	r.remove(meta.Volume("source"))

@@ -70,7 +70,8 @@ func (f *Filesystem) Vanish(at snapshot.Slot) error {
 		if err != nil {
 			return err
 		}
-		s.slots[at].subvolume = nil
+		found := s.slots[at]
+		found.subvolume, found.changed = nil, s.transid
 		delete(s.groups, sub.ID)
 		return nil
 	})
@@ -94,7 +95,7 @@ func (f *Filesystem) RollBack(at snapshot.Slot) error {
 func (f *Filesystem) PlantSlot(at snapshot.Slot, record []byte) error {
 	return f.behind(at, func(s *state) error {
 		if s.slots[at] == nil {
-			s.slots[at] = &slot{}
+			s.makeSlot(at)
 		}
 		s.slots[at].record = slices.Clone(record)
 		return nil
@@ -161,6 +162,16 @@ func (f *Filesystem) SetReadOnly(readOnly bool) {
 	defer f.mu.Unlock()
 	f.commit()
 	f.readOnly = readOnly
+}
+
+// SyncAreas is the fsync of all areas that a removal in place makes: it may log slots that
+// another operation is at.
+func (f *Filesystem) SyncAreas() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, area := range []snapshot.Area{snapshot.Area(meta.Active), snapshot.Area(meta.Committed), snapshot.Area(meta.View), snapshot.AreaRemoving} {
+		f.syncArea(area)
+	}
 }
 
 // SetInconsistent makes a full quota lose count.

@@ -23,6 +23,11 @@ import (
 var ErrCrash = errors.New("crashed")
 
 // Filesystem is a pool in memory. Its exported fields are set before use.
+//
+// It keeps the trees of btrfs apart. A commit makes all of them durable. An fsync of a
+// slot, an area or the root of a subvolume is a commit only in the transaction in which a
+// subvolume was made or destroyed there; in any other it writes a log, which has that one
+// inode and nothing of the other trees.
 type Filesystem struct {
 	ID   string
 	Mode btrfs.QuotaMode
@@ -61,6 +66,7 @@ type state struct {
 	groups  map[uint64]int64 // accounting by subvolume: the limit, 0 for none
 	dropped map[uint64]bool  // destroyed subvolumes that the kernel still drops
 	last    uint64           // subvolume ID
+	inode   uint64           // of the last slot
 	transid uint64
 	now     time.Time
 }
@@ -73,6 +79,8 @@ type outside struct {
 
 // slot is a directory, its xattr and what lies in it.
 type slot struct {
+	inode     uint64
+	changed   uint64 // the transaction in which a subvolume was last made or destroyed in it
 	record    []byte // nil: none
 	subvolume *subvolume
 	file      bool // something that is no subvolume lies in it
@@ -373,7 +381,12 @@ func (s *state) add(to *slot, sub subvolume) {
 	s.now = s.now.Add(time.Second)
 	sub.ID, sub.UUID, sub.CreatedTransid, sub.Created = s.last, btrfs.UUID(uuid.New()), s.transid, s.now
 	s.groups[sub.ID] = 0
-	to.subvolume = &sub
+	to.subvolume, to.changed = &sub, s.transid
+}
+
+func (s *state) makeSlot(at snapshot.Slot) {
+	s.inode++
+	s.slots[at] = &slot{inode: s.inode}
 }
 
 func (f *Filesystem) PoolID() string { return f.ID }
@@ -432,7 +445,7 @@ func (f *Filesystem) Mkdir(at snapshot.Slot) error {
 		if s.slots[at] != nil {
 			return fs.ErrExist
 		}
-		s.slots[at] = &slot{}
+		s.makeSlot(at)
 		return nil
 	})
 }
@@ -512,15 +525,55 @@ func (f *Filesystem) SetRecord(at snapshot.Slot, record []byte) error {
 
 func (f *Filesystem) Sync(at snapshot.Slot) error {
 	return f.step("Sync", at, func(s *state) error {
-		_, err := s.at(at)
-		if at.Name == "" { // an area
-			err = nil
+		if at.Name == "" {
+			f.syncArea(at.Area)
+			return nil
 		}
-		if err == nil {
+		found, err := s.at(at)
+		switch {
+		case err != nil:
+			return err
+		case found.changed == s.transid:
 			f.commit()
+		default:
+			f.log(at, found)
 		}
-		return err
+		return nil
 	})
+}
+
+// syncArea makes durable which slots are in an area.
+func (f *Filesystem) syncArea(area snapshot.Area) {
+	for at, found := range f.current.slots {
+		if at.Area == area && found.changed == f.current.transid {
+			f.commit()
+			return
+		}
+	}
+	for at := range f.durable.slots {
+		if at.Area == area && f.current.slots[at] == nil {
+			delete(f.durable.slots, at)
+		}
+	}
+	for at, found := range f.current.slots {
+		if at.Area == area && f.durable.slots[at] == nil {
+			f.log(at, found)
+		}
+	}
+}
+
+// log makes a slot durable, with its record and under its name: not its subvolume, nor
+// what was set on that.
+func (f *Filesystem) log(at snapshot.Slot, found *slot) {
+	logged := found.clone()
+	logged.subvolume = nil
+	for was, old := range f.durable.slots {
+		if old.inode == found.inode {
+			logged.subvolume = old.subvolume
+			delete(f.durable.slots, was)
+		}
+	}
+	f.durable.slots[at] = logged
 }
 
 func (f *Filesystem) Create(at snapshot.Slot) error {
@@ -554,8 +607,20 @@ func (f *Filesystem) Snapshot(from, to snapshot.Slot, readOnly bool) error {
 
 func (f *Filesystem) SyncRoot(at snapshot.Slot) error {
 	return f.step("SyncRoot", at, func(s *state) error {
-		_, err := s.in(at)
-		return err
+		sub, err := s.in(at)
+		if err != nil {
+			return err
+		}
+		if sub.CreatedTransid == s.transid {
+			f.commit()
+			return nil
+		}
+		for _, old := range f.durable.slots {
+			if old.subvolume != nil && old.subvolume.ID == sub.ID {
+				old.subvolume.properties = sub.properties
+			}
+		}
+		return nil
 	})
 }
 
@@ -568,7 +633,8 @@ func (f *Filesystem) Destroy(at snapshot.Slot) error {
 		if limit := s.groups[sub.ID]; f.Mode == btrfs.QuotaSimple && limit > 0 && int64(len(sub.data)) >= limit {
 			return unix.EDQUOT
 		}
-		s.slots[at].subvolume = nil
+		found := s.slots[at]
+		found.subvolume, found.changed = nil, s.transid
 		s.dropped[sub.ID] = true
 		return nil
 	})

@@ -37,6 +37,7 @@ const asCommand = "BTRFS_CSI_TEST_AS_COMMAND"
 func TestMain(m *testing.M) {
 	if os.Getenv(asCommand) == "1" {
 		becomeMortal()
+		becomeDisturbed()
 		main()
 		return
 	}

@@ -182,7 +182,7 @@ func TestQuotaAfterAKill(t *testing.T) {
 // newLeg returns a node whose driver serves, without a load.
 func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
 	btrfstest.RequireRoot(t)
-	binary, err := build()
+	binary, _, err := build(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -80,6 +80,7 @@ func (r SoakReport) figures() string {
 	row("kills", "%d, of them %d of a driver that was starting", r.TotalKills(), r.Kills.KillsAtStart)
 	row("power cuts", "%d", r.Cuts.Cuts)
 	row("orderly restarts under load", "%d", r.Kills.Restarts+r.Cuts.Restarts)
+	row("commits of others between two steps of an operation", "%d; %d steps were made to wait", r.Kills.Foreign+r.Cuts.Foreign, r.Kills.Delays+r.Cuts.Delays)
 	row("requests", "%d: %d acknowledged, %d refused as they should be, %d broken off or to be asked again", total.Sent, total.Acknowledged, total.Refused, total.Unanswered)
 	row("volumes and snapshots", "%d", r.Kills.Objects+r.Cuts.Objects+r.Alone.Objects)
 	row("files written and synced", "%d", r.Kills.Writes+r.Cuts.Writes+r.Alone.Writes)

@@ -139,14 +139,15 @@ func (m *model) answer(o *object, s *span, what deed) {
 type deed string
 
 const (
-	made     deed = "made"
-	removed  deed = "removed"
-	expanded deed = "expanded"
-	written  deed = "written"
+	made       deed = "made"
+	configured deed = "made with properties" // and from nothing: no ioctl has committed it
+	removed    deed = "removed"
+	expanded   deed = "expanded"
+	written    deed = "written"
 )
 
 // deeds are all kinds.
-var deeds = []deed{made, removed, expanded, written}
+var deeds = []deed{made, configured, removed, expanded, written}
 
 // moment is the one right after a deed was acknowledged. Who has it acknowledged waits
 // until the moment has passed.
@@ -216,6 +217,9 @@ func (m *model) exists(o *object, size int64, c content) error {
 		return err
 	}
 	m.pause(made)
+	if o.source == nil && len(o.parameters) > 0 {
+		m.pause(configured)
+	}
 	return nil
 }
 

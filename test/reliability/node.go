@@ -31,11 +31,16 @@ import (
 // node is a machine with one pool: what survives its driver, and the driver.
 type node struct {
 	binary string
-	dir    string
-	image  string // of the pool
-	quota  btrfs.QuotaMode
-	flags  []string // of serve, beside the usual ones
-	counts *counts
+	// disturbed is the binary of BuildDisturbed, which is started every other time; empty:
+	// never. seed is for what happens in it.
+	disturbed string
+	seed      uint64
+	launches  int
+	dir       string
+	image     string // of the pool
+	quota     btrfs.QuotaMode
+	flags     []string // of serve, beside the usual ones
+	counts    *counts
 
 	process *process
 	fell    atomic.Pointer[error]  // a driver that has ended by itself; nil: none
@@ -113,6 +118,10 @@ func (n *node) launch() error {
 	cmd := exec.Command(n.binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = environment()
+	if n.disturbed != "" && n.launches%2 == 0 {
+		n.disturb(cmd)
+	}
+	n.launches++
 	// Ctrl-C is for the test, which then ends the driver; and none outlives it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -252,6 +261,9 @@ var disaster = regexp.MustCompile(`(?m)^(panic:|fatal error:|WARNING: DATA RACE|
 // repair is how a driver that starts tells what it found half done.
 var repair = regexp.MustCompile(`"Reconciled".* problem="(\w+)".* repair="(\w*)"`)
 
+// disturbance is how a driver tells that it was disturbed.
+var disturbance = regexp.MustCompile(`"Disturbed" .* commit=(true|false) wait="(\S+)"`)
+
 // readLog reads what the drivers have written since it was read last.
 func (n *node) readLog() error {
 	text, err := os.ReadFile(n.logFile())
@@ -262,6 +274,9 @@ func (n *node) readLog() error {
 	n.log = len(text)
 	for _, match := range repair.FindAllSubmatch(fresh, -1) {
 		n.counts.repair(fmt.Sprintf("%s, %s", match[1], match[2]))
+	}
+	for _, match := range disturbance.FindAllSubmatch(fresh, -1) {
+		n.counts.disturb(string(match[1]) == "true", string(match[2]) != "0s")
 	}
 	if at := disaster.FindIndex(fresh); at != nil {
 		return fmt.Errorf("driver: %s", fresh[at[0]:min(len(fresh), at[0]+8<<10)])

@@ -1,6 +1,8 @@
 package reliability
 
 import (
+	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,11 +34,14 @@ func TestLoadAlone(t *testing.T) {
 // run runs, with RELIABILITY_SEED for one that has failed before.
 func run(t *testing.T, o Options) {
 	btrfstest.RequireRoot(t)
-	binary, err := build()
+	binary, disturbed, err := build(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	o.Binary, o.Dir, o.Log = binary, t.TempDir(), t.Logf
+	if o.Kills+o.Cuts > 0 {
+		o.Disturbed = disturbed
+	}
 	o.Seed = uint64(number(t, "RELIABILITY_SEED", 0))
 	report, err := Run(t.Context(), o)
 	t.Log(report)
@@ -57,7 +62,7 @@ func number(t *testing.T, variable string, standard int) int {
 	return n
 }
 
-// built is the driver, in a directory that goes with the tests' temporary files.
+// built are the drivers, in a directory that goes with the tests' temporary files.
 var built struct {
 	dir string
 	sync.Once
@@ -69,26 +74,26 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// build builds the driver, once, with the race detector if the test has it. Another
-// one is named by RELIABILITY_BINARY.
-func build() (string, error) {
+// build builds the driver, and the one that is disturbed, once, with the race detector if
+// the test has it. Another driver is named by RELIABILITY_BINARY, and is not disturbed.
+func build(ctx context.Context) (binary, disturbed string, err error) {
 	if binary := os.Getenv("RELIABILITY_BINARY"); binary != "" {
-		return binary, nil
+		return binary, "", nil
 	}
 	built.Do(func() {
 		if built.dir, built.err = os.MkdirTemp("", "btrfs-csi-"); built.err != nil {
 			return
 		}
-		args := []string{"build", "-o", filepath.Join(built.dir, "btrfs-csi")}
+		var flags []string
 		if raceDetector() {
-			args = append(args, "-race")
+			flags = append(flags, "-race")
 		}
-		cmd := exec.Command("go", append(args, "./cmd/btrfs-csi")...)
+		cmd := exec.Command("go", append(append([]string{"build", "-o", filepath.Join(built.dir, "btrfs-csi")}, flags...), "./cmd/btrfs-csi")...)
 		cmd.Dir = "../.."
 		cmd.Stderr = os.Stderr
-		built.err = cmd.Run()
+		built.err = errors.Join(cmd.Run(), BuildDisturbed(ctx, "../..", filepath.Join(built.dir, "disturbed"), flags...))
 	})
-	return filepath.Join(built.dir, "btrfs-csi"), built.err
+	return filepath.Join(built.dir, "btrfs-csi"), filepath.Join(built.dir, "disturbed"), built.err
 }
 
 func raceDetector() bool {

@@ -19,6 +19,8 @@ type Report struct {
 	Restarts     int                `json:"restarts"`
 	AtKills      InFlight           `json:"atKills"` // what had been in flight
 	AtCuts       InFlight           `json:"atCuts"`
+	Foreign      int                `json:"foreign"`    // commits of others between two steps of an operation
+	Delays       int                `json:"delays"`     // steps that were made to wait
 	Repairs      map[string]int     `json:"repairs"`    // what drivers that started found half done, and did about it
 	LongestCut   time.Duration      `json:"longestCut"` // how long a copy of the image took
 	Objects      int                `json:"objects"`    // volumes and snapshots that were asked for
@@ -50,6 +52,8 @@ type counts struct {
 	mu       sync.Mutex // protects what follows
 	requests map[string]*Answers
 	repairs  map[string]int
+	foreign  int
+	delays   int
 	writes   int
 	began    time.Time // zero: requests are not timed
 	timings  map[string][]timing
@@ -66,6 +70,17 @@ func (c *counts) repair(what string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.repairs[what]++
+}
+
+func (c *counts) disturb(commit, wait bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if commit {
+		c.foreign++
+	}
+	if wait {
+		c.delays++
+	}
 }
 
 func (c *counts) write() {
@@ -112,7 +127,7 @@ func (c *counts) sent() (n int) {
 func (c *counts) fill(r *Report) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r.Writes = c.writes
+	r.Writes, r.Foreign, r.Delays = c.writes, c.foreign, c.delays
 	r.Repairs = maps.Clone(c.repairs)
 	r.Requests = map[string]Answers{}
 	for what, a := range c.requests {
@@ -147,6 +162,9 @@ func (r Report) String() string {
 		total.Sent, total.Acknowledged, total.Refused, total.Unanswered, r.Objects, r.Writes)
 	fmt.Fprintf(&b, "in flight at kills: %d whole, %d absent; at cuts: %d whole, %d absent\n",
 		r.AtKills.Whole, r.AtKills.Absent, r.AtCuts.Whole, r.AtCuts.Absent)
+	if r.Foreign+r.Delays > 0 {
+		fmt.Fprintf(&b, "%d times somebody else committed between two steps of an operation, %d times a step was made to wait\n", r.Foreign, r.Delays)
+	}
 	for _, what := range slices.Sorted(maps.Keys(r.Repairs)) {
 		fmt.Fprintf(&b, "  %d times mended at a start: %s\n", r.Repairs[what], what)
 	}

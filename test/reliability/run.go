@@ -20,9 +20,12 @@ import (
 // Options say what to do to a driver.
 type Options struct {
 	Binary string // btrfs-csi
-	Dir    string // an empty directory for the pools, not on btrfs
-	Kills  int
-	Cuts   int
+	// Disturbed is the binary of BuildDisturbed, which takes turns with the other where there
+	// are kills or cuts; empty for none.
+	Disturbed string
+	Dir       string // an empty directory for the pools, not on btrfs
+	Kills     int
+	Cuts      int
 	// Duration is how long to go on at least. Kills and cuts go on for as long, or, where
 	// there are to be none, the load alone.
 	Duration time.Duration
@@ -106,7 +109,7 @@ func runLeg(ctx context.Context, o Options, quota btrfs.QuotaMode, report *Repor
 	}
 	l := &leg{
 		model: newModel(), gate: newGate(), options: o, report: report,
-		node:   &node{binary: o.Binary, dir: filepath.Join(dir, "node"), image: image, quota: quota, counts: report.counts},
+		node:   &node{binary: o.Binary, dir: filepath.Join(dir, "node"), image: image, quota: quota, counts: report.counts, disturbed: o.Disturbed, seed: o.Seed},
 		random: rand.New(rand.NewPCG(o.Seed, 0)),
 	}
 	if err := errors.Join(newPool(ctx, image), os.Mkdir(l.node.dir, 0o700)); err != nil {

@@ -50,7 +50,7 @@ type silenceRig struct {
 
 func newSilenceRig(t *testing.T, directIO string) *silenceRig {
 	btrfstest.RequireRoot(t)
-	binary, err := build()
+	binary, _, err := build(t.Context())
 	no(t, err)
 	dir := t.TempDir()
 	r := &silenceRig{node: &node{binary: binary, dir: filepath.Join(dir, "node"), image: filepath.Join(dir, "default.img"), quota: btrfs.QuotaFull, counts: &counts{}}}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -27,7 +28,7 @@ type SoakOptions struct {
 	Log    func(format string, args ...any)
 
 	Fuzz   time.Duration // for each target, after Time; 0: none is fuzzed
-	Source string        // directory of the driver's module, which has the targets
+	Source string        // directory of the driver's module, which has the targets, and a driver that is disturbed
 }
 
 // Shares of the time. One driver that is left alone has what the others leave.
@@ -75,8 +76,17 @@ func Soak(ctx context.Context, o SoakOptions) (SoakReport, error) {
 	if r.Kernel, err = kernel(); err != nil {
 		return r, err
 	}
+	built, err := os.MkdirTemp("", "btrfs-csi-disturbed-")
+	if err != nil {
+		return r, err
+	}
+	defer os.RemoveAll(built)
+	disturbed := filepath.Join(built, "btrfs-csi")
+	if err := BuildDisturbed(ctx, o.Source, disturbed); err != nil {
+		return r, err
+	}
 	o.Log("seed %d; %v for %d kills, %d power cuts and one driver that is left alone", o.Seed, o.Time, o.Kills, o.Cuts)
-	if err := r.run(ctx, o); err != nil {
+	if err := r.run(ctx, o, disturbed); err != nil {
 		return r, err
 	}
 	if o.Fuzz > 0 {
@@ -86,17 +96,17 @@ func Soak(ctx context.Context, o SoakOptions) (SoakReport, error) {
 }
 
 // run does all that takes a node, one part after the other.
-func (r *SoakReport) run(ctx context.Context, o SoakOptions) error {
+func (r *SoakReport) run(ctx context.Context, o SoakOptions, disturbed string) error {
 	for _, part := range []struct {
 		name    string
 		options func() Options
 		report  *Report
 	}{
 		{"killed", func() Options {
-			return Options{Kills: o.Kills, Limit: time.Duration(shareOfKills * float64(o.Time))}
+			return Options{Kills: o.Kills, Disturbed: disturbed, Limit: time.Duration(shareOfKills * float64(o.Time))}
 		}, &r.Kills},
 		{"power-cut", func() Options {
-			return Options{Cuts: o.Cuts, Limit: time.Duration(shareOfCuts * float64(o.Time))}
+			return Options{Cuts: o.Cuts, Disturbed: disturbed, Limit: time.Duration(shareOfCuts * float64(o.Time))}
 		}, &r.Cuts},
 		{"left-alone", func() Options { // with the quota that most have
 			left := max(o.Time-r.Kills.Elapsed-r.Cuts.Elapsed, leastAlone)

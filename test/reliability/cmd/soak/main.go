@@ -97,7 +97,7 @@ It wants root, and leaves nothing behind.`,
 	f.IntVar(&o.Kills, "kills", 1000, "how often to kill a driver, at most, in two fifths of the time")
 	f.IntVar(&o.Cuts, "cuts", 500, "how often to cut the power, at most, in about a third of the time")
 	f.DurationVar(&o.Fuzz, "fuzz", 0, "time to fuzz each target after that; 0 for none")
-	f.StringVar(&o.Source, "source", ".", "directory of the driver's module, which has the fuzz targets")
+	f.StringVar(&o.Source, "source", ".", "directory of the driver's module, of which a driver is built in which others commit between two steps, and which has the fuzz targets")
 	f.Uint64Var(&o.Seed, "seed", 0, "seed of a run to repeat; 0 for a random one")
 	f.StringVar(&o.Dir, "dir", "/var/tmp", "directory with room for the pools, 20 GiB, not on btrfs")
 	f.StringVar(&docs, "docs", "", "directory whose reliability.md gets the figures of a run that has passed")

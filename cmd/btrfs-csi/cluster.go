@@ -68,7 +68,7 @@ func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 	for _, p := range n.Engine.Pools(ctx) {
 		row := poolRowOf(p)
 		reports = append(reports, mirror.PoolReport{
-			Name: row.Name, ID: row.ID, State: row.Status, Message: row.Error, Quota: row.Quota,
+			Name: row.Name, ID: row.ID, State: row.Status, Message: row.Detail, Quota: row.Quota,
 			Size: row.Size, Available: row.Available, Rescans: p.Rescans,
 		})
 	}

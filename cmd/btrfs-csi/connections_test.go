@@ -55,12 +55,16 @@ func TestHoarderOfConnections(t *testing.T) {
 	var opened atomic.Int64
 	for range 4 {
 		hoarders.Go(func() {
+			var held []net.Conn
 			for ctx.Err() == nil {
 				if conn, err := dialFrom(ctx, address, "127.0.0.2"); err == nil {
 					opened.Add(1)
-					defer conn.Close()
+					held = append(held, conn)
 				}
 				time.Sleep(time.Millisecond)
+			}
+			for _, conn := range held {
+				_ = conn.Close()
 			}
 		})
 	}
@@ -121,7 +125,7 @@ func TestGreediestClientLosesItsOldest(t *testing.T) {
 			names := map[*boundedConn]string{}
 			for _, conn := range c.open {
 				ours, theirs := net.Pipe()
-				defer theirs.Close()
+				t.Cleanup(func() { _ = theirs.Close() })
 				b := &boundedConn{Conn: ours, listener: l, client: conn[:1]}
 				names[b] = conn
 				if surplus := l.add(b); surplus != nil {

@@ -109,6 +109,9 @@ func makeImage(ctx context.Context, image string, size int64) error {
 	if _, err := os.Lstat(image); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if err := roomForImage(filepath.Dir(image)); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(filepath.Dir(image), unfinishedImage+"*")
 	if err != nil {
 		return err
@@ -129,6 +132,21 @@ func makeImage(ctx context.Context, image string, size int64) error {
 		return err
 	}
 	return btrfs.Sync(filepath.Dir(image))
+}
+
+// roomForImage refuses to make an image where there is no room for the least of filesystems:
+// the kernel stops one that finds none. Where there is less than was asked for, the pool has
+// the capacity of what there is.
+func roomForImage(dir string) error {
+	var room unix.Statfs_t
+	if err := unix.Statfs(dir, &room); err != nil {
+		return &fs.PathError{Op: "statfs", Path: dir, Err: err}
+	}
+	if left := int64(room.Bavail) * room.Bsize; left < minLoopPool {
+		return fmt.Errorf("loop pool: the filesystem of %s has %d bytes left, at least %d are wanted: free space there, or mount a btrfs filesystem at %s",
+			dir, left, minLoopPool, filepath.Join(dir, "pools", snapshot.DefaultPool))
+	}
+	return nil
 }
 
 // unfinishedImage is how the name of an image begins that is not whole yet.

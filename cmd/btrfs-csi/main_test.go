@@ -333,6 +333,9 @@ func TestDeviceMissing(t *testing.T) {
 	if code != 0 || !strings.Contains(stdout, " DeviceMissing ") {
 		t.Errorf("pools: exit code %d\n%s%s", code, stdout, stderr)
 	}
+	if stdout, stderr, code = run(t, "check", "--state-dir", state); code != 1 || !strings.Contains(stdout, " DeviceMissing ") {
+		t.Errorf("check: exit code %d\n%s%s", code, stdout, stderr)
+	}
 	e, err := snapshot.Inspect(t.Context(), state)
 	if err != nil {
 		t.Fatal(err)

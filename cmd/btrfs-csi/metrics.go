@@ -62,6 +62,7 @@ var (
 	descUp            = poolMetric("usable", "1 if the pool is in use, 0 if it cannot be.")
 	descSize          = poolMetric("size_bytes", "Size of the pool's filesystem.")
 	descAvailable     = poolMetric("available_bytes", "What can still be written to the pool's filesystem.")
+	descBacking       = poolMetric("backing_available_bytes", "What is left in the filesystem of the sparse file that the pool lies in. Only told where that is less than the file may want.")
 	descUnallocated   = poolMetric("unallocated_bytes", "Raw bytes that belong to no chunk yet.")
 	descMetadataUsed  = poolMetric("metadata_used_bytes", "Metadata in use.")
 	descMetadataTotal = poolMetric("metadata_bytes", "Metadata chunks allocated.")
@@ -125,6 +126,9 @@ func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
 	}
 	gauge(descSize, float64(p.Space.Size))
 	gauge(descAvailable, float64(p.Space.Available))
+	if p.Space.Backing != nil {
+		gauge(descBacking, float64(p.Space.Backing.Available))
+	}
 	gauge(descUnallocated, float64(p.Space.Unallocated))
 	gauge(descMetadataUsed, float64(p.Space.MetadataUsed))
 	gauge(descMetadataTotal, float64(p.Space.MetadataTotal))

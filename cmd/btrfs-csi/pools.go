@@ -29,6 +29,7 @@ type poolRow struct {
 	DeviceErrors      uint64 `json:"deviceErrors"`
 	Status            string `json:"status"`
 	Error             string `json:"error,omitempty"`
+	Detail            string `json:"detail,omitempty"` // what is wrong, or should be known
 }
 
 func newPools() *cobra.Command {
@@ -54,7 +55,7 @@ func newPools() *cobra.Command {
 			return o.output.print(cmd.OutOrStdout(), nonNil(rows), func(t *table) {
 				t.row("NAME", "ID", "SIZE", "AVAILABLE", "QUOTA", "DEVICE ERRORS", "STATUS", "DETAIL")
 				for _, r := range rows {
-					t.row(r.Name, r.ID, size(r.Size), size(r.Available), r.Quota, fmt.Sprint(r.DeviceErrors), r.Status, r.Error)
+					t.row(r.Name, r.ID, size(r.Size), size(r.Available), r.Quota, fmt.Sprint(r.DeviceErrors), r.Status, r.Detail)
 				}
 			})
 		},
@@ -88,21 +89,11 @@ func poolRowOf(p snapshot.PoolStatus) poolRow {
 		if d.Missing {
 			r.DevicesMissing++
 		}
-		r.DeviceErrors += d.WriteErrors + d.ReadErrors + d.FlushErrors + d.CorruptionErrors + d.GenerationErrors
+		r.DeviceErrors += d.Errors()
 	}
-	switch {
-	case p.Error != "":
-		r.Status = "Unusable"
-	case r.ReadOnly:
-		r.Status = "ReadOnly"
-	case r.DevicesMissing > 0:
-		r.Status = "DeviceMissing"
-	case r.QuotaInconsistent:
-		r.Status = "QuotaInconsistent"
-	case r.DeviceErrors > 0:
-		r.Status = "DeviceErrors"
-	default:
-		r.Status = "Ready"
+	r.Status, r.Detail = "Ready", p.Note()
+	if faults := p.Faults(); len(faults) > 0 {
+		r.Status, r.Detail = string(faults[0].Problem), faults[0].Detail
 	}
 	return r
 }

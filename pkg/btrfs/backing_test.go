@@ -123,6 +123,11 @@ func TestKernelStopped(t *testing.T) {
 		t.Errorf("remounted read-only: %+v", room)
 	}
 	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT, ""))
+	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
+	if room := value(RoomOf(mnt))(t); !room.ReadOnly || room.Stopped {
+		t.Errorf("this mount read-only: %+v", room)
+	}
+	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_BIND, ""))
 	must(t, btrfstest.FillFile(filepath.Join(host, "other")))
 	for n := 0; n < 100 && !value(RoomOf(mnt))(t).ReadOnly; n++ {
 		_ = writeFile(filepath.Join(mnt, "file"), 8*mib) // until there is an error

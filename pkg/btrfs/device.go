@@ -29,6 +29,11 @@ type Device struct {
 	Missing bool
 }
 
+// Errors is how many errors of any kind there were.
+func (d Device) Errors() uint64 {
+	return d.WriteErrors + d.ReadErrors + d.FlushErrors + d.CorruptionErrors + d.GenerationErrors
+}
+
 // Devices returns the devices of the filesystem around path by rising ID
 // (DEV_INFO, GET_DEV_STATS). The target of a running replace is left out.
 func Devices(path string) ([]Device, error) {

@@ -73,8 +73,13 @@ func (s *Space) fill(fd int, roots []string) (err error) {
 }
 
 // stopped reports whether the kernel has stopped a filesystem that is read-only. No commit
-// can be started on it then, while one that was mounted read-only has none to start.
+// can be started on it then, while one that was mounted read-only has none to start. Of one
+// that is writable elsewhere, and read-only in this mount alone, it would start a commit, and
+// wait.
 func stopped(fd int) bool {
+	if !readOnlyEverywhere(fd) {
+		return false
+	}
 	var transaction uint64
 	_, err := ioctl(fd, iocStartSync, unsafe.Pointer(&transaction))
 	return errors.Is(err, unix.EROFS)
@@ -103,6 +108,22 @@ func statfs(fd int) (Room, error) {
 			ReadOnly:  st.Flags&unix.ST_RDONLY != 0,
 		}, err
 	}
+}
+
+// readOnlyEverywhere reports whether a filesystem is read-only whatever a mount of it says:
+// a copy of its mount, which nobody sees, is as well, when its own flag is taken away. It is
+// false where that cannot be known.
+func readOnlyEverywhere(fd int) bool {
+	tree, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(tree)
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return false
+	}
+	room, err := statfs(tree)
+	return err == nil && room.ReadOnly
 }
 
 // SpaceOf returns how full the filesystem around path is (statfs, SPACE_INFO and

@@ -1,15 +1,14 @@
 package driver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -119,6 +118,12 @@ const unusable = "PoolUnusable"
 // silent is the reason of a pool whose disk does not answer.
 const silent = "PoolSilent"
 
+// reasons are the problems of a pool in use that have another name as a reason.
+var reasons = map[snapshot.Problem]string{
+	snapshot.Unusable: "PoolUnreadable",
+	snapshot.ReadOnly: "PoolReadOnly",
+}
+
 // faultsOf returns what is wrong with a pool, each reason once.
 func faultsOf(pool snapshot.PoolStatus) []fault {
 	if pool.Silent {
@@ -128,31 +133,8 @@ func faultsOf(pool snapshot.PoolStatus) []fault {
 		return []fault{{unusable, fmt.Sprintf("pool %q: %s", pool.Name, pool.Error)}}
 	}
 	var faults []fault
-	add := func(wrong bool, reason, format string, args ...any) {
-		if wrong {
-			faults = append(faults, fault{reason, fmt.Sprintf("pool %q: ", pool.Name) + fmt.Sprintf(format, args...)})
-		}
+	for _, f := range pool.Faults() {
+		faults = append(faults, fault{cmp.Or(reasons[f.Problem], string(f.Problem)), fmt.Sprintf("pool %q: %s", pool.Name, f.Detail)})
 	}
-	missing, failing := devicesOf(pool.Devices)
-	add(pool.Error != "", "PoolUnreadable", "%s", pool.Error)
-	add(pool.Space.ReadOnly, "PoolReadOnly", "the filesystem is mounted, or has turned, read-only: look for btrfs in the kernel's log")
-	add(pool.Quota.Inconsistent, "QuotaInconsistent", "limits of volumes are void until the quota has been rescanned, which the driver does")
-	add(missing != "", "DeviceMissing", "devices are missing: %s: replace them", missing)
-	add(failing != "", "DeviceErrors", "devices had errors: %s: check them, then reset the counters with btrfs device stats --reset", failing)
 	return faults
-}
-
-// devicesOf describes the devices that are missing and those that had errors.
-func devicesOf(devices []btrfs.Device) (missing, failing string) {
-	var absent, faulty []string
-	for _, d := range devices {
-		if d.Missing {
-			absent = append(absent, fmt.Sprintf("%d", d.ID))
-		}
-		if d.WriteErrors+d.ReadErrors+d.FlushErrors+d.CorruptionErrors+d.GenerationErrors > 0 {
-			faulty = append(faulty, fmt.Sprintf("%s (write %d, read %d, flush %d, corruption %d, generation %d)",
-				d.Path, d.WriteErrors, d.ReadErrors, d.FlushErrors, d.CorruptionErrors, d.GenerationErrors))
-		}
-	}
-	return strings.Join(absent, ", "), strings.Join(faulty, ", ")
 }

@@ -113,12 +113,15 @@ func (d *disk) Room() (btrfs.Room, error) {
 }
 
 func (d *disk) roomNow() (room btrfs.Room, err error) {
-	err = d.inRoot(func(path string) error { room, err = btrfs.RoomOf(path); return err })
+	err = d.inRoot(func(path string) error { room, err = btrfs.RoomOf(path, d.stateDir()); return err })
 	return room, err
 }
 
+// stateDir is where the file of a loop pool is.
+func (d *disk) stateDir() string { return filepath.Dir(filepath.Dir(d.path)) }
+
 func (d *disk) Space() (space btrfs.Space, err error) {
-	err = d.inRoot(func(path string) error { space, err = btrfs.SpaceOf(path); return err })
+	err = d.inRoot(func(path string) error { space, err = btrfs.SpaceOf(path, d.stateDir()); return err })
 	return space, err
 }
 

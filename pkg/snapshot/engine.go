@@ -72,6 +72,8 @@ type pool struct {
 	rescans   atomic.Uint64 // begun since the pool is in use
 
 	rightLimits map[uint64]int64 // of the last look that found none wrong; of maintain alone
+	faults      []Problem        // that were logged; under tending, as is note
+	note        string           // that was logged
 }
 
 // An Option is a setting of an Engine.

@@ -21,10 +21,23 @@ func headroom(size int64) (data, metadata int64) {
 	return min(max(size/100, 64*mib), 1024*mib, size/16), min(64*mib, size/32)
 }
 
+// backingHeadroom is what has to stay free in the filesystem of a sparse file that a pool
+// lies in, in bytes of that: of metadata there are two copies as a rule.
+func backingHeadroom(room btrfs.Room) int64 {
+	data, metadata := headroom(room.Size)
+	return data + 2*metadata
+}
+
+// backingFull reports whether a sparse file below a pool may want more than there is, and
+// less than its headroom is left.
+func backingFull(room btrfs.Room) bool {
+	return room.Backing != nil && room.Backing.Available < backingHeadroom(room)
+}
+
 // beyondHeadroom returns what creating may promise.
 func beyondHeadroom(room btrfs.Room) int64 {
 	data, metadata := headroom(room.Size)
-	if room.ReadOnly || room.Metadata < metadata {
+	if room.ReadOnly || room.Metadata < metadata || backingFull(room) {
 		return 0
 	}
 	return max(0, room.Available-data)
@@ -40,7 +53,10 @@ func (p *pool) room(growth int64) error {
 	data, metadata := headroom(room.Size)
 	switch {
 	case room.ReadOnly:
-		return fmt.Errorf("pool %q: %w: remount it read-write", p.name, ErrReadOnly)
+		return fmt.Errorf("pool %q: %w: %s", p.name, ErrReadOnly, PoolStatus{Space: btrfs.Space{Room: room}}.whyReadOnly(""))
+	case room.Backing != nil && (backingFull(room) || growth > room.Available-data):
+		return fmt.Errorf("pool %q: %w: the filesystem of the file %s, which the pool lies in, has %d bytes left, of which %d have to stay free, and %d are wanted: free space there",
+			p.name, ErrNoSpace, room.Backing.Path, room.Backing.Available, backingHeadroom(room), growth)
 	case room.Metadata < metadata:
 		return fmt.Errorf("pool %q: %w for metadata: %d bytes have to stay free, %d are: delete volumes, snapshots or files, "+
 			"add a device, or free chunks by btrfs balance start -dusage=20", p.name, ErrNoSpace, metadata, room.Metadata)

@@ -53,6 +53,9 @@ func (l *leftovers) all() map[uint64]struct{} {
 
 // maintain looks after every pool's quota until ctx ends.
 func (e *Engine) maintain(ctx context.Context) {
+	for _, p := range e.allPools() {
+		go p.logFaults(ctx)
+	}
 	tick := time.NewTicker(maintenance)
 	defer tick.Stop()
 	for {
@@ -96,6 +99,7 @@ func (e *Engine) tend(ctx context.Context, p *pool) {
 		}
 	}
 	e.maintainPool(ctx, p)
+	p.logNews(ctx)
 }
 
 // maintainPool forgets the accounting of what is gone, bounds what pods have nested, sets

@@ -252,5 +252,5 @@ func (p *pool) explain(err error) error {
 	default:
 		return err
 	}
-	return fmt.Errorf("pool %q: %w: %w", p.name, meaning, err)
+	return fmt.Errorf("pool %q: %w: %w%s", p.name, meaning, err, p.stoppedNote())
 }

@@ -101,7 +101,7 @@ func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) 
 	pools := e.allPools()
 	results := each(pools, func(p *pool) looked {
 		findings, err := fn(p)
-		return looked{findings, err}
+		return looked{append(findings, p.faultFindings()...), err}
 	})
 	for i, p := range pools {
 		err := results[i].err

@@ -127,8 +127,8 @@ type PoolSpec struct {
 
 // PoolStatus is what the node finds.
 type PoolStatus struct {
-	// State is Away, Unusable, ReadOnly, DeviceMissing, QuotaInconsistent, DeviceErrors, or
-	// Ready: the first of them that is true.
+	// State is Away, Unusable, ReadOnly, DeviceMissing, BackingFull, QuotaInconsistent,
+	// DeviceErrors, or Ready: the first of them that is true.
 	// +optional
 	State string `json:"state,omitempty"`
 	// Message says more of it.

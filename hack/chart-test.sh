@@ -91,6 +91,9 @@ refuses /sidecars/timeout --set sidecars.timeout=0s
 refuses /sidecars/retryIntervalStart --set sidecars.retryIntervalStart=0ms
 refuses /provisioner/capacityPollInterval --set provisioner.capacityPollInterval=0s
 refuses /podMonitor/interval --set podMonitor.interval=0.0s
+refuses networkPolicy.from --set networkPolicy.enabled=true,podMonitor.enabled=true
+refuses /networkPolicy/from/0 --set 'networkPolicy.from[0].podselector.matchLabels.app=prometheus'
+refuses /networkPolicy/from/0 --set 'networkPolicy.from[0]=monitoring'
 refuses /snapshotter/enabled --set snapshotter.enabled=auto
 refuses /tolerations/0/effect --set 'tolerations[0].effect=NoScheduling'
 refuses /updateStrategy --set updateStrategy.rollingUpdate.maxSurge=1
@@ -134,7 +137,18 @@ hasnt '/var/lib/btrfs-csi' --set stateDir=/data/btrfs-csi
 hasnt 'csi-snapshotter|^kind: VolumeSnapshotClass$' "${with_snapshots[@]}" --set snapshotter.enabled=false
 has '^kind: VolumeSnapshotClass$' "${with_snapshots[@]}"
 hasnt '^kind: VolumeSnapshotClass$'
-hasnt 'kind: (PodMonitor|PrometheusRule|Deployment)'
+hasnt 'kind: (PodMonitor|PrometheusRule|Deployment|NetworkPolicy)'
+# A rule with an empty `from` would let everybody in.
+has '^  ingress: \[\]$' --set networkPolicy.enabled=true
+hasnt 'from:' --set networkPolicy.enabled=true,snapshotController.enabled=true
+has 'port: 19808, endPort: 19811' --values $chart/ci/everything.yaml
+
+# Each image can be had by its digest.
+digest=sha256:$(printf '%064d' 0)
+images=(image provisioner.image snapshotter.image resizer.image snapshotController.image test.image)
+pinned=$(render --set snapshotController.enabled=true $(printf -- '--set=%s.tag=v1@'"$digest"' ' "${images[@]}")) || fail "$pinned"
+[ "$(grep -cE '^ +image: ' <<< "$pinned")" = ${#images[@]} ] || fail "an image is missing in images"
+[ "$(grep -cE "^ +image: \".*:v1@$digest\"$" <<< "$pinned")" = ${#images[@]} ] || fail "an image has lost its digest: $(grep -E '^ +image: ' <<< "$pinned")"
 hasnt 'kind: CustomResourceDefinition' --include-crds --set crds.install=false
 has 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds --set snapshotController.enabled=true
 hasnt 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds

@@ -115,7 +115,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(o.stateDir, 0o700); err != nil {
+	if err := makeStateDir(o.stateDir); err != nil {
 		return err
 	}
 	release, err := lockState(o.stateDir)

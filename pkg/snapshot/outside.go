@@ -50,6 +50,9 @@ func (p *pool) lookOutside() ([]OutsideSubvolume, error) {
 // lost is the error for a slot without a subvolume whose record says that there was one.
 func (l *located) lost() error {
 	ref := l.record.Ref()
+	if _, err := l.lookOutside(); errors.Is(err, ErrSilent) { // nobody knows
+		return fmt.Errorf("%s: %w", ref, err)
+	}
 	if o, found := l.findOutside(); found {
 		return fmt.Errorf("%s: %w: %s", ref, ErrOutside, o.wayBack())
 	}

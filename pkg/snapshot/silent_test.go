@@ -45,6 +45,8 @@ func newDuo(t *testing.T, options ...snapshot.Option) *duo {
 	must(t, second(d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept"))))
 	must(t, second(d.e.Prepare(ctx, inSlow("removed"), meta.Ref{})))
 	must(t, second(d.e.Prepare(ctx, inSlow("gone"), meta.Ref{})))
+	must(t, second(d.e.Prepare(ctx, inSlow("vanished"), meta.Ref{})))
+	must(t, d.slow.Vanish(active("vanished")))
 	must(t, d.e.Remove(ctx, meta.Volume("gone")))
 	d.slow.Clean()
 	return d
@@ -139,6 +141,11 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 		func() { _ = d.e.Remove(ctx, meta.Volume("removed")) },
 		func() { _, _ = d.e.Usage(ctx, meta.Volume("there")) },
 		func() { _, _ = d.e.Nested(ctx, "there") },
+		func() { // what the answer needs is believed for a second
+			for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && d.slow.Waiting(snaptest.AllMethods) == 0; time.Sleep(10 * time.Millisecond) {
+				_, _ = d.e.Stat(ctx, meta.Volume("vanished"))
+			}
+		},
 		func() { _, _ = d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept")) },
 		func() { d.e.Pools(ctx) },
 		func() { _ = d.e.Refresh(ctx) },
@@ -200,7 +207,7 @@ func (d *duo) complete(t *testing.T) {
 	comes(t, "nothing is wrong in the pool", func() bool {
 		findings, err := d.e.Plan(ctx)
 		return err == nil && !slices.ContainsFunc(findings, func(f snapshot.Finding) bool {
-			return f.Pool == "slow" && f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent
+			return f.Pool == "slow" && f.Path != "active/vanished" && f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent
 		})
 	})
 }

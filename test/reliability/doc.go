@@ -39,7 +39,8 @@
 // One of two pools lies on a disk that ceases to answer, without an error (package disk),
 // with nothing of it in the page cache. While it is silent every request to the other
 // pool has to be answered, and all that tells of pools has to tell. Afterwards nothing is
-// lost, and the driver is the same process.
+// lost, and the driver is the same process. A driver that is stopped while the disk is
+// silent stops, and the next one serves the other pool.
 //
 // # Commits of others
 //

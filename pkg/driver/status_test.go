@@ -31,6 +31,8 @@ func TestCodes(t *testing.T) {
 		"no pool":       {snapshot.ErrNoPool, codes.ResourceExhausted, codes.ResourceExhausted},
 		"read-only":     {snapshot.ErrReadOnly, codes.Unavailable, codes.ResourceExhausted},
 		"pool away":     {snapshot.ErrPoolAway, codes.Unavailable, codes.Unavailable},
+		"pool silent":   {snapshot.ErrSilent, codes.Unavailable, codes.Unavailable},
+		"frozen":        {snapshot.ErrFrozen, codes.FailedPrecondition, codes.FailedPrecondition},
 		"lost":          {snapshot.ErrLost, codes.DataLoss, codes.DataLoss},
 		"cancelled":     {context.Canceled, codes.Canceled, codes.Canceled},
 		"deadline":      {context.DeadlineExceeded, codes.DeadlineExceeded, codes.DeadlineExceeded},

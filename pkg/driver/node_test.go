@@ -138,9 +138,7 @@ func TestFlagsThatDoNotHoldAreAFailure(t *testing.T) {
 // The kubelet sees a copy of the mount, in a namespace of its own.
 func TestFlagsHoldInOtherNamespaces(t *testing.T) {
 	r := newRig(t, rigOptions{})
-	must(t, unix.Mount(r.kubelet, r.kubelet, "", unix.MS_BIND, ""))
-	must(t, unix.Mount("", r.kubelet, "", unix.MS_SHARED, ""))
-	t.Cleanup(func() { unmountBelow(t, r.kubelet); _ = unix.Unmount(r.kubelet, unix.MNT_DETACH) })
+	r.share()
 	node := exec.Command("unshare", "--mount", "--propagation", "slave", "cat")
 	hold, err := node.StdinPipe()
 	must(t, err)
@@ -167,6 +165,32 @@ func TestFlagsHoldInOtherNamespaces(t *testing.T) {
 		if !strings.Contains(string(lines), " "+target+" "+test.want+" ") {
 			t.Errorf("%s: want %s, got\n%s", target, test.want, lines)
 		}
+	}
+}
+
+// TestMountInsideAVolumeIsSeenThereOnly: a pod with mountPropagation Bidirectional, or an
+// administrator, mounts something inside a published volume. In the pool it would be in
+// the way of a delete; at the other targets it would hide the data of other pods.
+func TestMountInsideAVolumeIsSeenThereOnly(t *testing.T) {
+	r := newRig(t, rigOptions{})
+	r.share()
+	volume, target := r.published("pvc-1")
+	other := r.targetPath("pod-2", volume)
+	must(t, r.publish(volume, other, writer(), false))
+	mkdir(t, filepath.Join(target, "sub"))
+	for _, place := range []string{"sub", "."} {
+		at := filepath.Join(target, place)
+		before := mountsAt(t, at)
+		must(t, unix.Mount("none", at, "tmpfs", 0, ""))
+		wantMounts(t, at, before+1)
+		for name, root := range map[string]string{"pool": r.source(volume), "staging path": r.stagingPath(volume), "other target": other} {
+			var st unix.Statfs_t
+			must(t, unix.Statfs(filepath.Join(root, place), &st))
+			if st.Type != unix.BTRFS_SUPER_MAGIC {
+				t.Errorf("what is mounted at %q of the target is seen in the %s", place, name)
+			}
+		}
+		must(t, unix.Unmount(at, 0))
 	}
 }
 

@@ -347,20 +347,38 @@ func wantMounts(t *testing.T, path string, n int) {
 	}
 }
 
+// unmountBelow reads the table again after each unmount, which may have taken others with
+// it: the copies of a shared mount.
 func unmountBelow(t *testing.T, dir string) {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
 		return
 	}
-	table, err := mount.Table()
-	if err != nil {
-		t.Error(err)
-	}
-	for _, m := range slices.Backward(table) {
-		if strings.HasPrefix(m.Point, dir+"/") {
-			if err := unix.Unmount(m.Point, unix.MNT_DETACH); err != nil {
-				t.Errorf("unmount %s: %v", m.Point, err)
-			}
+	for {
+		table, err := mount.Table()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		below := slices.DeleteFunc(slices.Clone(table), func(m mount.Info) bool { return !strings.HasPrefix(m.Point, dir+"/") })
+		if len(below) == 0 {
+			return
+		}
+		last := below[len(below)-1]
+		if err := unix.Unmount(last.Point, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", last.Point, err)
+			return
 		}
 	}
+}
+
+// share makes the mounts of the pool and of the kubelet's directory shared ones, as they
+// are on a node. In the tests they are private.
+func (r *rig) share() {
+	r.t.Helper()
+	bindMount(r.t, r.kubelet, r.kubelet)
+	for _, at := range []string{r.state, r.kubelet} {
+		must(r.t, unix.Mount("", at, "", unix.MS_SHARED, ""))
+	}
+	r.t.Cleanup(func() { unmountBelow(r.t, r.kubelet); _ = unix.Unmount(r.kubelet, unix.MNT_DETACH) })
 }

@@ -13,6 +13,11 @@ import (
 // container, it is the copies in other namespaces that pods see, and a remount, as
 // mount(8) sets flags, reaches none of them. The target goes by a descriptor, which
 // nobody can put another in the place of.
+//
+// The mount leaves the peer group of the source's mount. In the group, whatever is
+// mounted inside the target later, by a pod with mountPropagation Bidirectional for
+// example, would appear in the source too, and at every other target of it. Below a
+// shared directory the kernel gives the mount and its copies a group of their own.
 func Bind(source string, flags Flags, at Target) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
@@ -20,6 +25,7 @@ func Bind(source string, flags Flags, at Target) error {
 	}
 	defer unix.Close(fd) // the mount, too, if it has found no place by then
 	attr := flags.attributes()
+	attr.Propagation = unix.MS_PRIVATE
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("set flags %s: %w", flags, err)
 	}

@@ -120,7 +120,7 @@ func startDriverAt(t *testing.T, socket, stateDir string, args ...string) *runni
 	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(quick)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), btrfstest.Patience)
 	defer cancel()
 	if _, err := csi.NewIdentityClient(r.conn).Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true)); err != nil {
 		t.Fatalf("driver is not ready: %v\n%s", err, r.log)
@@ -282,13 +282,12 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	d := startDriver(t, state, "--loop-pool=1Gi")
 	d.create(t, "pvc-other", map[string]string{"pool": "other"}, nil)
 	tool(t, "mkfs.btrfs", "-q", image)
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		if space, err := btrfs.SpaceOf(pool); err == nil && space.Size == 1<<30 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("not mounted when it could be: %s", d.log)
-		}
+	mounted := btrfstest.Comes(func() bool {
+		space, err := btrfs.SpaceOf(pool)
+		return err == nil && space.Size == 1<<30
+	})
+	if !mounted {
+		t.Fatalf("not mounted when it could be: %s", d.log)
 	}
 	d.stop(t)
 

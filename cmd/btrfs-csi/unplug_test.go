@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
@@ -253,12 +252,10 @@ func (u *unpluggable) scrape() string {
 func (u *unpluggable) back() {
 	u.t.Helper()
 	var err error
-	for range 200 {
-		if err = stage(u.victim, "pvc-sick"); err == nil {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	btrfstest.Comes(func() bool {
+		err = stage(u.victim, "pvc-sick")
+		return err == nil
+	})
 	u.must(errors.Join(err, publish(u.victim, "pvc-sick")))
 	data, err := os.ReadFile(filepath.Join(u.target("pvc-sick"), "known"))
 	if string(data) != "data of pvc-sick" {

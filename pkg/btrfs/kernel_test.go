@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 	"unsafe"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
@@ -34,7 +33,7 @@ func commits(t testing.TB, path string) int {
 }
 
 // noCommits keeps the kernel from committing by itself while a test counts.
-var noCommits = btrfstest.MountOptions("commit=300")
+var noCommits = btrfstest.MountOptions("commit=86400")
 
 // syncFilesystem is sync -f. The ioctl beneath it, unlike the system call, also
 // wakes the cleaner that drops destroyed subvolumes.
@@ -49,11 +48,7 @@ func syncFilesystem(path string) error {
 // eventually repeats what the kernel does in the background.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("never: %s", what)
-		}
-	}
+	btrfstest.Eventually(t, what, done)
 }
 
 func absent(t testing.TB, path string) bool {

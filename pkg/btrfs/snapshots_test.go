@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -38,8 +37,9 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		{"..", "source", unix.EINVAL},
 	}
 	before := descriptors(t)
-	most := 0
-	for round := range 3 {
+	// Threads of Go come as far as the kernel two at a time, on two processors.
+	most, few := 0, 2*runtime.GOMAXPROCS(0)
+	for round := 0; round < 3 || most <= few && round < 20; round++ { // on a busy machine a few may do
 		var all sync.WaitGroup
 		for i := range 100 {
 			dir := filepath.Join(mount, fmt.Sprintf("%d-%d", round, i))
@@ -55,18 +55,13 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		all.Wait()
 		most = max(most, threads(t)) // they wait for more
 	}
-	// Threads of Go come as far as the kernel two at a time, on two processors.
-	if most <= 2*runtime.GOMAXPROCS(0) {
+	if most <= few {
 		t.Errorf("%d threads took a hundred snapshots", most)
 	}
 	if n := descriptors(t); n > before+3 { // the pipe of the threads, and what waits for it
 		t.Errorf("%d descriptors are open, %d were", n, before)
 	}
-	for end := time.Now().Add(20 * time.Second); threads(t) > 0; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatalf("%d threads are left", threads(t))
-		}
-	}
+	btrfstest.Eventually(t, "all threads end", func() bool { return threads(t) == 0 })
 }
 
 // threads is how many there are to take snapshots.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -126,7 +127,7 @@ func TestStopLetsRequestsEnd(t *testing.T) {
 		grace time.Duration
 		code  codes.Code
 	}{
-		"in time":  {time.Minute, codes.OK},
+		"in time":  {btrfstest.Patience, codes.OK},
 		"too late": {10 * time.Millisecond, codes.Unavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -137,11 +138,29 @@ func TestStopLetsRequestsEnd(t *testing.T) {
 			answered := make(chan error, 1)
 			go func() { answered <- getVolume(t, socket) }()
 			<-entered
-			time.AfterFunc(100*time.Millisecond, func() { close(leave) })
-			stop()
+			stopped := make(chan struct{})
+			go func() { defer close(stopped); stop() }()
+			if test.code == codes.OK {
+				waitFor(t, "end of the listener", func() bool { return !isServed(socket) })
+				close(leave)
+			}
+			<-stopped
 			wantCode(t, <-answered, test.code)
+			if test.code != codes.OK {
+				close(leave)
+			}
 		})
 	}
+}
+
+// isServed reports whether somebody listens on a socket.
+func isServed(socket string) bool {
+	connection, err := net.Dial("unix", socket)
+	if err != nil {
+		return false
+	}
+	_ = connection.Close()
+	return true
 }
 
 func TestPanicFailsOneRequest(t *testing.T) {

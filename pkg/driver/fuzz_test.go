@@ -126,7 +126,7 @@ func (r *fuzzRig) sequence(methods ...string) (data []byte) {
 const (
 	mostCalls = 12
 	// callTimeout is longer than any answer takes.
-	callTimeout = 20 * time.Second
+	callTimeout = btrfstest.Patience
 	// secret is in the value of every secret that is sent, and nowhere else.
 	secret = "hunter2-is-not-to-be-told"
 	// fuzzPool is the ID of the pool.

@@ -30,13 +30,11 @@ func registerRig(t *testing.T) (r *rig, registry string) {
 	registry = filepath.Join(kubelet, registrations, Name+"-reg.sock")
 	mkdir(t, filepath.Dir(registry))
 	r = newRig(t, rigOptions{Options: Options{KubeletDir: kubelet, Register: true, Calm: time.Millisecond}})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) { // it comes after the socket of CSI
-		if _, err := os.Lstat(registry); err == nil {
-			return r, registry
-		} else if time.Now().After(end) {
-			t.Fatal(err)
-		}
-	}
+	waitFor(t, "socket of the registration", func() bool { // it comes after the socket of CSI
+		_, err := os.Lstat(registry)
+		return err == nil
+	})
+	return r, registry
 }
 
 // shortDir is a directory whose path leaves room for that of a socket, as that of

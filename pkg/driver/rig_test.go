@@ -148,11 +148,7 @@ func dial(t *testing.T, socket string) *grpc.ClientConn {
 
 func waitFor(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no %s within a minute", what)
-		}
-	}
+	btrfstest.Eventually(t, what, is)
 }
 
 func writer() *csi.VolumeCapability {
@@ -373,11 +369,12 @@ func unmountBelow(t *testing.T, dir string) {
 }
 
 // share makes the mounts of the pool and of the kubelet's directory shared ones, as they
-// are on a node. In the tests they are private.
+// are on a node. In the tests they are private, or else shared with what is around them.
 func (r *rig) share() {
 	r.t.Helper()
 	bindMount(r.t, r.kubelet, r.kubelet)
 	for _, at := range []string{r.state, r.kubelet} {
+		must(r.t, unix.Mount("", at, "", unix.MS_PRIVATE, ""))
 		must(r.t, unix.Mount("", at, "", unix.MS_SHARED, ""))
 	}
 	r.t.Cleanup(func() { unmountBelow(r.t, r.kubelet); _ = unix.Unmount(r.kubelet, unix.MNT_DETACH) })

@@ -2,15 +2,10 @@ package mount
 
 import (
 	"errors"
-	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
-
-func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
 
 func TestFlagsOverThoseOfTheFilesystem(t *testing.T) {
 	for name, test := range map[string]struct {

@@ -278,22 +278,11 @@ func TestReadOnlyWithoutQuota(t *testing.T) {
 
 func eventually(t *testing.T, is func() bool) {
 	t.Helper()
-	if !soon(is) {
-		t.Fatal("not within 5 s")
-	}
-}
-
-func soon(is func() bool) bool {
-	for end := time.Now().Add(5 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			return false
-		}
-	}
-	return true
+	btrfstest.Eventually(t, "what is waited for", is)
 }
 
 // TestWaitMissesNothing: a change of the mounts ends every Wait that it comes
-// before or in, long before the pools are looked at anyway.
+// before or in, before the pools are looked at anyway, after 30 s.
 func TestWaitMissesNothing(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	host, err := snapshot.NewHost(t.TempDir(), btrfs.QuotaNone)
@@ -306,7 +295,7 @@ func TestWaitMissesNothing(t *testing.T) {
 		if err := errors.Join(unix.Mount("none", at, "tmpfs", 0, ""), unix.Unmount(at, 0)); err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
 		host.Wait(ctx)
 		missed := ctx.Err() != nil
 		cancel()
@@ -589,7 +578,7 @@ func commits(t *testing.T, mountPoint string) int {
 func TestCost(t *testing.T) {
 	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
 		t.Run(string(mode), func(t *testing.T) {
-			n := newNode(t, mode)
+			n := newNode(t, mode, noCommits)
 			index := filepath.Join(t.TempDir(), "index.db")
 			e := open(t, n.host, index)
 			ctx := t.Context()

@@ -208,7 +208,7 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 		must(t, eyeless.Close())
 	}
 	var got string
-	if !soon(func() bool { n.settle(t); got = n.traces(t); return got == before }) {
+	if !btrfstest.Comes(func() bool { n.settle(t); got = n.traces(t); return got == before }) {
 		t.Errorf("left behind:\n%s\nthere was:\n%s", got, before)
 	}
 
@@ -280,7 +280,7 @@ func TestFillingUp(t *testing.T) {
 							t.Error(err)
 						}
 						for _, id := range []string{id, id + "c"} {
-							if !soon(func() bool { err = e.Remove(t.Context(), meta.Volume(id)); return err == nil }) {
+							if !btrfstest.Comes(func() bool { err = e.Remove(t.Context(), meta.Volume(id)); return err == nil }) {
 								t.Errorf("remove: %v", err)
 							}
 						}
@@ -310,7 +310,7 @@ func TestFillingUp(t *testing.T) {
 			info, err := btrfs.Info(later)
 			must(t, err)
 			var got string
-			if !soon(func() bool {
+			if !btrfstest.Comes(func() bool {
 				n.settle(t)
 				e := open(t, n.host, filepath.Join(t.TempDir(), "index.db")) // forgets the accounting
 				must(t, e.Close())

@@ -1,11 +1,9 @@
 package snapshot_test
 
 import (
-	"errors"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,9 +33,12 @@ type node struct {
 	disks map[string]string // where the filesystems of other pools are mounted for good
 }
 
-func newNode(t testing.TB, mode btrfs.QuotaMode) *node {
+// noCommits keeps the kernel from committing by itself while a test counts.
+var noCommits = btrfstest.MountOptions("commit=86400")
+
+func newNode(t testing.TB, mode btrfs.QuotaMode, options ...btrfstest.Option) *node {
 	t.Helper()
-	n := &node{state: btrfstest.Mount(t), mode: mode, disks: map[string]string{}}
+	n := &node{state: btrfstest.Mount(t, options...), mode: mode, disks: map[string]string{}}
 	var err error
 	n.host, err = snapshot.NewHost(n.state, mode)
 	must(t, err)
@@ -97,14 +98,7 @@ func (n *node) Attach(t testing.TB, name string) {
 // Detach waits for the engine, which looks at its pools at any time.
 func (n *node) Detach(t testing.TB, name string) {
 	t.Helper()
-	var err error = unix.EBUSY
-	for i := 0; i < 100 && errors.Is(err, unix.EBUSY); i++ {
-		if err = unix.Unmount(n.path(name), 0); err == nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	must(t, err)
+	must(t, btrfstest.Unmount(n.path(name)))
 }
 
 // hands in a pool on disk.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
@@ -112,10 +113,12 @@ func TestPerform(t *testing.T) {
 		"failure":     {func(_ context.Context, i int) error { return map[int]error{3: failure}[i] }, limit{1000, time.Minute}, -1, failure},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, err := perform(t.Context(), test.op, 4, test.limit)
-			if !errors.Is(err, test.err) || test.items >= 0 && m.items != test.items {
-				t.Errorf("%d items, %v; wanted %d, %v", m.items, err, test.items, test.err)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				m, err := perform(t.Context(), test.op, 4, test.limit)
+				if !errors.Is(err, test.err) || test.items >= 0 && m.items != test.items {
+					t.Errorf("%d items, %v; wanted %d, %v", m.items, err, test.items, test.err)
+				}
+			})
 		})
 	}
 }

@@ -90,7 +90,7 @@ func (d *driver) connect(ctx context.Context) (err error) {
 }
 
 // stopTime is how long the driver may take to end before it is killed.
-const stopTime = 20 * time.Second
+const stopTime = 2 * time.Minute
 
 func (d *driver) close() error {
 	err := d.process.Process.Signal(os.Interrupt)

@@ -39,7 +39,7 @@ func restartsAlone(t *testing.T, node *cluster.Node, pod *corev1.Pod) {
 
 // saysReady fails unless the driver in a pod says that it is ready.
 func saysReady(pod *corev1.Pod) error {
-	client := http.Client{Timeout: 5 * time.Second}
+	client := http.Client{Timeout: patience}
 	response, err := client.Get("http://" + pod.Status.PodIP + ":9808/readyz")
 	if err != nil {
 		return err

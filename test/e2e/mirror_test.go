@@ -212,7 +212,7 @@ func TestMirrorQuiet(t *testing.T) {
 	s.bound("restored")
 
 	// What was just made is still being told of; that has to come to an end.
-	settled := time.Now().Add(45 * time.Second)
+	settled := time.Now().Add(2 * patience)
 	for {
 		seen := s.watchAll(time.Minute)
 		if seen == "" {

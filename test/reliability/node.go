@@ -221,7 +221,7 @@ func (n *node) goroutines() (string, error) { return n.admin("/debug/pprof/gorou
 
 // admin asks the driver by its socket for administrators.
 func (n *node) admin(path string) (string, error) {
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+	client := http.Client{Timeout: patience, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(n.state(), "admin.sock"))

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/kubernetes-csi/csi-test/v5/pkg/sanity"
 
@@ -69,11 +68,8 @@ func serve(t *testing.T, engine *snapshot.Engine, kubelet, socket string) {
 			t.Error(err)
 		}
 	})
-	for range 1000 {
-		if _, err := os.Lstat(socket); err == nil {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Fatal("no socket within 10 s")
+	btrfstest.Eventually(t, "socket", func() bool {
+		_, err := os.Lstat(socket)
+		return err == nil
+	})
 }

@@ -135,7 +135,7 @@ func Loop(t testing.TB, size int64) string {
 	truncate(t, image, size)
 	var out []byte
 	var err error
-	for range 5 { // others may take the free device that it saw first
+	for range attempts { // others may take the free device that it saw first
 		if out, err = exec.Command("losetup", "--find", "--show", image).Output(); err == nil {
 			break
 		}
@@ -177,6 +177,10 @@ func FillFile(path string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
+// attempts are how often a free loop device is looked for: on a busy machine many tests do
+// at the same time.
+const attempts = 50
+
 func mountImage(t testing.TB, image string, options []string) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "mnt")
@@ -188,7 +192,7 @@ func mountImage(t testing.TB, image string, options []string) string {
 	args := []string{"-t", "btrfs", "-o", strings.Join(append([]string{"loop"}, options...), ","), image, dir}
 	var out []byte
 	var err error
-	for range 5 {
+	for range attempts {
 		if out, err = exec.Command("mount", args...).CombinedOutput(); err == nil {
 			break
 		}
@@ -213,17 +217,17 @@ func mountImage(t testing.TB, image string, options []string) string {
 func unmount(t testing.TB, dir string) {
 	t.Helper()
 	var err error
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	unmounted := Comes(func() bool {
 		// More may have been mounted on top, or it may be unmounted already.
 		for err = unix.Unmount(dir, 0); err == nil; {
 			err = unix.Unmount(dir, 0)
 		}
-		if errors.Is(err, unix.EINVAL) {
-			return
-		}
+		return errors.Is(err, unix.EINVAL)
+	})
+	if !unmounted {
+		t.Errorf("unmount %s: %v; detaching it", dir, err)
+		_ = unix.Unmount(dir, unix.MNT_DETACH)
 	}
-	t.Errorf("unmount %s: %v; detaching it", dir, err)
-	_ = unix.Unmount(dir, unix.MNT_DETACH)
 }
 
 func truncate(t testing.TB, path string, size int64) {

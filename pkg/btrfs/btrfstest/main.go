@@ -1,10 +1,13 @@
 package btrfstest
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -74,12 +77,8 @@ func checked(run func() int) (code int, err error) {
 	if err := os.Unsetenv(insideVariable); err != nil {
 		return 0, err
 	}
-	// The name is short: sockets below it have room for 107 bytes.
-	dir, err := os.MkdirTemp("", "csi-")
+	dir, err := tempDir()
 	if err != nil {
-		return 0, err
-	}
-	if dir, err = filepath.EvalSymlinks(dir); err != nil { // as the kernel names the files below it
 		return 0, err
 	}
 	if err := os.Setenv("TMPDIR", dir); err != nil {
@@ -96,8 +95,23 @@ func checked(run func() int) (code int, err error) {
 	return code, os.RemoveAll(dir)
 }
 
+// tempDir makes a directory. Its name is short: the path of a socket has room for 107 bytes,
+// of which tests with long names need nearly all.
+func tempDir() (string, error) {
+	parent, err := filepath.EvalSymlinks(os.TempDir()) // as the kernel names the files below it
+	if err != nil {
+		return "", err
+	}
+	for n := os.Getpid(); ; n++ {
+		dir := filepath.Join(parent, "t"+strconv.FormatInt(int64(n), 36))
+		if err := os.Mkdir(dir, 0o700); !errors.Is(err, fs.ErrExist) {
+			return dir, err
+		}
+	}
+}
+
 // patience is for the kernel, which frees a loop device some time after its last use.
-var patience = time.Minute
+var patience = Patience
 
 // nothingLeft fails if there are more mounts than before, or loop devices on files below
 // dir.

@@ -42,12 +42,10 @@ func Settle(ctx context.Context, path string, dying func(path string) ([]uint64,
 // Unmount waits a while for those that let go late: the cleaner, or a driver that has
 // just ended.
 func Unmount(path string) (err error) {
-	for range 200 {
-		if err = unix.Unmount(path, 0); !errors.Is(err, unix.EBUSY) {
-			break
-		}
-		time.Sleep(25 * time.Millisecond)
-	}
+	Comes(func() bool {
+		err = unix.Unmount(path, 0)
+		return !errors.Is(err, unix.EBUSY)
+	})
 	if err != nil {
 		return fmt.Errorf("unmount %s: %w", path, err)
 	}

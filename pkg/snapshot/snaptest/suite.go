@@ -286,7 +286,7 @@ func (r *rig) settle() {
 
 // patience is far more than anything takes: on a busy disk, quota alone has been
 // seen to take 10 s to be turned on.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 // eventually fails with the last error of fn when patience ends.
 func (r *rig) eventually(fn func() error) {

@@ -121,7 +121,7 @@ func cgroupDirs(pattern string) []string {
 // removeCgroups removes cgroups and all below them. They outlive their processes,
 // and a kubelet that finds those of its predecessor waits for them 45 seconds.
 func removeCgroups(pattern string) (err error) {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		err = nil
 		for _, dir := range cgroupDirs(pattern) {
 			err = errors.Join(err, removeCgroup(dir))

@@ -23,9 +23,12 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
 
-// startTimeout bounds the start of a cluster or of a node, which takes about ten
-// seconds.
-const startTimeout = 2 * time.Minute
+// startTimeout ends the start of a cluster or of a node that hangs. It takes about ten
+// seconds, and longer on a busy machine.
+const startTimeout = 10 * time.Minute
+
+// patience ends a wait for the kernel, which takes a moment.
+const patience = 2 * time.Minute
 
 // Options say what a cluster is to be like.
 type Options struct {

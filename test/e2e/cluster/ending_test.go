@@ -123,7 +123,7 @@ func startEnding(t *testing.T, ending string) (*exec.Cmd, *bytes.Buffer) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timeout := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Kill() })
+	timeout := time.AfterFunc(2*patience, func() { _ = cmd.Process.Kill() })
 	defer timeout.Stop()
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if strings.TrimSpace(line) != isUp {

@@ -38,7 +38,7 @@ func identify(path string) (fileID, error) {
 // is on loop devices that nobody detaches once their node is gone. None that is not
 // of these images is touched.
 func detachLoops(images ...string) (err error) {
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		var loops []loop
 		// Fails for a device that is just being detached, as that of a pool that the
 		// driver made in a file is with its last mount.

@@ -104,7 +104,7 @@ func waitForDisk(disk *Disk) error {
 	if err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		loops, err := allLoops()
 		if err != nil || !slices.ContainsFunc(loops, func(l loop) bool { return l.file == id }) {
 			return err
@@ -129,7 +129,7 @@ func (n *Node) mountPool(ctx context.Context, name string) (err error) {
 		return err
 	}
 	options := strings.Join(append([]string{"loop"}, p.options...), ",")
-	for range 5 { // others may take the free loop device that mount saw first
+	for range 50 { // others may take the free loop device that mount saw first
 		if err = run(ctx, "mount", "-t", "btrfs", "-o", options, p.disk.image, dir); err == nil {
 			return nil
 		}
@@ -141,7 +141,7 @@ func (n *Node) mountPool(ctx context.Context, name string) (err error) {
 // unmountPool waits a while for descriptors that are closed late.
 func (n *Node) unmountPool(name string) (err error) {
 	dir := n.poolDir(name)
-	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		mounted, e := isMounted(dir)
 		if e != nil || !mounted {
 			return e

@@ -211,7 +211,7 @@ func CleanLogs() error { return os.RemoveAll(filepath.Join(root, keptLogs)) }
 // waitForEnd waits for the lab of an outermost process that was killed: the kernel
 // takes a moment to end all of it.
 func (s *state) waitForEnd() error {
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		pid, err := s.labPid()
 		if err != nil {
 			return nil
@@ -235,10 +235,10 @@ func Down(name string) error {
 	if err := unix.Kill(outermost, unix.SIGTERM); err != nil {
 		return fmt.Errorf("end process %d: %w", outermost, err)
 	}
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if _, err := os.Stat(s.dir); errors.Is(err, os.ErrNotExist) {
 			return nil
 		}
 	}
-	return fmt.Errorf("process %d has not cleaned up %s within a minute", outermost, s.dir)
+	return fmt.Errorf("process %d has not cleaned up %s within two minutes", outermost, s.dir)
 }

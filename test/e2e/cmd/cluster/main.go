@@ -19,7 +19,7 @@ import (
 func main() {
 	cluster.Init()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	err := newCommand().ExecuteContext(ctx)
+	err := newCommand(runInside).ExecuteContext(ctx)
 	stop()
 	// A command that was run inside has said itself what failed.
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
@@ -36,7 +36,10 @@ const defaultName = "default"
 // name is that of the cluster.
 var name string
 
-func newCommand() *cobra.Command {
+// inside runs a program of the components in the lab of a cluster.
+type inside func(ctx context.Context, program string, args ...string) error
+
+func newCommand(run inside) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "cluster",
 		Short: "Run a Kubernetes of several nodes on this machine",
@@ -45,11 +48,12 @@ around it, no registry, nothing left behind when it ends. It needs root.
 
 Its network is its own: the API server is reached with "cluster kubectl" or from
 "cluster exec", not from the machine.`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		SilenceUsage:     true,
+		SilenceErrors:    true,
+		TraverseChildren: true, // parses the flags before a command whose own are not parsed
 	}
 	root.PersistentFlags().StringVar(&name, "name", defaultName, "name of the cluster, if there are several")
-	root.AddCommand(newUp(), newDown(), newClean(), newKubectl(), newHelm(), newExec())
+	root.AddCommand(newUp(), newDown(), newClean(), newKubectl(run), newHelm(run), newExec())
 	return root
 }
 
@@ -77,28 +81,29 @@ when the next cluster starts, but for the logs.`,
 	}
 }
 
-func newKubectl() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:     "kubectl [flags] ARGUMENT...",
-		Short:   "Run kubectl against a cluster that is up",
-		Example: "  cluster kubectl get pods -A",
-		RunE:    func(cmd *cobra.Command, args []string) error { return runInside(cmd.Context(), "kubectl", args...) },
+// newKubectl leaves everything after its name to kubectl, flags too.
+func newKubectl(run inside) *cobra.Command {
+	return &cobra.Command{
+		Use:   "kubectl ARGUMENT...",
+		Short: "Run kubectl against a cluster that is up",
+		Example: `  cluster kubectl -n btrfs-csi get pods
+  cluster --name NAME kubectl get pods -A`,
+		DisableFlagParsing: true,
+		RunE:               func(cmd *cobra.Command, args []string) error { return run(cmd.Context(), "kubectl", args...) },
 	}
-	cmd.Flags().SetInterspersed(false)
-	return cmd
 }
 
-func newHelm() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "helm [flags] ARGUMENT...",
+// newHelm leaves everything after its name to helm.
+func newHelm(run inside) *cobra.Command {
+	return &cobra.Command{
+		Use:   "helm ARGUMENT...",
 		Short: "Run helm against a cluster that is up",
 		Long: `Helm runs helm against a cluster that is up: the program that the variable HELM
 names, or else one that is beside this program, or else the one in the path.`,
-		Example: "  cluster helm list -A",
-		RunE:    func(cmd *cobra.Command, args []string) error { return runInside(cmd.Context(), helm(), args...) },
+		Example:            "  cluster helm -n btrfs-csi list",
+		DisableFlagParsing: true,
+		RunE:               func(cmd *cobra.Command, args []string) error { return run(cmd.Context(), helm(), args...) },
 	}
-	cmd.Flags().SetInterspersed(false)
-	return cmd
 }
 
 func newExec() *cobra.Command {
@@ -121,7 +126,7 @@ func newExec() *cobra.Command {
 	return cmd
 }
 
-// runInside runs a program of the components in the lab of a cluster.
+// runInside is inside, for real.
 func runInside(ctx context.Context, program string, args ...string) error {
 	cmd, err := cluster.Enter(ctx, name, program, args...)
 	if err != nil {

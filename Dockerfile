@@ -12,6 +12,7 @@ RUN go mod download && go -C hack/image mod download
 COPY hack/image hack/image
 RUN go -C hack/image run . root --arch=${TARGETARCH} --work=/image
 COPY Makefile ./
+COPY hack/owned.sh hack/progress.sh hack/
 COPY cmd cmd
 COPY pkg pkg
 ARG VERSION=dev

@@ -9,6 +9,11 @@ SHELL := /bin/bash
 # sudo leaves out where Go is installed by default.
 export PATH := $(PATH):/usr/local/go/bin
 
+# sudo -E leaves a user's home to root, who would leave files of root in that user's caches of Go.
+ifeq ($(shell [ "$$(id -u)" = 0 ] && [ -d "$$HOME" ] && [ ! -O "$$HOME" ] && echo foreign),foreign)
+export HOME := $(shell getent passwd 0 | cut -d: -f6)
+endif
+
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 IMAGE ?= ghcr.io/btrfs-csi/btrfs-csi:$(VERSION)
 DOCKER ?= docker
@@ -22,7 +27,10 @@ GOTAGS := netgo osusergo
 LDFLAGS := -linkmode external -extldflags -static -s -w -X main.version=$(VERSION)
 # Git refuses to read a checkout of somebody else's; the build need not fail for it.
 BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
-BUILD = CGO_ENABLED=1 GOOS=linux go build -trimpath -buildvcs=$(BUILDVCS) -tags "$(GOTAGS)" -ldflags "$(LDFLAGS)"
+# What root builds belongs to the owner of the checkout. Nothing is silent for long.
+OWNED := $(CURDIR)/hack/owned.sh
+PROGRESS := $(CURDIR)/hack/progress.sh
+BUILD = CGO_ENABLED=1 GOOS=linux $(OWNED) $(PROGRESS) "building the driver" go build -trimpath -buildvcs=$(BUILDVCS) -tags "$(GOTAGS)" -ldflags "$(LDFLAGS)"
 
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(CURDIR)/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
@@ -33,8 +41,12 @@ CONTROLLER_GEN := $(CURDIR)/bin/controller-gen-$(CONTROLLER_GEN_VERSION)
 HELM_VERSION := v4.3.1
 HELM := $(CURDIR)/bin/helm-$(HELM_VERSION)
 
-TEST_TIMEOUT ?= 20m
+INSTALL = GOFLAGS= GOBIN=$(CURDIR)/bin $(OWNED) $(PROGRESS) "building $(notdir $@)" go install
+
+TEST_TIMEOUT ?= 60m
 TESTFLAGS ?=
+GOTEST_ENV := env CGO_ENABLED=1
+GOTEST = $(GOTEST_ENV) go test -race -timeout $(TEST_TIMEOUT)
 
 E2E_TIMEOUT ?= 70m
 E2E_PACKAGES ?= ./...
@@ -76,7 +88,7 @@ build-all: build build-amd64 build-arm64 ## Build for this machine, amd64 and ar
 # sources file of apt, where those of this machine are not the ones to use.
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ARCHIVE = dist/btrfs-csi-image-$(VERSION)-$(@:image-%=%).tar
-PACK = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) go -C hack/image run . archive \
+PACK = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) $(OWNED) $(PROGRESS) "making the image" go -C hack/image run . archive \
 	--arch $(@:image-%=%) --work "$(CURDIR)/dist/image/$(@:image-%=%)" $(if $(APT_SOURCES),--sources "$(abspath $(APT_SOURCES))") \
 	--binary "$(CURDIR)/bin/btrfs-csi-$(@:image-%=%)" --license "$(CURDIR)/LICENSE" \
 	--name $(IMAGE) --version $(VERSION) --revision $(REVISION) --output "$(CURDIR)/$(ARCHIVE)"
@@ -129,7 +141,7 @@ e2e-prepare: $(HELM)
 
 .PHONY: cluster
 cluster: e2e-prepare ## Start a Kubernetes of two nodes with the driver, until Ctrl-C (as root)
-	go build -C test/e2e -o $(CURDIR)/bin/cluster ./cmd/cluster
+	$(OWNED) $(PROGRESS) "building bin/cluster" go build -C test/e2e -o $(CURDIR)/bin/cluster ./cmd/cluster
 	cd test/e2e && HELM=$(HELM) $(CURDIR)/bin/cluster up --image $(E2E_ARCHIVE) --chart $(CURDIR)/charts/btrfs-csi \
 		--set image.tag=$(E2E_TAG) --set snapshotController.enabled=true
 
@@ -140,15 +152,26 @@ test: deps ## Run go vet and all tests, on a real btrfs (as root)
 	@failed=0; for module in $(MODULES); do \
 		echo "== $$module"; \
 		[ "$$module" != ./test/e2e ] || echo "The end-to-end tests themselves are run by make e2e."; \
-		(cd "$$module" && go vet ./... && CGO_ENABLED=1 go test -race -timeout $(TEST_TIMEOUT) $(TESTFLAGS) ./...) || failed=1; \
+		(cd "$$module" && $(PROGRESS) "$$module: downloading modules, compiling and vetting" $(GOTEST_ENV) go vet -race ./... && \
+			$(PROGRESS) "$$module: linking and testing" $(GOTEST) $(TESTFLAGS) ./...) || failed=1; \
 	done; exit $$failed
+
+# Mounts are shared where systemd has made them, and private in the tests.
+.PHONY: test-shared
+test-shared: deps ## Run the tests of mounts once more, among shared mounts (as root)
+	BTRFS_CSI_TEST_SHARED_MOUNTS=1 $(PROGRESS) "testing among shared mounts" $(GOTEST) -count 1 $(TESTFLAGS) ./pkg/mount ./pkg/driver ./cmd/btrfs-csi
+
+# No test may depend on how fast the machine is.
+.PHONY: test-busy
+test-busy: deps ## Run the reliability tests once more, beside eight busy loops (as root)
+	cd test/reliability && $(CURDIR)/hack/busy.sh 8 $(PROGRESS) "testing beside busy loops" $(GOTEST) -count 1 $(TESTFLAGS) ./...
 
 .PHONY: e2e
 e2e: e2e-prepare ## Run the end-to-end tests on a Kubernetes of two nodes (as root)
-	@hack/previous-chart.sh $(E2E_PREVIOUS_CHART)
+	@$(OWNED) hack/previous-chart.sh $(E2E_PREVIOUS_CHART)
 	cd test/e2e && E2E_NUMBERS=$(abspath $(E2E_NUMBERS)) E2E_IMAGE=$(E2E_ARCHIVE) E2E_TAG=$(E2E_TAG) E2E_CHART=$(CURDIR)/charts/btrfs-csi \
 		E2E_PREVIOUS_CHART=$(E2E_PREVIOUS_CHART) HELM=$(HELM) \
-		go test -tags e2e -count 1 -p 1 -timeout $(E2E_TIMEOUT) $(E2EFLAGS) $(E2E_PACKAGES)
+		$(PROGRESS) "running the end-to-end tests" go test -tags e2e -count 1 -p 1 -timeout $(E2E_TIMEOUT) $(E2EFLAGS) $(E2E_PACKAGES)
 
 .PHONY: e2e-kubelet
 e2e-kubelet: ## Run some end-to-end tests with another directory of the kubelet, as with k0s, and pools in files (as root)
@@ -183,11 +206,11 @@ lint: $(GOLANGCI_LINT) ## Check format, style and import rules
 	@if grep -rl '^import "C"' --include='*.go' . | grep -v '^./pkg/btrfs/'; then echo 'cgo belongs in pkg/btrfs' >&2; exit 1; fi
 	@failed=0; for module in $(MODULES); do \
 		echo "== $$module"; \
-		(cd "$$module" && $(GOLANGCI_LINT) run --config $(CURDIR)/.golangci.yml ./...) || failed=1; \
+		(cd "$$module" && $(PROGRESS) "$$module: linting" $(GOLANGCI_LINT) run --config $(CURDIR)/.golangci.yml ./...) || failed=1; \
 	done; exit $$failed
 
 $(GOLANGCI_LINT):
-	GOFLAGS= GOBIN=$(CURDIR)/bin go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+	$(INSTALL) github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 	mv bin/golangci-lint $@
 
 .PHONY: update
@@ -205,11 +228,11 @@ verify: $(CONTROLLER_GEN) $(HELM) ## Prove that all that is generated is up to d
 	@hack/links.sh
 
 $(CONTROLLER_GEN):
-	GOFLAGS= GOBIN=$(CURDIR)/bin go install sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_GEN_VERSION)
+	$(INSTALL) sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_GEN_VERSION)
 	mv bin/controller-gen $@
 
 $(HELM):
-	GOFLAGS= GOBIN=$(CURDIR)/bin go install helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
+	$(INSTALL) helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
 	mv bin/helm $@
 
 ##@ Measure

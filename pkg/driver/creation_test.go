@@ -93,7 +93,7 @@ func TestCreationIsRefused(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			_, err := newCreation(test.request)
-			if status.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), test.says) {
+			if Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("want INVALID_ARGUMENT that says %q, got %v", test.says, err)
 			}
 		})

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -33,6 +34,10 @@ func TestCodes(t *testing.T) {
 		"pool away":     {snapshot.ErrPoolAway, codes.Unavailable, codes.Unavailable},
 		"pool silent":   {snapshot.ErrSilent, codes.Unavailable, codes.Unavailable},
 		"frozen":        {snapshot.ErrFrozen, codes.FailedPrecondition, codes.FailedPrecondition},
+		"mount flags":   {mount.ErrInvalid, codes.InvalidArgument, codes.InvalidArgument},
+		"no target":     {mount.ErrOutside, codes.InvalidArgument, codes.InvalidArgument},
+		"in the way":    {mount.ErrInTheWay, codes.FailedPrecondition, codes.FailedPrecondition},
+		"silent table":  {mount.ErrSilent, codes.Unavailable, codes.Unavailable},
 		"lost":          {snapshot.ErrLost, codes.DataLoss, codes.DataLoss},
 		"cancelled":     {context.Canceled, codes.Canceled, codes.Canceled},
 		"deadline":      {context.DeadlineExceeded, codes.DeadlineExceeded, codes.DeadlineExceeded},

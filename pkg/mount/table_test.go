@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -483,6 +485,54 @@ func TestInside(t *testing.T) {
 	if _, err := Inside(filepath.Join(dir, "last")); err == nil {
 		t.Error("a symbolic link is taken for a directory")
 	}
+}
+
+// FuzzInner proves that a mount counts for a directory if its root is that directory or
+// below, name by name, and that the rest is what is between.
+func FuzzInner(f *testing.F) {
+	for _, paths := range [][2]string{
+		{"/", "/"}, {"/", "/a"}, {"/a", "/a"}, {"/a", "/ab"}, {"/a", "/a/b"}, {"/a/b", "/a"}, {"/a", "/a\n/b"}, {"/active/x/fs", "/active/x/fs/active/x/fs"},
+		{"/@", "/@broken/pools"}, {"/a", "/a/b//deleted"}, {"/a", "/a//deleted"}, {"/ a", "/ a/ (deleted)"},
+	} {
+		f.Add(paths[0], paths[1])
+	}
+	f.Fuzz(func(t *testing.T, dir, root string) {
+		live := strings.TrimSuffix(root, deletedSuffix)
+		if path.Clean(dir) != dir || path.Clean(live) != live || !path.IsAbs(dir) || !path.IsAbs(live) {
+			return // no path of the kernel's
+		}
+		m := newInfo(1, 8, 1, "btrfs", root, "/at")
+		found := directory{m.Device, dir}.inner([]Info{m})
+		above, names := strings.Split(strings.Trim(dir, "/"), "/"), strings.Split(strings.Trim(live, "/"), "/")
+		if dir == "/" {
+			above = nil
+		}
+		want := len(names) >= len(above) && slices.Equal(names[:len(above)], above)
+		if want != (len(found) == 1) || want && path.Join(dir, found[0].Rel) != live {
+			t.Errorf("%q in %q: want %v, got %+v", root, dir, want, found)
+		}
+		if other := (directory{m.Device + 1, dir}).inner([]Info{m}); len(other) > 0 {
+			t.Errorf("of another filesystem: %+v", other)
+		}
+	})
+}
+
+// FuzzReadStatus proves that no answer of the kernel's ends the process.
+func FuzzReadStatus(f *testing.F) {
+	f.Add([]byte(nil), uint32(512), uint64(wanted), uint32(0), uint32(0))
+	f.Add([]byte("btrfs\x00/root\x00/point\x00"), uint32(530), uint64(wanted), uint32(6), uint32(12))
+	f.Add([]byte("btrfs"), uint32(517), uint64(wanted), uint32(5), uint32(1<<31))
+	f.Fuzz(func(t *testing.T, texts []byte, size uint32, mask uint64, root, point uint32) {
+		status := mountStatus{size: size, mask: mask, root: root, point: point}
+		buffer := make([]uint64, (512+len(texts)+7)/8)
+		bytes := unsafe.Slice((*byte)(unsafe.Pointer(&buffer[0])), 8*len(buffer))
+		copy(bytes, unsafe.Slice((*byte)(unsafe.Pointer(&status)), 512))
+		copy(bytes[512:], texts)
+		m, err := readStatus(bytes)
+		if fits := size >= 512 && int(size) <= len(bytes); fits != (err == nil) {
+			t.Errorf("%d bytes of %d: got %+v, %v", size, len(bytes), m, err)
+		}
+	})
 }
 
 // renaming renames a directory between the two looks of a question, for some times.

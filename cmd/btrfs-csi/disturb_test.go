@@ -21,7 +21,7 @@ const disturbVariable = "BTRFS_CSI_TEST_DISTURB"
 
 const (
 	// often is that a step is preceded by a commit, or a wait, once in so many.
-	often = 4
+	often = 3
 	// longest is how long a step waits at most.
 	longest = 5 * time.Millisecond
 )

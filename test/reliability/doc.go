@@ -46,7 +46,7 @@
 //
 // Anybody may commit between two steps of an operation: another operation, the kernel every
 // 30 s, an administrator. How much an fsync makes durable depends on it. So where drivers
-// are killed or their power is cut, every other process is one that is disturbed: before a
+// are killed or their power is cut, two of three processes are disturbed: before a
 // step, as its seed decides, the filesystem is committed, or the step waits for some
 // milliseconds while others go on. It is the same driver with its tests built in
 // (cmd/btrfs-csi/disturb_test.go). The report says how often.

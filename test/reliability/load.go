@@ -123,6 +123,9 @@ func (w *worker) work(ctx context.Context) error {
 	for _, t := range tasks {
 		total += t.weight
 	}
+	if w.awaits(configured) && w.random.IntN(2) == 0 { // else it is rare
+		return w.create(ctx, nil)
+	}
 	drawn := w.random.IntN(total)
 	at := slices.IndexFunc(tasks, func(t task) bool {
 		drawn -= t.weight

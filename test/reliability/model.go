@@ -165,6 +165,13 @@ func (m *model) await(d deed) *moment {
 	return m.moment
 }
 
+// awaits reports whether somebody waits for a deed of a kind.
+func (m *model) awaits(d deed) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.moment != nil && m.moment.deed == d
+}
+
 // pause holds the caller while the moment is that of its deed.
 func (m *model) pause(d deed) {
 	m.mu.Lock()

@@ -31,7 +31,7 @@ import (
 // node is a machine with one pool: what survives its driver, and the driver.
 type node struct {
 	binary string
-	// disturbed is the binary of BuildDisturbed, which is started every other time; empty:
+	// disturbed is the binary of BuildDisturbed, which is started twice out of three times; empty:
 	// never. seed is for what happens in it.
 	disturbed string
 	seed      uint64
@@ -118,7 +118,7 @@ func (n *node) launch() error {
 	cmd := exec.Command(n.binary, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = environment()
-	if n.disturbed != "" && n.launches%2 == 0 {
+	if n.disturbed != "" && n.launches%3 < 2 {
 		n.disturb(cmd)
 	}
 	n.launches++

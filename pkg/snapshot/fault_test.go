@@ -120,7 +120,7 @@ func (w *world) tellsWhatItCan(sick string) {
 		for _, f := range findings {
 			problems[f.Pool+" "+string(f.Problem)]++
 		}
-		if problems[sick+" Unusable"] != 1 || problems["default Lost"] != 1 {
+		if problems[sick+" Unusable"] != 1 || problems["default Lost"] != 2 {
 			w.t.Errorf("found %v", findings)
 		}
 	}

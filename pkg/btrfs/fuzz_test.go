@@ -40,14 +40,16 @@ func FuzzTreeItems(f *testing.F) {
 		}
 		cursor := limitCursor{search: found(items)}
 		for i, item := range items {
-			have, err := cursor.of(QgroupID(i))
-			want, wantErr := decodeLimit(item)
+			have := Qgroup{ID: QgroupID(i), MaxReferenced: NoLimit}
+			want := have
+			err, wantErr := cursor.decode(&have), want.decodeLimit(item)
 			if have != want || (err == nil) != (wantErr == nil) {
-				t.Errorf("limit of %d: got %d, %v; wanted %d, %v", i, have, err, want, wantErr)
+				t.Errorf("limit of %d: got %v, %v; wanted %v, %v", i, have, err, want, wantErr)
 			}
 		}
-		if have, err := cursor.of(QgroupID(len(items))); have != NoLimit || err != nil {
-			t.Errorf("limit of none: got %d, %v", have, err)
+		none := Qgroup{ID: QgroupID(len(items)), MaxReferenced: NoLimit}
+		if err := cursor.decode(&none); none.MaxReferenced != NoLimit || err != nil {
+			t.Errorf("limit of none: got %v, %v", none, err)
 		}
 	})
 }
@@ -81,20 +83,14 @@ func decodes(t *testing.T, item treeItem) {
 		t.Errorf("qgroup of %v: got %+v", item, group)
 	}
 	limited := len(item.data) >= 8 && item.data[0]&qgroupLimitMaxRfer != 0
-	limit, err := decodeLimit(item)
-	if short := len(item.data) < 8 || limited && len(item.data) < 16; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
+	marked := len(item.data) >= 8 && item.data[0]&qgroupLimitRsvExcl != 0
+	limit := Qgroup{MaxReferenced: NoLimit}
+	err = limit.decodeLimit(item)
+	if short := len(item.data) < 8 || limited && len(item.data) < 16 || marked && len(item.data) < 40; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
 		t.Errorf("limit of %d bytes: %v", len(item.data), err)
 	}
-	if err == nil && !limited && limit != NoLimit {
-		t.Errorf("limit %d where there is none", limit)
-	}
-	_, rootName, err := parseRootRef(item.data)
-	if err != nil && !errors.Is(err, unix.EUCLEAN) || err == nil && len(rootName) > len(item.data)-18 {
-		t.Errorf("root reference of %d bytes: %q, %v", len(item.data), rootName, err)
-	}
-	inodeName, err := parseName(item.data, inodeRefLengthAt)
-	if err != nil && !errors.Is(err, unix.EUCLEAN) || err == nil && len(inodeName) > len(item.data)-10 {
-		t.Errorf("inode reference of %d bytes: %q, %v", len(item.data), inodeName, err)
+	if err == nil && (!limited && limit.MaxReferenced != NoLimit || !marked && limit.Mark != 0) {
+		t.Errorf("limit %+v where there is none", limit)
 	}
 }
 

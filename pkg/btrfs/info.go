@@ -159,14 +159,15 @@ const rootItemOtransid = 303
 
 // walkRoots calls fn with the keys of the items of a type of all subvolumes.
 func walkRoots(path string, itemType uint32, fn func(itemKey) error) error {
-	return eachRoot(path, itemType, func(item treeItem) error { return fn(item.itemKey) })
+	return eachRoot(path, firstFree, itemType, func(item treeItem) error { return fn(item.itemKey) })
 }
 
-// eachRoot is walkRoots with the items themselves.
-func eachRoot(path string, itemType uint32, fn func(treeItem) error) error {
+// eachRoot is walkRoots with the items themselves, for the subvolumes with an ID of at
+// least from.
+func eachRoot(path string, from uint64, itemType uint32, fn func(treeItem) error) error {
 	return withDir("walk subvolumes of", path, func(fd int) error {
 		search := searchTree(fd, rootTree,
-			itemKey{firstFree, 0, 0}, itemKey{lastFree, rootBackrefKey, ^uint64(0)}, bulkBuffer)
+			itemKey{from, 0, 0}, itemKey{lastFree, rootBackrefKey, ^uint64(0)}, bulkBuffer)
 		for {
 			item, ok, err := search.next()
 			if err != nil || !ok {

@@ -283,6 +283,7 @@ const (
 	qgroupStatusSimple = 1 << 3
 
 	qgroupLimitMaxRfer = 1 << 0
+	qgroupLimitRsvExcl = 1 << 3
 )
 
 // Inode flags of linux/fs.h.

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"encoding/binary"
 	"errors"
 	"unsafe"
 
@@ -32,23 +33,6 @@ func NestedSubvolumes(path string) ([]Nested, error) {
 	return nested, err
 }
 
-// Nesting returns, for every subvolume that lies in another than that around path,
-// and not in the top level, the one that it lies in. It reads the root tree once.
-func Nesting(path string) (map[uint64]uint64, error) {
-	around, err := Around(path)
-	if err != nil {
-		return nil, err
-	}
-	parents := map[uint64]uint64{}
-	err = walkRoots(path, rootBackrefKey, func(ref itemKey) error {
-		if ref.offset != around && ref.offset != topLevelSubvol {
-			parents[ref.objectID] = ref.offset
-		}
-		return nil
-	})
-	return parents, err
-}
-
 // eachRootRef calls fn for each direct child of the subvolume that fd lies in.
 func eachRootRef(fd int, fn func(rootRef)) error {
 	var args rootRefArgs
@@ -75,4 +59,28 @@ func nestedPath(volume int, ref rootRef) string {
 		return ""
 	}
 	return cString(args.path[:]) + cString(args.name[:])
+}
+
+// Inodes returns the inodes of what is in a directory, by name.
+func Inodes(path string) (map[string]uint64, error) {
+	inodes := map[string]uint64{}
+	err := withDir("list", path, func(fd int) error {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := unix.ReadDirent(fd, buf)
+			if err != nil || n == 0 {
+				return err
+			}
+			// struct linux_dirent64: ino, off, reclen, type, name.
+			for rest := buf[:n]; len(rest) > 0; {
+				length := binary.NativeEndian.Uint16(rest[16:])
+				name := cString(rest[19:length])
+				inodes[name] = binary.NativeEndian.Uint64(rest)
+				rest = rest[length:]
+			}
+		}
+	})
+	delete(inodes, ".")
+	delete(inodes, "..")
+	return inodes, err
 }

@@ -2,6 +2,7 @@ package btrfs
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -65,4 +66,62 @@ func TestNestedSubvolumeTooDeepHasNoPath(t *testing.T) {
 		t.Errorf("got %v", nested)
 	}
 	must(t, Destroy(volume))
+}
+
+// TestEntries: each subvolume is found where it lies, and what is new by the largest ID
+// before.
+func TestEntries(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t)
+	pool, around := create(t, mnt, "pool")
+	mkdir(t, pool, "slots", "a")
+	mkdir(t, pool, "slots", "b")
+	_, a := create(t, pool, "slots/a/fs")
+	_, b := create(t, pool, "slots/b/fs")
+	_, in := create(t, pool, "slots/b/fs", strings.Repeat("n", 255))
+	inodes := value(Inodes(pool + "/slots"))(t)
+	if len(inodes) != 2 {
+		t.Errorf("listed %v", inodes)
+	}
+	want := []Entry{
+		{around, topLevelSubvol, firstFree, "pool"},
+		{a, around, inodes["a"], "fs"},
+		{b, around, inodes["b"], "fs"},
+		{in, b, firstFree, strings.Repeat("n", 255)},
+	}
+	if got := value(EntriesSince(mnt, 0))(t); !slices.Equal(got, want) {
+		t.Errorf("got %v, wanted %v", got, want)
+	}
+	if got := value(EntriesSince(mnt, b+1))(t); !slices.Equal(got, want[3:]) {
+		t.Errorf("since the last: got %v", got)
+	}
+	if got := value(Around(pool + "/slots"))(t); got != around {
+		t.Errorf("around is %d, not %d", got, around)
+	}
+	must(t, Destroy(pool+"/slots/b/fs"))
+	if got := value(EntriesSince(mnt, 0))(t); !slices.Equal(got, want[:2]) { // at once, before the cleaner
+		t.Errorf("after a removal: got %v", got)
+	}
+	if got := value(EntriesSince(mnt, in+1))(t); len(got) != 0 {
+		t.Errorf("nothing is new, got %v", got)
+	}
+}
+
+// TestInodesOfMany, which are more than one system call returns.
+func TestInodesOfMany(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t)
+	for i := range 3000 {
+		must(t, unix.Mkdir(fmt.Sprintf("%s/directory-of-some-name-%d", mnt, i), 0o755))
+	}
+	inodes := value(Inodes(mnt))(t)
+	for name, inode := range inodes {
+		var st unix.Stat_t
+		if must(t, unix.Lstat(mnt+"/"+name, &st)); st.Ino != inode {
+			t.Fatalf("%s is %d, not %d", name, st.Ino, inode)
+		}
+	}
+	if len(inodes) != 3000 {
+		t.Errorf("got %d", len(inodes))
+	}
 }

@@ -3,6 +3,8 @@ package btrfs
 import (
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +39,8 @@ type Qgroup struct {
 	Referenced    uint64 // all that it references; with simple quota all it wrote
 	Exclusive     uint64 // of that what no other references; with simple quota the same
 	MaxReferenced uint64 // NoLimit for none
+	// Mark is what LimitOwnQgroup gave it, 0 for none.
+	Mark uint64
 }
 
 // CreateQgroup makes a qgroup and does nothing when it exists. Those of level 0
@@ -74,15 +78,32 @@ func RemoveQgroup(path string, id QgroupID) error {
 // absent; ENOTCONN when quota is off.
 func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
 	err = withQgroup("assign qgroup "+member.String()+" to", group, path, func(fd int) error {
-		args := qgroupAssignArgs{assign: 1, src: uint64(member), dst: uint64(group)}
-		code, err := ioctl(fd, iocQgroupAssign, unsafe.Pointer(&args))
-		rescan = code > 0
+		rescan, err = assignQgroup(fd, qgroupAssignArgs{assign: 1, src: uint64(member), dst: uint64(group)})
 		if errors.Is(err, unix.EEXIST) {
 			return nil
 		}
 		return err
 	})
 	return rescan, err
+}
+
+// UnassignQgroup ends that member counts towards group, and what it holds too. It does
+// nothing when it does not, or one of them is absent. rescan and errors are those of
+// AssignQgroup.
+func UnassignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
+	err = withQgroup("remove qgroup "+member.String()+" from", group, path, func(fd int) error {
+		rescan, err = assignQgroup(fd, qgroupAssignArgs{src: uint64(member), dst: uint64(group)})
+		if isNotFound(err) {
+			return nil
+		}
+		return err
+	})
+	return rescan, err
+}
+
+func assignQgroup(fd int, args qgroupAssignArgs) (rescan bool, err error) {
+	code, err := ioctl(fd, iocQgroupAssign, unsafe.Pointer(&args))
+	return code > 0, err
 }
 
 // LimitQgroup limits what a qgroup may reference, in bytes; NoLimit lifts the
@@ -97,28 +118,151 @@ func LimitQgroup(path string, id QgroupID, maxReferenced uint64) error {
 	})
 }
 
+// LimitOwnQgroup is LimitQgroup that also marks the qgroup, so that whoever made it knows
+// it again. The mark is in the field rsv_excl of the limit, which every kernel stores and
+// none uses, and which btrfs-progs leaves alone.
+func LimitOwnQgroup(path string, id QgroupID, maxReferenced, mark uint64) error {
+	return withQgroup("limit qgroup", id, path, func(fd int) error {
+		args := qgroupLimitArgs{qgroupID: uint64(id), flags: qgroupLimitMaxRfer | qgroupLimitRsvExcl, maxRfer: maxReferenced, rsvExcl: mark}
+		_, err := ioctl(fd, iocQgroupLimit, unsafe.Pointer(&args))
+		return err
+	})
+}
+
 // QgroupOf returns one qgroup, in two lookups whatever the number of qgroups.
 // Errors: fs.ErrNotExist when it is absent or quota is off.
 func QgroupOf(path string, id QgroupID) (Qgroup, error) {
 	var group Qgroup
-	err := withQgroup("qgroup", id, path, func(fd int) error {
-		info, err := findItem(fd, quotaTree, itemKey{0, qgroupInfoKey, uint64(id)})
-		if err != nil {
-			return err
-		}
-		if group, err = decodeQgroup(info); err != nil {
-			return err
-		}
-		limit, err := findItem(fd, quotaTree, itemKey{0, qgroupLimitKey, uint64(id)})
-		if isNotFound(err) {
-			return nil
-		}
-		if err == nil {
-			group.MaxReferenced, err = decodeLimit(limit)
-		}
+	err := withQgroup("qgroup", id, path, func(fd int) (err error) {
+		group, err = findQgroup(fd, id)
 		return err
 	})
 	return group, err
+}
+
+// fewQgroups are looked up one by one. For more it costs less to read them all.
+const fewQgroups = 256
+
+// QgroupsOf is QgroupOf for many at once; those that are absent are left out.
+func QgroupsOf(path string, ids []QgroupID) (map[QgroupID]Qgroup, error) {
+	groups := make(map[QgroupID]Qgroup, len(ids))
+	if len(ids) > fewQgroups {
+		return groups, allQgroupsOf(path, ids, groups)
+	}
+	err := withDir("qgroups of", path, func(fd int) error {
+		for _, id := range ids {
+			group, err := findQgroup(fd, id)
+			if isNotFound(err) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", id, err)
+			}
+			groups[id] = group
+		}
+		return nil
+	})
+	return groups, err
+}
+
+func allQgroupsOf(path string, ids []QgroupID, groups map[QgroupID]Qgroup) error {
+	wanted := make(map[QgroupID]struct{}, len(ids))
+	for _, id := range ids {
+		wanted[id] = struct{}{}
+	}
+	return WalkQgroups(path, func(group Qgroup) error {
+		if _, is := wanted[group.ID]; is {
+			groups[group.ID] = group
+		}
+		return nil
+	})
+}
+
+func findQgroup(fd int, id QgroupID) (Qgroup, error) {
+	info, err := findItem(fd, quotaTree, itemKey{0, qgroupInfoKey, uint64(id)})
+	if err != nil {
+		return Qgroup{}, err
+	}
+	group, err := decodeQgroup(info)
+	if err != nil {
+		return group, err
+	}
+	limit, err := findItem(fd, quotaTree, itemKey{0, qgroupLimitKey, uint64(id)})
+	if isNotFound(err) {
+		return group, nil
+	}
+	if err == nil {
+		err = group.decodeLimit(limit)
+	}
+	return group, err
+}
+
+// ReservedOf returns for each qgroup the data that was written to its members and is not
+// among its counts yet: that of files that are in memory only, or of the transaction under
+// way. The kernel counts it towards limits. It is read from sysfs; where that is not
+// there, or an older kernel does not tell, nothing is returned.
+func ReservedOf(path string, ids []QgroupID) (map[QgroupID]uint64, error) {
+	reserved := map[QgroupID]uint64{}
+	err := withDir("reserved of qgroups of", path, func(fd int) error {
+		info, err := fsInfo(fd)
+		if err != nil {
+			return err
+		}
+		dir, err := unix.Open("/sys/fs/btrfs/"+info.fsid.String()+"/qgroups", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil
+		}
+		defer unix.Close(dir)
+		for _, id := range ids {
+			if bytes, ok := readNumber(dir, fmt.Sprintf("%d_%d/rsv_data", id.Level(), id.Subvolume())); ok {
+				reserved[id] = bytes
+			}
+		}
+		return nil
+	})
+	return reserved, err
+}
+
+// readNumber reads a file of sysfs in an open directory.
+func readNumber(dir int, name string) (uint64, bool) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return 0, false
+	}
+	defer unix.Close(fd)
+	var text [24]byte
+	n, err := unix.Read(fd, text[:])
+	if err != nil {
+		return 0, false
+	}
+	number, err := strconv.ParseUint(strings.TrimSpace(string(text[:n])), 10, 64)
+	return number, err == nil
+}
+
+// QgroupParents returns the qgroups that each of members counts towards, those that count
+// towards none left out.
+func QgroupParents(path string, members []QgroupID) (map[QgroupID][]QgroupID, error) {
+	parents := map[QgroupID][]QgroupID{}
+	err := withDir("parents of qgroups of", path, func(fd int) error {
+		for _, member := range members {
+			// Each relation is stored both ways: see QgroupMembers.
+			higher := uint64(member.Level()+1) << qgroupLevelShift
+			search := searchTree(fd, quotaTree, itemKey{uint64(member), qgroupRelation, higher},
+				itemKey{uint64(member), qgroupRelation, ^uint64(0)}, itemBuffer)
+			for {
+				item, ok, err := search.next()
+				if isNotFound(err) || err == nil && !ok {
+					break
+				}
+				if err != nil {
+					return fmt.Errorf("%s: %w", member, err)
+				}
+				parents[member] = append(parents[member], QgroupID(item.offset))
+			}
+		}
+		return nil
+	})
+	return parents, err
 }
 
 // WalkQgroups calls fn with every qgroup by rising ID, and with none when quota
@@ -140,7 +284,7 @@ func WalkQgroups(path string, fn func(Qgroup) error) error {
 			if err != nil {
 				return err
 			}
-			if group.MaxReferenced, err = limits.of(group.ID); err != nil {
+			if err := limits.decode(&group); err != nil {
 				return err
 			}
 			if err := fn(group); err != nil {
@@ -190,19 +334,19 @@ type limitCursor struct {
 	begun  bool
 }
 
-// of returns the limit of id, which must rise from call to call.
-func (c *limitCursor) of(id QgroupID) (uint64, error) {
-	for !c.ended && (!c.begun || c.item.offset < uint64(id)) {
+// decode reads the limit of group, whose ID must rise from call to call.
+func (c *limitCursor) decode(group *Qgroup) error {
+	for !c.ended && (!c.begun || c.item.offset < uint64(group.ID)) {
 		item, ok, err := c.search.next()
 		if err != nil && !isNotFound(err) {
-			return 0, err
+			return err
 		}
 		c.item, c.begun, c.ended = item, true, !ok
 	}
-	if c.ended || c.item.offset != uint64(id) {
-		return NoLimit, nil
+	if c.ended || c.item.offset != uint64(group.ID) {
+		return nil
 	}
-	return decodeLimit(c.item)
+	return group.decodeLimit(c.item)
 }
 
 // decodeQgroup reads struct btrfs_qgroup_info_item: generation, rfer, rfer_cmpr,
@@ -221,11 +365,15 @@ func decodeQgroup(item treeItem) (Qgroup, error) {
 	}, err
 }
 
-// decodeLimit reads struct btrfs_qgroup_limit_item: flags, max_rfer and others.
-func decodeLimit(item treeItem) (uint64, error) {
+// decodeLimit reads struct btrfs_qgroup_limit_item: flags, max_rfer, max_excl, rsv_rfer,
+// rsv_excl.
+func (q *Qgroup) decodeLimit(item treeItem) error {
 	flags, err := item.uint64(0)
-	if err != nil || flags&qgroupLimitMaxRfer == 0 {
-		return NoLimit, err
+	if err == nil && flags&qgroupLimitMaxRfer != 0 {
+		q.MaxReferenced, err = item.uint64(8)
 	}
-	return item.uint64(8)
+	if err == nil && flags&qgroupLimitRsvExcl != 0 {
+		q.Mark, err = item.uint64(32)
+	}
+	return err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"slices"
 	"testing"
 
@@ -229,4 +230,77 @@ func TestWalkQgroups(t *testing.T) {
 		stop := errors.New("stop")
 		wantError(t, WalkQgroups(mnt, func(Qgroup) error { return stop }), stop)
 	})
+}
+
+// TestMarkedQgroup: a mark stays, whoever changes the limit.
+func TestMarkedQgroup(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaSimple)
+	_, id := create(t, mnt, "volume")
+	group := NewQgroupID(1, id)
+	must(t, CreateQgroup(mnt, group))
+	if got := value(QgroupOf(mnt, group))(t); got.Mark != 0 {
+		t.Errorf("unmarked: %+v", got)
+	}
+	must(t, LimitOwnQgroup(mnt, group, 8<<20, 77))
+	for _, limit := range []uint64{4 << 20, NoLimit} {
+		must(t, LimitQgroup(mnt, group, limit))
+		if got := value(QgroupOf(mnt, group))(t); got.Mark != 77 || got.MaxReferenced != limit {
+			t.Errorf("limit %d: %+v", limit, got)
+		}
+	}
+	must(t, LimitQgroup(mnt, group, 4<<20))
+	btrfstest.Remount(t, mnt)
+	marks := map[QgroupID]uint64{}
+	must(t, WalkQgroups(mnt, func(q Qgroup) error { marks[q.ID] = q.Mark; return nil }))
+	if marks[group] != 77 || marks[NewQgroupID(0, id)] != 0 {
+		t.Errorf("got %v", marks)
+	}
+}
+
+// TestQgroupParents, and that what a subvolume holds moves with it from one to the other.
+func TestQgroupParents(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaSimple)
+	volume, id := create(t, mnt, "volume")
+	_, other := create(t, mnt, "other")
+	member, one, two := NewQgroupID(0, id), NewQgroupID(1, id), NewQgroupID(1, other)
+	must(t, CreateQgroup(mnt, one))
+	must(t, CreateQgroup(mnt, two))
+	value(AssignQgroup(mnt, member, one))(t)
+	must(t, writeFile(volume+"/file", 1<<20))
+	must(t, syncFilesystem(mnt))
+	value(AssignQgroup(mnt, member, two))(t)
+	parents := value(QgroupParents(mnt, []QgroupID{member, NewQgroupID(0, other)}))(t)
+	if len(parents) != 1 || !slices.Equal(parents[member], []QgroupID{one, two}) {
+		t.Errorf("got %v", parents)
+	}
+	for range 2 { // the second time there is nothing to do
+		value(UnassignQgroup(mnt, member, one))(t)
+	}
+	few := []QgroupID{one, two, NewQgroupID(1, 9999)}
+	many := few
+	for id := range uint64(2 * fewQgroups) {
+		many = append(many, NewQgroupID(2, id))
+	}
+	for _, ids := range [][]QgroupID{few, many} {
+		groups := value(QgroupsOf(mnt, ids))(t)
+		if len(groups) != 2 || groups[one].Referenced != 0 || groups[two].Referenced < 1<<20 {
+			t.Errorf("got %v", groups)
+		}
+	}
+}
+
+// TestReserved: what was written and is in memory only is told as reserved.
+func TestReserved(t *testing.T) {
+	t.Parallel()
+	mnt := withQuota(t, QuotaFull)
+	volume, id := create(t, mnt, "volume")
+	must(t, syncFilesystem(mnt))
+	must(t, os.WriteFile(volume+"/file", make([]byte, 4<<20), 0o600))
+	group := NewQgroupID(0, id)
+	reserved := value(ReservedOf(mnt, []QgroupID{group, NewQgroupID(0, 9999)}))(t)
+	if counted := value(QgroupOf(mnt, group))(t).Referenced; reserved[group]+counted < 4<<20 || len(reserved) != 1 {
+		t.Errorf("reserved %v, counted %d", reserved, counted)
+	}
 }

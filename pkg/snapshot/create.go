@@ -306,7 +306,7 @@ func (l *located) complete(commit bool) (meta.Entry, error) {
 		}
 	}
 	if l.record.Kind == meta.Active {
-		if err := l.SetLimit(info.ID, l.record.Size); err != nil {
+		if err := l.setLimit(info.ID); err != nil {
 			return meta.Entry{}, err
 		}
 	}
@@ -375,8 +375,8 @@ func (l *located) applyUnlimited(subvolume uint64) error {
 // failed in the middle of being undone, when the limit had been lifted.
 func (l *located) assure(entry meta.Entry) error {
 	have, limited := l.limitOf(entry.SubvolumeID)
-	if limited && l.record.Kind == meta.Active && have != l.record.Size {
-		if err := l.SetLimit(entry.SubvolumeID, l.record.Size); err != nil {
+	if limited && l.record.Kind == meta.Active && l.limitWrong(entry.SubvolumeID, have) {
+		if err := l.setLimit(entry.SubvolumeID); err != nil {
 			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
 		}
 	}

@@ -255,37 +255,117 @@ func (d *disk) Snapshot(from, to Slot, readOnly bool) error {
 }
 
 // Destroy lifts the limits of what is nested where they stand in the way: what is
-// nested in one that is at its limit could not go.
+// nested in one that is at its limit could not go. The volume's own may have been set again
+// since it was lifted, by who bounds what it nests. What is left under simple quota, while a
+// snapshot holds what the volume wrote, is closed: a pod could nest a subvolume into it.
 func (d *disk) Destroy(s Slot) error {
 	return d.inSubvolume(s, func(path string) error {
-		err := btrfs.Destroy(path)
-		if !errors.Is(err, unix.EDQUOT) {
+		info, err := btrfs.Info(path)
+		if err != nil {
 			return err
 		}
-		info, failed := btrfs.Info(path)
-		if failed == nil {
-			failed = d.liftNested(info.ID)
+		err = btrfs.Destroy(path)
+		if errors.Is(err, unix.EDQUOT) {
+			if lifted := errors.Join(d.LiftLimit(info.ID), d.liftNested(info.ID)); lifted != nil {
+				return errors.Join(err, lifted)
+			}
+			err = btrfs.Destroy(path)
 		}
-		if failed != nil {
-			return errors.Join(err, failed)
+		if err == nil {
+			_ = d.inRoot(func(path string) error { return d.closeGroup(path, info.ID) }) // else ForgetQuota does
 		}
-		return btrfs.Destroy(path)
+		return err
 	})
 }
 
 func (d *disk) liftNested(subvolume uint64) error {
-	parents, err := d.Nesting()
-	for id := range parents {
-		if hostOf(parents, id) == subvolume {
-			err = errors.Join(err, d.LiftLimit(id))
-		}
+	census, err := d.Census()
+	for _, id := range census.hosts()[subvolume] {
+		err = errors.Join(err, d.LiftLimit(id))
 	}
 	return err
 }
 
-func (d *disk) Nesting() (parents map[uint64]uint64, err error) {
-	err = d.inRoot(func(path string) error { parents, err = btrfs.Nesting(path); return err })
-	return parents, err
+func (d *disk) Census() (census Census, err error) {
+	err = d.inRoot(func(path string) error {
+		entries, err := btrfs.EntriesSince(path, 0)
+		if err != nil {
+			return err
+		}
+		slots, err := d.slotsByInode(path)
+		if err != nil {
+			return err
+		}
+		census.Slots = make(map[Slot]uint64, len(slots))
+		census.Nested, err = d.nestedAmong(path, entries, func(e btrfs.Entry) {
+			if slot, is := slots[e.Directory]; is && e.Name == subvolumeName {
+				census.Slots[slot] = e.ID
+			}
+		})
+		census.Last = last(entries)
+		return err
+	})
+	return census, err
+}
+
+func (d *disk) NestedSince(from uint64) (census Census, err error) {
+	err = d.inRoot(func(path string) error {
+		entries, err := btrfs.EntriesSince(path, from)
+		if err != nil || len(entries) == 0 {
+			return err
+		}
+		census.Last = last(entries)
+		census.Nested, err = d.nestedAmong(path, entries, func(btrfs.Entry) {})
+		return err
+	})
+	return census, err
+}
+
+// nestedAmong returns what lies in another subvolume than that of the pool, and not in the
+// top level, by ID, with the one that it lies in. Each that lies in that of the pool is
+// handed to ours.
+func (d *disk) nestedAmong(path string, entries []btrfs.Entry, ours func(btrfs.Entry)) (map[uint64]uint64, error) {
+	around, err := btrfs.Around(path)
+	if err != nil {
+		return nil, err
+	}
+	parents := map[uint64]uint64{}
+	for _, e := range entries {
+		switch e.Parent {
+		case around:
+			ours(e)
+		case btrfs.TopLevel:
+		default:
+			parents[e.ID] = e.Parent
+		}
+	}
+	return parents, nil
+}
+
+// last returns the largest ID, 0 for none.
+func last(entries []btrfs.Entry) uint64 {
+	if len(entries) == 0 {
+		return 0
+	}
+	return entries[len(entries)-1].ID
+}
+
+// slotsByInode returns the slots of all kinds by the inodes of their directories.
+func (d *disk) slotsByInode(root string) (map[uint64]Slot, error) {
+	slots := map[uint64]Slot{}
+	for _, area := range areas {
+		if area == AreaRemoving {
+			continue
+		}
+		inodes, err := btrfs.Inodes(filepath.Join(root, string(area)))
+		if err != nil {
+			return nil, err
+		}
+		for name, inode := range inodes {
+			slots[inode] = Slot{area, name}
+		}
+	}
+	return slots, nil
 }
 
 // Info takes what is named fs but is no subvolume for none: it is not ours, and
@@ -405,38 +485,142 @@ func (d *disk) SetLimit(subvolume uint64, bytes int64) error {
 	return d.limit(subvolume, uint64(bytes))
 }
 
-// lifted is the limit of a volume on its way out, under simple quota: the group 1/<id>
-// that is left is known by it to be ours, and stale.
-const lifted = uint64(math.MaxInt64)
+// mark is on each group 1/<id> that was made here, and tells it from one that an
+// administrator has made.
+const mark = 0x6373692d62747266 // "csi-btrf"
 
 func (d *disk) LiftLimit(subvolume uint64) error {
-	none := btrfs.NoLimit
-	if d.mode == btrfs.QuotaSimple {
-		none = lifted
-	}
-	err := d.limit(subvolume, none)
-	if errors.Is(err, fs.ErrNotExist) {
+	if d.mode == btrfs.QuotaNone {
 		return nil
 	}
-	return err
+	return d.inRoot(func(path string) error {
+		err := d.liftIn(path, subvolume)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
 }
 
+func (d *disk) liftIn(path string, subvolume uint64) error {
+	if d.mode == btrfs.QuotaFull {
+		return btrfs.LimitQgroup(path, d.group(subvolume), btrfs.NoLimit)
+	}
+	group, err := d.ownGroup(path, subvolume)
+	if group == nil || err != nil {
+		return err
+	}
+	return btrfs.LimitQgroup(path, group.ID, btrfs.NoLimit)
+}
+
+// limit marks the group before the subvolume counts towards it: what a crash leaves in
+// between is known as ours.
 func (d *disk) limit(subvolume, bytes uint64) error {
 	if d.mode == btrfs.QuotaNone {
 		return nil
 	}
 	return d.inRoot(func(path string) error {
 		group := d.group(subvolume)
-		if d.mode == btrfs.QuotaSimple && bytes < lifted {
-			if err := btrfs.CreateQgroup(path, group); err != nil {
-				return err
+		if d.mode == btrfs.QuotaFull {
+			return btrfs.LimitQgroup(path, group, bytes)
+		}
+		if err := btrfs.CreateQgroup(path, group); err != nil {
+			return err
+		}
+		if err := btrfs.LimitOwnQgroup(path, group, bytes, mark); err != nil {
+			return err
+		}
+		_, err := btrfs.AssignQgroup(path, btrfs.NewQgroupID(0, subvolume), group)
+		return err
+	})
+}
+
+// Bound, under full quota, gives the volume and each nested one as its limit what it holds
+// and what all of them together leave of the size. The kernel does not: each is counted by
+// itself, and one that a pod makes has no limit. A group for all of them would hold them
+// together, but a snapshot that a pod takes inside would then make all accounting
+// inconsistent. One that is at its limit cannot make another.
+//
+// Under simple quota they count towards the volume's group, if the pod has not put them
+// into another one as it made them, or into none, which the kernel lets anyone do.
+func (d *disk) Bound(volume uint64, size int64, nested []uint64) (held Usage, err error) {
+	switch d.mode {
+	case btrfs.QuotaFull:
+		err = d.inRoot(func(path string) error { held, err = d.boundFull(path, volume, size, nested); return err })
+	case btrfs.QuotaSimple:
+		err = d.inRoot(func(path string) error { return d.gather(path, volume, nested) })
+	}
+	return held, err
+}
+
+func (d *disk) boundFull(path string, volume uint64, size int64, nested []uint64) (held Usage, err error) {
+	ids := []btrfs.QgroupID{d.group(volume)} // first: at its limit, it nests no more
+	for _, id := range nested {
+		ids = append(ids, d.group(id))
+	}
+	groups, err := btrfs.QgroupsOf(path, ids)
+	if err != nil {
+		return held, err
+	}
+	filesystem, err := btrfs.Filesystem(path)
+	if err != nil {
+		return held, err
+	}
+	reserved, err := btrfs.ReservedOf(path, ids)
+	if err != nil {
+		return held, err
+	}
+	used, all := map[btrfs.QgroupID]int64{}, int64(0)
+	for i, id := range ids {
+		used[id] = clamp(groups[id].Referenced + reserved[id])
+		if i > 0 {
+			used[id] = max(used[id], int64(filesystem.NodeSize)) // which a new one is not counted for yet
+			held.Used += used[id]
+			held.Exclusive += clamp(groups[id].Exclusive)
+		}
+		all += used[id]
+	}
+	for _, id := range ids {
+		group, there := groups[id]
+		limit := uint64(max(1, size-(all-used[id]))) // 0 reads as none
+		if !there || group.MaxReferenced == limit {
+			continue
+		}
+		if err := btrfs.LimitQgroup(path, id, limit); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return held, err
+		}
+	}
+	return held, nil
+}
+
+// gather has what is nested count towards the group of its volume, and towards no other.
+func (d *disk) gather(path string, volume uint64, nested []uint64) error {
+	members := make([]btrfs.QgroupID, 0, len(nested))
+	for _, id := range nested {
+		members = append(members, btrfs.NewQgroupID(0, id))
+	}
+	parents, err := btrfs.QgroupParents(path, members)
+	if err != nil {
+		return err
+	}
+	group := d.group(volume)
+	for _, member := range members {
+		if slices.Equal(parents[member], []btrfs.QgroupID{group}) {
+			continue
+		}
+		if _, err := btrfs.AssignQgroup(path, member, group); err != nil {
+			return err
+		}
+		for _, other := range parents[member] {
+			if other == group {
+				continue
 			}
-			if _, err := btrfs.AssignQgroup(path, btrfs.NewQgroupID(0, subvolume), group); err != nil {
+			if _, err := btrfs.UnassignQgroup(path, member, other); err != nil {
 				return err
 			}
 		}
-		return btrfs.LimitQgroup(path, group, bytes)
-	})
+	}
+	return nil
 }
 
 func (d *disk) Limits() (limits map[uint64]int64, err error) {
@@ -448,7 +632,7 @@ func (d *disk) Limits() (limits map[uint64]int64, err error) {
 		return btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 			// Those of level 0 come first: what has no group of level 1 has no limit.
 			if id := q.ID.Subvolume(); q.ID == d.group(id) {
-				limits[id] = limitOf(q)
+				limits[id] = d.limitOf(q)
 			} else if q.ID.Level() == 0 {
 				limits[id] = 0
 			}
@@ -464,11 +648,11 @@ func (d *disk) Usage(subvolume uint64) (usage Usage, err error) {
 	}
 	err = d.inRoot(func(path string) error {
 		q, err := btrfs.QgroupOf(path, d.group(subvolume))
-		if errors.Is(err, fs.ErrNotExist) { // no limit yet, or a snapshot in simple mode
+		if errors.Is(err, fs.ErrNotExist) || d.mode == btrfs.QuotaSimple && q.Mark != mark { // no limit yet, or a snapshot in simple mode
 			q, err = btrfs.QgroupOf(path, btrfs.NewQgroupID(0, subvolume))
 			q.MaxReferenced = btrfs.NoLimit
 		}
-		usage = Usage{Used: clamp(q.Referenced), Limit: limitOf(q)}
+		usage = Usage{Used: clamp(q.Referenced), Limit: d.limitOf(q)}
 		if d.mode == btrfs.QuotaFull {
 			usage.Exclusive = clamp(q.Exclusive)
 		}
@@ -482,6 +666,9 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 		return nil
 	}
 	return d.inRoot(func(path string) error {
+		if err := d.closeGroup(path, subvolume); err != nil {
+			return err
+		}
 		// Before the tree is dropped its numbers are still needed.
 		if there, err := btrfs.TreeExists(path, subvolume); there || err != nil {
 			return errors.Join(err, unix.EBUSY)
@@ -496,11 +683,44 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 		if err := btrfs.RemoveQgroup(path, own); err != nil {
 			return err
 		}
-		if d.mode != btrfs.QuotaSimple {
-			return nil
-		}
-		return btrfs.RemoveQgroup(path, btrfs.NewQgroupID(1, subvolume))
+		return d.removeGroup(path, subvolume)
 	})
+}
+
+// closeGroup gives the group 1/<id> of a destroyed subvolume the least limit.
+func (d *disk) closeGroup(path string, subvolume uint64) error {
+	group, err := d.ownGroup(path, subvolume)
+	if group == nil || group.MaxReferenced == 1 || err != nil {
+		return err
+	}
+	if there, err := btrfs.Exists(path, subvolume); there || err != nil {
+		return err
+	}
+	return btrfs.LimitQgroup(path, group.ID, 1)
+}
+
+func (d *disk) removeGroup(path string, subvolume uint64) error {
+	group, err := d.ownGroup(path, subvolume)
+	if group == nil || err != nil {
+		return err
+	}
+	return btrfs.RemoveQgroup(path, group.ID)
+}
+
+// ownGroup returns the group 1/<id> of a subvolume, nil if there is none, or none that was
+// made here.
+func (d *disk) ownGroup(path string, subvolume uint64) (*btrfs.Qgroup, error) {
+	if d.mode != btrfs.QuotaSimple {
+		return nil, nil
+	}
+	group, err := btrfs.QgroupOf(path, d.group(subvolume))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil || group.Mark != mark {
+		return nil, err
+	}
+	return &group, nil
 }
 
 func (d *disk) HeldQuota() (held []uint64, err error) {
@@ -514,7 +734,7 @@ func (d *disk) HeldQuota() (held []uint64, err error) {
 		gone, err := d.quotaGroups(path)
 		err = errors.Join(err, btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); return nil }))
 		for id, g := range gone {
-			if g.charged && (g.own || g.lifted) {
+			if g.charged && (g.own || g.marked) {
 				held = append(held, id)
 			}
 		}
@@ -523,11 +743,9 @@ func (d *disk) HeldQuota() (held []uint64, err error) {
 	return held, err
 }
 
-// StaleQuota takes every group of a subvolume that is gone, and whose tree the
+// StaleQuota takes every group of level 0 of a subvolume that is gone, and whose tree the
 // kernel has dropped, for stale: they are of no use to anyone, whoever made the
-// subvolume. So is what is left of one, a group 1/<id> without members, whose limit was
-// lifted. If it was not, it is of a volume that vanished, or metadata was full, if later
-// subvolumes show that there was one with this ID; else it is somebody's plan.
+// subvolume. So is a group 1/<id> without members that was made here.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
@@ -537,8 +755,7 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 		if err != nil || len(gone) == 0 {
 			return err
 		}
-		var last uint64
-		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); last = id; return nil })
+		err = btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); return nil })
 		for id, g := range gone {
 			if g.charged {
 				continue
@@ -546,7 +763,7 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 			if !g.own {
 				members, failed := btrfs.QgroupMembers(path, d.group(id))
 				err = errors.Join(err, failed)
-				if members || !g.lifted && id >= last {
+				if members || !g.marked {
 					continue
 				}
 			}
@@ -557,10 +774,10 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 	return stale, err
 }
 
-// quotaGroups are those of a subvolume: there is 0/<id>; the limit of 1/<id> was lifted;
-// under simple quota one of them is charged for what is there still, which a snapshot may
+// quotaGroups are those of a subvolume: there is 0/<id>; there is 1/<id>, and it was made
+// here; under simple quota one of them is charged for what is there still, which a snapshot may
 // hold when the subvolume is gone, and the kernel keeps it until then.
-type quotaGroups struct{ own, lifted, charged bool }
+type quotaGroups struct{ own, marked, charged bool }
 
 // quotaGroups returns those of every subvolume, by its ID.
 func (d *disk) quotaGroups(path string) (map[uint64]quotaGroups, error) {
@@ -568,12 +785,12 @@ func (d *disk) quotaGroups(path string) (map[uint64]quotaGroups, error) {
 	err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
 		id := q.ID.Subvolume()
 		own := q.ID.Level() == 0
-		if id < firstSubvolume || !own && q.ID != d.group(id) {
+		if id < firstSubvolume || !own && (q.ID != d.group(id) || q.Mark != mark) {
 			return nil
 		}
 		g := all[id]
 		g.own = g.own || own
-		g.lifted = g.lifted || q.MaxReferenced == lifted
+		g.marked = g.marked || !own
 		g.charged = g.charged || d.mode == btrfs.QuotaSimple && q.Referenced > 0
 		all[id] = g
 		return nil
@@ -584,8 +801,9 @@ func (d *disk) quotaGroups(path string) (map[uint64]quotaGroups, error) {
 // firstSubvolume is the least ID of a subvolume (BTRFS_FIRST_FREE_OBJECTID).
 const firstSubvolume = 256
 
-func limitOf(q btrfs.Qgroup) int64 {
-	if q.MaxReferenced >= lifted {
+// limitOf is 0 for no limit, also for that of a group that was not made here.
+func (d *disk) limitOf(q btrfs.Qgroup) int64 {
+	if q.MaxReferenced == btrfs.NoLimit || d.mode == btrfs.QuotaSimple && q.Mark != mark {
 		return 0
 	}
 	return clamp(q.MaxReferenced)

@@ -71,9 +71,9 @@ type pool struct {
 	outside   outsideLook
 	rescans   atomic.Uint64 // begun since the pool is in use
 
-	rightLimits map[uint64]int64 // of the last look that found none wrong; of maintain alone
-	faults      []Problem        // that were logged; under tending, as is note
-	note        string           // that was logged
+	right  looked    // the last look that found nothing wrong; of maintain alone
+	faults []Problem // that were logged; under tending, as is note
+	note   string    // that was logged
 }
 
 // An Option is a setting of an Engine.
@@ -128,6 +128,7 @@ func (e *Engine) Close() error {
 // ctx ends.
 func (e *Engine) Run(ctx context.Context) {
 	go e.maintain(ctx)
+	go e.watchNested(ctx)
 	for ctx.Err() == nil {
 		e.wait(ctx)
 		if err := e.refresh(ctx); err != nil && ctx.Err() == nil {

@@ -138,14 +138,56 @@ type Subvolumes interface {
 	Nested(Slot) ([]string, error)
 	// NestedUpTo is Nested for those that were made up to a transaction.
 	NestedUpTo(s Slot, transid uint64) ([]string, error)
-	// Nesting returns the subvolumes that lie in other ones, also in foreign ones, and
-	// what each lies in, by ID.
-	Nesting() (map[uint64]uint64, error)
+	// Census returns which subvolumes there are and where, read in one pass.
+	Census() (Census, error)
+	// NestedSince is Census, without the slots, of the subvolumes with an ID of at least from.
+	// What is made has a larger ID than all before, so it costs as much as was made since.
+	NestedSince(from uint64) (Census, error)
 	// SyncRoot makes durable what Apply has set.
 	SyncRoot(Slot) error
 	// Apply sets the properties of the subvolume's root directory, which what
 	// is created in it inherits.
 	Apply(Slot, meta.Parameters) error
+}
+
+// Census is which subvolumes there are, by ID.
+type Census struct {
+	Slots  map[Slot]uint64   // those of volumes and snapshots
+	Nested map[uint64]uint64 // those that lie in other ones, also in foreign ones, and in which
+	Last   uint64            // the largest ID, 0 for none
+}
+
+// hosts returns what is nested in each subvolume that is not nested itself, at any depth.
+func (c Census) hosts() map[uint64][]uint64 {
+	hosts, known := map[uint64][]uint64{}, make(map[uint64]uint64, len(c.Nested))
+	for id := range c.Nested {
+		host := c.hostOf(id, known)
+		hosts[host] = append(hosts[host], id)
+	}
+	return hosts
+}
+
+// hostOf follows a nested subvolume outwards to the one that is not nested. Whoever nests
+// them chooses the depth, so it goes no way twice. They may change while they are read: no
+// circle holds it up.
+func (c Census) hostOf(id uint64, known map[uint64]uint64) uint64 {
+	var way []uint64
+	for range len(c.Nested) {
+		host, is := known[id]
+		parent, nested := c.Nested[id]
+		if is {
+			id = host
+		}
+		if is || !nested {
+			break
+		}
+		way = append(way, id)
+		id = parent
+	}
+	for _, passed := range way {
+		known[passed] = id
+	}
+	return id
 }
 
 // Quota limits and counts, by subvolume ID. Where the pool has no quota, limits
@@ -157,6 +199,10 @@ type Quota interface {
 	Rescan() error
 	// SetLimit bounds what a subvolume holds, in bytes. It may be repeated.
 	SetLimit(subvolume uint64, bytes int64) error
+	// Bound sees to it that a volume and what is nested in it, at any depth, hold no more
+	// than size together. What was written or made since the last time it sees only now. It
+	// returns what the nested ones hold that Usage of the volume leaves out.
+	Bound(volume uint64, size int64, nested []uint64) (held Usage, err error)
 	// LiftLimit takes the limit away: at it, simple quota refuses even Destroy.
 	LiftLimit(subvolume uint64) error
 	// Limits returns all limits set, by subvolume ID, read in one pass.

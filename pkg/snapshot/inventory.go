@@ -85,7 +85,7 @@ func (s *scanned) item() (Item, error) {
 	if item.Nested, err = s.Nested(s.slot); err != nil {
 		return item, err
 	}
-	usage, err := s.Usage(s.info.ID)
+	usage, err := s.usageOf(s.info.ID)
 	if errors.Is(err, ErrNoQuota) {
 		return item, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -102,9 +103,9 @@ func (e *Engine) tend(ctx context.Context, p *pool) {
 	p.logNews(ctx)
 }
 
-// maintainPool forgets the accounting of what is gone, bounds what pods have nested, sets
-// limits that are wrong, and has a full quota that has become inconsistent, whose limits
-// are void, counted anew. Its cost is that of reading the root and the quota tree.
+// maintainPool forgets the accounting of what is gone, writes to the index what somebody has
+// put into a slot, sets limits that are wrong, and has a full quota that has become
+// inconsistent, whose limits are void, counted anew. Its cost is that of reading the root and the quota tree.
 func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 	complain := func(err error, message string) {
 		if !errors.Is(err, ErrSilent) { // which is said already
@@ -124,11 +125,8 @@ func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 	if err != nil {
 		complain(err, "Stale quota cannot be read")
 	}
-	if err := e.boundNested(ctx, p); err != nil {
-		complain(err, "Nested subvolumes cannot be bounded")
-	}
-	if err := e.mendLimits(ctx, p); err != nil {
-		complain(err, "Limits cannot be compared")
+	if err := e.mend(ctx, p); err != nil {
+		complain(err, "Slots, index and limits cannot be compared")
 	}
 	status, err := p.QuotaStatus()
 	if err != nil {
@@ -141,37 +139,135 @@ func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 	}
 }
 
-// mendLimits sets the limits that are not the sizes of their volumes: somebody has turned
-// quota off and on again, or changed one, or an operation passed the volume by as its pool
-// was opened again. While no limit in the pool changes, it costs no more than reading them.
-func (e *Engine) mendLimits(ctx context.Context, p *pool) error {
-	limits, err := p.Limits()
-	if err != nil || limits == nil || p.rightLimits != nil && maps.Equal(limits, p.rightLimits) {
-		return err
+// looked is what a look at a pool showed: the subvolumes in its slots, and the limits.
+type looked struct {
+	slots  map[Slot]uint64
+	limits map[uint64]int64
+}
+
+// known is what the index says of a slot.
+type known struct {
+	subvolume uint64 // 0: it cannot be read
+	size      int64
+}
+
+// mend compares the subvolumes that lie in the slots of a pool, and their limits, with the
+// index: somebody has put another one into a slot, or one back, has changed a limit, turned
+// quota off and on again, or an operation passed a volume by as its pool was opened again.
+// While neither changes, it costs no more than reading both.
+func (e *Engine) mend(ctx context.Context, p *pool) error {
+	census, err := p.Census()
+	if err != nil {
+		return p.explain(err)
 	}
-	wrong, err := e.volumesOf(p, func(v meta.Entry) bool {
-		return v.SubvolumeID != 0 && limits[v.SubvolumeID] != v.Size // 0: it cannot be read
-	})
+	limits, err := p.Limits()
+	if err != nil {
+		return p.explain(err)
+	}
+	now := looked{census.Slots, limits}
+	if p.right.slots != nil && maps.Equal(p.right.slots, now.slots) && maps.Equal(p.right.limits, now.limits) {
+		return nil
+	}
+	p.right = looked{}
+	indexed, err := e.knownOf(p)
 	if err != nil {
 		return err
 	}
-	p.rightLimits = nil
-	if len(wrong) == 0 {
-		p.rightLimits = limits
-	}
-	for _, v := range wrong {
-		var mended Finding
-		e.confirm(p, action{slot: slotOf(v.Kind, v.ID)}, func(a action) {
-			if a.run != nil { // else it is for people, and check tells
-				mended = a.apply(p)
-				logFindings(ctx, []Finding{mended})
-			}
-		})
-		if mended.Error != "" || ctx.Err() != nil {
-			break // the others would fail as well: the next time
+	wrong := 0
+	for slot, id := range now.slots {
+		if k, is := indexed[slot]; is && (k.subvolume == 0 || k.subvolume == id && !p.odd(slot, k, limits)) {
+			continue
+		}
+		mended, err := e.mendSlot(ctx, p, slot)
+		if err != nil || ctx.Err() != nil {
+			return err // the others would fail as well: the next time
+		}
+		if mended {
+			wrong++
 		}
 	}
+	if wrong == 0 {
+		p.right = now
+	}
 	return nil
+}
+
+// odd reports whether the limit of a volume may be wrong.
+func (p *pool) odd(slot Slot, k known, limits map[uint64]int64) bool {
+	if slot.Area != Area(meta.Active) || limits == nil || limits[k.subvolume] == k.size {
+		return false
+	}
+	_, nests := p.nested.in(k.subvolume)
+	return !nests || limits[k.subvolume] == 0 || limits[k.subvolume] > k.size
+}
+
+// knownOf returns what the index says of a pool.
+func (e *Engine) knownOf(p *pool) (map[Slot]known, error) {
+	all := map[Slot]known{}
+	add := func(entry meta.Entry) bool {
+		if entry.PoolID == p.PoolID() {
+			all[slotOf(entry.Kind, entry.ID)] = known{entry.SubvolumeID, entry.Size}
+		}
+		return true
+	}
+	err := e.Walk(context.Background(), meta.Volumes, "", add)
+	if err == nil {
+		err = e.Walk(context.Background(), meta.Snapshots, "", add)
+	}
+	return all, err
+}
+
+// mendSlot looks at a slot with its lock held, writes what lies in it to the index if that
+// says otherwise, and sets its limit if that is wrong. It reports whether it did, or
+// whether somebody is at it; an error if the limit cannot be set.
+func (e *Engine) mendSlot(ctx context.Context, p *pool, slot Slot) (mended bool, err error) {
+	ref, named := slot.ref()
+	if !named {
+		return false, nil
+	}
+	release, err := e.locks.acquire(ref, meta.Ref{})
+	if err != nil {
+		return true, nil
+	}
+	defer release()
+	s, err := p.look(slot)
+	if err != nil || s.state != slotReady {
+		return false, nil // gone, or for people: check tells
+	}
+	if entry := entryOf(p, s.record, s.info); !e.indexHas(entry) {
+		klog.FromContext(ctx).Info("Somebody has exchanged a subvolume, or put it back", "pool", p.name, "path", slot.String(), "subvolume", entry.SubvolumeID)
+		e.note(ctx, entry)
+		mended = true
+	}
+	a, wrong := s.judgeState(p.limitOf)
+	if !wrong || a.run == nil {
+		return mended, nil
+	}
+	done := a.apply(p)
+	logFindings(ctx, []Finding{done})
+	if done.Error != "" {
+		err = errors.New(done.Error)
+	}
+	return true, err
+}
+
+// indexHas reports whether the index has the subvolume of an entry.
+func (e *Engine) indexHas(entry meta.Entry) bool {
+	known, err := e.lookup(entry.Ref())
+	return err == nil && slices.ContainsFunc(known, func(k meta.Entry) bool {
+		return k.PoolID == entry.PoolID && k.Kind == entry.Kind && k.Lineage == entry.Lineage
+	})
+}
+
+// notice has a slot mended at once of which the index has another subvolume: it is about
+// to be mounted, and may have no limit.
+func (e *Engine) notice(ctx context.Context, l located, entry meta.Entry) {
+	if e.indexHas(entry) {
+		return
+	}
+	if _, err := e.mendSlot(ctx, l.pool, l.slot); err != nil {
+		klog.FromContext(ctx).Error(err, "Limit cannot be set", "pool", l.name, "path", l.slot.String())
+	}
 }
 
 // rescan has the quota counted anew.

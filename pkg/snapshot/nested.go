@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -13,34 +15,67 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// nested is how many subvolumes pods have made in which volumes, as of the last look.
+const (
+	// nestedInterval is the time between two looks for subvolumes that pods have made.
+	nestedInterval = time.Second
+	// nestedRest is how much longer than the last look a pool is left alone.
+	nestedRest = 10
+)
+
+// nested is what pods have made in the volumes of a pool.
 type nested struct {
-	mu     sync.Mutex     // protects counts
-	counts map[string]int // by volume ID
+	looking atomic.Bool // held by who looks, and with it all but held
+
+	from uint64    // what was made up to this ID has been seen
+	last uint64    // the largest ID of the last look, which begins there the time after: an entry can appear after one of a larger ID
+	full time.Time // when all was looked at
+	next time.Time // no look before
+
+	mu   sync.Mutex       // protects held
+	held map[uint64]Usage // by the ID of each volume that nests: what Bound returned
 }
 
+// volumes returns the number of volumes that nest.
 func (n *nested) volumes() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.counts)
+	return len(n.held)
 }
 
-// replace returns the volumes whose count has changed.
-func (n *nested) replace(counts map[string]int) (changed []string) {
+// in returns what is held by those in a volume, as of the last look, and whether there are
+// any.
+func (n *nested) in(volume uint64) (Usage, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for volume, count := range counts {
-		if n.counts[volume] != count {
-			changed = append(changed, volume)
+	held, nests := n.held[volume]
+	return held, nests
+}
+
+// set notes a look at a volume, and reports whether it began or ceased to nest.
+func (n *nested) set(volume uint64, held Usage, nests bool) (changed bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, did := n.held[volume]
+	switch {
+	case !nests:
+		delete(n.held, volume)
+	case n.held == nil:
+		n.held = map[uint64]Usage{volume: held}
+	default:
+		n.held[volume] = held
+	}
+	return did != nests
+}
+
+// keep forgets the volumes that are not among these.
+func (n *nested) keep(slots map[uint64]Slot) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for volume := range n.held {
+		if _, there := slots[volume]; !there {
+			delete(n.held, volume)
 		}
 	}
-	for volume := range n.counts {
-		if counts[volume] == 0 {
-			changed = append(changed, volume)
-		}
-	}
-	n.counts = counts
-	return changed
 }
 
 // Nested returns the paths of the subvolumes in a volume, one level deep.
@@ -56,95 +91,130 @@ func (e *Engine) Nested(_ context.Context, volume string) ([]string, error) {
 	return paths, nil
 }
 
-// hostOf follows a nested subvolume outwards to the one that is not nested.
-func hostOf(parents map[uint64]uint64, id uint64) uint64 {
-	for range len(parents) { // they may change while they are read: no circle holds it up
-		parent, is := parents[id]
-		if !is {
-			break
+// watchNested bounds what pods nest in volumes until ctx ends. A pool that does not answer
+// holds up no other.
+func (e *Engine) watchNested(ctx context.Context) {
+	tick := time.NewTicker(nestedInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
 		}
-		id = parent
+		for _, p := range e.allPools() {
+			if p.nested.looking.CompareAndSwap(false, true) {
+				go func() {
+					defer p.nested.looking.Store(false)
+					e.lookForNested(ctx, p)
+				}()
+			}
+		}
 	}
-	return id
 }
 
-// boundNested counts what pods have nested in volumes, and under full quota limits it
-// to what the volume has left. The kernel does not: each subvolume is counted by
-// itself, and one that a pod makes has no limit. A group for all of a volume would
-// hold them together, but a snapshot that a pod takes inside would then make all
-// accounting inconsistent. So each gets as its limit what neither the volume nor its
-// other nested ones hold of the size, which is corrected the next time.
+// lookForNested bounds what is nested, if there may be any: where nothing is, and nobody has
+// made anything since the last look, that costs one system call, which reads nothing from a
+// disk. Pods choose what a look costs, so a pool rests in proportion.
+func (e *Engine) lookForNested(ctx context.Context, p *pool) {
+	n := &p.nested
+	began := time.Now()
+	if _, silence := p.guard.state(); silence != nil {
+		return
+	}
+	if began.Before(n.next) || n.volumes() == 0 && began.Sub(n.full) < maintenance && !p.nestsAnew(ctx) {
+		return
+	}
+	n.full = began
+	err := p.Thawed()
+	if err == nil {
+		err = e.boundNested(ctx, p)
+	}
+	n.next = time.Now().Add(nestedRest * time.Since(began))
+	if err != nil && !errors.Is(err, ErrPoolAway) {
+		e.complain(ctx, "Nested subvolumes cannot be bounded", p.name, err)
+		n.next = time.Now().Add(maintenance)
+	}
+}
+
+// nestsAnew reports whether somebody has nested a subvolume since the last looks.
+func (p *pool) nestsAnew(ctx context.Context) bool {
+	n := &p.nested
+	census, err := p.NestedSince(n.from + 1)
+	if err != nil {
+		klog.FromContext(ctx).V(2).Info("New subvolumes cannot be looked for", "pool", p.name, "reason", err)
+		return false
+	}
+	n.from, n.last = n.last, max(n.last, census.Last)
+	return len(census.Nested) > 0
+}
+
+// boundNested has each volume and what pods have nested in it hold no more than its size.
 func (e *Engine) boundNested(ctx context.Context, p *pool) error {
-	parents, err := p.Nesting()
+	census, err := p.Census()
 	if err != nil {
-		return err
+		return p.explain(err)
 	}
-	hosts := map[uint64][]uint64{}
-	for id := range parents {
-		host := hostOf(parents, id)
-		hosts[host] = append(hosts[host], id)
-	}
-	var volumes []meta.Entry
-	if len(hosts) > 0 {
-		volumes, err = e.volumesOf(p, func(v meta.Entry) bool { return len(hosts[v.SubvolumeID]) > 0 })
-	}
-	if err != nil {
-		return err
-	}
-	status, err := p.QuotaStatus()
-	if err != nil {
-		return err
-	}
-	counts := map[string]int{}
-	for _, v := range volumes {
-		counts[v.ID] = len(hosts[v.SubvolumeID])
-		if status.Mode != btrfs.QuotaFull {
-			continue // simple quota counts them with their volume
+	p.nested.from, p.nested.last = p.nested.last, census.Last
+	hosts, slots := census.hosts(), map[uint64]Slot{}
+	for slot, volume := range census.Slots {
+		if slot.Area != Area(meta.Active) {
+			continue
 		}
-		if failed := p.boundIn(v, hosts[v.SubvolumeID]); failed != nil && !errors.Is(failed, fs.ErrNotExist) { // gone: the next time
-			err = errors.Join(err, fmt.Errorf("%s: %w", v.Ref(), failed))
+		slots[volume] = slot
+		if _, did := p.nested.in(volume); did || len(hosts[volume]) > 0 {
+			err = errors.Join(err, p.boundIn(ctx, slot, volume, hosts[volume]))
 		}
 	}
-	for _, volume := range p.nested.replace(counts) {
-		klog.FromContext(ctx).Info("Pods have made or removed subvolumes in a volume", "pool", p.name, "volumeID", volume, "subvolumes", counts[volume])
-	}
+	p.nested.keep(slots)
 	return err
 }
 
-// volumesOf returns those read-write volumes of a pool of which something is true.
-func (e *Engine) volumesOf(p *pool, is func(meta.Entry) bool) (found []meta.Entry, err error) {
-	err = e.Walk(context.Background(), meta.Volumes, "", func(entry meta.Entry) bool {
-		if entry.PoolID == p.PoolID() && entry.Kind == meta.Active && is(entry) {
-			found = append(found, entry)
-		}
-		return true
-	})
-	return found, err
-}
-
-// boundIn sets the limits of what is nested in one volume.
-func (p *pool) boundIn(volume meta.Entry, subvolumes []uint64) error {
-	all, err := p.Usage(volume.SubvolumeID)
+// boundIn bounds one volume. What is gone meanwhile is no error.
+func (p *pool) boundIn(ctx context.Context, slot Slot, volume uint64, subvolumes []uint64) error {
+	l, err := p.read(slot)
+	var held Usage
+	if err == nil {
+		held, err = p.Bound(volume, l.record.Size, subvolumes)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", slot, p.explain(err))
 	}
-	used, usages := all.Used, map[uint64]Usage{}
-	for _, id := range subvolumes {
-		usage, err := p.Usage(id)
-		if err != nil {
-			return err
-		}
-		usages[id] = usage
-		used += usage.Used
-	}
-	for id, usage := range usages {
-		limit := max(1, volume.Size-(used-usage.Used)) // 0 reads as none
-		if usage.Limit == limit {
-			continue
-		}
-		if err := p.SetLimit(id, limit); err != nil {
-			return err
-		}
+	if p.nested.set(volume, held, len(subvolumes) > 0) {
+		klog.FromContext(ctx).Info("Pods have begun to nest subvolumes in a volume, or ceased to", "pool", p.name, "volumeID", slot.Name, "subvolumes", len(subvolumes))
 	}
 	return nil
+}
+
+// usageOf returns what a volume or snapshot holds, with what is nested in it.
+func (p *pool) usageOf(subvolume uint64) (Usage, error) {
+	usage, err := p.Usage(subvolume)
+	held, _ := p.nested.in(subvolume)
+	usage.Used += held.Used
+	usage.Exclusive += held.Exclusive
+	return usage, err
+}
+
+// setLimit gives a volume its size, less what is nested in it holds.
+func (l *located) setLimit(subvolume uint64) error {
+	held, _ := l.nested.in(subvolume)
+	return l.SetLimit(subvolume, max(1, l.record.Size-held.Used)) // 0 reads as none
+}
+
+// limitWrong reports whether a limit is not that of the volume, which under full quota is
+// less than its size while it nests others.
+func (l *located) limitWrong(subvolume uint64, have int64) bool {
+	if have == l.record.Size {
+		return false
+	}
+	_, nests := l.nested.in(subvolume)
+	if !nests {
+		status, err := l.QuotaStatus()
+		paths, failed := l.Nested(l.slot)
+		nests = err == nil && failed == nil && status.Mode == btrfs.QuotaFull && len(paths) > 0
+	}
+	return !nests || have == 0 || have > l.record.Size
 }

@@ -69,9 +69,11 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 	if err != nil {
 		return Mount{}, err
 	}
-	if _, err := l.entry(); err != nil {
+	entry, err := l.entry()
+	if err != nil {
 		return Mount{}, err
 	}
+	e.notice(ctx, l, entry)
 	return Mount{Source: l.SlotPath(l.slot), ReadOnly: l.record.Kind.ReadOnly()}, nil
 }
 
@@ -87,7 +89,7 @@ func (e *Engine) Usage(_ context.Context, ref meta.Ref) (Usage, error) {
 	if err != nil {
 		return Usage{}, err
 	}
-	usage, err := l.pool.Usage(entry.SubvolumeID)
+	usage, err := l.usageOf(entry.SubvolumeID)
 	if err != nil {
 		return Usage{}, fmt.Errorf("%s: %w", ref, l.explain(err))
 	}

@@ -422,9 +422,9 @@ func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) (action
 	if s.record.Kind.ReadOnly() && !s.info.ReadOnly {
 		return report(Writable, "was made writable; its content may have changed", "", nil)
 	}
-	if have, limited := limit(s.info.ID); limited && s.record.Kind == meta.Active && have != s.record.Size {
+	if have, limited := limit(s.info.ID); limited && s.record.Kind == meta.Active && s.limitWrong(s.info.ID, have) {
 		return report(WrongLimit, fmt.Sprintf("limit is %d bytes, size is %d", have, s.record.Size), "set",
-			func() error { return s.SetLimit(s.info.ID, s.record.Size) })
+			func() error { return s.setLimit(s.info.ID) })
 	}
 	return a, false
 }

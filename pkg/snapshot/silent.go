@@ -319,8 +319,12 @@ func (g *guard) NestedUpTo(s Slot, transid uint64) ([]string, error) {
 	return look(g, what{"NestedUpTo", s}, func() ([]string, error) { return g.filesystem.NestedUpTo(s, transid) })
 }
 
-func (g *guard) Nesting() (map[uint64]uint64, error) {
-	return walk(g, what{method: "Nesting"}, g.filesystem.Nesting)
+func (g *guard) Census() (Census, error) {
+	return walk(g, what{method: "Census"}, g.filesystem.Census)
+}
+
+func (g *guard) NestedSince(from uint64) (Census, error) {
+	return look(g, what{method: "NestedSince"}, func() (Census, error) { return g.filesystem.NestedSince(from) })
 }
 
 func (g *guard) QuotaStatus() (btrfs.QuotaStatus, error) {
@@ -389,6 +393,10 @@ func (g *guard) Rescan() error {
 
 func (g *guard) SetLimit(subvolume uint64, bytes int64) error {
 	return change(g, what{method: "SetLimit"}, func() error { return g.filesystem.SetLimit(subvolume, bytes) })
+}
+
+func (g *guard) Bound(volume uint64, size int64, nested []uint64) (Usage, error) {
+	return step(g, what{method: "Bound"}, func() (Usage, error) { return g.filesystem.Bound(volume, size, nested) })
 }
 
 func (g *guard) LiftLimit(subvolume uint64) error {

@@ -277,9 +277,27 @@ func (f *Filesystem) Clean() {
 	f.commit()
 }
 
-// Nesting has no IDs of what is nested to tell.
-func (f *Filesystem) Nesting() (map[uint64]uint64, error) {
-	return nil, f.look("Nesting", snapshot.Slot{}, func(*state) error { return nil })
+// Census has no IDs of what is nested to tell.
+func (f *Filesystem) Census() (census snapshot.Census, err error) {
+	err = f.look("Census", snapshot.Slot{}, func(s *state) error {
+		census = snapshot.Census{Slots: map[snapshot.Slot]uint64{}, Last: s.last}
+		for at, found := range s.slots {
+			if at.Area != snapshot.AreaRemoving && found.subvolume != nil {
+				census.Slots[at] = found.subvolume.ID
+			}
+		}
+		return nil
+	})
+	return census, err
+}
+
+func (f *Filesystem) NestedSince(uint64) (census snapshot.Census, err error) {
+	err = f.look("NestedSince", snapshot.Slot{}, func(s *state) error { census.Last = s.last; return nil })
+	return census, err
+}
+
+func (f *Filesystem) Bound(id uint64, size int64, _ []uint64) (snapshot.Usage, error) {
+	return snapshot.Usage{}, f.SetLimit(id, size)
 }
 
 // step runs one that changes something.

@@ -131,7 +131,7 @@ func (e *Engine) lookForNested(ctx context.Context, p *pool) {
 		err = e.boundNested(ctx, p)
 	}
 	n.next = time.Now().Add(nestedRest * time.Since(began))
-	if err != nil && !errors.Is(err, ErrPoolAway) {
+	if err != nil && !errors.Is(err, ErrPoolAway) && !errors.Is(err, ErrFrozen) { // which others say
 		e.complain(ctx, "Nested subvolumes cannot be bounded", p.name, err)
 		n.next = time.Now().Add(maintenance)
 	}

@@ -220,7 +220,8 @@ func TestNestingIsNoWayOut(t *testing.T) {
 		must(t, second(e.Prepare(t.Context(), sized("pvc", size*mib), meta.Ref{})))
 		must(t, second(e.Prepare(t.Context(), sized("other", size*mib), meta.Ref{})))
 		go e.Run(t.Context())
-		return n, e, n.attacks(t, "pvc")
+		pod := n.attacks(t, "pvc")
+		return n, e, pod
 	}
 	// What is left, for all: of others, in the pool, and for the volume when it nests no more.
 	after := func(t *testing.T, n *node, e *snapshot.Engine) {
@@ -242,11 +243,11 @@ func TestNestingIsNoWayOut(t *testing.T) {
 		written := 0
 		for i := 0; ; i++ {
 			name := fmt.Sprint("grow", i)
-			if _, err := pod.do("nest", name, 1); errors.Is(err, unix.EDQUOT) {
+			_, err := pod.do("nest", name, 1)
+			if errors.Is(err, unix.EDQUOT) {
 				break
-			} else {
-				must(t, err)
 			}
+			must(t, err)
 			count, err := pod.do("write", name+"0", step)
 			if written += count; written > size+step {
 				t.Fatalf("wrote %d MiB into a volume of %d MiB, %v", written, size, err)

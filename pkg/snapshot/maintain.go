@@ -169,27 +169,31 @@ func (e *Engine) mend(ctx context.Context, p *pool) error {
 		return nil
 	}
 	p.right = looked{}
+	right, err := e.mendAll(ctx, p, now)
+	if right {
+		p.right = now
+	}
+	return err
+}
+
+// mendAll mends the slots that look wrong, and reports whether none was.
+func (e *Engine) mendAll(ctx context.Context, p *pool, now looked) (right bool, err error) {
 	indexed, err := e.knownOf(p)
 	if err != nil {
-		return err
+		return false, err
 	}
-	wrong := 0
+	right = true
 	for slot, id := range now.slots {
-		if k, is := indexed[slot]; is && (k.subvolume == 0 || k.subvolume == id && !p.odd(slot, k, limits)) {
+		if k, is := indexed[slot]; is && (k.subvolume == 0 || k.subvolume == id && !p.odd(slot, k, now.limits)) {
 			continue
 		}
 		mended, err := e.mendSlot(ctx, p, slot)
 		if err != nil || ctx.Err() != nil {
-			return err // the others would fail as well: the next time
+			return false, err // the others would fail as well: the next time
 		}
-		if mended {
-			wrong++
-		}
+		right = right && !mended
 	}
-	if wrong == 0 {
-		p.right = now
-	}
-	return nil
+	return right, nil
 }
 
 // odd reports whether the limit of a volume may be wrong.

@@ -157,8 +157,9 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 	return ended
 }
 
-// unasked are the methods that no request asks, only a start.
-var unasked = []string{"HeldQuota"}
+// unasked are the methods that no request asks: only a start, or who looks for what is lost
+// or for what pods nest.
+var unasked = []string{"HeldQuota", "Outside", "NestedSince", "Bound"}
 
 // TestSilentPool: a disk that does not answer stops what is on it, and nothing else,
 // whichever call it does not answer.

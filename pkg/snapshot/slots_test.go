@@ -158,7 +158,7 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 	within(t, 3*time.Minute, func() bool { n.settle(t); return left(vanished.SubvolumeID) == 0 })
 	stop()
 	must(t, e.Close())
-	e = open(t, n.host, index)
+	open(t, n.host, index)
 	for _, group := range groups {
 		if q, err := btrfs.QgroupOf(n.state, group); err != nil || q.MaxReferenced != 100*mib {
 			t.Errorf("%s: %+v, %v", group, q, err)

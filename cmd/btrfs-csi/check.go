@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +24,7 @@ what btrfs-csi did not make. A running driver is asked, so that what it is at is
 not taken for a fault.
 
 The exit code is 1 when something is wrong, and with --repair when something is
-wrong still.`,
+wrong still. What a driver does by itself when it runs is printed and is not wrong.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.pool != "" {
@@ -41,7 +42,7 @@ wrong still.`,
 			}
 			findings = slices.DeleteFunc(findings, func(f snapshot.Finding) bool { return o.pool != "" && f.Pool != o.pool })
 			err = o.output.print(cmd.OutOrStdout(), nonNil(findings), func(t *table) { findingRows(t, findings) })
-			if err == nil && slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return !f.Repaired }) {
+			if err == nil && slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return !f.Repaired && !f.Routine }) {
 				return errFindings
 			}
 			return err
@@ -71,13 +72,32 @@ func findingRows(t *table, findings []snapshot.Finding) {
 	}
 }
 
+// startPatience is how long a driver that holds its state directory may take to answer.
+const startPatience = 30 * time.Second
+
+// askStarted is askDriver, and waits for a driver that is starting: what it reconciles
+// would look like faults.
+func askStarted(ctx context.Context, stateDir, method, path string, found any) error {
+	for end := time.Now().Add(startPatience); ; {
+		err := askDriver(ctx, stateDir, method, path, found)
+		if !errors.Is(err, errNoDriver) || !stateInUse(stateDir) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
 // check asks the running driver, or looks itself where none runs.
 func check(ctx context.Context, stateDir string, repair bool) (findings []snapshot.Finding, err error) {
 	method, path := http.MethodGet, "/check"
 	if repair {
 		method, path = http.MethodPost, "/repair"
 	}
-	err = askDriver(ctx, stateDir, method, path, &findings)
+	err = askStarted(ctx, stateDir, method, path, &findings)
 	if !errors.Is(err, errNoDriver) {
 		return findings, err
 	}

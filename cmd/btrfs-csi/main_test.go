@@ -5,6 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -504,6 +508,90 @@ func TestCheckRepairs(t *testing.T) {
 				t.Errorf("what was not ours is gone: %v", err)
 			}
 		})
+	}
+}
+
+// TestCheckWithRoutine: accounting of what is gone, which a driver removes by itself, is
+// printed where none runs, and is not wrong.
+func TestCheckWithRoutine(t *testing.T) {
+	state := btrfstest.Mount(t)
+	d := startDriver(t, state, "--quota=simple")
+	plant := func(subvolume uint64) { // as a volume that is gone leaves it
+		t.Helper()
+		group := btrfs.NewQgroupID(1, subvolume)
+		if err := errors.Join(btrfs.CreateQgroup(state, group), btrfs.LimitQgroup(state, group, math.MaxInt64)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	plant(4711)
+	if stdout, stderr, code := run(t, "check", "--state-dir", state); code != 0 || !strings.Contains(stdout, "Nothing is wrong") {
+		t.Errorf("with a driver: exit code %d: %s%s", code, stdout, stderr)
+	}
+	d.stop(t)
+	plant(4712) // the driver may have swept
+	if stdout, stderr, code := run(t, "check", "--state-dir", state); code != 0 || !strings.Contains(stdout, "StaleQuota") {
+		t.Errorf("without a driver: exit code %d: %s%s", code, stdout, stderr)
+	}
+}
+
+// TestCheckWaitsForAStart: what a driver that starts is at is not taken for a fault.
+func TestCheckWaitsForAStart(t *testing.T) {
+	state := t.TempDir()
+	release, err := lockState(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	type answered struct {
+		pools []snapshot.PoolStatus
+		err   error
+	}
+	answer := make(chan answered)
+	go func() {
+		var a answered
+		a.err = askStarted(t.Context(), state, http.MethodGet, "/pools", &a.pools)
+		answer <- a
+	}()
+	time.Sleep(100 * time.Millisecond) // it asks before there is a socket
+	listener, err := net.Listen("unix", filepath.Join(state, adminSocket))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `[{"name":"fast"}]`) })}
+	go func() { _ = server.Serve(listener) }()
+	defer server.Close()
+	if a := <-answer; a.err != nil || len(a.pools) != 1 {
+		t.Errorf("got %+v", a)
+	}
+}
+
+// TestStateInUse: a look at whether a driver runs keeps none from starting.
+func TestStateInUse(t *testing.T) {
+	state := t.TempDir()
+	if stateInUse(state) {
+		t.Error("in use before anything was there")
+	}
+	looking, err := os.OpenFile(filepath.Join(state, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(looking.Fd()), unix.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(2*lockPause, func() { _ = looking.Close() })
+	release, err := lockState(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !stateInUse(state) {
+		t.Error("not in use by who holds it")
+	}
+	if _, err := lockState(state); err == nil {
+		t.Error("locked twice")
+	}
+	release()
+	if stateInUse(state) {
+		t.Error("in use when it was released")
 	}
 }
 

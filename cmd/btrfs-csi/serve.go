@@ -283,11 +283,32 @@ func lockState(stateDir string) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("%s is in use by another btrfs-csi: stop it first (%w)", stateDir, err)
+	for tries := 0; ; tries++ {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if tries == lockTries {
+			f.Close()
+			return nil, fmt.Errorf("%s is in use by another btrfs-csi: stop it first (%w)", stateDir, err)
+		}
+		time.Sleep(lockPause) // stateInUse holds it for an instant
 	}
-	return func() { f.Close() }, nil
+}
+
+const (
+	lockTries = 10
+	lockPause = 50 * time.Millisecond
+)
+
+// stateInUse reports whether a driver, or a repair, holds a state directory.
+func stateInUse(stateDir string) bool {
+	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // makeSocketDir makes the directory of the default endpoint, which nobody else

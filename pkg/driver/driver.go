@@ -57,6 +57,7 @@ type Engine interface {
 	Mounts(ctx context.Context, volume string) (snapshot.Mount, error)
 	Usage(ctx context.Context, ref meta.Ref) (snapshot.Usage, error)
 	Nested(ctx context.Context, volume string) ([]string, error)
+	Conditions(ctx context.Context, volume string) ([]snapshot.Condition, error)
 	Room(ctx context.Context, ref meta.Ref) (btrfs.Room, error)
 	Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error
 	WalkSnapshots(ctx context.Context, volume, after string, fn func(meta.Entry) bool) error

@@ -69,6 +69,13 @@ func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth
 		add(csi.VolumeHealthErrorType_DEGRADED, "NestedSubvolumes", fmt.Sprintf("it holds %d subvolumes, and cannot be copied with them: %q",
 			len(nested), nested[:min(len(nested), mostNested)]))
 	}
+	conditions, err := s.engine.Conditions(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range conditions {
+		add(csi.VolumeHealthErrorType_DEGRADED, c.Reason, c.Message)
+	}
 	for _, pool := range s.engine.Pools(ctx) {
 		if pool.ID != entry.PoolID {
 			continue

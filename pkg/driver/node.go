@@ -117,6 +117,9 @@ func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVo
 	if there, err := b.isAt(at); there || err != nil {
 		return &csi.NodePublishVolumeResponse{}, err
 	}
+	if err := b.checkWritable(); err != nil {
+		return nil, err
+	}
 	if err := s.checkSingleTarget(b, u, staging); err != nil {
 		return nil, err
 	}
@@ -303,6 +306,8 @@ type binding struct {
 	place  mount.Place
 	asked  mount.Flags // by the request
 	flags  mount.Flags // of the mount to be made
+	// madeReadOnly says what is to be done to write to the volume; empty if it can be.
+	madeReadOnly string
 }
 
 // bindingOf asks the engine for a volume and settles the flags of its mount.
@@ -321,7 +326,7 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 	if err != nil {
 		return binding{}, err
 	}
-	b := binding{volume: volume, source: source.Source, asked: u.flags}
+	b := binding{volume: volume, source: source.Source, asked: u.flags, madeReadOnly: source.MadeReadOnly}
 	if b.place, err = mount.PlaceAt(source.Source); err != nil {
 		return b, err
 	}
@@ -364,6 +369,15 @@ func (b binding) checkStaged(staging mount.Target) error {
 		return precondition("volume %q is not mounted at its staging path %q: stage it first", b.volume, staging.Path())
 	}
 	return nil
+}
+
+// checkWritable fails for a volume that a pod would write to in vain. A pod that mounts it
+// read-only may have it.
+func (b binding) checkWritable() error {
+	if b.madeReadOnly == "" || b.asked.ReadOnly() {
+		return nil
+	}
+	return fmt.Errorf("volume %q is wanted read-write: %w: %s; or mount the volume read-only", b.volume, snapshot.ErrMadeReadOnly, b.madeReadOnly)
 }
 
 // checkSingleTarget fails for a volume that may be published once only and is

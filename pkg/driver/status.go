@@ -33,6 +33,8 @@ var meanings = []struct {
 	{snapshot.ErrAmbiguous, codes.FailedPrecondition},
 	{snapshot.ErrNoSpace, codes.ResourceExhausted},
 	{snapshot.ErrNoPool, codes.ResourceExhausted},
+	{snapshot.ErrSwapFile, codes.FailedPrecondition},
+	{snapshot.ErrMadeReadOnly, codes.FailedPrecondition},
 	{snapshot.ErrReadOnly, codes.Unavailable},
 	{snapshot.ErrPoolAway, codes.Unavailable},
 	{snapshot.ErrOutside, codes.FailedPrecondition},

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -650,14 +651,20 @@ func (l *located) settle() (meta.Entry, error) {
 
 // entry reads the lineage beside the record. Of what is lost the record is returned.
 func (l *located) entry() (meta.Entry, error) {
+	info, err := l.subvolume()
+	if err != nil && !errors.Is(err, ErrLost) {
+		return meta.Entry{}, err
+	}
+	return entryOf(l.pool, l.record, info), err
+}
+
+// subvolume is Info; ErrLost where there is none.
+func (l *located) subvolume() (btrfs.SubvolumeInfo, error) {
 	info, err := l.Info(l.slot)
 	if errors.Is(err, fs.ErrNotExist) {
-		return entryOf(l.pool, l.record, info), l.lost()
+		return info, l.lost()
 	}
-	if err != nil {
-		return meta.Entry{}, l.explain(err)
-	}
-	return entryOf(l.pool, l.record, info), nil
+	return info, l.explain(err)
 }
 
 // note writes to the index that an entry is there. Its failure fails nothing:

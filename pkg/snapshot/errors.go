@@ -51,6 +51,10 @@ var (
 	// ErrOutside: it is an ErrLost whose data is on the filesystem still, outside of the
 	// pool.
 	ErrOutside = fmt.Errorf("%w from the pool, but not from its filesystem", ErrLost)
+	// ErrSwapFile: the kernel copies no subvolume with an active swap file.
+	ErrSwapFile = errors.New("an active swap file is in it; swapoff first")
+	// ErrMadeReadOnly: a read-write volume is read-only.
+	ErrMadeReadOnly = errors.New("volume was made read-only")
 	// errRolledBack: the pool is a subvolume that the snapshot which took the place of the
 	// filesystem around it does not hold.
 	errRolledBack = errors.New("it is not in this snapshot of the filesystem, which was rolled back")

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -230,6 +231,28 @@ func TestLeftovers(t *testing.T) {
 	defer w.close()
 	if left, err := w.fs.StaleQuota(); err != nil || len(left) > 0 || stale() {
 		t.Errorf("left after a start: %v, %v", left, err)
+	}
+}
+
+// TestStaleQuotaIsRoutine: what the sweep does next is no finding of an engine that sweeps,
+// and told as routine by one that only looks.
+func TestStaleQuotaIsRoutine(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	defer w.close()
+	w.fs.PlantGroup(4711)
+	stale := func(e *snapshot.Engine) (found []snapshot.Finding) {
+		findings, err := e.Plan(t.Context())
+		must(t, err)
+		return slices.DeleteFunc(findings, func(f snapshot.Finding) bool { return f.Problem != snapshot.StaleQuota })
+	}
+	if found := stale(w.e); len(found) > 0 {
+		t.Errorf("found %v", found)
+	}
+	looking, err := snapshot.Open(t.Context(), w.host, nil)
+	must(t, err)
+	if found := stale(looking); len(found) != 1 || !found[0].Routine {
+		t.Errorf("found %+v", found)
 	}
 }
 

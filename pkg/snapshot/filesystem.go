@@ -83,6 +83,8 @@ type Filesystem interface {
 	Hold() (release func())
 	// Room returns the room in the pool, at little cost.
 	Room() (btrfs.Room, error)
+	// MountOptions returns those of the whole filesystem.
+	MountOptions() ([]string, error)
 	// Space returns where the room in the pool is.
 	Space() (btrfs.Space, error)
 	// Devices returns the devices and their error counters.
@@ -131,6 +133,9 @@ type Subvolumes interface {
 	Destroy(Slot) error
 	// Info returns what btrfs knows of the subvolume.
 	Info(Slot) (btrfs.SubvolumeInfo, error)
+	// SwapFiles returns the active swap files in the subvolume, as far as their paths can be
+	// seen from here.
+	SwapFiles(Slot) ([]string, error)
 	// Outside returns the subvolumes of the pool that lie outside of it.
 	Outside() ([]OutsideSubvolume, error)
 	// Nested returns the paths of the subvolumes inside, relative to it, one

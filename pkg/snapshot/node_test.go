@@ -159,7 +159,9 @@ func (h hands) RemoveFile(at snapshot.Slot) error {
 	return os.Remove(filepath.Join(h.slot(at), "file"))
 }
 
-func (h hands) SetWritable(at snapshot.Slot) error { return btrfs.SetReadOnly(h.fs(at), false) }
+func (h hands) SetWritable(at snapshot.Slot, writable bool) error {
+	return btrfs.SetReadOnly(h.fs(at), !writable)
+}
 
 func (h hands) SetReadOnly(readOnly bool) {
 	flags := uintptr(unix.MS_REMOUNT)

@@ -40,9 +40,14 @@ func (p *pool) lookOutside() ([]OutsideSubvolume, error) {
 	if time.Since(p.outside.at) < freshOutside {
 		return p.outside.found, nil
 	}
-	found, err := p.Outside()
+	return p.outside.look(p.Filesystem)
+}
+
+// look asks the filesystem. The caller holds mu.
+func (o *outsideLook) look(filesystem Filesystem) ([]OutsideSubvolume, error) {
+	found, err := filesystem.Outside()
 	if err == nil {
-		p.outside.found, p.outside.at = found, time.Now()
+		o.found, o.at = found, time.Now()
 	}
 	return found, err
 }
@@ -89,7 +94,9 @@ func (o OutsideSubvolume) wayBack() string {
 
 // planOutside reports what lies outside of the pool for which no slot in it stands.
 func (p *pool) planOutside(slots []scanned) ([]action, error) {
-	all, err := p.lookOutside()
+	p.outside.mu.Lock()
+	all, err := p.outside.look(p.Filesystem)
+	p.outside.mu.Unlock()
 	if err != nil {
 		return nil, p.explain(err)
 	}

@@ -20,6 +20,9 @@ import (
 type Mount struct {
 	Source   string // absolute path of the subvolume
 	ReadOnly bool   // a view: it cannot be written whatever the mount says
+	// MadeReadOnly says what to do about a volume that cannot be written because somebody
+	// made its subvolume read-only; empty for any other.
+	MadeReadOnly string
 }
 
 // Capacity is the room for volumes in a pool, in bytes.
@@ -69,12 +72,16 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 	if err != nil {
 		return Mount{}, err
 	}
-	entry, err := l.entry()
+	info, err := l.subvolume()
 	if err != nil {
 		return Mount{}, err
 	}
-	e.notice(ctx, l, entry)
-	return Mount{Source: l.SlotPath(l.slot), ReadOnly: l.record.Kind.ReadOnly()}, nil
+	e.notice(ctx, l, entryOf(l.pool, l.record, info))
+	mount := Mount{Source: l.SlotPath(l.slot), ReadOnly: l.record.Kind.ReadOnly()}
+	if info.ReadOnly && !mount.ReadOnly {
+		mount.MadeReadOnly = l.madeReadOnly()
+	}
+	return mount, nil
 }
 
 // Usage returns what a volume or snapshot holds; ErrNoQuota where its pool does
@@ -249,6 +256,8 @@ func (p *pool) explain(err error) error {
 		meaning = ErrNoSpace
 	case errors.Is(err, unix.EROFS):
 		meaning = ErrReadOnly
+	case errors.Is(err, unix.ETXTBSY):
+		meaning = ErrSwapFile
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.ESTALE):
 		meaning = ErrPoolAway
 	default:

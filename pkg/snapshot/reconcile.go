@@ -46,6 +46,8 @@ const (
 	// Writable is a snapshot or view that somebody made writable. Kept: its
 	// content may have changed.
 	Writable Problem = "Writable"
+	// ReadOnlyVolume is a volume that its owner, or somebody else, made read-only. Kept.
+	ReadOnlyVolume Problem = "ReadOnlyVolume"
 	// Unusable is a directory that should be a pool and cannot be used.
 	Unusable Problem = "Unusable"
 	// Duplicate is an ID that is in two pools.
@@ -61,6 +63,9 @@ type Finding struct {
 	Repair   string  `json:"repair,omitempty"` // what reconciling does; empty where it is for people
 	Repaired bool    `json:"repaired"`
 	Error    string  `json:"error,omitempty"` // why the repair failed
+	// Routine is set for what every driver does by itself in the course of its work, and
+	// that harms nobody until then: it is no fault.
+	Routine bool `json:"routine,omitempty"`
 }
 
 // action is a finding with its repair; none for what is only reported.
@@ -71,12 +76,17 @@ type action struct {
 }
 
 // Plan compares every pool with its ledger and returns what Reconcile would do.
-// It changes nothing. What an operation under way is at is left out.
+// It changes nothing. What an operation under way is at is left out, and so is what the
+// sweep of a running engine does next: the kernel is late to let go of what was destroyed,
+// and the accounting of it is stale from then until the sweep.
 func (e *Engine) Plan(context.Context) ([]Finding, error) {
 	return e.eachPool(func(p *pool) ([]Finding, error) {
 		var findings []Finding
 		actions, err := p.plan()
 		for _, a := range actions {
+			if a.Routine && e.index != nil {
+				continue
+			}
 			e.confirm(p, a, func(a action) { findings = append(findings, a.Finding) })
 		}
 		return findings, err
@@ -426,6 +436,9 @@ func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) (action
 		return report(WrongLimit, fmt.Sprintf("limit is %d bytes, size is %d", have, s.record.Size), "set",
 			func() error { return s.setLimit(s.info.ID) })
 	}
+	if s.record.Kind == meta.Active && s.info.ReadOnly {
+		return report(ReadOnlyVolume, s.madeReadOnly(), "", nil)
+	}
 	return a, false
 }
 
@@ -475,8 +488,9 @@ func (p *pool) planQuota() ([]action, error) {
 	})
 	if len(stale) > 0 {
 		actions = append(actions, action{
-			Finding: Finding{Pool: p.name, Problem: StaleQuota, Detail: fmt.Sprintf("accounting of %d subvolumes that are gone", len(stale)), Repair: "remove"},
-			run:     func() error { return p.forgetAll(stale) },
+			Finding: Finding{Pool: p.name, Problem: StaleQuota, Routine: true, Repair: "remove",
+				Detail: fmt.Sprintf("accounting of %d subvolumes that are gone; a driver removes it by itself", len(stale))},
+			run: func() error { return p.forgetAll(stale) },
 		})
 	}
 	status, err := p.QuotaStatus()

@@ -303,6 +303,14 @@ func (g *guard) Beside(s Slot) ([]string, error) {
 	return look(g, what{"Beside", s}, func() ([]string, error) { return g.filesystem.Beside(s) })
 }
 
+func (g *guard) SwapFiles(s Slot) ([]string, error) {
+	return look(g, what{"SwapFiles", s}, func() ([]string, error) { return g.filesystem.SwapFiles(s) })
+}
+
+func (g *guard) MountOptions() ([]string, error) {
+	return look(g, what{method: "MountOptions"}, g.filesystem.MountOptions)
+}
+
 func (g *guard) Outside() ([]OutsideSubvolume, error) {
 	return walk(g, what{method: "Outside"}, g.filesystem.Outside)
 }

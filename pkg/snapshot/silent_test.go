@@ -141,11 +141,7 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 		func() { _ = d.e.Remove(ctx, meta.Volume("removed")) },
 		func() { _, _ = d.e.Usage(ctx, meta.Volume("there")) },
 		func() { _, _ = d.e.Nested(ctx, "there") },
-		func() { // what the answer needs is believed for a second
-			for end := time.Now().Add(2 * time.Second); time.Now().Before(end) && d.slow.Waiting(snaptest.AllMethods) == 0; time.Sleep(10 * time.Millisecond) {
-				_, _ = d.e.Stat(ctx, meta.Volume("vanished"))
-			}
-		},
+		func() { _, _ = d.e.Conditions(ctx, "there") },
 		func() { _, _ = d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept")) },
 		func() { d.e.Pools(ctx) },
 		func() { _ = d.e.Refresh(ctx) },

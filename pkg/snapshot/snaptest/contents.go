@@ -145,12 +145,12 @@ func (f *Filesystem) RemoveFile(at snapshot.Slot) error {
 	})
 }
 
-// SetWritable clears the read-only flag of a subvolume.
-func (f *Filesystem) SetWritable(at snapshot.Slot) error {
+// SetWritable clears the read-only flag of a subvolume, or sets it.
+func (f *Filesystem) SetWritable(at snapshot.Slot, writable bool) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err == nil {
-			sub.ReadOnly = false
+			sub.ReadOnly = !writable
 		}
 		return err
 	})

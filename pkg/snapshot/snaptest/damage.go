@@ -223,11 +223,26 @@ var damage = []testCase{
 	{"a snapshot that was made writable is reported", func(r *rig) {
 		r.volume("source", "data")
 		snap := r.commit("snap", "source")
-		r.check(r.pool().SetWritable(at(snap)))
+		r.check(r.pool().SetWritable(at(snap), true))
 		r.planned("committed/snap: Writable")
 		r.reconcile()
 		r.planned("committed/snap: Writable")
 		r.remove(snap.Ref())
+	}},
+	{"a volume that was made read-only is reported", func(r *rig) {
+		entry := r.volume("pvc", "data")
+		r.check(r.pool().SetWritable(at(entry), false))
+		r.planned("active/pvc: ReadOnlyVolume")
+		r.reconcile()
+		r.planned("active/pvc: ReadOnlyVolume")
+		mount, err := r.e.Mounts(r.Context(), "pvc")
+		r.check(err)
+		if mount.ReadOnly || mount.MadeReadOnly == "" {
+			r.Errorf("got %+v", mount)
+		}
+		clone := r.prepare(snapshot.Spec{Name: "clone"}, entry.Ref())
+		r.check(r.pool().Write(at(clone), "written"))
+		r.remove(entry.Ref())
 	}},
 	{"a limit that somebody changed is set again", func(r *rig) {
 		entry := r.volume("pvc", "data")

@@ -493,6 +493,14 @@ func (f *Filesystem) Beside(at snapshot.Slot) (names []string, err error) {
 	return names, err
 }
 
+func (f *Filesystem) SwapFiles(at snapshot.Slot) ([]string, error) {
+	return nil, f.look("SwapFiles", at, func(*state) error { return nil })
+}
+
+func (f *Filesystem) MountOptions() ([]string, error) {
+	return nil, f.look("MountOptions", snapshot.Slot{}, func(*state) error { return nil })
+}
+
 func (f *Filesystem) Outside() (found []snapshot.OutsideSubvolume, err error) {
 	err = f.look("Outside", snapshot.Slot{}, func(s *state) error {
 		for _, o := range s.outside {

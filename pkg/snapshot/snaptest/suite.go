@@ -40,7 +40,7 @@ type Hands interface {
 	PlantSubvolume(at snapshot.Slot, data string) error
 	PlantFile(at snapshot.Slot) error
 	RemoveFile(at snapshot.Slot) error
-	SetWritable(at snapshot.Slot) error
+	SetWritable(at snapshot.Slot, writable bool) error
 	SetReadOnly(readOnly bool)
 	// Commit brings what is counted up to date.
 	Commit()

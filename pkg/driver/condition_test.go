@@ -1,0 +1,121 @@
+package driver
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+// healthOf fails unless the health of a volume has exactly these reasons.
+func (r *rig) healthOf(volume string, want ...string) {
+	r.t.Helper()
+	health, err := r.ControllerGetVolumeHealth(r.t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: volume})
+	must(r.t, err)
+	var got []string
+	for _, status := range health.GetVolumeHealth().GetHealthStatuses() {
+		got = append(got, status.GetReason())
+	}
+	if !slices.Equal(got, want) {
+		r.t.Errorf("health of %s is %q, wanted %q", volume, got, want)
+	}
+}
+
+// TestMadeReadOnly: whoever owns the root directory of a volume can make it read-only. No
+// pod gets it to write to in vain; one that reads does, and all else goes on.
+func TestMadeReadOnly(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, rigOptions{})
+	volume, target := r.published("pvc")
+	must(t, btrfs.SetReadOnly(r.source(volume), true))
+	r.healthOf(volume, "SubvolumeReadOnly")
+	must(t, r.publish(volume, target, writer(), false)) // it is there
+	other := r.targetPath("pod-2", volume)
+	wantCode(t, r.publish(volume, other, writer(), false), codes.FailedPrecondition, "property set "+r.source(volume)+" ro false")
+	must(t, r.publish(volume, other, writer(), true))
+	must(t, r.unpublish(volume, other))
+	must(t, r.unstage(volume))
+	must(t, r.stage(volume, writer()))
+	r.snapshot("snap", volume)
+	clone := r.createAs(&csi.CreateVolumeRequest{Name: "clone", VolumeContentSource: fromVolume(volume)}).GetVolumeId()
+	r.healthOf(clone)
+
+	must(t, btrfs.SetReadOnly(r.source(volume), false))
+	r.healthOf(volume)
+	must(t, r.publish(volume, other, writer(), false))
+	must(t, btrfs.SetReadOnly(r.source(volume), true))
+	for _, at := range []string{other, target} {
+		must(t, r.unpublish(volume, at))
+	}
+	must(t, r.unstage(volume))
+	must(t, r.delete(volume))
+}
+
+// TestActiveSwapFile: the kernel copies no subvolume with one. The answer says what to do.
+func TestActiveSwapFile(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, rigOptions{})
+	volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc", Parameters: map[string]string{"nodatacow": "true"}}).GetVolumeId()
+	file := filepath.Join(r.source(volume), "swap file")
+	f, err := os.Create(file)
+	must(t, err)
+	defer f.Close()
+	must(t, unix.Fallocate(int(f.Fd()), 0, 0, 16*mib))
+	must(t, f.Chmod(0o600))
+	command(t, "mkswap", file)
+	command(t, "swapon", file)
+	off := false
+	t.Cleanup(func() { // before the filesystem is unmounted
+		if !off {
+			command(t, "swapoff", file)
+		}
+	})
+	r.healthOf(volume, "SwapFile")
+	r.healthOf(r.create("other"))
+	clone := &csi.CreateVolumeRequest{Name: "clone", VolumeContentSource: fromVolume(volume), VolumeCapabilities: []*csi.VolumeCapability{writer()}}
+	snap := &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: volume}
+	_, err = r.CreateVolume(t.Context(), clone)
+	wantCode(t, err, codes.FailedPrecondition, "swapoff")
+	_, err = r.CreateSnapshot(t.Context(), snap)
+	wantCode(t, err, codes.FailedPrecondition, "swapoff")
+	command(t, "swapoff", file)
+	off = true
+	r.healthOf(volume)
+	_, err = r.CreateVolume(t.Context(), clone)
+	must(t, err)
+	_, err = r.CreateSnapshot(t.Context(), snap)
+	must(t, err)
+}
+
+// TestCompressionOverruled: options of the pool's mount count for more than the class.
+func TestCompressionOverruled(t *testing.T) {
+	t.Parallel()
+	for option, want := range map[string]map[string]string{ // the reason, by compression
+		"compress-force=zstd": {"none": "CompressionOverruled", "zstd": "", "": ""},
+		"compress=zstd":       {"none": "", "lzo": ""},
+		"nodatacow":           {"zstd": "CompressionOverruled", "none": "", "": ""},
+	} {
+		t.Run(option, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, rigOptions{mount: []string{option}})
+			for compression, reason := range want {
+				parameters := map[string]string{}
+				if compression != "" {
+					parameters["compression"] = compression
+				}
+				volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc-" + compression, Parameters: parameters}).GetVolumeId()
+				var reasons []string
+				if reason != "" {
+					reasons = append(reasons, reason)
+				}
+				r.healthOf(volume, reasons...)
+			}
+		})
+	}
+}

@@ -173,6 +173,12 @@ e2e: e2e-prepare ## Run the end-to-end tests on a Kubernetes of two nodes (as ro
 		E2E_PREVIOUS_CHART=$(E2E_PREVIOUS_CHART) HELM=$(HELM) \
 		$(PROGRESS) "running the end-to-end tests" go test -tags e2e -count 1 -p 1 -timeout $(E2E_TIMEOUT) $(E2EFLAGS) $(E2E_PACKAGES)
 
+.PHONY: policies
+policies: $(HELM) ## Attack the API server of a Kubernetes without nodes with the token of one node's driver (as root)
+	@hack/deps.sh test e2e
+	cd test/e2e && E2E_CHART=$(CURDIR)/charts/btrfs-csi HELM=$(HELM) \
+		go test -tags e2e -count 1 -timeout $(E2E_TIMEOUT) $(TESTFLAGS) ./policies
+
 .PHONY: e2e-kubelet
 e2e-kubelet: ## Run some end-to-end tests with another directory of the kubelet, as with k0s, and pools in files (as root)
 	@E2E_KUBELET_DIR=/var/lib/k0s/kubelet E2E_LOOP_POOL=2Gi $(MAKE) --no-print-directory e2e E2E_PACKAGES=. E2E_NUMBERS= \

@@ -1,6 +1,9 @@
 {{/* The name of the CSI driver, its API group and its directory at the kubelet. */}}
 {{- define "btrfs-csi.driver" -}}btrfs-csi.github.io{{- end }}
 
+{{/* The lease by which the resizer is elected. */}}
+{{- define "btrfs-csi.lease" -}}external-resizer-{{ include "btrfs-csi.driver" . | replace "." "-" }}{{- end }}
+
 {{/* The user of the sidecars, who alone may open the driver's socket. */}}
 {{- define "btrfs-csi.uid" -}}65532{{- end }}
 

@@ -32,7 +32,7 @@ const patience = 2 * time.Minute
 
 // Options say what a cluster is to be like.
 type Options struct {
-	Nodes  []NodeOptions // two with the defaults if nil
+	Nodes  []NodeOptions // two with the defaults if nil; where there are none, an API server is all that runs
 	Images []string      // archives to load into every node, besides the components'
 	Log    io.Writer     // what is done and how long it takes; nil for none
 }
@@ -98,7 +98,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	for _, node := range c.Nodes {
 		g.Go(func() error { return node.create(starting) })
 	}
-	if err := g.Wait(); err != nil {
+	if err := g.Wait(); err != nil || len(c.Nodes) == 0 {
 		return err
 	}
 	return c.waitForServiceAccount(ctx)
@@ -120,14 +120,18 @@ func (c *Cluster) connect() (err error) {
 }
 
 func (c *Cluster) startControlPlane(ctx context.Context) error {
-	for _, step := range []struct {
+	steps := []struct {
 		what string
 		do   func(context.Context) error
 	}{
 		{"etcd is up", c.startEtcd},
 		{"the API server is ready", c.startAPIServer},
 		{"controller manager and scheduler are started", func(context.Context) error { return c.startControllers() }},
-	} {
+	}
+	if len(c.Nodes) == 0 {
+		steps = steps[:2]
+	}
+	for _, step := range steps {
 		if err := step.do(ctx); err != nil {
 			return err
 		}

@@ -34,6 +34,19 @@ func Build(ctx context.Context, log io.Writer) (Set, error) {
 	return build(ctx, log, false)
 }
 
+// BuildControlPlane builds what is missing of a cluster without nodes.
+func BuildControlPlane(ctx context.Context, log io.Writer) (set Set, err error) {
+	b, err := newBuilder(ctx, log)
+	if err != nil {
+		return Set{}, err
+	}
+	if err := b.buildAll(ctx, controlPlane); err != nil {
+		return Set{}, err
+	}
+	set.Bin, err = b.link(ctx)
+	return set, err
+}
+
 // BuildSuite builds what Build does, and also e2e.test and ginkgo, and the images
 // that the storage tests of the first run.
 func BuildSuite(ctx context.Context, log io.Writer) (Set, error) {

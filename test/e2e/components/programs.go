@@ -1,6 +1,9 @@
 package components
 
-import "path/filepath"
+import (
+	"path/filepath"
+	"slices"
+)
 
 // component is what is built from one module, kept as one entry of the cache.
 type component struct {
@@ -35,8 +38,8 @@ const (
 	snapshotter = "github.com/kubernetes-csi/external-snapshotter/v8"
 )
 
-// cluster is what a cluster runs.
-var cluster = []component{
+// controlPlane is what a cluster runs beside its nodes.
+var controlPlane = []component{
 	{name: "kubernetes", dir: "kubernetes", takes: "8 min", programs: []program{{
 		names:  []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"},
 		pkg:    ".",
@@ -46,6 +49,10 @@ var cluster = []component{
 	{name: "etcd", dir: "etcd", takes: "30 s", programs: []program{
 		{names: []string{"etcd"}, pkg: etcd, module: etcd},
 	}},
+}
+
+// cluster is what a cluster runs.
+var cluster = slices.Concat(controlPlane, []component{
 	{name: "containerd", dir: "containerd", takes: "2 min", programs: []program{
 		containerdProgram("containerd"), containerdProgram("containerd-shim-runc-v2"), containerdProgram("ctr"),
 	}},
@@ -61,7 +68,7 @@ var cluster = []component{
 	{name: "pause", dir: "pause", takes: "1 s", programs: []program{
 		{names: []string{"pause"}, pkg: "."},
 	}},
-}
+})
 
 // suite is what Kubernetes' end-to-end tests are run with.
 var suite = []component{

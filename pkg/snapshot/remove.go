@@ -256,10 +256,11 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	if err := ctx.Err(); err != nil {
 		return meta.Entry{}, err
 	}
-	l.coming = l.commits.announce()
-	defer l.coming.leave()
 	l.record.Size = size
-	entry, err = l.complete(true)
+	entry, err = l.complete(false)
+	if err == nil {
+		err = l.Sync(l.slot) // of the record alone, which the log takes: there is no commit to share
+	}
 	if err != nil {
 		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, l.explain(err)))
 	}

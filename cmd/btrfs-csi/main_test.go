@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/http"
 	"os"
@@ -516,10 +515,11 @@ func TestCheckRepairs(t *testing.T) {
 func TestCheckWithRoutine(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state, "--quota=simple")
+	const mark = 0x6373692d62747266   // of the driver's groups: see pkg/snapshot/disk.go
 	plant := func(subvolume uint64) { // as a volume that is gone leaves it
 		t.Helper()
 		group := btrfs.NewQgroupID(1, subvolume)
-		if err := errors.Join(btrfs.CreateQgroup(state, group), btrfs.LimitQgroup(state, group, math.MaxInt64)); err != nil {
+		if err := errors.Join(btrfs.CreateQgroup(state, group), btrfs.LimitOwnQgroup(state, group, 1, mark)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -64,7 +64,7 @@ func TestHostilePod(t *testing.T) {
 			do(t, target)
 
 			again := r.targetPath("pod-2", volume)
-			must(t, r.publish(volume, again, writer(), false))
+			must(t, r.publish(volume, again, writer(), name == "read-only property")) // TestMadeReadOnly has the other way
 			wantFile(t, filepath.Join(again, "data"), "kept")
 			must(t, r.unpublish(volume, again))
 			taken := r.snapshot("snapshot-1", volume)

@@ -49,11 +49,11 @@ type Engine struct {
 	patience patience       // with each pool
 	troubles troubles
 
-	mu       sync.RWMutex         // protects what follows; never held across I/O
-	pools    map[string]*pool     // by name
-	broken   map[string]error     // what looks like a pool and is none, by name
-	denied   map[string]error     // pools to be kept out of use, by ID
-	attempts map[string]time.Time // to take pools into use, that are under way, by name
+	mu       sync.RWMutex     // protects what follows; never held across I/O
+	pools    map[string]*pool // by name
+	broken   map[string]error // what looks like a pool and is none, by name
+	denied   map[string]error // pools to be kept out of use, by ID
+	attempts map[string]error // to take pools into use, that are under way, by name: what one that lasts too long means
 }
 
 // pool is one pool in use. Its name and Filesystem do not change.
@@ -98,7 +98,7 @@ func Patience(d time.Duration) Option {
 func Open(ctx context.Context, host Host, index *meta.Index, options ...Option) (*Engine, error) {
 	e := &Engine{
 		host: host, index: index, wake: make(chan struct{}, 1), patience: defaultPatience,
-		pools: map[string]*pool{}, broken: map[string]error{}, attempts: map[string]time.Time{},
+		pools: map[string]*pool{}, broken: map[string]error{}, attempts: map[string]error{},
 	}
 	for _, option := range options {
 		option(e)
@@ -226,14 +226,13 @@ func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*pool) 
 }
 
 // openPool looks at a pool first: opening it may take as long as its filesystem takes to
-// turn quota on, and one that is silent is not to hold up the others for as long.
+// turn quota on, and one that is silent or frozen is not to hold up the others for as long.
 func (e *Engine) openPool(ctx context.Context, name string) (*pool, error) {
-	err := e.attempt(name, "Look", time.After(e.patience.look), nil, func() error { return e.host.Look(ctx, name) })
-	if err != nil {
+	if err := e.lookAtPool(ctx, name); err != nil {
 		return nil, err
 	}
 	opened := make(chan Filesystem, 1) // nobody reads it when the attempt is given up
-	err = e.attempt(name, "Open", time.After(e.patience.step), nil, func() error {
+	err := e.attempt(name, silentNow(name, "Open"), time.After(e.patience.step), nil, func() error {
 		filesystem, err := e.host.Open(ctx, name)
 		opened <- filesystem
 		return err
@@ -251,21 +250,33 @@ func (e *Engine) openPool(ctx context.Context, name string) (*pool, error) {
 // takePool is addPool for a pool that may become silent meanwhile.
 func (e *Engine) takePool(ctx context.Context, p *pool, fresh []*pool) error {
 	silent, _ := p.guard.state()
-	return e.attempt(p.name, "Reconcile", nil, silent, func() error { return e.addPool(ctx, p, fresh) })
+	return e.attempt(p.name, silentNow(p.name, "Reconcile"), nil, silent, func() error { return e.addPool(ctx, p, fresh) })
 }
 
+// lookAtPool fails for a pool that cannot be opened now: its disk does not answer, or its
+// filesystem is frozen. Who only looks may open a frozen one.
+func (e *Engine) lookAtPool(ctx context.Context, name string) error {
+	err := e.attempt(name, silentNow(name, "Look"), time.After(e.patience.look), nil, func() error { return e.host.Look(ctx, name) })
+	if err != nil || e.index == nil {
+		return err
+	}
+	return e.attempt(name, frozenSince(name, time.Now()), time.After(e.patience.look), nil, func() error { return e.host.Thawed(name) })
+}
+
+func silentNow(name, method string) error { return silentSince(name, what{method: method}, time.Now()) }
+
 // attempt makes one step of taking a pool into use, and does not wait for it any more when
-// the time is over or the pool is found silent. No other is begun before it has ended.
-func (e *Engine) attempt(name, step string, timeout <-chan time.Time, silent <-chan struct{}, fn func() error) error {
+// the time is over or the pool is found silent: it returns late then. No other is begun
+// before it has ended.
+func (e *Engine) attempt(name string, late error, timeout <-chan time.Time, silent <-chan struct{}, fn func() error) error {
 	e.mu.Lock()
-	began, busy := e.attempts[name]
-	if !busy {
-		began = time.Now()
-		e.attempts[name] = began
+	underWay := e.attempts[name]
+	if underWay == nil {
+		e.attempts[name] = late
 	}
 	e.mu.Unlock()
-	if busy {
-		return silentSince(name, what{method: step}, began)
+	if underWay != nil {
+		return underWay
 	}
 	ended := make(chan error, 1)
 	go func() {
@@ -281,7 +292,7 @@ func (e *Engine) attempt(name, step string, timeout <-chan time.Time, silent <-c
 	case <-timeout:
 	case <-silent:
 	}
-	return silentSince(name, what{method: step}, began)
+	return late
 }
 
 // addPool reconciles a pool and takes it into use. fresh are all that could be.
@@ -607,6 +618,9 @@ func (e *Engine) notHere(ref meta.Ref) error {
 		e.mu.RUnlock()
 		if errors.Is(reason, ErrSilent) {
 			return fmt.Errorf("%s: was in it: %w", ref, reason)
+		}
+		if errors.Is(reason, ErrFrozen) {
+			return fmt.Errorf("%s: was in it: %w: %w", ref, ErrPoolAway, reason)
 		}
 		return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, id, ErrPoolAway, name)
 	}

@@ -246,6 +246,9 @@ type Host interface {
 	// Look reads what Open would read of a pool, and changes nothing: where it does not
 	// return, Open would not.
 	Look(ctx context.Context, name string) error
+	// Thawed returns when the filesystem of a pool lets a writer in, and waits while it is
+	// frozen: until then Open would not return.
+	Thawed(name string) error
 	// Pools returns the names of the pools that are there now, and of the
 	// directories that look like one and are not, with the reason.
 	Pools() (names []string, refused map[string]error, err error)

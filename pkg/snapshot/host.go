@@ -239,6 +239,10 @@ func (n *node) Look(ctx context.Context, name string) error {
 	return err
 }
 
+func (n *node) Thawed(name string) error {
+	return btrfs.AwaitThaw(filepath.Join(n.pools, name))
+}
+
 func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	d := &disk{path: filepath.Join(n.pools, name)}
 	fd, is, err := d.openAny()

@@ -232,9 +232,13 @@ func (g *guard) Thawed() error {
 	case <-t.done:
 		return t.err
 	case <-timeout.C:
-		return fmt.Errorf("pool %q: %w since %s or before: thaw it (fsfreeze --unfreeze); no snapshot needs a freeze, each is of one instant",
-			g.pool, ErrFrozen, t.began.UTC().Format(time.RFC3339))
+		return frozenSince(g.pool, t.began)
 	}
+}
+
+func frozenSince(pool string, since time.Time) error {
+	return fmt.Errorf("pool %q: %w since %s or before: thaw it (fsfreeze --unfreeze); no snapshot needs a freeze, each is of one instant",
+		pool, ErrFrozen, since.UTC().Format(time.RFC3339))
 }
 
 func (g *guard) thawing() *thaw {

@@ -276,8 +276,9 @@ func TestSilentAtStart(t *testing.T) {
 			var run sync.WaitGroup
 			run.Go(func() { d.e.Run(ctx) })
 			d.slow.Answer()
-			comes(t, "both pools are in use", func() bool { return len(d.e.PoolIDs()) == 2 && d.e.Answering() == nil })
-			must(t, second(d.e.Stat(t.Context(), meta.Volume("there"))))
+			comes(t, "both pools are in use, and answer", func() bool {
+				return len(d.e.PoolIDs()) == 2 && second(d.e.Stat(t.Context(), meta.Volume("there"))) == nil
+			})
 			d.slow.Silence(method)
 			cancel()
 			returns(t, "the end", func() { run.Wait(); d.close() })
@@ -407,7 +408,8 @@ func TestTroubleIsSaidOnce(t *testing.T) {
 func TestFrozenDisk(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaFull)
-	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"), snapshot.Impatience(impatient))
+	index := filepath.Join(t.TempDir(), "index.db")
+	e := open(t, n.host, index, snapshot.Impatience(impatient))
 	ctx := t.Context()
 	must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
 	mounts, err := e.Mounts(ctx, "pvc")
@@ -425,7 +427,17 @@ func TestFrozenDisk(t *testing.T) {
 	}
 	returns(t, "a deletion", func() { wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrFrozen) })
 	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
+
+	must(t, e.Close())
+	returns(t, "a start", func() { e = open(t, n.host, index, snapshot.Patience(impatient)) })
+	for range 3 {
+		returns(t, "a look at the pools", func() { must(t, e.Refresh(ctx)) })
+		for _, err := range []error{second(e.Stat(ctx, meta.Volume("pvc"))), second(e.Prepare(ctx, sized("new", mib), meta.Ref{}))} {
+			wants(t, err, snapshot.ErrFrozen)
+		}
+	}
 	thaw()
+	comes(t, "the pool", func() bool { return e.Refresh(ctx) == nil && len(e.PoolIDs()) == 1 })
 	comes(t, "a snapshot", func() bool { return second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")) == nil })
 }
 

@@ -96,6 +96,13 @@ func (h *Host) Look(_ context.Context, name string) error {
 	return nil
 }
 
+func (h *Host) Thawed(name string) error {
+	if f := h.Pool(name); f != nil {
+		return f.Thawed()
+	}
+	return nil
+}
+
 func (h *Host) Open(_ context.Context, name string) (snapshot.Filesystem, error) {
 	f := h.Pool(name)
 	if f == nil {

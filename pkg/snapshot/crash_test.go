@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -79,6 +80,7 @@ type world struct {
 	index string // path
 	e     *snapshot.Engine
 
+	mu     sync.Mutex // protects what follows: pools are opened side by side
 	steps  int
 	before map[int]func() // by step
 }
@@ -142,8 +144,11 @@ func (w *world) open(options ...snapshot.Option) {
 }
 
 func (w *world) step(_ snaptest.Step, do func() error) error {
+	w.mu.Lock()
 	w.steps++
-	if before := w.before[w.steps]; before != nil {
+	before := w.before[w.steps]
+	w.mu.Unlock()
+	if before != nil {
 		before()
 	}
 	return do()
@@ -164,6 +169,8 @@ var foreigns = []foreign{
 
 // interfere has something foreign happen before the n-th step from now on.
 func (w *world) interfere(n int, f foreign) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.before = map[int]func(){w.steps + n: func() { f.do(w.fs) }}
 }
 

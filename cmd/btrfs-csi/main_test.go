@@ -634,6 +634,7 @@ func TestBadFlags(t *testing.T) {
 		{"quota", []string{"serve", "--quota", "some"}, "auto, full, simple or none"},
 		{"loop pool", []string{"serve", "--loop-pool", "many"}, "a quantity such as 20Gi"},
 		{"loop pool too small", []string{"serve", "--loop-pool", "1Mi"}, "at least 256Mi"},
+		{"pool timeout", []string{"serve", "--pool-timeout", "0"}, "a time above 0 is wanted"},
 		{"output", []string{"version", "-o", "yaml"}, "json is known"},
 		{"output of leftovers", []string{"leftovers", "--delete", "-o", "wide"}, "json is known"},
 		{"one pool repaired", []string{"check", "--repair", "--pool", "default"}, "none of the others can be"},

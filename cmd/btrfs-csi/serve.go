@@ -111,6 +111,9 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.poolTimeout <= 0 {
+		return fmt.Errorf("--pool-timeout %s: a time above 0 is wanted, such as 5s", o.poolTimeout)
+	}
 	loopBytes, err := parseLoopPool(o.loopPool)
 	if err != nil {
 		return err

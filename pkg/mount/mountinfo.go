@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -50,23 +51,56 @@ func (p procfs) again(mounts []Info) ([]Info, error) {
 }
 
 func (p procfs) of(fd int) (Info, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
-		return Info{}, os.NewSyscallError("statx", err)
-	}
-	if st.Mask&unix.STATX_MNT_ID == 0 {
-		return Info{}, errors.New("the kernel does not number its mounts: Linux 5.8 or later is wanted")
+	id, err := oldMountOf(fd)
+	if err != nil {
+		return Info{}, err
 	}
 	all, err := p.all(nil)
 	if err != nil {
 		return Info{}, err
 	}
 	for _, m := range all {
-		if m.id == st.Mnt_id { // which stays that of this mount while fd is open
+		if m.id == id { // which stays that of this mount while fd is open
 			return m, nil
 		}
 	}
 	return Info{}, errNoMount
+}
+
+// oldMountOf returns the ID in the file of the mount that an open file is on.
+func oldMountOf(fd int) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, os.NewSyscallError("statx", err)
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return 0, errors.New("the kernel does not number its mounts: Linux 5.8 or later is wanted")
+	}
+	return st.Mnt_id, nil
+}
+
+// options reads the whole table, for which one disk that does not answer is enough to wait.
+func (procfs) options(fd int) ([]string, error) {
+	return ask(func() ([]string, error) {
+		id, err := oldMountOf(fd)
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.Open(tableFile)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		lines, err := mountinfo.GetMountsFromReader(f, func(line *mountinfo.Info) (skip, stop bool) { return uint64(line.ID) != id, false })
+		if err != nil || len(lines) == 0 {
+			return nil, cmp.Or(err, errNoMount)
+		}
+		return splitOptions(lines[0].VFSOptions), nil
+	})
+}
+
+func splitOptions(options string) []string {
+	return strings.FieldsFunc(options, func(r rune) bool { return r == ',' })
 }
 
 // fastest returns the reader by system calls, or that of the file where the kernel has no

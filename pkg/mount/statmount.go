@@ -35,12 +35,14 @@ const (
 	statmountRoot       = 0x08 // STATMOUNT_MNT_ROOT
 	statmountPoint      = 0x10 // STATMOUNT_MNT_POINT
 	statmountType       = 0x20 // STATMOUNT_FS_TYPE
+	statmountOptions    = 0x80 // STATMOUNT_MNT_OPTS, since Linux 6.11
 )
 
 // mountStatus is struct statmount of linux/mount.h. The texts follow it; where they are is
 // counted from its end.
 type mountStatus struct {
-	size, _     uint32
+	size        uint32
+	options     uint32
 	mask        uint64
 	deviceMajor uint32
 	deviceMinor uint32
@@ -69,18 +71,39 @@ func (syscalls) again(mounts []Info) ([]Info, error) {
 }
 
 func (syscalls) of(fd int) (Info, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
-		return Info{}, os.NewSyscallError("statx", err)
+	id, err := mountOf(fd)
+	if err != nil {
+		return Info{}, err
 	}
-	if st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
-		return Info{}, unix.ENOSYS
-	}
-	m, err := statMount(st.Mnt_id, make([]uint64, statusWords))
+	m, err := statMount(id, make([]uint64, statusWords))
 	if errors.Is(err, unix.ENOENT) || err == nil && m.Point == "" {
 		return Info{}, errNoMount
 	}
 	return m, err
+}
+
+func (syscalls) options(fd int) ([]string, error) {
+	id, err := mountOf(fd)
+	if err != nil {
+		return nil, err
+	}
+	status, err := askStatmount(id, statmountOptions, make([]uint64, statusWords))
+	if err != nil {
+		return nil, err
+	}
+	return splitOptions(status.text(statmountOptions, status.options)), nil
+}
+
+// mountOf returns the ID of the mount that an open file is on.
+func mountOf(fd int) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
+		return 0, os.NewSyscallError("statx", err)
+	}
+	if st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		return 0, unix.ENOSYS
+	}
+	return st.Mnt_id, nil
 }
 
 // listMounts returns the IDs of all mounts, by one call: the kernel changes nothing
@@ -133,34 +156,52 @@ const (
 )
 
 func statMount(id uint64, buffer []uint64) (Info, error) {
+	status, err := askStatmount(id, wanted, buffer)
+	if err != nil {
+		return Info{}, err
+	}
+	return status.info(), nil
+}
+
+// askStatmount asks for parts of what there is to say of a mount.
+func askStatmount(id, parts uint64, buffer []uint64) (mountTexts, error) {
 	for ; len(buffer) <= mostStatusWords; buffer = make([]uint64, 4*len(buffer)) {
-		request := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), id: id, param: wanted}
+		request := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), id: id, param: parts}
 		_, _, errno := unix.Syscall6(unix.SYS_STATMOUNT, uintptr(unsafe.Pointer(&request)), uintptr(unsafe.Pointer(&buffer[0])), uintptr(8*len(buffer)), 0, 0, 0)
 		switch {
 		case errno == 0:
 			return readStatus(unsafe.Slice((*byte)(unsafe.Pointer(&buffer[0])), 8*len(buffer)))
 		case !errors.Is(errno, unix.EOVERFLOW):
-			return Info{}, os.NewSyscallError("statmount", errno)
+			return mountTexts{}, os.NewSyscallError("statmount", errno)
 		}
 	}
-	return Info{}, os.NewSyscallError("statmount", unix.EOVERFLOW)
+	return mountTexts{}, os.NewSyscallError("statmount", unix.EOVERFLOW)
 }
 
-// readStatus reads what statmount has written.
-func readStatus(buffer []byte) (Info, error) {
+// mountTexts is what statmount has written.
+type mountTexts struct {
+	*mountStatus
+	texts []byte
+}
+
+func readStatus(buffer []byte) (mountTexts, error) {
 	status := (*mountStatus)(unsafe.Pointer(&buffer[0]))
 	end := int(unsafe.Sizeof(*status))
 	if int(status.size) > len(buffer) || int(status.size) < end {
-		return Info{}, fmt.Errorf("statmount has written %d bytes, want %d to %d", status.size, end, len(buffer))
+		return mountTexts{}, fmt.Errorf("statmount has written %d bytes, want %d to %d", status.size, end, len(buffer))
 	}
-	texts := buffer[end:status.size]
-	text := func(bit uint64, offset uint32) string {
-		if status.mask&bit == 0 || int(offset) >= len(texts) {
-			return ""
-		}
-		found, _, _ := bytes.Cut(texts[offset:], []byte{0})
-		return string(found)
+	return mountTexts{status, buffer[end:status.size]}, nil
+}
+
+func (m mountTexts) info() Info {
+	return newInfo(m.id, m.deviceMajor, m.deviceMinor, m.text(statmountType, m.fsType), m.text(statmountRoot, m.root), m.text(statmountPoint, m.point))
+}
+
+// text returns one of the texts, "" for one that the kernel has not written.
+func (m mountTexts) text(part uint64, offset uint32) string {
+	if m.mask&part == 0 || int(offset) >= len(m.texts) {
+		return ""
 	}
-	return newInfo(status.id, status.deviceMajor, status.deviceMinor, text(statmountType, status.fsType),
-		text(statmountRoot, status.root), text(statmountPoint, status.point)), nil
+	found, _, _ := bytes.Cut(m.texts[offset:], []byte{0})
+	return string(found)
 }

@@ -55,6 +55,8 @@ type reader interface {
 	again(mounts []Info) ([]Info, error)
 	// of returns the mount that an open file is on.
 	of(fd int) (Info, error)
+	// options returns those of the filesystem that an open file is on.
+	options(fd int) ([]string, error)
 }
 
 // errNoMount is the error of a file on a mount that the mount table does not have.
@@ -86,6 +88,13 @@ func Of(f *os.File) (m Info, top bool, err error) {
 	m, err = named(ask(func() (Info, error) { return system.reader.of(int(f.Fd())) }))
 	return m, top, err
 }
+
+// Options returns the mount options of the filesystem that an open file is on, as the
+// mount table shows them; none where the kernel (Linux 6.8 to 6.10) tells them only together
+// with those of all other filesystems. The filesystem may read its disk for them, and the
+// kernel keeps the table locked meanwhile. So ask for those of a disk that has just
+// answered, and seldom.
+func Options(f *os.File) ([]string, error) { return named(system.reader.options(int(f.Fd()))) }
 
 // IsPoint reports whether something is mounted at a path, which may end in a symbolic
 // link: that is no mount. It never waits for a disk.

@@ -528,9 +528,12 @@ func FuzzReadStatus(f *testing.F) {
 		bytes := unsafe.Slice((*byte)(unsafe.Pointer(&buffer[0])), 8*len(buffer))
 		copy(bytes, unsafe.Slice((*byte)(unsafe.Pointer(&status)), 512))
 		copy(bytes[512:], texts)
-		m, err := readStatus(bytes)
+		read, err := readStatus(bytes)
 		if fits := size >= 512 && int(size) <= len(bytes); fits != (err == nil) {
-			t.Errorf("%d bytes of %d: got %+v, %v", size, len(bytes), m, err)
+			t.Errorf("%d bytes of %d: got %+v, %v", size, len(bytes), read, err)
+		}
+		if err == nil {
+			read.info()
 		}
 	})
 }
@@ -654,4 +657,23 @@ func TestWatch(t *testing.T) {
 	must(t, unix.Unmount(dir, 0))
 	<-waiting
 	must(t, w.Close())
+}
+
+// TestOptions: both readers give the options of the filesystem, whichever mount of it leads
+// there.
+func TestOptions(t *testing.T) {
+	dir := workspace(t)
+	must(t, unix.Mount("none", mkdir(t, filepath.Join(dir, "of")), "tmpfs", 0, "size=1m,mode=700"))
+	bind(t, filepath.Join(dir, "of"), mkdir(t, filepath.Join(dir, "bound")))
+	for name, r := range readers {
+		for _, at := range []string{"of", "bound"} {
+			options, err := r.options(int(open(t, filepath.Join(dir, at)).Fd()))
+			must(t, err)
+			for _, want := range []string{"size=1024k", "mode=700"} {
+				if !slices.Contains(options, want) {
+					t.Errorf("%s, %s: options %q, wanted %s among them", name, at, options, want)
+				}
+			}
+		}
+	}
 }

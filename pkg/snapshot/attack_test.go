@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -202,7 +201,7 @@ func (n *node) nested(t *testing.T, volume, name string) uint64 {
 // seen waits until the driver has seen a nested subvolume.
 func (n *node) seen(t *testing.T, id uint64) {
 	t.Helper()
-	within(t, time.Minute, func() bool {
+	eventually(t, func() bool {
 		group, err := btrfs.QgroupOf(n.state, btrfs.NewQgroupID(0, id))
 		return err == nil && group.MaxReferenced != btrfs.NoLimit
 	})
@@ -303,7 +302,7 @@ func TestNestingIsNoWayOut(t *testing.T) {
 				t.Fatalf("took %d snapshots of %d MiB", made, size/4)
 			}
 			n.settle(t)
-			within(t, time.Minute, func() bool {
+			eventually(t, func() bool {
 				usage, err := e.Usage(t.Context(), meta.Volume("pvc"))
 				return err == nil && usage.Used >= int64(made+2)*size/4*mib
 			})
@@ -370,7 +369,7 @@ func TestNoOtherGroup(t *testing.T) {
 	go e.Run(ctx)
 	for _, name := range []string{"dead", "stolen", "both", "none", "admins", "copy"} {
 		member := btrfs.NewQgroupID(0, n.nested(t, "pvc", name))
-		within(t, time.Minute, func() bool {
+		eventually(t, func() bool {
 			parents, err := btrfs.QgroupParents(n.state, []btrfs.QgroupID{member})
 			return err == nil && slices.Equal(parents[member], []btrfs.QgroupID{groups["pvc"]})
 		})

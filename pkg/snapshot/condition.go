@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
 // Condition is something about a volume that its users should know. Nothing is lost, and
@@ -45,11 +46,7 @@ func (l *located) conditions() (all []Condition, err error) {
 	if len(files) > 0 {
 		all = append(all, Condition{"SwapFile", fmt.Sprintf("it holds active swap files, and can be neither copied nor deleted: swapoff %s", strings.Join(files, " "))})
 	}
-	options, err := l.MountOptions()
-	if err != nil {
-		return nil, err
-	}
-	if why := overruled(l.record.Parameters, options); why != "" {
+	if why := overruled(l.record.Parameters, l.MountOptions()); why != "" {
 		all = append(all, Condition{"CompressionOverruled", why})
 	}
 	return all, nil
@@ -112,34 +109,18 @@ func swapFiles(active string) (files []string) {
 	return files
 }
 
-// MountOptions reads the mount table. A mount that is not in it, as one of another mount
-// namespace, has no options.
-func (d *disk) MountOptions() (options []string, err error) {
-	err = d.inRoot(func(path string) error {
-		var stx unix.Statx_t
-		if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &stx); err != nil {
+func (d *disk) MountOptions() []string { return d.options }
+
+// readOptions is for when the disk has just answered. Whoever reads the mount options of a
+// disk that does not answer keeps the mount table of the node locked for as long.
+func (d *disk) readOptions() error {
+	return d.inRoot(func(path string) error {
+		dir, err := os.Open(path)
+		if err != nil {
 			return err
 		}
-		table, err := os.ReadFile("/proc/self/mountinfo")
-		if err == nil {
-			options = optionsOf(string(table), stx.Mnt_id)
-		}
+		defer dir.Close()
+		d.options, err = mount.Options(dir)
 		return err
 	})
-	return options, err
-}
-
-// optionsOf returns the options of the filesystem of a mount.
-func optionsOf(mountinfo string, mount uint64) []string {
-	for line := range strings.Lines(mountinfo) {
-		id, rest, _ := strings.Cut(line, " ")
-		if id != fmt.Sprint(mount) {
-			continue
-		}
-		_, filesystem, _ := strings.Cut(rest, " - ")
-		if fields := strings.Fields(filesystem); len(fields) == 3 {
-			return strings.Split(fields[2], ",")
-		}
-	}
-	return nil
 }

@@ -72,6 +72,9 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		}
 		return entry, there.assure(entry)
 	}
+	if errors.Is(err, ErrFrozen) { // of what is there: an answer that is final would have it forgotten
+		return meta.Entry{}, unfinished(err)
+	}
 	p, from, err := e.destination(ref, err, spec, source)
 	if err != nil {
 		return meta.Entry{}, err
@@ -274,14 +277,8 @@ func (from *located) refuseNestedUpTo(transid uint64) error {
 	if err != nil || len(nested) == 0 {
 		return err
 	}
-	const most = 10
-	more := ""
-	if n := len(nested); n > most {
-		more = fmt.Sprintf(" and %d more", n-most)
-		nested = nested[:most]
-	}
-	return fmt.Errorf("%s holds %w, which would be empty in a copy: %q%s: delete them, or set nestedSubvolumes to skip in the class",
-		from.record.Ref(), ErrNested, nested, more)
+	return fmt.Errorf("%s holds %w, which would be empty in a copy: %s: delete them, or set nestedSubvolumes to skip in the class",
+		from.record.Ref(), ErrNested, quoted(nested))
 }
 
 // complete does what is left once the subvolume is there, and marks the record ready.

@@ -37,6 +37,7 @@ type disk struct {
 	readOnly bool
 	// quotaOff is set when its quota could not be turned on for that reason.
 	quotaOff bool
+	options  []string // of the mount, as the pool was opened; none: not known
 
 	mu   sync.Mutex // protects what follows
 	root *root      // that new operations share; nil: none is under way
@@ -479,10 +480,19 @@ func (d *disk) group(subvolume uint64) btrfs.QgroupID {
 }
 
 func (d *disk) SetLimit(subvolume uint64, bytes int64) error {
-	if err := d.checkQuota(); err != nil {
-		return fmt.Errorf("%w: %w", ErrPoolAway, err) // a limit on the group of another mode is not found again
+	if err := d.sameQuota(); err != nil {
+		return err
 	}
 	return d.limit(subvolume, uint64(bytes))
+}
+
+// sameQuota is checkQuota for who sets limits: one on the group of another mode would not
+// be found again.
+func (d *disk) sameQuota() error {
+	if err := d.checkQuota(); err != nil {
+		return fmt.Errorf("%w: %w", ErrPoolAway, err)
+	}
+	return nil
 }
 
 // mark is on each group 1/<id> that was made here, and tells it from one that an
@@ -544,6 +554,9 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 // Under simple quota they count towards the volume's group, if the pod has not put them
 // into another one as it made them, or into none, which the kernel lets anyone do.
 func (d *disk) Bound(volume uint64, size int64, nested []uint64) (held Usage, err error) {
+	if err := d.sameQuota(); err != nil {
+		return held, err
+	}
 	switch d.mode {
 	case btrfs.QuotaFull:
 		err = d.inRoot(func(path string) error { held, err = d.boundFull(path, volume, size, nested); return err })

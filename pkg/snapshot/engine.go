@@ -40,9 +40,10 @@ type Engine struct {
 
 	// indexBehind is set when a write to the index failed.
 	indexBehind atomic.Bool
-	// indexing is held by who reads a ledger to make the index anew, and shared
-	// by who adds to both: what is added in between would be taken out again.
-	indexing sync.RWMutex
+	// indexing has a lock for each pool ID. It is held by who reads the pool's ledger to
+	// make the index anew, which takes as long as its disk does, and shared by who adds to
+	// both: what is added in between would be taken out again.
+	indexing sync.Map // of *sync.RWMutex
 
 	onChange func(meta.Ref) // nil: nobody is told
 	wake     chan struct{}  // has Run look at the pools
@@ -363,9 +364,7 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 		return err
 	}
 	logFindings(ctx, findings)
-	e.indexing.Lock()
 	e.indexed(ctx, e.syncPool(p))
-	e.indexing.Unlock()
 	if err := e.host.Remember(p.PoolID(), p.name); err != nil {
 		klog.FromContext(ctx).Error(err, "Pool cannot be remembered for when it is away and the index is lost", "pool", p.name)
 	}
@@ -575,13 +574,19 @@ func (p *pool) read(slot Slot) (located, error) {
 		}
 		return l, fmt.Errorf("%s in pool %q: %w: move it away", slot, p.name, ErrForeign)
 	}
+	err = l.decode(data)
+	return l, err
+}
+
+// decode reads the record.
+func (l *located) decode(data []byte) (err error) {
 	if l.record, err = meta.DecodeRecord(data); err != nil {
-		return l, fmt.Errorf("%s in pool %q: %w: %w", slot, p.name, ErrUnreadable, err)
+		return fmt.Errorf("%s in pool %q: %w: %w", l.slot, l.name, ErrUnreadable, err)
 	}
-	if slotOf(l.record.Kind, l.record.ID) != slot {
-		return l, fmt.Errorf("%s in pool %q: %w: it is that of %s", slot, p.name, ErrUnreadable, slotOf(l.record.Kind, l.record.ID))
+	if of := slotOf(l.record.Kind, l.record.ID); of != l.slot {
+		return fmt.Errorf("%s in pool %q: %w: it is that of %s", l.slot, l.name, ErrUnreadable, of)
 	}
-	return l, nil
+	return nil
 }
 
 func (e *Engine) inUse(poolID string) bool {
@@ -685,16 +690,18 @@ func (l *located) subvolume() (btrfs.SubvolumeInfo, error) {
 // the ledger has it, and the index is made anew from that.
 func (e *Engine) note(ctx context.Context, entry meta.Entry) {
 	defer e.changed(entry.Ref())
-	e.indexing.RLock()
-	defer e.indexing.RUnlock()
+	indexing := e.indexingOf(entry.PoolID)
+	indexing.RLock()
+	defer indexing.RUnlock()
 	e.indexed(ctx, e.index.Put(entry))
 }
 
 // unnote takes an entry out of the index.
 func (e *Engine) unnote(ctx context.Context, p *pool, ref meta.Ref) {
 	defer e.changed(ref)
-	e.indexing.RLock()
-	defer e.indexing.RUnlock()
+	indexing := e.indexingOf(p.PoolID())
+	indexing.RLock()
+	defer indexing.RUnlock()
 	e.indexed(ctx, e.index.Remove(ref, p.PoolID()))
 }
 
@@ -704,8 +711,6 @@ func (e *Engine) syncIndex() error {
 	if e.index == nil {
 		return nil
 	}
-	e.indexing.Lock()
-	defer e.indexing.Unlock()
 	e.indexBehind.Store(false) // before: what fails meanwhile sets it again
 	for _, p := range e.allPools() {
 		if err := e.syncPool(p); err != nil && !errors.Is(err, ErrPoolAway) {
@@ -716,7 +721,15 @@ func (e *Engine) syncIndex() error {
 	return nil
 }
 
+func (e *Engine) indexingOf(poolID string) *sync.RWMutex {
+	indexing, _ := e.indexing.LoadOrStore(poolID, new(sync.RWMutex))
+	return indexing.(*sync.RWMutex)
+}
+
 func (e *Engine) syncPool(p *pool) error {
+	indexing := e.indexingOf(p.PoolID())
+	indexing.Lock()
+	defer indexing.Unlock()
 	entries, unlisted, err := p.entries()
 	p.unread.Store(err != nil)
 	if err != nil {

@@ -83,8 +83,9 @@ type Filesystem interface {
 	Hold() (release func())
 	// Room returns the room in the pool, at little cost.
 	Room() (btrfs.Room, error)
-	// MountOptions returns those of the whole filesystem.
-	MountOptions() ([]string, error)
+	// MountOptions returns the mount options that the whole filesystem had when the pool was
+	// opened, none where they are not known. It asks nobody.
+	MountOptions() []string
 	// Space returns where the room in the pool is.
 	Space() (btrfs.Space, error)
 	// Devices returns the devices and their error counters.
@@ -136,7 +137,8 @@ type Subvolumes interface {
 	// SwapFiles returns the active swap files in the subvolume, as far as their paths can be
 	// seen from here.
 	SwapFiles(Slot) ([]string, error)
-	// Outside returns the subvolumes of the pool that lie outside of it.
+	// Outside returns the subvolumes of the pool that lie outside of it; with an error those
+	// that could be read.
 	Outside() ([]OutsideSubvolume, error)
 	// Nested returns the paths of the subvolumes inside, relative to it, one
 	// level deep.

@@ -266,6 +266,11 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	if err := n.enableQuota(ctx, d); err != nil {
 		return nil, fmt.Errorf("pool %q: quota %s: %w", name, n.quota, err)
 	}
+	if !n.passive {
+		if err := d.readOptions(); err != nil {
+			klog.FromContext(ctx).Error(err, "Mount options cannot be read, so no volume is known whose compression they overrule", "pool", name)
+		}
+	}
 	return d, nil
 }
 

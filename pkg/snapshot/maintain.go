@@ -269,7 +269,11 @@ func (e *Engine) notice(ctx context.Context, l located, entry meta.Entry) {
 	if e.indexHas(entry) {
 		return
 	}
-	if _, err := e.mendSlot(ctx, l.pool, l.slot); err != nil {
+	err := l.pool.Thawed()
+	if err == nil {
+		_, err = e.mendSlot(ctx, l.pool, l.slot)
+	}
+	if err != nil {
 		klog.FromContext(ctx).Error(err, "Limit cannot be set", "pool", l.name, "path", l.slot.String())
 	}
 }

@@ -26,10 +26,11 @@ const (
 type nested struct {
 	looking atomic.Bool // held by who looks, and with it all but held
 
-	from uint64    // what was made up to this ID has been seen
-	last uint64    // the largest ID of the last look, which begins there the time after: an entry can appear after one of a larger ID
-	full time.Time // when all was looked at
-	next time.Time // no look before
+	// A look asks for IDs above from, the largest one of the look before the last. So each ID
+	// is asked for twice: its entry may appear after that of a larger ID.
+	from, last uint64    // last is the largest ID of the last look
+	full       time.Time // when all was looked at
+	next       time.Time // no look before
 
 	mu   sync.Mutex       // protects held
 	held map[uint64]Usage // by the ID of each volume that nests: what Bound returned

@@ -55,23 +55,23 @@ func (o *outsideLook) look(filesystem Filesystem) ([]OutsideSubvolume, error) {
 // lost is the error for a slot without a subvolume whose record says that there was one.
 func (l *located) lost() error {
 	ref := l.record.Ref()
-	if _, err := l.lookOutside(); errors.Is(err, ErrSilent) { // nobody knows
-		return fmt.Errorf("%s: %w", ref, err)
-	}
-	if o, found := l.findOutside(); found {
+	o, found, err := l.findOutside()
+	if found {
 		return fmt.Errorf("%s: %w: %s", ref, ErrOutside, o.wayBack())
+	}
+	if err != nil { // nobody knows
+		return fmt.Errorf("%s: its record in pool %q is there, its data is not, and cannot be looked for outside of the pool: %w", ref, l.name, l.explain(err))
 	}
 	return fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it", ref, l.name, ErrLost)
 }
 
 // findOutside returns where the subvolume of a lost slot is, if it lies outside of the pool.
-func (l *located) findOutside() (OutsideSubvolume, bool) {
+func (l *located) findOutside() (o OutsideSubvolume, found bool, err error) {
 	all, err := l.lookOutside()
-	at := slices.IndexFunc(all, l.madeAs)
-	if err != nil || at < 0 {
-		return OutsideSubvolume{}, false
+	if at := slices.IndexFunc(all, l.madeAs); at >= 0 {
+		return all[at], true, err
 	}
-	return all[at], true
+	return o, false, err
 }
 
 // madeAs reports whether a subvolume is the one that was made for l, and not another that
@@ -92,15 +92,20 @@ func (o OutsideSubvolume) wayBack() string {
 	return fmt.Sprintf("its subvolume is in another snapshot of the filesystem, which was rolled back; to bring it back mount the filesystem with subvolid=5 and run there: %s", how)
 }
 
-// planOutside reports what lies outside of the pool for which no slot in it stands.
+// planOutside reports what lies outside of the pool for which no slot in it stands. What
+// cannot be read there keeps nobody from what is in the pool.
 func (p *pool) planOutside(slots []scanned) ([]action, error) {
 	p.outside.mu.Lock()
 	all, err := p.outside.look(p.Filesystem)
 	p.outside.mu.Unlock()
-	if err != nil {
-		return nil, p.explain(err)
+	if errors.Is(err, ErrSilent) {
+		return nil, err
 	}
 	var actions []action
+	if err != nil {
+		actions = append(actions, action{Finding: Finding{Pool: p.name, Problem: Damaged,
+			Detail: fmt.Sprintf("subvolumes outside of the pool cannot be looked through for its own: %v; mend the filesystem", err)}})
+	}
 	for _, o := range all {
 		if slices.ContainsFunc(slots, func(s scanned) bool { return s.state == slotLost && s.madeAs(o) }) {
 			continue
@@ -135,6 +140,7 @@ func (d *disk) Outside() (found []OutsideSubvolume, err error) {
 		if err != nil {
 			return err
 		}
+		var unread error
 		areas := areasOutside{}
 		for _, entry := range entries {
 			if entry.Parent == around {
@@ -145,12 +151,13 @@ func (d *disk) Outside() (found []OutsideSubvolume, err error) {
 				continue // in no slot of this pool, or gone
 			}
 			if err != nil {
-				return err
+				unread = fmt.Errorf("subvolume %d: %w", entry.ID, err) // one of them says enough
+				continue
 			}
 			is.Home = path.Join(home, is.Slot.String(), subvolumeName)
 			found = append(found, is)
 		}
-		return nil
+		return unread
 	})
 	return found, err
 }

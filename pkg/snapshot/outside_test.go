@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -265,4 +266,31 @@ func TestRollBackToBeforeThePool(t *testing.T) {
 	r.rollBack("before")
 	r.start()
 	wants(t, r.e.Remove(ctx, meta.Volume("late")), snapshot.ErrPoolAway)
+}
+
+// TestOutsideUnread: where nobody can tell whether the data of a volume is outside of the
+// pool, nobody is told that it is lost; and what is in the pool is served.
+func TestOutsideUnread(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	ctx := t.Context()
+	w.fs.Fail("Outside", unix.EIO)
+	w.close()
+	w.open()
+	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
+	must(t, second(w.e.Stat(ctx, meta.Volume("base"))))
+	for _, id := range []string{"lost", "outside"} {
+		err := second(w.e.Stat(ctx, meta.Volume(id)))
+		if wants(t, err, snapshot.ErrPoolAway); errors.Is(err, snapshot.ErrLost) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	findings, err := w.e.Plan(ctx)
+	must(t, err)
+	if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Path == "" && f.Problem == snapshot.Damaged }) {
+		t.Errorf("found %v", findings)
+	}
+	w.fs.Fail("Outside", nil)
+	wants(t, second(w.e.Stat(ctx, meta.Volume("lost"))), snapshot.ErrLost)
+	wants(t, second(w.e.Stat(ctx, meta.Volume("outside"))), snapshot.ErrOutside)
 }

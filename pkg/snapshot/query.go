@@ -45,7 +45,7 @@ type PoolStatus struct {
 	// and was rescanned.
 	Rescans uint64 `json:"rescans,omitempty"`
 	// Nesting is the number of volumes in which pods have made subvolumes, as of the
-	// last maintenance.
+	// last look at them, a second or more ago.
 	Nesting int `json:"nesting,omitempty"`
 }
 

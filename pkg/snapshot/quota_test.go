@@ -174,12 +174,6 @@ func TestLimitsSurvive(t *testing.T) {
 	})
 }
 
-// within is eventually for what maintenance does.
-func within(t *testing.T, _ time.Duration, is func() bool) {
-	t.Helper()
-	eventually(t, is)
-}
-
 // TestInconsistentQuotaIsRescanned once, and limits hold again, whatever made them void.
 func TestInconsistentQuotaIsRescanned(t *testing.T) {
 	t.Parallel()
@@ -232,7 +226,7 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 			must(t, btrfstest.Settle(ctx, n.state, btrfs.DyingIDs)) // what is dropped after a rescan wants another
 			must(t, n.fill("pvc", 8*mib))                           // limits are void
 			go e.Run(ctx)
-			within(t, time.Minute, func() bool { return !e.Pools(ctx)[0].Quota.Inconsistent })
+			eventually(t, func() bool { return !e.Pools(ctx)[0].Quota.Inconsistent })
 			if rescans := e.Pools(ctx)[0].Rescans; rescans != 1 || len(told) == 0 {
 				t.Errorf("%d rescans told, %d times", rescans, len(told))
 			}
@@ -266,7 +260,7 @@ func TestVanished(t *testing.T) {
 		running, stop := context.WithCancel(ctx)
 		defer stop()
 		go e.Run(running)
-		within(t, 90*time.Second, func() bool {
+		eventually(t, func() bool {
 			n.settle(t)
 			left := false
 			must(t, btrfs.WalkQgroups(n.state, func(q btrfs.Qgroup) error {
@@ -429,7 +423,7 @@ func TestNestedIsBounded(t *testing.T) {
 		must(t, os.WriteFile(nested+"/deeper/early", make([]byte, 8*mib), 0o600))
 		n.Pool("default").Commit()
 		go e.Run(ctx)
-		within(t, time.Minute, func() bool { return e.Pools(ctx)[0].Nesting == 1 })
+		eventually(t, func() bool { return e.Pools(ctx)[0].Nesting == 1 })
 		if paths, err := e.Nested(ctx, "pvc"); err != nil || len(paths) != 1 || paths[0] != "dir/nested" {
 			t.Errorf("nested %q, %v", paths, err)
 		}
@@ -514,7 +508,7 @@ func TestQuotaOffAndOn(t *testing.T) {
 		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
 		must(t, errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, mode)))
 		go e.Run(ctx)
-		within(t, time.Minute, func() bool {
+		eventually(t, func() bool {
 			usage, err := e.Usage(ctx, meta.Volume("pvc"))
 			return err == nil && usage.Limit == 4*mib
 		})
@@ -548,7 +542,7 @@ func TestAutoKeepsMode(t *testing.T) {
 	must(t, err)
 	has := func(want btrfs.QuotaMode, limit int64) {
 		t.Helper()
-		within(t, time.Minute, func() bool {
+		eventually(t, func() bool {
 			status, failed := btrfs.Quota(n.state)
 			usage, err := e.Usage(ctx, meta.Volume("pvc"))
 			return errors.Join(failed, err) == nil && status.Mode == want && usage.Limit == limit
@@ -571,6 +565,36 @@ func TestAutoKeepsMode(t *testing.T) {
 	has(btrfs.QuotaSimple, 4*mib)
 	must(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 8 * mib})))
 	has(btrfs.QuotaSimple, 8*mib)
+}
+
+// TestNoLimitInAnotherMode: while nobody has noticed that the quota was exchanged no limit is
+// set in what is now the wrong group, where it would stay.
+func TestNoLimitInAnotherMode(t *testing.T) {
+	t.Parallel()
+	for mode, other := range map[btrfs.QuotaMode]btrfs.QuotaMode{btrfs.QuotaFull: btrfs.QuotaSimple, btrfs.QuotaSimple: btrfs.QuotaFull} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t, mode)
+			pool, err := n.host.Open(t.Context(), snapshot.DefaultPool)
+			must(t, err)
+			at := active("pvc")
+			must(t, errors.Join(pool.Mkdir(at), pool.Create(at)))
+			must(t, btrfs.Create(filepath.Join(pool.SlotPath(at), "nested")))
+			info, err := pool.Info(at)
+			must(t, err)
+			nested, err := btrfs.Info(filepath.Join(pool.SlotPath(at), "nested"))
+			must(t, err)
+			exchangeQuota(t, n.state, other)
+			wants(t, pool.SetLimit(info.ID, mib), snapshot.ErrPoolAway)
+			wants(t, second(pool.Bound(info.ID, mib, []uint64{nested.ID})), snapshot.ErrPoolAway)
+			must(t, btrfs.WalkQgroups(n.state, func(group btrfs.Qgroup) error {
+				if group.MaxReferenced != btrfs.NoLimit || group.ID.Level() > 0 {
+					t.Errorf("group %s has the limit %d", group.ID, group.MaxReferenced)
+				}
+				return nil
+			}))
+		})
+	}
 }
 
 // TestSweepKeepsQuotaConsistent: the group of a tree that was just dropped has its numbers
@@ -622,7 +646,7 @@ func TestQuotaTurnedOff(t *testing.T) {
 		})
 		go e.Run(ctx)
 		must(t, btrfs.DisableQuota(n.state))
-		within(t, time.Minute, func() bool {
+		eventually(t, func() bool {
 			usage, err := e.Usage(ctx, meta.Volume("pvc"))
 			return err == nil && usage.Limit == 4*mib
 		})
@@ -637,6 +661,6 @@ func TestQuotaTurnedOff(t *testing.T) {
 		// Limits of another meaning are not served.
 		other := map[btrfs.QuotaMode]btrfs.QuotaMode{btrfs.QuotaFull: btrfs.QuotaSimple, btrfs.QuotaSimple: btrfs.QuotaFull}[mode]
 		exchangeQuota(t, n.state, other)
-		within(t, time.Minute, func() bool { return len(e.PoolIDs()) == 0 && len(e.Pools(ctx)) == 1 })
+		eventually(t, func() bool { return len(e.PoolIDs()) == 0 && len(e.Pools(ctx)) == 1 })
 	})
 }

@@ -97,7 +97,12 @@ func (e *Engine) Plan(context.Context) ([]Finding, error) {
 // Each finding says what came of it. It may run beside other operations: what
 // one of them holds is passed over.
 func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
-	findings, err := e.eachPool(func(p *pool) ([]Finding, error) { return e.repair(ctx, p) })
+	findings, err := e.eachPool(func(p *pool) ([]Finding, error) {
+		if err := p.Thawed(); err != nil {
+			return nil, err
+		}
+		return e.repair(ctx, p)
+	})
 	return findings, errors.Join(err, e.syncIndex())
 }
 
@@ -116,7 +121,7 @@ func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) 
 	for i, p := range pools {
 		err := results[i].err
 		findings = append(findings, results[i].findings...)
-		if errors.Is(err, ErrPoolAway) { // the others are no worse for it
+		if errors.Is(err, ErrPoolAway) || errors.Is(err, ErrFrozen) { // the others are no worse for it
 			findings = append(findings, Finding{Pool: p.name, Problem: Unusable, Detail: err.Error()})
 			err = nil
 		}
@@ -307,7 +312,7 @@ func (p *pool) look(slot Slot) (scanned, error) {
 		err = s.classifyBare()
 		return s, err
 	default:
-		s.classify(there)
+		s.classify(data, there)
 	}
 	return s, nil
 }
@@ -326,18 +331,17 @@ func (s *scanned) classifyBare() error {
 	return err
 }
 
-// classify reads the record of a slot.
-func (s *scanned) classify(there bool) {
-	l, err := s.read(s.slot)
-	s.record = l.record
+// classify says what a slot with a record is.
+func (s *scanned) classify(record []byte, there bool) {
+	err := s.decode(record)
 	switch {
 	case err != nil:
 		s.state, s.err = slotUnreadable, err
 	case s.err != nil:
 		s.state = slotDamaged
-	case l.record.State == meta.Ready && there:
+	case s.record.State == meta.Ready && there:
 		s.state = slotReady
-	case l.record.State == meta.Ready:
+	case s.record.State == meta.Ready:
 		s.state = slotLost
 	case there:
 		s.state = slotHalf
@@ -443,8 +447,12 @@ func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) (action
 }
 
 func (s *scanned) lostDetail() string {
-	if o, found := s.findOutside(); found {
+	o, found, err := s.findOutside()
+	if found {
 		return "its data is not lost: " + o.wayBack()
+	}
+	if err != nil {
+		return fmt.Sprintf("its record is there, its data is not, and cannot be looked for outside of the pool (%v)", err)
 	}
 	return "its record is there, its data is not; restore a snapshot, or delete it"
 }

@@ -50,8 +50,8 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	return nil
 }
 
-// unremoved is the error of a removal. One that something stands in the way of has not
-// begun.
+// unremoved is the error of a removal. It is final where the removal found an obstacle,
+// before it destroyed anything.
 func (p *pool) unremoved(ref meta.Ref, err error) error {
 	err = fmt.Errorf("%s: %w", ref, p.explain(err))
 	if errors.Is(err, ErrForeign) {
@@ -118,7 +118,7 @@ func (l *located) remove(ctx context.Context) error {
 	}
 	l.slot = to
 	return l.take(func() error {
-		if o, found := l.findOutside(); found {
+		if o, found, _ := l.findOutside(); found {
 			klog.FromContext(ctx).Info("What is deleted was lost. Its data is outside of the pool, and stays", "of", l.record.Ref(), "path", o.Path)
 		}
 		return l.sync()
@@ -140,12 +140,16 @@ func (l *located) unobstructed() error {
 
 // obstacle names what stands in the way of a removal.
 func obstacle(names []string) string {
+	return fmt.Sprintf("it holds %s beside the data, which stops its deletion: move that away", quoted(names))
+}
+
+// quoted lists names for a message, of many the first ten.
+func quoted(names []string) string {
 	const most = 10
-	more := ""
 	if n := len(names); n > most {
-		names, more = names[:most], fmt.Sprintf(" and %d more", n-most)
+		return fmt.Sprintf("%q and %d more", names[:most], n-most)
 	}
-	return fmt.Sprintf("it holds %q%s beside the data, which stops its deletion: move that away", names, more)
+	return fmt.Sprintf("%q", names)
 }
 
 // removeInPlace erases a slot where it is. With metadata full the kernel has a
@@ -172,7 +176,7 @@ func (p *pool) syncErased(now bool) error {
 	case p.erased.turn <- struct{}{}:
 		defer func() { <-p.erased.turn }()
 	case <-silent:
-		return ErrSilent
+		return p.guard.refusal(what{method: "Sync"})
 	}
 	if !now && !p.erased.unsynced {
 		return nil

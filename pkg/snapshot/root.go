@@ -24,17 +24,29 @@ const freshRoot = time.Second
 // enter opens the pool's directory, or joins others in its use. leave is to be
 // called with it.
 func (d *disk) enter() (*root, error) {
+	if r := d.join(); r != nil {
+		return r, nil
+	}
+	fd, err := d.open() // without the lock, which who leaves takes: it may wait for the disk
+	if err != nil {
+		return nil, err
+	}
+	r := &root{fd: fd, path: fdPath(fd), users: 1, opened: time.Now()}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.root = r
+	return r, nil
+}
+
+// join returns the directory that others have just opened, nil for none.
+func (d *disk) join() *root {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.root == nil || time.Since(d.root.opened) > freshRoot {
-		fd, err := d.open()
-		if err != nil {
-			return nil, err
-		}
-		d.root = &root{fd: fd, path: fdPath(fd), opened: time.Now()}
+		return nil
 	}
 	d.root.users++
-	return d.root, nil
+	return d.root
 }
 
 // fdPath leads to an open directory.

@@ -88,8 +88,8 @@ func (g *guard) patiently() Filesystem {
 	return &guard{answers: g.answers, filesystem: g.filesystem, patient: true}
 }
 
-// state returns why the pool is silent, nil if it is not, and what is closed when it
-// becomes so.
+// state returns a channel that is closed when the pool becomes silent, and why the pool is
+// silent, nil if it is not.
 func (a *answers) state() (<-chan struct{}, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -264,18 +264,36 @@ func (g *guard) thawing() *thaw {
 
 func (g *guard) PoolID() string         { return g.filesystem.PoolID() }
 func (g *guard) SlotPath(s Slot) string { return g.filesystem.SlotPath(s) }
+func (g *guard) MountOptions() []string { return g.filesystem.MountOptions() }
 
-// Hold releases by itself what is held only after it was given up.
+// Hold releases at once what is held only after it was given up: else the pool could not
+// be unmounted any more.
 func (g *guard) Hold() (release func()) {
-	var once sync.Once
-	held, err := look(g, what{method: "Hold"}, func() (func(), error) {
-		release := g.filesystem.Hold()
-		return func() { once.Do(release) }, nil
+	var mu sync.Mutex // protects what follows
+	var held func()   // nil: it is not held
+	over := false     // nobody wants it any more
+	release = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if over = true; held != nil {
+			held()
+			held = nil
+		}
+	}
+	_, err := look(g, what{method: "Hold"}, func() (struct{}, error) {
+		now := g.filesystem.Hold()
+		mu.Lock()
+		defer mu.Unlock()
+		if held = now; over {
+			held()
+			held = nil
+		}
+		return struct{}{}, nil
 	})
 	if err != nil {
-		return func() {}
+		release()
 	}
-	return held
+	return release
 }
 
 func (g *guard) Alive() error {
@@ -309,10 +327,6 @@ func (g *guard) Beside(s Slot) ([]string, error) {
 
 func (g *guard) SwapFiles(s Slot) ([]string, error) {
 	return look(g, what{"SwapFiles", s}, func() ([]string, error) { return g.filesystem.SwapFiles(s) })
-}
-
-func (g *guard) MountOptions() ([]string, error) {
-	return look(g, what{method: "MountOptions"}, g.filesystem.MountOptions)
 }
 
 func (g *guard) Outside() ([]OutsideSubvolume, error) {

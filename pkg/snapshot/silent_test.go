@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,7 +82,7 @@ func comes(t *testing.T, what string, is func() bool) {
 func methods() (names []string) {
 	all := reflect.TypeFor[snapshot.Filesystem]()
 	for i := range all.NumMethod() {
-		if name := all.Method(i).Name; name != "PoolID" && name != "SlotPath" {
+		if name := all.Method(i).Name; !slices.Contains([]string{"PoolID", "SlotPath", "MountOptions"}, name) {
 			names = append(names, name)
 		}
 	}
@@ -178,7 +179,7 @@ func TestSilentPool(t *testing.T) {
 			}
 			d.slow.Answer()
 			returns(t, "what waited", ended.Wait)
-			comes(t, "the pool answers", func() bool { return d.e.Answering() == nil && d.e.Pools(t.Context())[1].Error == "" })
+			comes(t, "the pool answers", func() bool { return d.e.Pools(t.Context())[1].Error == "" })
 			if len(d.e.PoolIDs()) != before {
 				t.Errorf("in use: %v", d.e.PoolIDs())
 			}
@@ -343,6 +344,69 @@ func TestHalfDoneAfterSilence(t *testing.T) {
 	})
 }
 
+// lateHost has whoever makes the index of the pool "late" anew wait in the middle.
+type lateHost struct {
+	*snaptest.Host
+	reading, goOn chan struct{}
+}
+
+func (h lateHost) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+	filesystem, err := h.Host.Open(ctx, name)
+	if name != "late" || err != nil {
+		return filesystem, err
+	}
+	return &latePool{Filesystem: filesystem, host: h}, nil
+}
+
+type latePool struct {
+	snapshot.Filesystem
+	host  lateHost
+	lists atomic.Int32
+}
+
+// List waits when it is asked for the index: the first time it is for the repair.
+func (p *latePool) List(area snapshot.Area) ([]string, error) {
+	if area == "active" && p.lists.Add(1) == 2 {
+		close(p.host.reading)
+		<-p.host.goOn
+	}
+	return p.Filesystem.List(area)
+}
+
+// TestLateLedger: a pool whose ledger takes long to read holds up no request in another one.
+func TestLateLedger(t *testing.T) {
+	t.Parallel()
+	host := lateHost{snaptest.NewHost(btrfs.QuotaFull), make(chan struct{}), make(chan struct{})}
+	e := open(t, host, filepath.Join(t.TempDir(), "index.db"), snapshot.Impatience(2*hang))
+	host.Add("late", snaptest.NewFilesystem(btrfs.QuotaFull))
+	var all sync.WaitGroup
+	all.Go(func() { _ = e.Refresh(t.Context()) })
+	goOn := sync.OnceFunc(func() { close(host.goOn) })
+	defer goOn()
+	returns(t, "the pool is read", func() { <-host.reading })
+	returns(t, "a volume of another pool", func() { must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{}))) })
+	goOn()
+	returns(t, "the start", all.Wait)
+	if len(e.PoolIDs()) != 2 {
+		t.Errorf("in use: %v", e.PoolIDs())
+	}
+}
+
+// TestHeldTooLate: what holds the pool open only after it was given up lets go at once, or
+// nobody could unmount it.
+func TestHeldTooLate(t *testing.T) {
+	t.Parallel()
+	d := newDuo(t)
+	defer d.slow.Answer()
+	ctx := t.Context()
+	d.slow.Silence("Hold")
+	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), snapshot.ErrSilent)
+	must(t, second(d.e.Stat(ctx, meta.Volume("base"))))
+	d.slow.Answer()
+	comes(t, "the pool answers", func() bool { return second(d.e.Stat(ctx, meta.Volume("there"))) == nil })
+	comes(t, "nothing holds it", func() bool { return d.slow.Held() == 0 })
+}
+
 // TestFrozen: while a filesystem is frozen nothing is begun in it that would wait for the
 // thaw, which may wait for just that.
 func TestFrozen(t *testing.T) {
@@ -350,6 +414,7 @@ func TestFrozen(t *testing.T) {
 	d := newDuo(t)
 	defer d.slow.Answer()
 	ctx := t.Context()
+	must(t, d.slow.PlantSlot(active("half"), nil))
 	d.slow.Silence("Thawed")
 	before := d.slow.Dump()
 	for what, do := range map[string]func() error{
@@ -361,13 +426,21 @@ func TestFrozen(t *testing.T) {
 		"delete":   func() error { return d.e.Remove(ctx, meta.Volume("there")) },
 	} {
 		returns(t, what, func() {
-			if err := do(); !errors.Is(err, snapshot.ErrFrozen) || errors.Is(err, snapshot.ErrUnfinished) {
+			// Only of what is there already work is left.
+			if err := do(); !errors.Is(err, snapshot.ErrFrozen) || errors.Is(err, snapshot.ErrUnfinished) != (what == "again") {
 				t.Errorf("%s: %v", what, err)
 			}
 		})
 	}
 	must(t, second(d.e.Stat(ctx, meta.Volume("there"))))
 	d.serves(t, "frozen")
+	returns(t, "a repair", func() {
+		findings, err := d.e.Reconcile(ctx)
+		must(t, err)
+		if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == snapshot.Unusable }) {
+			t.Errorf("found %v", findings)
+		}
+	})
 	if after := d.slow.Dump(); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}

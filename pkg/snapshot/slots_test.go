@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,7 +49,7 @@ func TestExchangedSubvolume(t *testing.T) {
 				info, err := btrfs.Info(place)
 				must(t, err)
 				see(t, e)
-				within(t, 2*time.Minute, func() bool {
+				eventually(t, func() bool {
 					usage, err := e.Usage(ctx, meta.Volume("pvc"))
 					return err == nil && usage.Limit == 16*mib && listed(e, "pvc") == info.ID
 				})
@@ -89,7 +88,7 @@ func TestPutBack(t *testing.T) {
 		group := btrfs.NewQgroupID(map[btrfs.QuotaMode]uint16{btrfs.QuotaSimple: 1}[mode], entry.SubvolumeID)
 		must(t, btrfs.LimitQgroup(n.state, group, btrfs.NoLimit))
 		go e.Run(ctx)
-		within(t, 2*time.Minute, func() bool {
+		eventually(t, func() bool {
 			usage, err := e.Usage(ctx, meta.Volume("pvc"))
 			return err == nil && usage.Limit == 16*mib && listed(e, "pvc") == entry.SubvolumeID
 		})
@@ -149,13 +148,13 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	go e.Run(running)
-	within(t, 3*time.Minute, func() bool { n.settle(t); return left(gone.SubvolumeID) == 0 && left(info.ID) == 1 })
+	eventually(t, func() bool { n.settle(t); return left(gone.SubvolumeID) == 0 && left(info.ID) == 1 })
 	planned(groups[0])
 	// One more of the driver's own, by whose end its sweeps are told.
 	vanished, err := e.Prepare(ctx, sized("vanished", mib), meta.Ref{})
 	must(t, err)
 	must(t, n.Pool("default").Vanish(active("vanished")))
-	within(t, 3*time.Minute, func() bool { n.settle(t); return left(vanished.SubvolumeID) == 0 })
+	eventually(t, func() bool { n.settle(t); return left(vanished.SubvolumeID) == 0 })
 	stop()
 	must(t, e.Close())
 	open(t, n.host, index)

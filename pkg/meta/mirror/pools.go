@@ -157,15 +157,19 @@ func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolR
 	return true, err
 }
 
-// ready is the state of a pool with which nothing is wrong.
-const ready = "Ready"
+const (
+	// ready is the state of a pool with which nothing is wrong.
+	ready = "Ready"
+	// quotaInconsistent is a state, and the reason of the Event of each rescan.
+	quotaInconsistent = "QuotaInconsistent"
+)
 
 // tellState tells of a pool with which something is wrong now, and was not before, or not
 // that. have has the state that was told last.
 func (m *Mirror) tellState(have *v1alpha1.Pool, report PoolReport) {
 	before := have.Status.State
 	switch {
-	case report.State == before:
+	case report.State == before, report.State == quotaInconsistent: // of which tellRescans tells
 	case report.State != ready:
 		m.events.Eventf(have, corev1.EventTypeWarning, report.State, "Pool %q of node %q is %s. %s", report.Name, m.options.NodeName, report.State, report.Message)
 	case before != "":
@@ -177,7 +181,7 @@ func (m *Mirror) tellState(have *v1alpha1.Pool, report PoolReport) {
 // more.
 func (m *Mirror) tellRescans(pool *v1alpha1.Pool, report PoolReport) {
 	if report.Rescans > m.claims.rescans[report.ID] {
-		m.events.Eventf(pool, corev1.EventTypeWarning, "QuotaInconsistent",
+		m.events.Eventf(pool, corev1.EventTypeWarning, quotaInconsistent,
 			"The quota of pool %q of node %q was inconsistent, so its limits were void; it is rescanned, and they hold when that is done", report.Name, m.options.NodeName)
 	}
 	if m.claims.rescans == nil {

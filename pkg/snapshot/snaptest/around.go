@@ -88,6 +88,11 @@ func (p *aroundPool) SetLimit(subvolume uint64, bytes int64) error {
 	return p.step("SetLimit", snapshot.Slot{}, func() error { return p.Filesystem.SetLimit(subvolume, bytes) })
 }
 
+func (p *aroundPool) Bound(volume uint64, size int64, nested []uint64) (held snapshot.Usage, err error) {
+	err = p.step("Bound", snapshot.Slot{}, func() error { held, err = p.Filesystem.Bound(volume, size, nested); return err })
+	return held, err
+}
+
 func (p *aroundPool) LiftLimit(subvolume uint64) error {
 	return p.step("LiftLimit", snapshot.Slot{}, func() error { return p.Filesystem.LiftLimit(subvolume) })
 }

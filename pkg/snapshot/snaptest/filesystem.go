@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -33,6 +34,8 @@ type Filesystem struct {
 	Mode btrfs.QuotaMode
 	// Size is the room of the pool in bytes.
 	Size int64
+
+	held atomic.Int64 // by how many it is held open
 
 	mu               sync.Mutex // protects all below
 	current, durable *state
@@ -415,8 +418,12 @@ func (f *Filesystem) Alive() error {
 
 func (f *Filesystem) Hold() (release func()) {
 	f.answering("Hold")
-	return func() {}
+	f.held.Add(1)
+	return func() { f.held.Add(-1) }
 }
+
+// Held is how many hold the pool open.
+func (f *Filesystem) Held() int64 { return f.held.Load() }
 
 func (f *Filesystem) Room() (room btrfs.Room, err error) {
 	err = f.look("Room", snapshot.Slot{}, func(s *state) error {
@@ -497,9 +504,7 @@ func (f *Filesystem) SwapFiles(at snapshot.Slot) ([]string, error) {
 	return nil, f.look("SwapFiles", at, func(*state) error { return nil })
 }
 
-func (f *Filesystem) MountOptions() ([]string, error) {
-	return nil, f.look("MountOptions", snapshot.Slot{}, func(*state) error { return nil })
-}
+func (f *Filesystem) MountOptions() []string { return nil }
 
 func (f *Filesystem) Outside() (found []snapshot.OutsideSubvolume, err error) {
 	err = f.look("Outside", snapshot.Slot{}, func(s *state) error {

@@ -87,7 +87,7 @@ type world struct {
 
 func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	t.Helper()
-	w := &world{t: t, host: snaptest.NewHost(mode), index: filepath.Join(t.TempDir(), "index.db")}
+	w := &world{t: t, host: snaptest.NewHost(mode), index: filepath.Join(memoryDir(t), "index.db")}
 	w.fs = w.host.Pool(snapshot.DefaultPool)
 	w.open()
 	ctx := t.Context()
@@ -109,6 +109,18 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	must(t, w.fs.PlantSubvolume(active("damaged"), "still there"))
 	w.fs.Commit()
 	return w
+}
+
+// memoryDir returns a directory in memory, where there is such. The tests of crashes open
+// an index thousands of times, and each time wait for a disk otherwise.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "btrfs-csi-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { must(t, os.RemoveAll(dir)) })
+	return dir
 }
 
 func active(id string) snapshot.Slot { return snapshot.Slot{Area: "active", Name: id} }

@@ -534,7 +534,7 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 		if d.mode == btrfs.QuotaFull {
 			return btrfs.LimitQgroup(path, group, bytes)
 		}
-		if err := btrfs.CreateQgroup(path, group); err != nil {
+		if err := d.makeGroup(path, subvolume); err != nil {
 			return err
 		}
 		if err := btrfs.LimitOwnQgroup(path, group, bytes, mark); err != nil {
@@ -543,6 +543,29 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 		_, err := btrfs.AssignQgroup(path, btrfs.NewQgroupID(0, subvolume), group)
 		return err
 	})
+}
+
+// makeGroup makes the group 1/<id> of a subvolume. One that is there without the mark is
+// ours if it has 0/<id>, or nothing at all, as a crash left it. Any other is an
+// administrator's, and what counts towards it would share the volume's limit.
+func (d *disk) makeGroup(path string, subvolume uint64) error {
+	own, id := btrfs.NewQgroupID(0, subvolume), d.group(subvolume)
+	group, err := btrfs.QgroupOf(path, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return btrfs.CreateQgroup(path, id)
+	}
+	if err != nil || group.Mark == mark {
+		return err
+	}
+	members, err := btrfs.QgroupMembers(path, id)
+	if err != nil {
+		return err
+	}
+	parents, err := btrfs.QgroupParents(path, []btrfs.QgroupID{own})
+	if err != nil || slices.Contains(parents[own], id) || !members && group.MaxReferenced == btrfs.NoLimit {
+		return err
+	}
+	return fmt.Errorf("qgroup %s: %w: it has the number that the limit of a volume needs: remove it (btrfs qgroup destroy), or try again", id, ErrForeign)
 }
 
 // Bound, under full quota, gives the volume and each nested one as its limit what it holds

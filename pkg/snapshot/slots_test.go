@@ -164,3 +164,30 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 		}
 	}
 }
+
+// TestGroupOfAnAdministratorIsNotTaken: a volume whose subvolume has the number of somebody's
+// group is not made. The next attempt has another number.
+func TestGroupOfAnAdministratorIsNotTaken(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaSimple)
+	e := n.start(t)
+	ctx := t.Context()
+	foreign := filepath.Join(n.state, "foreign")
+	must(t, btrfs.Create(foreign))
+	info, err := btrfs.Info(foreign)
+	must(t, err)
+	group := btrfs.NewQgroupID(1, info.ID+1)
+	must(t, btrfs.CreateQgroup(n.state, group))
+	must(t, second(btrfs.AssignQgroup(n.state, btrfs.NewQgroupID(0, info.ID), group)))
+	wants(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})), snapshot.ErrForeign)
+	entry, err := e.Prepare(ctx, sized("pvc", mib), meta.Ref{})
+	must(t, err)
+	if entry.SubvolumeID <= info.ID+1 {
+		t.Errorf("it is subvolume %d", entry.SubvolumeID)
+	}
+	must(t, e.Remove(ctx, meta.Volume("pvc")))
+	if q, err := btrfs.QgroupOf(n.state, group); err != nil || q.MaxReferenced != btrfs.NoLimit || q.Mark != 0 {
+		t.Errorf("%+v, %v", q, err)
+	}
+	must(t, os.WriteFile(filepath.Join(foreign, "data"), make([]byte, mib), 0o600))
+}

@@ -3,7 +3,7 @@
 package e2e
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -13,7 +13,9 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/google/uuid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
@@ -64,12 +66,11 @@ func controllerOf(t *testing.T, node *cluster.Node) csi.ControllerClient {
 	return csi.NewControllerClient(connection)
 }
 
-// servesAlone makes a volume and a snapshot of it, as the sidecars would, and deletes both:
-// the cluster is never to know of them.
-func (s *space) servesAlone(node *cluster.Node) {
+// servesAlone makes a volume and a snapshot of it, as the sidecars would. A driver that has
+// not reached the API server since its start deletes neither, since it cannot know whether
+// the cluster wants them. remove deletes both when it can.
+func (s *space) servesAlone(node *cluster.Node) (remove func()) {
 	s.Helper()
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
 	driver := controllerOf(s.T, node)
 	const pool = "/var/lib/btrfs-csi/pools/default/"
 	volume, err := driver.CreateVolume(ctx, &csi.CreateVolumeRequest{
@@ -91,9 +92,19 @@ func (s *space) servesAlone(node *cluster.Node) {
 	s.no(err)
 	committed := pool + "committed/" + snapshot.GetSnapshot().GetSnapshotId()
 	onNode(s.T, node, "grep -x alone "+committed+"/fs/file")
-	_, err = driver.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snapshot.GetSnapshot().GetSnapshotId()})
-	s.no(err)
+	deleted := func() error {
+		_, errSnapshot := driver.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: snapshot.GetSnapshot().GetSnapshotId()})
+		_, errVolume := driver.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: volume.GetVolume().GetVolumeId()})
+		return errors.Join(errSnapshot, errVolume)
+	}
 	_, err = driver.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: volume.GetVolume().GetVolumeId()})
-	s.no(err)
-	onNode(s.T, node, "! test -e "+active+" && ! test -e "+committed)
+	if status.Code(err) != codes.Unavailable {
+		s.Errorf("a delete that the cluster knows nothing of: got %v, want UNAVAILABLE", err)
+	}
+	onNode(s.T, node, "test -e "+active)
+	return func() {
+		s.Helper()
+		eventually(s.T, "what was made without the API server is deleted", deleted)
+		onNode(s.T, node, "! test -e "+active+" && ! test -e "+committed)
+	}
 }

@@ -308,7 +308,7 @@ func TestAPIServerAway(t *testing.T) {
 		t.Error("the API server answers")
 	}
 	restartsAlone(t, lab.Nodes[0], driver)
-	s.servesAlone(lab.Nodes[0])
+	remove := s.servesAlone(lab.Nodes[0])
 	for {
 		for i, node := range lab.Nodes {
 			goesOn(t, node, volumes[i])
@@ -318,6 +318,7 @@ func TestAPIServerAway(t *testing.T) {
 		}
 	}
 	restore()
+	remove()
 	for _, name := range made {
 		v := s.volume(name)
 		await(t, lab.subvolumes, v.Spec.CSI.VolumeHandle, "be mirrored", func(v *v1alpha1.Subvolume) bool { return v.Status.State == "Ready" })

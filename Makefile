@@ -148,8 +148,8 @@ cluster: e2e-prepare ## Start a Kubernetes of two nodes with the driver, until C
 ##@ Check
 
 .PHONY: test
-test: deps ## Run go vet and all tests, on a real btrfs (as root)
-	@failed=0; for module in $(MODULES); do \
+test: deps ## Run go vet and all tests, on a real btrfs (as root); LEAVE_OUT=./a/module
+	@failed=0; for module in $(filter-out $(LEAVE_OUT),$(MODULES)); do \
 		echo "== $$module"; \
 		[ "$$module" != ./test/e2e ] || echo "The end-to-end tests themselves are run by make e2e."; \
 		(cd "$$module" && $(PROGRESS) "$$module: downloading modules, compiling and vetting" $(GOTEST_ENV) go vet -race ./... && \

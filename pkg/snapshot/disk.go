@@ -538,11 +538,27 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 			return err
 		}
 		if err := btrfs.LimitOwnQgroup(path, group, bytes, mark); err != nil {
-			return err
+			return errors.Join(err, d.dropUnmarked(path, group)) // as with metadata full
 		}
 		_, err := btrfs.AssignQgroup(path, btrfs.NewQgroupID(0, subvolume), group)
 		return err
 	})
+}
+
+// dropUnmarked removes a group that was made and could not be marked: nobody would know
+// later whose it is.
+func (d *disk) dropUnmarked(path string, id btrfs.QgroupID) error {
+	group, err := btrfs.QgroupOf(path, id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil || group.Mark == mark || group.MaxReferenced != btrfs.NoLimit {
+		return err
+	}
+	if members, err := btrfs.QgroupMembers(path, id); err != nil || members {
+		return err
+	}
+	return btrfs.RemoveQgroup(path, id)
 }
 
 // makeGroup makes the group 1/<id> of a subvolume. One that is there without the mark is

@@ -28,7 +28,7 @@ func newOvercommitted(t *testing.T) *overcommitted {
 	btrfstest.RequireRoot(t)
 	o := &overcommitted{t: t, state: btrfstest.Ext4(t, 600*mebi), address: freeAddress(t)}
 	o.pool = filepath.Join(o.state, "pools", "default")
-	t.Cleanup(func() { unmountAll(o.pool) })
+	t.Cleanup(func() { btrfstest.UnmountAll(t, o.pool) })
 	o.start()
 	return o
 }
@@ -222,7 +222,7 @@ func TestMountedReadOnly(t *testing.T) {
 	d.stop(t)
 	pool := filepath.Join(state, "pools", "default")
 	tool(t, "mount", "--bind", pool, pool) // the state directory stays writable
-	t.Cleanup(func() { unmountAll(pool) })
+	t.Cleanup(func() { btrfstest.UnmountAll(t, pool) })
 	tool(t, "mount", "-o", "remount,bind,ro", pool)
 	d = startDriver(t, state)
 	for range 2 {

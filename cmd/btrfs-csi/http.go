@@ -156,7 +156,8 @@ func askDriver(ctx context.Context, stateDir, method, path string, found any) er
 		return err
 	}
 	response, err := client.Do(request)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) {
+	// EINVAL is for a path that no driver can listen on: it is too long.
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EINVAL) {
 		return errNoDriver
 	}
 	if err != nil {

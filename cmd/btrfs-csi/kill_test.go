@@ -93,9 +93,7 @@ func newVictim(t *testing.T, quota string) *victim {
 	t.Cleanup(func() { // what a test that failed has left
 		paths, _ := filepath.Glob(v.kubelet + "/*")
 		for _, path := range paths {
-			for unix.Unmount(path, 0) == nil {
-				continue
-			}
+			btrfstest.UnmountAll(t, path)
 		}
 	})
 	t.Setenv(orderFile, v.order)

@@ -188,7 +188,7 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	}
 	pool := filepath.Join(state, "pools", "default")
 	t.Cleanup(func() {
-		if err := unix.Unmount(pool, 0); err != nil {
+		if err := btrfstest.Unmount(pool); err != nil {
 			t.Errorf("unmount %s: %v", pool, err)
 		}
 	})
@@ -230,7 +230,7 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 		t.Errorf("half an image is left: %v", err)
 	}
 	d.stop(t)
-	if err := unix.Unmount(pool, 0); err != nil {
+	if err := btrfstest.Unmount(pool); err != nil {
 		t.Fatal(err)
 	}
 
@@ -259,7 +259,7 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 		if err := os.MkdirAll(path, 0o700); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { unmountAll(path) })
+		t.Cleanup(func() { btrfstest.UnmountAll(t, path) })
 	}
 	serves := func(pool string) {
 		t.Helper()
@@ -278,7 +278,7 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	if _, err := os.Lstat(image); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an image was made: %v", err)
 	}
-	unmountAll(pool)
+	btrfstest.UnmountAll(t, pool)
 
 	tool(t, "mount", "--bind", btrfstest.Mount(t), other)
 	tool(t, "truncate", "--size=512M", image) // and no filesystem in it

@@ -9,6 +9,8 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 // TestServeInAVolume runs a driver with its state directory in a published volume of
@@ -19,7 +21,10 @@ func TestServeInAVolume(t *testing.T) {
 	outer.must(stage(outer, "outer"))
 	outer.must(publish(outer, "outer"))
 	inner := &victim{t: t, state: outer.target("outer"), kubelet: t.TempDir(), quota: "none", there: map[string]thing{}}
-	t.Cleanup(func() { unmountAll(inner.staging("inner")); unmountAll(inner.target("inner")) })
+	t.Cleanup(func() {
+		btrfstest.UnmountAll(t, inner.staging("inner"))
+		btrfstest.UnmountAll(t, inner.target("inner"))
+	})
 	inner.start()
 	inner.make("inner", nil, writer, thing{"active", "", 16 * mebi})
 	inner.write("inner", "kept")

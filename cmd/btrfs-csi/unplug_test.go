@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
@@ -72,12 +71,12 @@ func newUnpluggable(t *testing.T) *unpluggable {
 		tool(t, "mkfs.btrfs", "-q", image)
 		path := filepath.Join(u.state, "pools", pool)
 		plug(t, image, path)
-		t.Cleanup(func() { unmountAll(path) })
+		t.Cleanup(func() { btrfstest.UnmountAll(t, path) })
 	}
 	t.Cleanup(func() {
 		paths, _ := filepath.Glob(u.kubelet + "/*")
 		for _, path := range paths {
-			unmountAll(path)
+			btrfstest.UnmountAll(t, path)
 		}
 	})
 	u.driver = startDriver(t, u.state, "--kubelet-dir="+u.kubelet, "--http="+u.http)
@@ -85,12 +84,6 @@ func newUnpluggable(t *testing.T) *unpluggable {
 	u.must(err)
 	u.topology = info.GetAccessibleTopology()
 	return u
-}
-
-func unmountAll(path string) {
-	for unix.Unmount(path, 0) == nil {
-		continue
-	}
 }
 
 func freeAddress(t *testing.T) string {
@@ -153,7 +146,7 @@ func TestUnplugged(t *testing.T) {
 	u.must(errors.Join(unpublish(u.victim, "pvc-sick"), unstage(u.victim, "pvc-sick")))
 	u.served()
 
-	u.must(unix.Unmount(u.sick, 0))
+	u.must(btrfstest.Unmount(u.sick))
 	u.served()
 	tool(t, "cp", "--sparse=always", copied, u.image)
 	plug(t, u.image, u.sick)

@@ -172,6 +172,6 @@ func mountOn(t *testing.T, device string) string {
 	t.Helper()
 	mnt := mkdir(t, t.TempDir(), "mnt")
 	must(t, unix.Mount(device, mnt, "btrfs", 0, ""))
-	t.Cleanup(func() { _ = unix.Unmount(mnt, 0) })
+	t.Cleanup(func() { btrfstest.UnmountAll(t, mnt) })
 	return mnt
 }

@@ -95,7 +95,7 @@ func TestDevicesMissing(t *testing.T) {
 	if len(devices) != 2 || devices[0].Missing || devices[1].Missing {
 		t.Fatalf("got %+v", devices)
 	}
-	must(t, unix.Unmount(mnt, 0))
+	must(t, btrfstest.Unmount(mnt))
 	must(t, exec.Command("btrfs", "device", "scan", "--forget", loop[1]).Run())
 	must(t, unix.Mount(loop[0], mnt, "btrfs", 0, "degraded"))
 	degraded := value(Devices(mnt))(t)
@@ -124,7 +124,7 @@ func mountPair(t *testing.T) (string, [2]string) {
 	mnt := mkdir(t, t.TempDir(), "mnt")
 	must(t, exec.Command("btrfs", "device", "scan", loop[0], loop[1]).Run())
 	must(t, unix.Mount(loop[0], mnt, "btrfs", 0, ""))
-	t.Cleanup(func() { _ = unix.Unmount(mnt, 0) })
+	t.Cleanup(func() { btrfstest.UnmountAll(t, mnt) })
 	return mnt, loop
 }
 

@@ -290,6 +290,9 @@ func socketPath(endpoint string) (string, error) {
 	return filepath.Clean(path), nil
 }
 
+// longestSocketPath is in bytes, without the NUL at the end (unix(7)).
+const longestSocketPath = len(unix.RawSockaddrUnix{}.Path) - 1
+
 // socket is a listener and the file it is reached by.
 type socket struct {
 	net.Listener
@@ -319,10 +322,13 @@ func (o ownSocket) Close() error { removeSocket(o.path, o.socket); return nil }
 // most. And it takes no block on a disk, as a directory would: a driver has to start
 // when there is none.
 func listen(path string, owner int) (*socket, error) {
+	born := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)) // a kubelet leaves what begins with a dot alone
+	if len(born) > longestSocketPath {
+		return nil, fmt.Errorf("the path of a socket has at most %d bytes, with a dot before its name, found %d: choose a shorter directory", longestSocketPath, len(born))
+	}
 	if err := checkStale(path); err != nil {
 		return nil, err
 	}
-	born := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)) // a kubelet leaves what begins with a dot alone
 	if err := os.Remove(born); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

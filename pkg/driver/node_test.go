@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
@@ -190,7 +191,7 @@ func TestMountInsideAVolumeIsSeenThereOnly(t *testing.T) {
 				t.Errorf("what is mounted at %q of the target is seen in the %s", place, name)
 			}
 		}
-		must(t, unix.Unmount(at, 0))
+		must(t, btrfstest.Unmount(at))
 	}
 }
 
@@ -349,7 +350,7 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 	r.driver.attach = attachOf(r.source(other))
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "something else")
 	wantMounts(t, target, 1) // not ours to undo, and told
-	must(t, unix.Unmount(target, 0))
+	must(t, btrfstest.Unmount(target))
 
 	r.driver.attach, r.driver.detach = broken(mount.Bind), brokenDetach
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount", "broken unmount")
@@ -462,7 +463,7 @@ func TestDeleteOfAMountedVolumeIsRefused(t *testing.T) {
 	bindMount(t, filepath.Join(target, "sub"), subPath)
 	must(t, r.unpublish(volume, target))
 	wantCode(t, r.delete(volume), codes.FailedPrecondition, subPath)
-	must(t, unix.Unmount(subPath, 0))
+	must(t, btrfstest.Unmount(subPath))
 	must(t, r.delete(volume))
 }
 

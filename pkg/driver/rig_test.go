@@ -87,7 +87,7 @@ func (r *rig) addPool(name string) {
 		r.t.Fatal(err)
 	}
 	bindMount(r.t, btrfstest.Mount(r.t), at)
-	r.t.Cleanup(func() { _ = unix.Unmount(at, 0) })
+	r.t.Cleanup(func() { btrfstest.UnmountAll(r.t, at) })
 }
 
 func (r *rig) openEngine(quota btrfs.QuotaMode) {

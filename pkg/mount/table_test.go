@@ -360,7 +360,7 @@ func TestTableFollows(t *testing.T) {
 			if n := at(); n != 1 {
 				t.Fatalf("%s: mounted once, seen %d times", name, n)
 			}
-			must(t, unix.Unmount(dir, 0))
+			must(t, btrfstest.Unmount(dir))
 			if n := at(); n != 0 {
 				t.Fatalf("%s: unmounted, seen %d times", name, n)
 			}
@@ -654,7 +654,7 @@ func TestWatch(t *testing.T) {
 		defer close(waiting)
 		want(time.Minute, true)
 	}()
-	must(t, unix.Unmount(dir, 0))
+	must(t, btrfstest.Unmount(dir))
 	<-waiting
 	must(t, w.Close())
 }

@@ -292,7 +292,7 @@ func TestWaitMissesNothing(t *testing.T) {
 	at := t.TempDir()
 	for i := range 200 {
 		time.Sleep(time.Duration(i%7) * time.Millisecond)
-		if err := errors.Join(unix.Mount("none", at, "tmpfs", 0, ""), unix.Unmount(at, 0)); err != nil {
+		if err := errors.Join(unix.Mount("none", at, "tmpfs", 0, ""), btrfstest.Unmount(at)); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 25*time.Second)
@@ -316,7 +316,7 @@ func TestRefusedPools(t *testing.T) {
 	must(t, os.Symlink(n.path("default"), n.path("link")))
 	must(t, os.Mkdir(n.path("tmp"), 0o700))
 	must(t, unix.Mount("tmpfs", n.path("tmp"), "tmpfs", 0, ""))
-	defer func() { must(t, unix.Unmount(n.path("tmp"), 0)) }()
+	defer func() { must(t, btrfstest.Unmount(n.path("tmp"))) }()
 	e := n.start(t)
 	for name, reason := range map[string]string{
 		"plain": "nothing is mounted", "Bad_Name": "lower-case", "file": "no directory", "link": "no directory", "tmp": "not on btrfs",

@@ -24,8 +24,8 @@ import (
 // that name or no choice.
 const DefaultPool = "default"
 
-// maintenance is the time between two looks at the quota of every pool.
-const maintenance = 30 * time.Second
+// defaultMaintenance is the time between two looks at the quota of every pool.
+const defaultMaintenance = 30 * time.Second
 
 // retryBroken is the time between two attempts at a pool that cannot be used.
 const retryBroken = time.Second
@@ -50,6 +50,8 @@ type Engine struct {
 	patience patience       // with each pool
 	troubles troubles
 
+	maintenance time.Duration // between two looks at the quota of a pool
+
 	mu       sync.RWMutex     // protects what follows; never held across I/O
 	pools    map[string]*pool // by name
 	broken   map[string]error // what looks like a pool and is none, by name
@@ -73,7 +75,7 @@ type pool struct {
 	outside   outsideLook
 	rescans   atomic.Uint64 // begun since the pool is in use
 
-	right  looked    // the last look that found nothing wrong; of maintain alone
+	right  looked    // the last look that found nothing wrong; under tending
 	faults []Problem // that were logged; under tending, as is note
 	note   string    // that was logged
 }
@@ -98,7 +100,7 @@ func Patience(d time.Duration) Option {
 // whose disk does not answer.
 func Open(ctx context.Context, host Host, index *meta.Index, options ...Option) (*Engine, error) {
 	e := &Engine{
-		host: host, index: index, wake: make(chan struct{}, 1), patience: defaultPatience,
+		host: host, index: index, wake: make(chan struct{}, 1), patience: defaultPatience, maintenance: defaultMaintenance,
 		pools: map[string]*pool{}, broken: map[string]error{}, attempts: map[string]error{},
 	}
 	for _, option := range options {
@@ -129,8 +131,12 @@ func (e *Engine) Close() error {
 // Run follows the pools as they come and go and maintains their quota, until
 // ctx ends.
 func (e *Engine) Run(ctx context.Context) {
-	go e.maintain(ctx)
-	go e.watchNested(ctx)
+	for _, p := range e.allPools() {
+		go p.logFaults(ctx)
+	}
+	go e.everyPool(ctx, e.maintenance, e.tend)
+	go e.everyPool(ctx, nestedInterval, e.lookForNested)
+	go e.maintainIndex(ctx)
 	for ctx.Err() == nil {
 		e.wait(ctx)
 		if err := e.refresh(ctx); err != nil && ctx.Err() == nil {

@@ -10,6 +10,11 @@ func Impatience(d time.Duration) Option {
 	return func(e *Engine) { e.patience = patience{look: d, walk: d, step: d, thaw: d} }
 }
 
+// MaintainEvery sets the time between two looks at the quota of a pool.
+func MaintainEvery(d time.Duration) Option {
+	return func(e *Engine) { e.maintenance = d }
+}
+
 // MostAsking is how many look-ups in one pool may be under way.
 const MostAsking = mostAsking
 

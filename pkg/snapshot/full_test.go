@@ -415,7 +415,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 func mountTmpfs(t *testing.T) string {
 	dir := t.TempDir()
 	must(t, unix.Mount("none", dir, "tmpfs", 0, "size=512k"))
-	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	t.Cleanup(func() { must(t, btrfstest.Unmount(dir)) })
 	return dir
 }
 
@@ -425,6 +425,6 @@ func mountExt4(t *testing.T) string {
 		t.Fatalf("%v: %s", err, out)
 	}
 	must(t, unix.Mount(device, dir, "ext4", 0, ""))
-	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	t.Cleanup(func() { must(t, btrfstest.Unmount(dir)) })
 	return dir
 }

@@ -52,12 +52,10 @@ func (l *leftovers) all() map[uint64]struct{} {
 	return maps.Clone(l.subvolumes)
 }
 
-// maintain looks after every pool's quota until ctx ends.
-func (e *Engine) maintain(ctx context.Context) {
-	for _, p := range e.allPools() {
-		go p.logFaults(ctx)
-	}
-	tick := time.NewTicker(maintenance)
+// everyPool calls visit for each pool at each tick until ctx ends. The calls run side by
+// side, so that a pool whose disk does not answer holds up no other.
+func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit func(context.Context, *pool)) {
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		select {
@@ -66,10 +64,23 @@ func (e *Engine) maintain(ctx context.Context) {
 		case <-tick.C:
 		}
 		for _, p := range e.allPools() {
-			go e.tend(ctx, p) // a step in a pool whose disk does not answer holds up that pool alone
-			if p.unread.Load() {
-				e.indexBehind.Store(true)
-			}
+			go visit(ctx, p)
+		}
+	}
+}
+
+// maintainIndex writes to the index, until ctx ends, what could not be written before.
+func (e *Engine) maintainIndex(ctx context.Context) {
+	tick := time.NewTicker(e.maintenance)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.unread.Load() }) {
+			e.indexBehind.Store(true)
 		}
 		e.indexed(ctx, e.index.Flush())
 		if e.indexBehind.Load() {

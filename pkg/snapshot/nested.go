@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -24,7 +23,7 @@ const (
 
 // nested is what pods have made in the volumes of a pool.
 type nested struct {
-	looking atomic.Bool // held by who looks, and with it all but held
+	looking sync.Mutex // held by who looks; protects all but held
 
 	// A look asks for IDs above from, the largest one of the look before the last. So each ID
 	// is asked for twice: its entry may appear after that of a larger ID.
@@ -92,38 +91,21 @@ func (e *Engine) Nested(_ context.Context, volume string) ([]string, error) {
 	return paths, nil
 }
 
-// watchNested bounds what pods nest in volumes until ctx ends. A pool that does not answer
-// holds up no other.
-func (e *Engine) watchNested(ctx context.Context) {
-	tick := time.NewTicker(nestedInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		for _, p := range e.allPools() {
-			if p.nested.looking.CompareAndSwap(false, true) {
-				go func() {
-					defer p.nested.looking.Store(false)
-					e.lookForNested(ctx, p)
-				}()
-			}
-		}
-	}
-}
-
 // lookForNested bounds what is nested, if there may be any: where nothing is, and nobody has
 // made anything since the last look, that costs one system call, which reads nothing from a
-// disk. Pods choose what a look costs, so a pool rests in proportion.
+// disk. Pods choose what a look costs, so a pool rests in proportion. It does nothing where
+// a look is under way.
 func (e *Engine) lookForNested(ctx context.Context, p *pool) {
 	n := &p.nested
+	if !n.looking.TryLock() {
+		return
+	}
+	defer n.looking.Unlock()
 	began := time.Now()
 	if _, silence := p.guard.state(); silence != nil {
 		return
 	}
-	if began.Before(n.next) || n.volumes() == 0 && began.Sub(n.full) < maintenance && !p.nestsAnew(ctx) {
+	if began.Before(n.next) || n.volumes() == 0 && began.Sub(n.full) < e.maintenance && !p.nestsAnew(ctx) {
 		return
 	}
 	n.full = began
@@ -134,7 +116,7 @@ func (e *Engine) lookForNested(ctx context.Context, p *pool) {
 	n.next = time.Now().Add(nestedRest * time.Since(began))
 	if err != nil && !errors.Is(err, ErrPoolAway) && !errors.Is(err, ErrFrozen) { // which others say
 		e.complain(ctx, "Nested subvolumes cannot be bounded", p.name, err)
-		n.next = time.Now().Add(maintenance)
+		n.next = time.Now().Add(e.maintenance)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -36,6 +37,9 @@ type node struct {
 // noCommits keeps the kernel from committing by itself while a test counts.
 var noCommits = btrfstest.MountOptions("commit=86400")
 
+// often has a test wait for what the engine does now and then.
+var often = snapshot.MaintainEvery(time.Second)
+
 func newNode(t testing.TB, mode btrfs.QuotaMode, options ...btrfstest.Option) *node {
 	t.Helper()
 	n := &node{state: btrfstest.Mount(t, options...), mode: mode, disks: map[string]string{}}
@@ -46,9 +50,9 @@ func newNode(t testing.TB, mode btrfs.QuotaMode, options ...btrfstest.Option) *n
 }
 
 // start opens an engine over the node, with an index beside the pools.
-func (n *node) start(t testing.TB) *snapshot.Engine {
+func (n *node) start(t testing.TB, options ...snapshot.Option) *snapshot.Engine {
 	t.Helper()
-	return open(t, n.host, filepath.Join(n.state, "index.db"))
+	return open(t, n.host, filepath.Join(n.state, "index.db"), options...)
 }
 
 // open returns an engine that is closed when the test ends, unless that is done

@@ -241,7 +241,7 @@ func TestRollBackOfTheIndex(t *testing.T) {
 	late := snapshot.Spec{Name: "late", Pool: "fast", Size: snapshot.Range{Required: mib}}
 	must(t, second(r.e.Prepare(ctx, late, meta.Ref{})))
 	must(t, r.e.Close())
-	must(t, unix.Unmount(r.in("@", "pools/fast"), 0)) // what is mounted on cannot be renamed
+	must(t, btrfstest.Unmount(r.in("@", "pools/fast"))) // what is mounted on cannot be renamed
 	r.rollBack("before")
 	r.moveBack("pools/default")
 	for range 2 {

@@ -206,7 +206,7 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, btrfs.QuotaFull)
-			e := n.start(t)
+			e := n.start(t, often)
 			ctx := t.Context()
 			must(t, second(e.Prepare(ctx, sized("pvc", 8*mib), meta.Ref{})))
 			must(t, n.fill("pvc", 4*mib))
@@ -246,7 +246,7 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 func TestVanished(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
-		e := n.start(t)
+		e := n.start(t, often)
 		ctx := t.Context()
 		lost, err := e.Prepare(ctx, sized("lost", mib), meta.Ref{})
 		must(t, err)
@@ -278,7 +278,7 @@ func TestVanished(t *testing.T) {
 		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
 		stop()
 		must(t, e.Close())
-		n.start(t) // it looks at what is left of before
+		n.start(t, often) // it looks at what is left of before
 		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
 	})
 }
@@ -503,7 +503,7 @@ func TestAtTheLimit(t *testing.T) {
 func TestQuotaOffAndOn(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
-		e := n.start(t)
+		e := n.start(t, often)
 		ctx := t.Context()
 		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
 		must(t, errors.Join(btrfs.DisableQuota(n.state), btrfs.EnableQuota(n.state, mode)))
@@ -537,7 +537,7 @@ func TestAutoKeepsMode(t *testing.T) {
 	ctx := t.Context()
 	n := newNode(t, snapshot.QuotaAuto)
 	must(t, btrfs.EnableQuota(n.state, btrfs.QuotaSimple))
-	e := n.start(t)
+	e := n.start(t, often)
 	volume, err := e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})
 	must(t, err)
 	has := func(want btrfs.QuotaMode, limit int64) {

@@ -39,7 +39,7 @@ func TestExchangedSubvolume(t *testing.T) {
 			t.Run(how, func(t *testing.T) {
 				t.Parallel()
 				n := newNode(t, mode)
-				e := n.start(t)
+				e := n.start(t, often)
 				ctx := t.Context()
 				must(t, second(e.Prepare(ctx, sized("pvc", 16*mib), meta.Ref{})))
 				must(t, second(e.Prepare(ctx, sized("other", 16*mib), meta.Ref{})))
@@ -64,7 +64,7 @@ func TestExchangedSubvolume(t *testing.T) {
 func TestPutBack(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
-		e := n.start(t)
+		e := n.start(t, often)
 		ctx := t.Context()
 		entry, err := e.Prepare(ctx, sized("pvc", 16*mib), meta.Ref{})
 		must(t, err)
@@ -77,7 +77,7 @@ func TestPutBack(t *testing.T) {
 			must(t, os.Rename(place, away+string(rune('0'+i))))
 		}
 		must(t, e.Close())
-		e = n.start(t)
+		e = n.start(t, often)
 		if listed(e, "pvc") != 0 {
 			t.Fatal("what is lost is listed")
 		}
@@ -108,7 +108,7 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaSimple)
 	index := filepath.Join(t.TempDir(), "index.db")
-	e := open(t, n.host, index)
+	e := open(t, n.host, index, often)
 	ctx := t.Context()
 	gone, err := e.Prepare(ctx, sized("gone", mib), meta.Ref{})
 	must(t, err)
@@ -157,7 +157,7 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 	eventually(t, func() bool { n.settle(t); return left(vanished.SubvolumeID) == 0 })
 	stop()
 	must(t, e.Close())
-	open(t, n.host, index)
+	open(t, n.host, index, often)
 	for _, group := range groups {
 		if q, err := btrfs.QgroupOf(n.state, group); err != nil || q.MaxReferenced != 100*mib {
 			t.Errorf("%s: %+v, %v", group, q, err)

@@ -21,6 +21,8 @@ import (
 type driver struct {
 	rig     *rig
 	process *exec.Cmd
+	ended   chan struct{} // closed when the process has ended
+	waitErr error         // why that could not be waited for; set before ended is closed
 	conn    *grpc.ClientConn
 	ready   time.Duration // from the start of the process until it served
 	size    atomic.Int64  // the last size that a volume was expanded to
@@ -61,6 +63,11 @@ func startDriver(ctx context.Context, r *rig, binary string) (_ *driver, err err
 	if err := d.process.Start(); err != nil {
 		return nil, err
 	}
+	d.ended = make(chan struct{})
+	go func() {
+		defer close(d.ended)
+		_, d.waitErr = d.process.Process.Wait()
+	}()
 	if err := d.connect(ctx); err != nil {
 		text, _ := os.ReadFile(r.log())
 		return nil, errors.Join(fmt.Errorf("driver is not ready: %w; it said: %s", err, text), d.close())
@@ -69,7 +76,7 @@ func startDriver(ctx context.Context, r *rig, binary string) (_ *driver, err err
 	return d, nil
 }
 
-// connect waits until the driver serves.
+// connect waits until the driver serves, or has ended.
 func (d *driver) connect(ctx context.Context) (err error) {
 	quick := grpc.ConnectParams{
 		Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1, MaxDelay: time.Millisecond},
@@ -82,6 +89,13 @@ func (d *driver) connect(ctx context.Context) (err error) {
 	d.ControllerClient, d.NodeClient = csi.NewControllerClient(d.conn), csi.NewNodeClient(d.conn)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
+	go func() {
+		defer cancel()
+		select {
+		case <-d.ended:
+		case <-ctx.Done():
+		}
+	}()
 	probe, err := csi.NewIdentityClient(d.conn).Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true))
 	if err == nil && !probe.GetReady().GetValue() {
 		err = errors.New("it says that it is not")
@@ -96,11 +110,12 @@ func (d *driver) close() error {
 	err := d.process.Process.Signal(os.Interrupt)
 	impatience := time.AfterFunc(stopTime, func() { _ = d.process.Process.Kill() })
 	defer impatience.Stop()
-	_, waitErr := d.process.Process.Wait()
+	<-d.ended
+	err = errors.Join(err, d.waitErr)
 	if d.conn != nil {
 		err = errors.Join(err, d.conn.Close())
 	}
-	return errors.Join(err, waitErr)
+	return err
 }
 
 func (d *driver) operations() map[string]operation {

@@ -66,7 +66,7 @@ func TestChecksFindDamage(t *testing.T) {
 			w.gone(o)
 			return nil
 		}, "should not be there"},
-		{"a mount is lost", func(o *object, _ string) error { return unix.Unmount(l.node.target(o), 0) }, "is not mounted"},
+		{"a mount is lost", func(o *object, _ string) error { return btrfstest.Unmount(l.node.target(o)) }, "is not mounted"},
 		{"a mount is there twice", func(o *object, subvolume string) error {
 			return unix.Mount(subvolume, l.node.target(o), "", unix.MS_BIND, "")
 		}, " and /active/"},

@@ -109,7 +109,7 @@ func PowerCut(t testing.TB, mountPoint string) string {
 func Remount(t testing.TB, mountPoint string) {
 	t.Helper()
 	image := Image(t, mountPoint)
-	unmount(t, mountPoint)
+	UnmountAll(t, mountPoint)
 	run(t, "mount", "-t", "btrfs", "-o", "loop", image, mountPoint)
 }
 
@@ -159,7 +159,7 @@ func Ext4(t testing.TB, size int64) string {
 		t.Fatal(err)
 	}
 	run(t, "mount", "-t", "ext4", device, dir)
-	t.Cleanup(func() { unmount(t, dir) })
+	t.Cleanup(func() { UnmountAll(t, dir) })
 	return dir
 }
 
@@ -207,14 +207,15 @@ func mountImage(t testing.TB, image string, options []string) string {
 	images.Store(dir, image)
 	t.Cleanup(func() {
 		images.Delete(dir)
-		unmount(t, dir)
+		UnmountAll(t, dir)
 	})
 	return dir
 }
 
-// unmount waits a while for descriptors that the test closes late. After that it
-// detaches, so that nothing outlives the test, and fails it.
-func unmount(t testing.TB, dir string) {
+// UnmountAll takes away whatever is mounted at dir, which may be nothing. It waits a while
+// for descriptors that are closed late: by the test, or by a process that another test has
+// just forked. After that it detaches, so that nothing outlives the test, and fails it.
+func UnmountAll(t testing.TB, dir string) {
 	t.Helper()
 	var err error
 	unmounted := Comes(func() bool {
@@ -222,7 +223,7 @@ func unmount(t testing.TB, dir string) {
 		for err = unix.Unmount(dir, 0); err == nil; {
 			err = unix.Unmount(dir, 0)
 		}
-		return errors.Is(err, unix.EINVAL)
+		return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT)
 	})
 	if !unmounted {
 		t.Errorf("unmount %s: %v; detaching it", dir, err)

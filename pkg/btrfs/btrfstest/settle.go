@@ -39,8 +39,9 @@ func Settle(ctx context.Context, path string, dying func(path string) ([]uint64,
 	return ctx.Err()
 }
 
-// Unmount waits a while for those that let go late: the cleaner, or a driver that has
-// just ended.
+// Unmount waits a while for those that let go late: the cleaner, a driver that has just
+// ended, or a process that another test has forked and that has yet to close what it
+// inherited.
 func Unmount(path string) (err error) {
 	Comes(func() bool {
 		err = unix.Unmount(path, 0)

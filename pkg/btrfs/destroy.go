@@ -23,9 +23,10 @@ const destroyRounds = 16
 // and such flags cleared; Destroy again takes up from there.
 //
 // Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT when it is at its limit and holds
-// nested ones, lift the limit first; EPERM while one of the subvolumes is being
+// nested ones, lift the limit first; ErrHeld while one of the subvolumes is being
 // sent, holds an active swap file or is the default subvolume; ENOTEMPTY when
-// somebody keeps creating nested ones.
+// somebody keeps creating nested ones. When the kernel does not let go of the subvolume
+// itself (ErrHeld), nothing of it is gone.
 func Destroy(path string) error {
 	return withEntry("destroy subvolume", path, func(dir int, name string) error {
 		volume, err := openDirAt(dir, name)
@@ -37,12 +38,12 @@ func Destroy(path string) error {
 		if err != nil {
 			return err
 		}
-		for round := 1; ; round++ {
-			if err := destroyNested(dir, info.treeID); err != nil {
-				return err
-			}
+		for round := 0; ; round++ {
 			err := destroyEntry(dir, name, func() error { return clearProtection(volume, volume) })
 			if !errors.Is(err, unix.ENOTEMPTY) || round == destroyRounds {
+				return err
+			}
+			if err := destroyNested(dir, info.treeID); err != nil {
 				return err
 			}
 		}

@@ -163,11 +163,11 @@ func runSetuid(t *testing.T, dir string) string {
 	return string(out)
 }
 
-// TestHeldByTheKernel: what the kernel holds is not deleted by halves, the answer
-// says what may hold it, and when that ends the delete goes through.
+// TestHeldByTheKernel: what the kernel holds stays whole and in use, the answer to its
+// delete says what may hold it, and when that ends the delete goes through.
 func TestHeldByTheKernel(t *testing.T) {
 	for name, hold := range map[string]struct {
-		begin, end func(t *testing.T, volume string) // which is renamed by then
+		begin, end func(t *testing.T, volume string)
 		word       string
 	}{
 		"swap file": {
@@ -193,19 +193,36 @@ func TestHeldByTheKernel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, rigOptions{})
-			volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc-held", Parameters: map[string]string{"nodatacow": "true"}}).GetVolumeId()
+			volume := r.createAs(&csi.CreateVolumeRequest{
+				Name: "pvc-held", Parameters: map[string]string{"nodatacow": "true"}, CapacityRange: &csi.CapacityRange{RequiredBytes: 64 * mib},
+			}).GetVolumeId()
+			source := r.source(volume)
+			nested := filepath.Join(source, "nested")
+			must(t, btrfs.Create(nested))
+			write(t, filepath.Join(nested, "file"), "inside")
+			limit := func() int64 {
+				usage, err := r.engine.Usage(t.Context(), meta.Volume(volume))
+				must(t, err)
+				return usage.Limit
+			}
+			before := limit()
 			t.Cleanup(func() { // before the filesystem is unmounted, whatever failed
 				left, _ := filepath.Glob(filepath.Join(r.state, "pools/default/*/*pvc-held/fs/swap"))
 				for _, file := range left {
 					_ = exec.Command("swapoff", file).Run()
 				}
 			})
-			hold.begin(t, r.source(volume))
+			hold.begin(t, source)
 			for range 2 {
-				wantCode(t, r.delete(volume), codes.Aborted, hold.word)
+				wantCode(t, r.delete(volume), codes.FailedPrecondition, hold.word)
 			}
-			hold.end(t, filepath.Join(r.state, "pools/default/removing/active-pvc-held/fs"))
+			wantFile(t, filepath.Join(nested, "file"), "inside")
+			if found := limit(); found != before {
+				t.Errorf("the limit was %d, is %d", before, found)
+			}
+			hold.end(t, source)
 			must(t, r.delete(volume))
+			wantGone(t, filepath.Dir(source))
 		})
 	}
 }

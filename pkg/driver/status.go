@@ -34,6 +34,7 @@ var meanings = []struct {
 	{snapshot.ErrNoSpace, codes.ResourceExhausted},
 	{snapshot.ErrNoPool, codes.ResourceExhausted},
 	{snapshot.ErrSwapFile, codes.FailedPrecondition},
+	{snapshot.ErrHeld, codes.FailedPrecondition},
 	{snapshot.ErrMadeReadOnly, codes.FailedPrecondition},
 	{snapshot.ErrReadOnly, codes.Unavailable},
 	{snapshot.ErrPoolAway, codes.Unavailable},

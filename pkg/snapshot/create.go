@@ -509,7 +509,11 @@ func (l *located) eraseSubvolume(id uint64) error {
 	if err := l.LiftLimit(id); err != nil && !errors.Is(err, unix.ENOSPC) {
 		return err
 	}
-	if err := l.Destroy(l.slot); err != nil {
+	err := l.Destroy(l.slot)
+	if errors.Is(err, ErrHeld) && l.record.Kind == meta.Active {
+		err = errors.Join(err, l.setLimit(id))
+	}
+	if err != nil {
 		return err
 	}
 	l.leftovers.add(id)

@@ -3,6 +3,8 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
 // What the caller asked for cannot be.
@@ -53,6 +55,8 @@ var (
 	ErrOutside = fmt.Errorf("%w from the pool, but not from its filesystem", ErrLost)
 	// ErrSwapFile: the kernel copies no subvolume with an active swap file.
 	ErrSwapFile = errors.New("an active swap file is in it; swapoff first")
+	// ErrHeld: the kernel does not let go of the subvolume, which the text has the reasons for.
+	ErrHeld = btrfs.ErrHeld
 	// ErrMadeReadOnly: a read-write volume is read-only.
 	ErrMadeReadOnly = errors.New("volume was made read-only")
 	// errRolledBack: the pool is a subvolume that the snapshot which took the place of the

@@ -54,7 +54,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 // before it destroyed anything.
 func (p *pool) unremoved(ref meta.Ref, err error) error {
 	err = fmt.Errorf("%s: %w", ref, p.explain(err))
-	if errors.Is(err, ErrForeign) {
+	if errors.Is(err, ErrForeign) || errors.Is(err, ErrHeld) {
 		return err
 	}
 	return unfinished(err)
@@ -108,8 +108,8 @@ func (l *located) remove(ctx context.Context) error {
 	if err := l.unobstructed(); err != nil {
 		return err
 	}
-	to := l.slot.removing()
-	err := l.Move(l.slot, to)
+	at, to := l.slot, l.slot.removing()
+	err := l.Move(at, to)
 	if errors.Is(err, unix.ENOSPC) {
 		return l.removeInPlace()
 	}
@@ -117,12 +117,30 @@ func (l *located) remove(ctx context.Context) error {
 		return err
 	}
 	l.slot = to
-	return l.take(func() error {
+	err = l.take(func() error {
 		if o, found, _ := l.findOutside(); found {
 			klog.FromContext(ctx).Info("What is deleted was lost. Its data is outside of the pool, and stays", "of", l.record.Ref(), "path", o.Path)
 		}
 		return l.sync()
 	})
+	if errors.Is(err, ErrHeld) {
+		return l.putBack(at, err)
+	}
+	return err
+}
+
+// putBack returns the slot to its area when the kernel does not let go of the subvolume:
+// what cannot be removed now stays in use.
+func (l *located) putBack(at Slot, held error) error {
+	err := l.Move(l.slot, at)
+	if err == nil {
+		l.slot = at
+		err = l.sync()
+	}
+	if err != nil {
+		return unfinished(errors.Join(held, err))
+	}
+	return held
 }
 
 // unobstructed fails for a slot that could not be taken away when its subvolume is

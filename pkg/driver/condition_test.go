@@ -1,9 +1,11 @@
 package driver
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -57,35 +59,39 @@ func TestMadeReadOnly(t *testing.T) {
 	must(t, r.delete(volume))
 }
 
+// swapOn makes a swap file and has it active until off, or until the test ends, which is
+// before the filesystem is unmounted. Where the file is by then does not matter.
+func swapOn(t *testing.T, path string) (off func()) {
+	t.Helper()
+	f, err := os.Create(path)
+	must(t, err)
+	must(t, unix.Fallocate(int(f.Fd()), 0, 0, 16*mib))
+	must(t, f.Chmod(0o600))
+	command(t, "mkswap", path)
+	command(t, "swapon", path)
+	off = sync.OnceFunc(func() {
+		command(t, "swapoff", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()))
+		must(t, f.Close())
+	})
+	t.Cleanup(off)
+	return off
+}
+
 // TestActiveSwapFile: the kernel copies no subvolume with one. The answer says what to do.
 func TestActiveSwapFile(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, rigOptions{})
 	volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc", Parameters: map[string]string{"nodatacow": "true"}}).GetVolumeId()
-	file := filepath.Join(r.source(volume), "swap file")
-	f, err := os.Create(file)
-	must(t, err)
-	defer f.Close()
-	must(t, unix.Fallocate(int(f.Fd()), 0, 0, 16*mib))
-	must(t, f.Chmod(0o600))
-	command(t, "mkswap", file)
-	command(t, "swapon", file)
-	off := false
-	t.Cleanup(func() { // before the filesystem is unmounted
-		if !off {
-			command(t, "swapoff", file)
-		}
-	})
+	off := swapOn(t, filepath.Join(r.source(volume), "swap file"))
 	r.healthOf(volume, "SwapFile")
 	r.healthOf(r.create("other"))
 	clone := &csi.CreateVolumeRequest{Name: "clone", VolumeContentSource: fromVolume(volume), VolumeCapabilities: []*csi.VolumeCapability{writer()}}
 	snap := &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: volume}
-	_, err = r.CreateVolume(t.Context(), clone)
+	_, err := r.CreateVolume(t.Context(), clone)
 	wantCode(t, err, codes.FailedPrecondition, "swapoff")
 	_, err = r.CreateSnapshot(t.Context(), snap)
 	wantCode(t, err, codes.FailedPrecondition, "swapoff")
-	command(t, "swapoff", file)
-	off = true
+	off()
 	r.healthOf(volume)
 	_, err = r.CreateVolume(t.Context(), clone)
 	must(t, err)

@@ -167,26 +167,15 @@ func runSetuid(t *testing.T, dir string) string {
 // delete says what may hold it, and when that ends the delete goes through.
 func TestHeldByTheKernel(t *testing.T) {
 	for name, hold := range map[string]struct {
-		begin, end func(t *testing.T, volume string)
-		word       string
+		begin func(t *testing.T, volume string) (end func())
+		word  string
 	}{
-		"swap file": {
-			func(t *testing.T, volume string) {
-				file := filepath.Join(volume, "swap")
-				f, err := os.Create(file)
-				must(t, err)
-				defer f.Close()
-				must(t, unix.Fallocate(int(f.Fd()), 0, 0, 16*mib))
-				must(t, f.Chmod(0o600))
-				command(t, "mkswap", file)
-				command(t, "swapon", file)
-			},
-			func(t *testing.T, volume string) { command(t, "swapoff", filepath.Join(volume, "swap")) },
-			"swapoff",
-		},
+		"swap file": {func(t *testing.T, volume string) func() { return swapOn(t, filepath.Join(volume, "swap")) }, "swapoff"},
 		"default subvolume": {
-			func(t *testing.T, volume string) { command(t, "btrfs", "subvolume", "set-default", volume) },
-			func(t *testing.T, volume string) { command(t, "btrfs", "subvolume", "set-default", "5", volume) },
+			func(t *testing.T, volume string) func() {
+				command(t, "btrfs", "subvolume", "set-default", volume)
+				return func() { command(t, "btrfs", "subvolume", "set-default", "5", volume) }
+			},
 			"set-default",
 		},
 	} {
@@ -206,13 +195,7 @@ func TestHeldByTheKernel(t *testing.T) {
 				return usage.Limit
 			}
 			before := limit()
-			t.Cleanup(func() { // before the filesystem is unmounted, whatever failed
-				left, _ := filepath.Glob(filepath.Join(r.state, "pools/default/*/*pvc-held/fs/swap"))
-				for _, file := range left {
-					_ = exec.Command("swapoff", file).Run()
-				}
-			})
-			hold.begin(t, source)
+			end := hold.begin(t, source)
 			for range 2 {
 				wantCode(t, r.delete(volume), codes.FailedPrecondition, hold.word)
 			}
@@ -220,7 +203,7 @@ func TestHeldByTheKernel(t *testing.T) {
 			if found := limit(); found != before {
 				t.Errorf("the limit was %d, is %d", before, found)
 			}
-			hold.end(t, source)
+			end()
 			must(t, r.delete(volume))
 			wantGone(t, filepath.Dir(source))
 		})

@@ -167,21 +167,21 @@ func (w *world) step(_ snaptest.Step, do func() error) error {
 	return do()
 }
 
-// foreign is what others do to a filesystem at any time.
-type foreign struct {
+// event is something that happens to a filesystem.
+type event struct {
 	name string
 	do   func(*snaptest.Filesystem)
 }
 
-// foreigns are the commit of the kernel every 30 s, or of another operation, and the fsync
-// of the areas by a removal in place.
-var foreigns = []foreign{
+// foreigns are what others do at any time: the commit of the kernel every 30 s, or of another
+// operation, and the fsync of the areas by a removal in place.
+var foreigns = []event{
 	{"a commit", (*snaptest.Filesystem).Commit},
 	{"an fsync of the areas", (*snaptest.Filesystem).SyncAreas},
 }
 
 // interfere has something foreign happen before the n-th step from now on.
-func (w *world) interfere(n int, f foreign) {
+func (w *world) interfere(n int, f event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.before = map[int]func(){w.steps + n: func() { f.do(w.fs) }}
@@ -255,13 +255,8 @@ func outcome(t *testing.T, mode btrfs.QuotaMode, o operation) (before, after str
 	return before, after, steps
 }
 
-// ending is a way to die.
-type ending struct {
-	name string
-	cut  func(*snaptest.Filesystem)
-}
-
-var endings = []ending{
+// endings are the ways to die.
+var endings = []event{
 	{"kill", (*snaptest.Filesystem).Kill},
 	{"power cut", (*snaptest.Filesystem).PowerCut},
 }
@@ -293,7 +288,7 @@ func TestCrash(t *testing.T) {
 }
 
 // crash ends an operation at a step. plan is called just before the operation.
-func (w *world) crash(o operation, step int, takesEffect bool, end ending, index, before, after string, plan func()) {
+func (w *world) crash(o operation, step int, takesEffect bool, end event, index, before, after string, plan func()) {
 	t := w.t
 	w.close() // so that its index is one that was closed in order
 	old := w.indexFiles()
@@ -306,7 +301,7 @@ func (w *world) crash(o operation, step int, takesEffect bool, end ending, index
 	}
 	trace := strings.Join(w.fs.Trace(), ", ")
 	w.close()
-	end.cut(w.fs)
+	end.do(w.fs)
 	switch index {
 	case "old":
 		for path, data := range old {
@@ -362,7 +357,7 @@ func TestForeignAndCrash(t *testing.T) {
 				for early := 1; early <= step; early++ {
 					for _, f := range foreigns {
 						w := newWorld(t, btrfs.QuotaFull)
-						cut := ending{"power cut after " + f.name, (*snaptest.Filesystem).PowerCut}
+						cut := event{"power cut after " + f.name, (*snaptest.Filesystem).PowerCut}
 						w.crash(o, step, true, cut, "new", before, after, func() { w.interfere(early, f) })
 					}
 				}
@@ -428,7 +423,7 @@ func TestCrashInReconcile(t *testing.T) {
 }
 
 // crashTwice returns false when the repair has fewer steps.
-func crashTwice(t *testing.T, o operation, step, repair int, end ending, before, after string) bool {
+func crashTwice(t *testing.T, o operation, step, repair int, end event, before, after string) bool {
 	w := newWorld(t, btrfs.QuotaFull)
 	w.fs.CrashAt(step, true)
 	_ = o.run(t.Context(), w.e)
@@ -440,7 +435,7 @@ func crashTwice(t *testing.T, o operation, step, repair int, end ending, before,
 	more := w.fs.Steps()-begun >= repair
 	trace := strings.Join(w.fs.Trace(), ", ")
 	w.close()
-	end.cut(w.fs)
+	end.do(w.fs)
 	w.open()
 	if got := w.verify(); got != before && got != after {
 		t.Errorf("after step %d and %s: half done:\n%s", step, trace, got)

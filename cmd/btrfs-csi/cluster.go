@@ -45,7 +45,7 @@ func (n *mirrored) Look(ctx context.Context, ref meta.Ref) (meta.Entry, mirror.S
 	switch {
 	case err == nil:
 		return entry, mirror.Ready
-	case errors.Is(err, snapshot.ErrNotFound):
+	case errors.Is(err, snapshot.ErrNotFound), errors.Is(err, snapshot.ErrForgotten): // of what may be in which pool the cluster forgets nothing
 		return entry, mirror.Gone
 	case errors.Is(err, snapshot.ErrLost):
 		return entry, mirror.Lost

@@ -85,7 +85,7 @@ func (s *controller) checkReach(ctx context.Context, c creation) error {
 	if err != nil || reachable(c.requisite, id) {
 		return err
 	}
-	if errors.Is(known, snapshot.ErrPoolAway) {
+	if errors.Is(known, snapshot.ErrPoolAway) && !errors.Is(known, snapshot.ErrForgotten) {
 		return known // it may be in a pool that cannot be asked: no other node may make it
 	}
 	return answer(codes.ResourceExhausted, "pool %q of this node has the topology key %s, wanted is one with %s: choose another node, or name another pool in the StorageClass",
@@ -159,8 +159,8 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 // name elsewhere is another one. here reports whether the volume is on this node at all.
 func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err error) {
 	source, err := d.engine.Mounts(ctx, id)
-	if errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrLost) {
-		return false, nil // there is nothing to lose
+	if errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrForgotten) || errors.Is(err, snapshot.ErrLost) {
+		return false, nil // there is nothing to lose here
 	}
 	if err != nil {
 		return false, err

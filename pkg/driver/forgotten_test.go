@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -15,15 +16,21 @@ import (
 type forgetful struct{ Engine }
 
 func (forgetful) Stat(context.Context, meta.Ref) (meta.Entry, error) {
-	return meta.Entry{}, snapshot.ErrNotFound
+	return meta.Entry{}, snapshot.ErrForgotten
 }
 
 func (forgetful) Mounts(context.Context, string) (snapshot.Mount, error) {
-	return snapshot.Mount{}, snapshot.ErrNotFound
+	return snapshot.Mount{}, snapshot.ErrForgotten
 }
 
 func (forgetful) Remove(context.Context, meta.Ref) error { return snapshot.ErrForgotten }
 func (forgetful) PoolIDs() map[string]string             { return map[string]string{"default": "here"} }
+
+func (forgetful) Pool(string) (inUse, id string, err error) { return "default", "here", nil }
+
+func (forgetful) Prepare(_ context.Context, spec snapshot.Spec, _ meta.Ref) (meta.Entry, error) {
+	return meta.Entry{Record: meta.Record{ID: spec.Name, Kind: meta.Active}, Pool: "default", PoolID: "here"}, nil
+}
 
 // told is a cluster that knows where one thing is.
 type told struct {
@@ -57,6 +64,50 @@ func TestDeleteOfTheForgotten(t *testing.T) {
 			if err := d.Delete(t.Context(), ref); Code(err) != c.want {
 				t.Errorf("%s: %s: got %v, want %v", name, ref, err, c.want)
 			}
+		}
+	}
+}
+
+// TestLookUpOfTheForgotten: who asks for a volume or snapshot is not told that there is none.
+func TestLookUpOfTheForgotten(t *testing.T) {
+	d, err := New(forgetful{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir()})
+	must(t, err)
+	s, ctx := &controller{Driver: d}, t.Context()
+	for what, do := range map[string]func() error{
+		"volume": func() error {
+			_, err := s.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: "pvc"})
+			return err
+		},
+		"snapshot": func() error {
+			_, err := s.GetSnapshot(ctx, &csi.GetSnapshotRequest{SnapshotId: "snap"})
+			return err
+		},
+		"list": func() error {
+			_, err := s.ListSnapshots(ctx, &csi.ListSnapshotsRequest{SnapshotId: "snap"})
+			return err
+		},
+	} {
+		if err := do(); Code(err) != codes.Unavailable {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	health, err := s.ControllerGetVolumeHealth(ctx, &csi.ControllerGetVolumeHealthRequest{VolumeId: "pvc"})
+	must(t, err)
+	if all := health.GetVolumeHealth().GetHealthStatuses(); len(all) != 1 || all[0].GetStatus() != csi.VolumeHealthErrorType_INACCESSIBLE {
+		t.Errorf("health is %v", all)
+	}
+}
+
+// TestCreateBesideTheForgotten: a new volume is made, here or on the node that it is wanted on.
+func TestCreateBesideTheForgotten(t *testing.T) {
+	d, err := New(forgetful{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir()})
+	must(t, err)
+	for pool, want := range map[string]codes.Code{"here": codes.OK, "of another node": codes.ResourceExhausted} {
+		_, err := (&controller{Driver: d}).CreateVolume(t.Context(), changed(func(r *csi.CreateVolumeRequest) {
+			r.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{topologyOf(pool)}}
+		}))
+		if Code(err) != want {
+			t.Errorf("pool %s: got %v, want %v", pool, err, want)
 		}
 	}
 }

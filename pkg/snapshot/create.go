@@ -64,7 +64,7 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	defer release()
 	defer e.hold()()
 
-	there, entry, err := e.settled(ref)
+	there, entry, err := e.settled(ref, e.notHere)
 	if err == nil {
 		e.note(ctx, entry)
 		if err := sameRequest(there.record, there.name, kind, spec, source); err != nil {

@@ -476,10 +476,12 @@ type located struct {
 	coming     *coming // to a commit; nil where nobody was told
 }
 
-// find looks a volume or snapshot up in the ledgers of all pools. What no pool
-// here holds, but a pool that is away held when it was last seen, is
-// ErrPoolAway, not ErrNotFound: nobody may conclude that it is gone.
-func (e *Engine) find(ref meta.Ref) (located, error) {
+// find looks a volume or snapshot up in the ledgers of all pools. Where none of them
+// holds it, absent says why.
+func (e *Engine) find(ref meta.Ref) (located, error) { return e.search(ref, e.absent) }
+
+// search is find with a choice of the error for what no pool here holds.
+func (e *Engine) search(ref meta.Ref, absent func(meta.Ref) error) (located, error) {
 	if !meta.ValidID(ref.ID) {
 		return located{}, fmt.Errorf("%s: %w", ref, ErrNotFound)
 	}
@@ -498,11 +500,11 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		absent := error(&sick)
+		err := error(&sick)
 		if sick.err == nil {
-			absent = e.notHere(ref)
+			err = absent(ref)
 		}
-		return located{}, cmp.Or(e.steady(pools, ref), absent)
+		return located{}, cmp.Or(e.steady(pools, ref), err)
 	}
 	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)
 }
@@ -536,15 +538,6 @@ func (l *located) begin() error {
 	}
 	l.Filesystem = l.guard.patiently()
 	return nil
-}
-
-// steady is ErrBusy when pools have come or gone since those were looked at: what was not
-// found may be in one of them.
-func (e *Engine) steady(pools []*pool, ref meta.Ref) error {
-	if slices.Equal(pools, e.allPools()) {
-		return nil
-	}
-	return fmt.Errorf("%s: %w: the pools have just changed", ref, ErrBusy)
 }
 
 // unaskedError says that what was looked for was not found, and that some pools could
@@ -617,43 +610,11 @@ func (e *Engine) remembered() (map[string]meta.PoolState, error) {
 	return pools, err
 }
 
-// notHere tells an ID that is unknown from one whose pool is away.
-func (e *Engine) notHere(ref meta.Ref) error {
-	known, err := e.lookup(ref)
-	if err != nil {
-		return fmt.Errorf("%s: %w (index: %w)", ref, ErrNotFound, err)
-	}
-	away := func(id, name string) error {
-		e.mu.RLock()
-		reason := e.broken[name]
-		e.mu.RUnlock()
-		if errors.Is(reason, ErrSilent) {
-			return fmt.Errorf("%s: was in it: %w", ref, reason)
-		}
-		if errors.Is(reason, ErrFrozen) {
-			return fmt.Errorf("%s: was in it: %w: %w", ref, ErrPoolAway, reason)
-		}
-		return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, id, ErrPoolAway, name)
-	}
-	for _, k := range known {
-		if !e.inUse(k.PoolID) {
-			return away(k.PoolID, k.Pool)
-		}
-	}
-	remembered, _ := e.remembered() // forgotten looks at what it lacks
-	for id, state := range remembered {
-		if !e.inUse(id) && slices.Contains(state.Unlisted, ref) {
-			return away(id, state.Name)
-		}
-	}
-	return fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
-}
-
-// settled is find for callers that need the subvolume itself: what a crash left
-// half made is completed, what it left declared only is undone (ErrNotFound),
+// settled is search for callers that need the subvolume itself: what a crash left
+// half made is completed, what it left declared only is undone and absent,
 // and a subvolume that is gone is ErrLost. The caller holds the lock.
-func (e *Engine) settled(ref meta.Ref) (located, meta.Entry, error) {
-	l, err := e.find(ref)
+func (e *Engine) settled(ref meta.Ref, absent func(meta.Ref) error) (located, meta.Entry, error) {
+	l, err := e.search(ref, absent)
 	if err == nil {
 		err = l.begin()
 	}
@@ -662,7 +623,7 @@ func (e *Engine) settled(ref meta.Ref) (located, meta.Entry, error) {
 	}
 	entry, err := l.settle()
 	if errors.Is(err, fs.ErrNotExist) {
-		return l, entry, fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
+		return l, entry, absent(ref)
 	}
 	return l, entry, err
 }

@@ -455,6 +455,31 @@ func TestUnreadableIsRemembered(t *testing.T) {
 	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
 }
 
+// notGone: nobody who asks for what may be in a pool that is away is told that there is none.
+func notGone(t *testing.T, e *snapshot.Engine, id string) {
+	t.Helper()
+	ctx := t.Context()
+	for what, err := range map[string]error{
+		"stat":             second(e.Stat(ctx, meta.Volume(id))),
+		"stat of snapshot": second(e.Stat(ctx, meta.Snapshot(id))),
+		"mounts":           second(e.Mounts(ctx, id)),
+		"usage":            second(e.Usage(ctx, meta.Volume(id))),
+		"room":             second(e.Room(ctx, meta.Volume(id))),
+		"nested":           second(e.Nested(ctx, id)),
+		"conditions":       second(e.Conditions(ctx, id)),
+		"expand":           second(e.Resize(ctx, id, snapshot.Range{Required: 9 * mib})),
+		"snapshot":         second(e.Commit(ctx, snapshot.Spec{Name: "snap-of-" + id}, id)),
+		"clone":            second(e.Prepare(ctx, sized("clone-of-"+id, mib), meta.Volume(id))),
+		"restore":          second(e.Prepare(ctx, sized("clone-of-"+id, mib), meta.Snapshot(id))),
+		"view":             second(e.View(ctx, snapshot.Spec{Name: "view-of-" + id}, meta.Snapshot(id))),
+		"delete":           e.Remove(ctx, meta.Volume(id)),
+	} {
+		if !errors.Is(err, snapshot.ErrForgotten) || errors.Is(err, snapshot.ErrNotFound) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
 // TestForgottenPool: with a pool away, and the index lost, nobody is told that a volume
 // is gone, until somebody says that the pool is.
 func TestForgottenPool(t *testing.T) {
@@ -478,9 +503,14 @@ func TestForgottenPool(t *testing.T) {
 	must(t, os.Remove(w.index))
 	w.open()
 	for _, name := range []string{"pvc", "missing"} {
-		wants(t, w.e.Remove(ctx, meta.Volume(name)), snapshot.ErrPoolAway)
+		notGone(t, w.e, name)
 	}
 	wants(t, w.e.Remove(ctx, meta.Snapshot("missing")), snapshot.ErrPoolAway)
+	record, err := meta.Record{ID: "cut-short", Name: "cut-short", Kind: meta.Active, State: meta.Creating, Size: mib}.Encode()
+	must(t, err)
+	must(t, w.fs.PlantSlot(active("cut-short"), record)) // it may have been asked for before the pool went
+	wants(t, second(w.e.Stat(ctx, meta.Volume("cut-short"))), snapshot.ErrForgotten)
+	wants(t, second(w.e.Resize(ctx, "cut-short", snapshot.Range{Required: 9 * mib})), snapshot.ErrForgotten)
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
 	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
 	if away, err := w.e.Away(); err != nil || !maps.Equal(away, map[string]string{fast.ID: "fast"}) {
@@ -488,6 +518,7 @@ func TestForgottenPool(t *testing.T) {
 	}
 	must(t, w.e.Forget(fast.ID))
 	must(t, w.e.Remove(ctx, meta.Volume("missing")))
+	wants(t, second(w.e.Stat(ctx, meta.Volume("missing"))), snapshot.ErrNotFound)
 
 	w.host.Attach("fast")
 	w.close()

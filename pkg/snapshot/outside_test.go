@@ -264,8 +264,13 @@ func TestRollBackToBeforeThePool(t *testing.T) {
 	must(t, os.Remove(r.in("@", "index.db")))
 	must(t, btrfs.Snapshot(r.path("before"), r.path("@"), true))
 	r.rollBack("before")
+	disk := btrfstest.Mount(t)
+	must(t, os.Mkdir(r.in("@", "pools/fast"), 0o700))
+	must(t, unix.Mount(disk, r.in("@", "pools/fast"), "", unix.MS_BIND, ""))
+	t.Cleanup(func() { _ = unix.Unmount(r.in("@", "pools/fast"), unix.MNT_DETACH) })
 	r.start()
-	wants(t, r.e.Remove(ctx, meta.Volume("late")), snapshot.ErrPoolAway)
+	notGone(t, r.e, "late")
+	must(t, second(r.e.Prepare(ctx, snapshot.Spec{Name: "new", Pool: "fast", Size: snapshot.Range{Required: mib}}, meta.Ref{})))
 }
 
 // TestOutsideUnread: where nobody can tell whether the data of a volume is outside of the

@@ -59,7 +59,7 @@ func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 	}
 	if l.record.State == meta.Creating {
 		if _, err := l.Info(l.slot); errors.Is(err, fs.ErrNotExist) {
-			return meta.Entry{}, fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
+			return meta.Entry{}, e.absent(ref)
 		}
 	}
 	return l.entry()

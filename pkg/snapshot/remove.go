@@ -30,9 +30,11 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 		return earlier
 	}
 	l, err := e.find(ref)
-	if errors.Is(err, ErrNotFound) {
-		absent := errors.Join(earlier, e.forgotten(ref))
-		return cmp.Or(e.steady(pools, ref), absent)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrForgotten) {
+		if errors.Is(err, ErrNotFound) {
+			err = nil
+		}
+		return cmp.Or(e.steady(pools, ref), earlier, err)
 	}
 	if err != nil {
 		return err
@@ -58,46 +60,6 @@ func (p *pool) unremoved(ref meta.Ref, err error) error {
 		return err
 	}
 	return unfinished(err)
-}
-
-// forgotten fails when what is in no pool here may be in one that is away, and that
-// the index does not remember, since it was made anew or fails: nobody may be told
-// that it is gone.
-func (e *Engine) forgotten(ref meta.Ref) error {
-	if err := e.rolledBack(); err != nil {
-		return fmt.Errorf("%s: may be in it: %w: %w", ref, ErrForgotten, err)
-	}
-	known, err := e.Away()
-	if err != nil {
-		return fmt.Errorf("%s: %w: which pools there were cannot be read: %w", ref, ErrPoolAway, err)
-	}
-	if len(known) == 0 {
-		return nil
-	}
-	remembered, err := e.remembered()
-	if _, failed := e.lookup(ref); err != nil || failed != nil {
-		remembered = nil
-	}
-	for id, name := range known {
-		if _, ok := remembered[id]; !ok {
-			return fmt.Errorf("%s: may be in pool %q (%s): %w: mount its filesystem at pools/%s, or, if its disk is gone for good, remove the file known/%s in the state directory",
-				ref, name, id, ErrForgotten, name, id)
-		}
-	}
-	return nil
-}
-
-// rolledBack returns why a pool that was rolled back cannot be used: of what it holds what
-// the state directory remembers of pools may know nothing.
-func (e *Engine) rolledBack() error {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	for _, reason := range e.broken {
-		if errors.Is(reason, errRolledBack) {
-			return reason
-		}
-	}
-	return nil
 }
 
 // remove renames the slot out of its area, the point of no return, and erases
@@ -260,7 +222,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	defer release()
 	defer e.hold()()
 
-	l, entry, err := e.settled(ref)
+	l, entry, err := e.settled(ref, e.absent)
 	if err != nil {
 		return meta.Entry{}, err
 	}

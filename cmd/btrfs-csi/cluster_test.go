@@ -1,0 +1,44 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+)
+
+// TestForgottenIsGoneToTheCluster: what may be in a pool that is away and forgotten is in no
+// pool that is here, of which the mirror asks. Else nothing that is deleted meanwhile would
+// ever be gone to the cluster.
+func TestForgottenIsGoneToTheCluster(t *testing.T) {
+	state := t.TempDir()
+	known := filepath.Join(state, "known")
+	if err := os.MkdirAll(known, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(known, uuid.NewString()), []byte("away\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	host, err := snapshot.NewHost(state, btrfs.QuotaNone)
+	if err != nil {
+		t.Fatal(err)
+	}
+	index, _, err := meta.OpenIndex(filepath.Join(state, "index.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := snapshot.Open(t.Context(), host, index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	if _, state := (&mirrored{Engine: e}).Look(t.Context(), meta.Volume("pvc")); state != mirror.Gone {
+		t.Errorf("it is %s", state)
+	}
+}

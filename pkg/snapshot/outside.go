@@ -92,8 +92,9 @@ func (o OutsideSubvolume) wayBack() string {
 	return fmt.Sprintf("its subvolume is in another snapshot of the filesystem, which was rolled back; to bring it back mount the filesystem with subvolid=5 and run there: %s", how)
 }
 
-// planOutside reports what lies outside of the pool for which no slot in it stands. What
-// cannot be read there keeps nobody from what is in the pool.
+// planOutside reports what lies outside of the pool for which no slot in it stands: one that
+// is lost, or has a copy of it that was brought back. What cannot be read there keeps nobody
+// from what is in the pool.
 func (p *pool) planOutside(slots []scanned) ([]action, error) {
 	p.outside.mu.Lock()
 	all, err := p.outside.look(p.Filesystem)
@@ -107,7 +108,7 @@ func (p *pool) planOutside(slots []scanned) ([]action, error) {
 			Detail: fmt.Sprintf("subvolumes outside of the pool cannot be looked through for its own: %v; mend the filesystem", err)}})
 	}
 	for _, o := range all {
-		if slices.ContainsFunc(slots, func(s scanned) bool { return s.state == slotLost && s.madeAs(o) }) {
+		if slices.ContainsFunc(slots, func(s scanned) bool { return s.madeAs(o) }) {
 			continue
 		}
 		actions = append(actions, action{Finding: Finding{Pool: p.name, Path: o.Slot.String(), Problem: OutsidePool,

@@ -166,6 +166,9 @@ func TestRollBack(t *testing.T) {
 			r.holds("active", "db", "data of db")
 			r.holds("committed", "snap", "data of db")
 			must(t, second(r.e.Reconcile(ctx)))
+			r.finds("active/late: OutsidePool", "active/old: Lost", "active/removed: Lost")
+			must(t, r.e.Remove(ctx, meta.Volume("view"))) // of what was copied back the original stays
+			r.finds("active/late: OutsidePool", "active/old: Lost", "active/removed: Lost", "view/view: OutsidePool")
 
 			must(t, r.e.Remove(ctx, meta.Volume("old")))
 			wants(t, second(r.e.Stat(ctx, meta.Volume("old"))), snapshot.ErrNotFound)

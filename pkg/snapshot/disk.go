@@ -279,7 +279,11 @@ func (d *disk) Destroy(s Slot) error {
 	})
 }
 
+// liftNested has nothing to lift under simple quota: what is nested counts towards its volume.
 func (d *disk) liftNested(subvolume uint64) error {
+	if d.mode == btrfs.QuotaSimple {
+		return nil
+	}
 	census, err := d.Census()
 	for _, id := range census.hosts()[subvolume] {
 		err = errors.Join(err, d.LiftLimit(id))
@@ -516,11 +520,50 @@ func (d *disk) liftIn(path string, subvolume uint64) error {
 	if d.mode == btrfs.QuotaFull {
 		return btrfs.LimitQgroup(path, d.group(subvolume), btrfs.NoLimit)
 	}
-	group, err := d.ownGroup(path, subvolume)
-	if group == nil || err != nil {
+	group, whose, err := d.groupOf(path, subvolume)
+	if err != nil || whose != ours && whose != halfMade {
 		return err
 	}
-	return btrfs.LimitQgroup(path, group.ID, btrfs.NoLimit)
+	return btrfs.LimitOwnQgroup(path, group.ID, btrfs.NoLimit, mark) // also of a half made one: the sweep is to know it
+}
+
+// owner says whose a group 1/<id> is.
+type owner int
+
+const (
+	nobody   owner = iota // there is none
+	ours                  // it was made here
+	halfMade              // it was made here, and is not marked: a kill came between
+	another               // an administrator has made it
+)
+
+// groupOf returns the group 1/<id> of a subvolume of the pool, and whose it is. Without the
+// mark it is ours if it has 0/<id>, or nothing at all. That holds while the subvolume is
+// there. Later nobody can tell such a group from one that an administrator has made for a
+// subvolume to come, so it is marked before the subvolume is destroyed.
+func (d *disk) groupOf(path string, subvolume uint64) (group btrfs.Qgroup, whose owner, err error) {
+	if d.mode != btrfs.QuotaSimple {
+		return group, nobody, nil
+	}
+	own, id := btrfs.NewQgroupID(0, subvolume), d.group(subvolume)
+	group, err = btrfs.QgroupOf(path, id)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return group, nobody, nil
+	case err != nil:
+		return group, nobody, err
+	case group.Mark == mark:
+		return group, ours, nil
+	}
+	members, err := btrfs.QgroupMembers(path, id)
+	if err != nil {
+		return group, nobody, err
+	}
+	parents, err := btrfs.QgroupParents(path, []btrfs.QgroupID{own})
+	if slices.Contains(parents[own], id) || !members && group.MaxReferenced == btrfs.NoLimit {
+		return group, halfMade, err
+	}
+	return group, another, err
 }
 
 // limit marks the group before the subvolume counts towards it: what a crash leaves in
@@ -538,50 +581,40 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 			return err
 		}
 		if err := btrfs.LimitOwnQgroup(path, group, bytes, mark); err != nil {
-			return errors.Join(err, d.dropUnmarked(path, group)) // as with metadata full
+			return errors.Join(err, d.dropUnmarked(path, subvolume)) // as with metadata full
 		}
 		_, err := btrfs.AssignQgroup(path, btrfs.NewQgroupID(0, subvolume), group)
 		return err
 	})
 }
 
-// dropUnmarked removes a group that was made and could not be marked: nobody would know
-// later whose it is.
-func (d *disk) dropUnmarked(path string, id btrfs.QgroupID) error {
-	group, err := btrfs.QgroupOf(path, id)
-	if errors.Is(err, fs.ErrNotExist) {
+// dropUnmarked removes a group that was made and could not be marked.
+func (d *disk) dropUnmarked(path string, subvolume uint64) error {
+	group, whose, err := d.groupOf(path, subvolume)
+	if err != nil || whose != halfMade {
+		return err
+	}
+	err = btrfs.RemoveQgroup(path, group.ID)
+	if errors.Is(err, unix.EBUSY) { // it has 0/<id>
 		return nil
 	}
-	if err != nil || group.Mark == mark || group.MaxReferenced != btrfs.NoLimit {
-		return err
-	}
-	if members, err := btrfs.QgroupMembers(path, id); err != nil || members {
-		return err
-	}
-	return btrfs.RemoveQgroup(path, id)
+	return err
 }
 
-// makeGroup makes the group 1/<id> of a subvolume. One that is there without the mark is
-// ours if it has 0/<id>, or nothing at all, as a crash left it. Any other is an
-// administrator's, and what counts towards it would share the volume's limit.
+// makeGroup makes the group 1/<id> of a subvolume. What counts towards an administrator's
+// would share the volume's limit.
 func (d *disk) makeGroup(path string, subvolume uint64) error {
-	own, id := btrfs.NewQgroupID(0, subvolume), d.group(subvolume)
-	group, err := btrfs.QgroupOf(path, id)
-	if errors.Is(err, fs.ErrNotExist) {
+	id := d.group(subvolume)
+	_, whose, err := d.groupOf(path, subvolume)
+	switch {
+	case err != nil:
+		return err
+	case whose == nobody:
 		return btrfs.CreateQgroup(path, id)
+	case whose == another:
+		return fmt.Errorf("qgroup %s: %w: it has the number that the limit of a volume needs: remove it (btrfs qgroup destroy), or try again", id, ErrForeign)
 	}
-	if err != nil || group.Mark == mark {
-		return err
-	}
-	members, err := btrfs.QgroupMembers(path, id)
-	if err != nil {
-		return err
-	}
-	parents, err := btrfs.QgroupParents(path, []btrfs.QgroupID{own})
-	if err != nil || slices.Contains(parents[own], id) || !members && group.MaxReferenced == btrfs.NoLimit {
-		return err
-	}
-	return fmt.Errorf("qgroup %s: %w: it has the number that the limit of a volume needs: remove it (btrfs qgroup destroy), or try again", id, ErrForeign)
+	return nil
 }
 
 // Bound, under full quota, gives the volume and each nested one as its limit what it holds
@@ -741,8 +774,8 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 
 // closeGroup gives the group 1/<id> of a destroyed subvolume the least limit.
 func (d *disk) closeGroup(path string, subvolume uint64) error {
-	group, err := d.ownGroup(path, subvolume)
-	if group == nil || group.MaxReferenced == 1 || err != nil {
+	group, whose, err := d.groupOf(path, subvolume)
+	if err != nil || whose != ours || group.MaxReferenced == 1 {
 		return err
 	}
 	if there, err := btrfs.Exists(path, subvolume); there || err != nil {
@@ -752,27 +785,11 @@ func (d *disk) closeGroup(path string, subvolume uint64) error {
 }
 
 func (d *disk) removeGroup(path string, subvolume uint64) error {
-	group, err := d.ownGroup(path, subvolume)
-	if group == nil || err != nil {
+	group, whose, err := d.groupOf(path, subvolume)
+	if err != nil || whose != ours {
 		return err
 	}
 	return btrfs.RemoveQgroup(path, group.ID)
-}
-
-// ownGroup returns the group 1/<id> of a subvolume, nil if there is none, or none that was
-// made here.
-func (d *disk) ownGroup(path string, subvolume uint64) (*btrfs.Qgroup, error) {
-	if d.mode != btrfs.QuotaSimple {
-		return nil, nil
-	}
-	group, err := btrfs.QgroupOf(path, d.group(subvolume))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil || group.Mark != mark {
-		return nil, err
-	}
-	return &group, nil
 }
 
 func (d *disk) HeldQuota() (held []uint64, err error) {

@@ -364,6 +364,57 @@ func TestStaleQuota(t *testing.T) {
 	})
 }
 
+// TestKilledBeforeTheMark: a kill leaves the group of a volume made, and not marked as the
+// driver's. It is taken for the volume's limit, and goes with the volume.
+func TestKilledBeforeTheMark(t *testing.T) {
+	t.Parallel()
+	n := newNode(t, btrfs.QuotaSimple)
+	index := filepath.Join(t.TempDir(), "index.db")
+	e := open(t, n.host, index)
+	ctx := t.Context()
+	must(t, second(e.Prepare(ctx, sized("base", mib), meta.Ref{})))
+	must(t, n.Pool("default").Nest(active("base"), "nested"))
+	must(t, e.Close())
+	killed := func(name string, source meta.Ref, subvolume func(path string) error) (id uint64) {
+		path := filepath.Join(n.path("default"), "active", name, "fs")
+		record, err := meta.Record{ID: name, Name: name, Kind: meta.Active, State: meta.Creating, Size: mib, Source: source}.Encode()
+		must(t, err)
+		must(t, n.Pool("default").PlantSlot(active(name), record))
+		must(t, subvolume(path))
+		info, err := btrfs.Info(path)
+		must(t, err)
+		must(t, btrfs.CreateQgroup(n.state, btrfs.NewQgroupID(1, info.ID)))
+		return info.ID
+	}
+	undone := killed("copy", meta.Volume("base"), func(path string) error {
+		return btrfs.Snapshot(path, filepath.Join(n.path("default"), "active/base/fs"), false)
+	})
+	completed := killed("completed", meta.Ref{}, btrfs.Create)
+	e = open(t, n.host, index, often)
+	deleted := killed("deleted", meta.Ref{}, btrfs.Create)
+	must(t, e.Remove(ctx, meta.Volume("deleted")))
+	usage, err := e.Usage(ctx, meta.Volume("completed"))
+	if must(t, err); usage.Limit != mib {
+		t.Errorf("completed with %+v", usage)
+	}
+	must(t, e.Remove(ctx, meta.Volume("completed")))
+	wants(t, second(e.Stat(ctx, meta.Volume("copy"))), snapshot.ErrNotFound)
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	go e.Run(running)
+	eventually(t, func() bool {
+		n.settle(t)
+		left := 0
+		must(t, btrfs.WalkQgroups(n.state, func(q btrfs.Qgroup) error {
+			if slices.Contains([]uint64{undone, completed, deleted}, q.ID.Subvolume()) {
+				left++
+			}
+			return nil
+		}))
+		return left == 0
+	})
+}
+
 // TestHeldQuota: what a snapshot holds of the accounting of a volume that is gone is
 // remembered across a restart. When the snapshot goes too, it is nothing to be told.
 func TestHeldQuota(t *testing.T) {

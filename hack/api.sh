@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-types=pkg/meta/mirror/v1alpha1
+types=api/v1alpha1
 crds=charts/btrfs-csi/files/crds
 
 generate() { # directory for the definitions, directory for the methods

@@ -22,7 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 

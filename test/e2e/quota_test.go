@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 )
 
 // The quota mode of the cluster is changed, and changed back, as docs/operations.md says,

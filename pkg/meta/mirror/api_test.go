@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -156,7 +157,9 @@ func mayClaim(have, given map[string]any) bool {
 	if path.Dir(child(have, "metadata")["uid"].(string)) != poolObjects || before == "" || after == "" || before == after {
 		return true
 	}
-	from := func(o map[string]any) any { return child(child(o, "metadata"), "annotations")[TakenFrom] }
+	from := func(o map[string]any) any {
+		return child(child(o, "metadata"), "annotations")[v1alpha1.AnnotationTakenFrom]
+	}
 	return from(given) == before || from(have) == after
 }
 

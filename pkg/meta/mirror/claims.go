@@ -13,8 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
 const (
@@ -95,7 +95,7 @@ func (m *Mirror) claim(ctx context.Context, have *v1alpha1.Pool, id, name string
 	if have == nil {
 		return m.makePool(ctx, id, name)
 	}
-	me, owner, from := m.options.NodeName, have.Spec.NodeName, have.Annotations[TakenFrom]
+	me, owner, from := m.options.NodeName, have.Spec.NodeName, have.Annotations[v1alpha1.AnnotationTakenFrom]
 	yields := m.claims.yields[id]
 	_, denied := m.claims.denied[id]
 	logger := klog.FromContext(ctx).WithValues("pool", name, "poolID", id, "node", owner)
@@ -156,10 +156,10 @@ func (m *Mirror) makePool(ctx context.Context, id, name string) (*v1alpha1.Pool,
 
 func noteTaken(pool *v1alpha1.Pool, from string) {
 	if from == "" {
-		delete(pool.Annotations, TakenFrom)
+		delete(pool.Annotations, v1alpha1.AnnotationTakenFrom)
 		return
 	}
-	metav1.SetMetaDataAnnotation(&pool.ObjectMeta, TakenFrom, from)
+	metav1.SetMetaDataAnnotation(&pool.ObjectMeta, v1alpha1.AnnotationTakenFrom, from)
 }
 
 // releaseGone gives up the claims to pools that are not here at the second look in

@@ -16,8 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
 // answerTimeout is how long a node may take to expand a volume of its own. It is
@@ -112,7 +112,7 @@ func (m *Mirror) Expand(ctx context.Context, volume string, size int64) (int64, 
 	defer answers.Stop()
 	request := uuid.NewString()
 	patch, _ := json.Marshal(map[string]any{
-		"metadata": map[string]any{"annotations": map[string]string{ExpandRequest: request}},
+		"metadata": map[string]any{"annotations": map[string]string{v1alpha1.AnnotationExpandRequest: request}},
 		"spec":     map[string]any{"size": resource.NewQuantity(size, resource.BinarySI)},
 	})
 	if _, err := m.clients.subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
@@ -148,7 +148,7 @@ func wantsExpansion(s *v1alpha1.Subvolume) bool {
 		return false
 	}
 	r := s.Status.Expansion
-	return r == nil || r.Request != s.Annotations[ExpandRequest] || r.Size.Cmp(*s.Spec.Size) != 0
+	return r == nil || r.Request != s.Annotations[v1alpha1.AnnotationExpandRequest] || r.Size.Cmp(*s.Spec.Size) != 0
 }
 
 // expandHere does what somebody asked for in the spec of a volume of this node.
@@ -169,7 +169,7 @@ func (m *Mirror) expandHere(ctx context.Context, name string) error {
 	switch {
 	case errors.As(err, &refused):
 		status["expansion"] = v1alpha1.Refusal{
-			Size: *s.Spec.Size, Request: s.Annotations[ExpandRequest], Code: refused.Code, Message: refused.Message,
+			Size: *s.Spec.Size, Request: s.Annotations[v1alpha1.AnnotationExpandRequest], Code: refused.Code, Message: refused.Message,
 		}
 	case err != nil:
 		return err

@@ -17,8 +17,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
 const (

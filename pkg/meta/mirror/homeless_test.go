@@ -11,7 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 )
 
 // classFor returns a StorageClass whose parameter names a pool, none with "".

@@ -8,54 +8,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
-
-const prefix = "btrfs-csi.github.io/"
-
-// The lineage: annotations of a Subvolume, and of the PersistentVolume or
-// VolumeSnapshotContent that stands for the same volume or snapshot. UUIDs and
-// IDs are those of btrfs, in the form of `btrfs subvolume show`. None is there
-// without a value.
-const (
-	// Parent is the handle of the volume or snapshot that this was made from.
-	Parent = prefix + "parent"
-	// UUID of the subvolume.
-	UUID = prefix + "uuid"
-	// ParentUUID is the UUID of the subvolume that this is a snapshot of, which
-	// may be gone.
-	ParentUUID = prefix + "parent-uuid"
-	// ReceivedUUID is the UUID of the subvolume that was sent, on one received.
-	ReceivedUUID = prefix + "received-uuid"
-	// SubvolumeID is the number of the subvolume in its pool.
-	SubvolumeID = prefix + "subvolume-id"
-	// CreatedTransid is the transaction that it was made in, equal for all
-	// snapshots that were taken at one instant.
-	CreatedTransid = prefix + "created-transid"
-)
-
-// More annotations of a Subvolume.
-const (
-	// Claim is the namespace and name of the PersistentVolumeClaim or
-	// VolumeSnapshot that it was made for.
-	Claim = prefix + "claim"
-	// ExpandRequest is another one for each attempt at a larger size.
-	ExpandRequest = prefix + "expand-request"
-	// Object is the name of the PersistentVolume or VolumeSnapshotContent that
-	// stands for it, or did.
-	Object = prefix + "object"
-	// OrphanedSince is the time (RFC 3339) when it was first seen that the
-	// cluster knows nothing of the volume or snapshot.
-	OrphanedSince = prefix + "orphaned-since"
-	// CondemnedSince is the time (RFC 3339) from when the grace before it is
-	// deleted counts.
-	CondemnedSince = prefix + "condemned-since"
-)
-
-// TakenFrom is an annotation of a Pool: the node that had the claim when another
-// took it, since it was not ready, or somebody had deleted the Pool. It gets it back
-// when it has the pool still.
-const TakenFrom = prefix + "taken-from"
 
 // Annotations and labels of others.
 const (
@@ -69,12 +24,12 @@ const (
 // shall not be there.
 func lineage(e meta.Entry) map[string]string {
 	return map[string]string{
-		Parent:         e.Source.ID,
-		UUID:           e.UUID,
-		ParentUUID:     e.ParentUUID,
-		ReceivedUUID:   e.ReceivedUUID,
-		SubvolumeID:    number(e.SubvolumeID),
-		CreatedTransid: number(e.CreatedTransid),
+		v1alpha1.AnnotationParent:         e.Source.ID,
+		v1alpha1.AnnotationUUID:           e.UUID,
+		v1alpha1.AnnotationParentUUID:     e.ParentUUID,
+		v1alpha1.AnnotationReceivedUUID:   e.ReceivedUUID,
+		v1alpha1.AnnotationSubvolumeID:    number(e.SubvolumeID),
+		v1alpha1.AnnotationCreatedTransid: number(e.CreatedTransid),
 	}
 }
 

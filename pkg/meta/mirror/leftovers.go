@@ -12,8 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
 // Leftover is an object that no driver looks after any more, and no other may: of a node
@@ -190,7 +190,7 @@ func (s *search) findSubvolumes(ctx context.Context) error {
 			s.sources[subvolume.Spec.ID] = subvolume.Spec.PoolID
 		}
 		s.subvolumes = append(s.subvolumes, Leftover{
-			Kind: "Subvolume", Name: subvolume.Name, Node: node, Claim: subvolume.Annotations[Claim],
+			Kind: "Subvolume", Name: subvolume.Name, Node: node, Claim: subvolume.Annotations[v1alpha1.AnnotationClaim],
 			poolID: subvolume.Spec.PoolID, still: s.stillGone(subvolume.Spec.PoolID),
 			remove: func(ctx context.Context) error {
 				return s.Clients.subvolumes().Delete(ctx, subvolume.Name, metav1.DeleteOptions{})

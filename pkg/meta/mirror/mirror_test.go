@@ -13,8 +13,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
 // What runs against an API server is tested with a real one, in test/e2e. Here is
@@ -104,7 +104,7 @@ func TestWantsExpansion(t *testing.T) {
 		{name: "refused, asked for less", want: quantity(2), have: quantity(1), refused: &v1alpha1.Refusal{Size: *quantity(3), Request: "a"}, request: "a", wants: true},
 	} {
 		s := &v1alpha1.Subvolume{Spec: v1alpha1.SubvolumeSpec{Kind: "Volume", Size: c.want}, Status: v1alpha1.SubvolumeStatus{Size: c.have, Expansion: c.refused}}
-		s.Annotations = map[string]string{ExpandRequest: c.request}
+		s.Annotations = map[string]string{v1alpha1.AnnotationExpandRequest: c.request}
 		if got := wantsExpansion(s); got != c.wants {
 			t.Errorf("%s: want %v, got %v", c.name, c.wants, got)
 		}
@@ -121,14 +121,14 @@ func TestDescribe(t *testing.T) {
 		Lineage: meta.Lineage{SubvolumeID: 257, UUID: "u", ParentUUID: "p", CreatedTransid: 9}, Pool: "fast", PoolID: "id",
 	}
 	s := &v1alpha1.Subvolume{}
-	s.Annotations = map[string]string{"other": "stays", ReceivedUUID: "of somebody's hand"}
+	s.Annotations = map[string]string{"other": "stays", v1alpha1.AnnotationReceivedUUID: "of somebody's hand"}
 	m.describe(s, entry, "")
 	want := v1alpha1.SubvolumeSpec{ID: "pvc-2", Kind: "Volume", NodeName: "node-1", Pool: "fast", PoolID: "id", Size: quantity(5 << 20)}
 	if !equality.Semantic.DeepEqual(s.Spec, want) {
 		t.Errorf("want %+v, got %+v", want, s.Spec)
 	}
 	for key, value := range map[string]string{
-		Parent: "snapshot-1", UUID: "u", ParentUUID: "p", SubvolumeID: "257", CreatedTransid: "9", Claim: "db/data", "other": "stays",
+		v1alpha1.AnnotationParent: "snapshot-1", v1alpha1.AnnotationUUID: "u", v1alpha1.AnnotationParentUUID: "p", SubvolumeID: "257", CreatedTransid: "9", Claim: "db/data", "other": "stays",
 	} {
 		if s.Annotations[key] != value {
 			t.Errorf("annotation %s: want %q, got %q", key, value, s.Annotations[key])

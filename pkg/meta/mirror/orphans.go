@@ -15,6 +15,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -198,8 +199,8 @@ func (m *Mirror) judge(ctx context.Context) (unknown []meta.Entry, total int) {
 	}
 	for _, e := range known {
 		o, ok, _ := m.subvolumes.GetStore().GetByKey(ObjectName(e.Ref()))
-		if ok && asSubvolume(o).Annotations[OrphanedSince] != "" {
-			_ = m.mark(ctx, ObjectName(e.Ref()), map[string]*string{OrphanedSince: nil, CondemnedSince: nil}) // else at the next look
+		if ok && asSubvolume(o).Annotations[v1alpha1.AnnotationOrphanedSince] != "" {
+			_ = m.mark(ctx, ObjectName(e.Ref()), map[string]*string{v1alpha1.AnnotationOrphanedSince: nil, v1alpha1.AnnotationCondemnedSince: nil}) // else at the next look
 		}
 	}
 	return unknown, total
@@ -251,9 +252,9 @@ func (m *Mirror) noteOrphan(ctx context.Context, e meta.Entry) (Orphan, error) {
 		}
 		return at
 	}
-	orphan.Since = since(OrphanedSince, true)
-	condemn := m.options.Orphans == DeleteOrphans && s.Annotations[Object] != ""
-	if at := since(CondemnedSince, condemn); condemn {
+	orphan.Since = since(v1alpha1.AnnotationOrphanedSince, true)
+	condemn := m.options.Orphans == DeleteOrphans && s.Annotations[v1alpha1.AnnotationObject] != ""
+	if at := since(v1alpha1.AnnotationCondemnedSince, condemn); condemn {
 		orphan.condemned = at
 	}
 	if len(marks) == 0 {

@@ -16,8 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror/v1alpha1"
 )
 
 // bindingTime is how long a new PersistentVolume may take to be bound to the claim
@@ -217,7 +217,7 @@ func (m *Mirror) takeOver(ctx context.Context) error {
 // delete anything: neither for how long nothing stands for it, nor that something did.
 func (m *Mirror) own(s *v1alpha1.Subvolume, pool string) {
 	if s.Spec.NodeName != m.options.NodeName {
-		for _, key := range []string{OrphanedSince, CondemnedSince, Object} {
+		for _, key := range []string{v1alpha1.AnnotationOrphanedSince, v1alpha1.AnnotationCondemnedSince, v1alpha1.AnnotationObject} {
 			delete(s.Annotations, key)
 		}
 	}
@@ -280,9 +280,9 @@ func (m *Mirror) describe(s *v1alpha1.Subvolume, entry meta.Entry, object string
 		s.Annotations = map[string]string{}
 	}
 	set := lineage(entry)
-	set[Claim] = claimOf(entry)
+	set[v1alpha1.AnnotationClaim] = claimOf(entry)
 	if object != "" { // it is remembered when it is gone
-		set[Object] = object
+		set[v1alpha1.AnnotationObject] = object
 	}
 	for key, value := range set {
 		if value == "" {

@@ -13,6 +13,7 @@ COPY hack/image hack/image
 RUN go -C hack/image run . root --arch=${TARGETARCH} --work=/image
 COPY Makefile ./
 COPY hack/owned.sh hack/progress.sh hack/
+COPY api api
 COPY cmd cmd
 COPY pkg pkg
 ARG VERSION=dev

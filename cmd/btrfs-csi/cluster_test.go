@@ -9,6 +9,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -29,7 +30,7 @@ func TestForgottenIsGoneToTheCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	index, _, err := meta.OpenIndex(filepath.Join(state, "index.db"))
+	index, _, err := index.Open(filepath.Join(state, "index.db"))
 	if err != nil {
 		t.Fatal(err)
 	}

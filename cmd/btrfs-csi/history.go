@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 )
 
 func newHistory() *cobra.Command {
@@ -23,7 +23,7 @@ func newHistory() *cobra.Command {
 first. The running driver remembers them, for as long as its index.db is kept.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			var removed []meta.Removed
+			var removed []index.Removed
 			err := askDriver(cmd.Context(), stateDir, http.MethodGet, "/history", &removed)
 			if errors.Is(err, errNoDriver) {
 				return fmt.Errorf("%w on %s: it is the one that remembers what was deleted", err, stateDir)

@@ -30,6 +30,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -387,7 +388,7 @@ func TestHistory(t *testing.T) {
 	history := func(args ...string) (ids []string) {
 		t.Helper()
 		stdout, stderr, code := run(t, append([]string{"history", "-o", "json", "--state-dir", state}, args...)...)
-		var removed []meta.Removed
+		var removed []index.Removed
 		if err := json.Unmarshal([]byte(stdout), &removed); err != nil || code != 0 || removed == nil {
 			t.Fatalf("exit code %d, %v: %s%s", code, err, stdout, stderr)
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -156,7 +157,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	index, renewed, err := meta.OpenIndex(filepath.Join(o.stateDir, indexFile))
+	index, renewed, err := index.Open(filepath.Join(o.stateDir, indexFile))
 	if err != nil {
 		return err
 	}

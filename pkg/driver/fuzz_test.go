@@ -35,6 +35,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
@@ -251,7 +252,7 @@ func (r *fuzzRig) begin(t *testing.T) {
 	host := placedHost{snaptest.NewHost(btrfs.QuotaFull), r.state}
 	r.pool = host.Pool(snapshot.DefaultPool)
 	r.pool.ID = fuzzPool
-	index, _, err := meta.OpenIndex(filepath.Join(t.TempDir(), "index.db"))
+	index, _, err := index.Open(filepath.Join(t.TempDir(), "index.db"))
 	must(t, err)
 	r.engine, err = snapshot.Open(t.Context(), host, index, snapshot.Patience(time.Minute))
 	must(t, err)

@@ -19,6 +19,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -95,7 +96,7 @@ func (r *rig) openEngine(quota btrfs.QuotaMode) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	index, _, err := meta.OpenIndex(filepath.Join(r.t.TempDir(), "index.db"))
+	index, _, err := index.Open(filepath.Join(r.t.TempDir(), "index.db"))
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
@@ -150,7 +151,7 @@ func (w *world) indexFiles() map[string][]byte {
 
 func (w *world) open(options ...snapshot.Option) {
 	w.t.Helper()
-	index, _, err := meta.OpenIndex(w.index)
+	index, _, err := index.Open(w.index)
 	must(w.t, err)
 	w.e, err = snapshot.Open(w.t.Context(), snaptest.Around(w.host, w.step), index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
 	must(w.t, err)

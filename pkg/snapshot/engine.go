@@ -18,6 +18,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 )
 
 // DefaultPool is the pool of a request that names none, where there is one of
@@ -35,7 +36,7 @@ const retryBroken = time.Second
 // each other, two on the same one do not wait either (ErrBusy).
 type Engine struct {
 	host  Host
-	index *meta.Index // nil for Inspect
+	index *index.Index // nil for Inspect
 	locks locks
 
 	// indexBehind is set when a write to the index failed.
@@ -98,7 +99,7 @@ func Patience(d time.Duration) Option {
 // returns an engine that serves them. The index belongs to the engine from then
 // on. A pool that cannot be used does not keep Open from serving the others, nor does one
 // whose disk does not answer.
-func Open(ctx context.Context, host Host, index *meta.Index, options ...Option) (*Engine, error) {
+func Open(ctx context.Context, host Host, index *index.Index, options ...Option) (*Engine, error) {
 	e := &Engine{
 		host: host, index: index, wake: make(chan struct{}, 1), patience: defaultPatience, maintenance: defaultMaintenance,
 		pools: map[string]*pool{}, broken: map[string]error{}, attempts: map[string]error{},
@@ -602,7 +603,7 @@ func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
 }
 
 // remembered returns the pools that the index knows, and notices when that fails.
-func (e *Engine) remembered() (map[string]meta.PoolState, error) {
+func (e *Engine) remembered() (map[string]index.PoolState, error) {
 	pools, err := e.index.Pools()
 	if err != nil {
 		e.indexBehind.Store(true)
@@ -702,7 +703,7 @@ func (e *Engine) syncPool(p *pool) error {
 	if err != nil {
 		return err
 	}
-	_, err = e.index.SyncPool(p.PoolID(), meta.PoolState{Name: p.name, Unlisted: unlisted}, entries)
+	_, err = e.index.SyncPool(p.PoolID(), index.PoolState{Name: p.name, Unlisted: unlisted}, entries)
 	return err
 }
 

@@ -285,7 +285,7 @@ func TestPoolStatus(t *testing.T) {
 	}
 }
 
-// TestDamagedIndex is TestOpenIndexReplaces seen from the engine.
+// TestDamagedIndex is TestOpenReplaces of the index seen from the engine.
 func TestDamagedIndex(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)

@@ -18,6 +18,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -382,7 +383,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 			must(t, e.Close())
 			holds := func() {
 				t.Helper()
-				index, renewed, err := meta.OpenIndex(path)
+				index, renewed, err := index.Open(path)
 				must(t, err)
 				entries := 0
 				must(t, errors.Join(index.Check(), index.Walk(meta.Snapshots, "", func(meta.Entry) bool { entries++; return true }), index.Close()))

@@ -11,6 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
@@ -59,7 +60,7 @@ func (n *node) start(t testing.TB, options ...snapshot.Option) *snapshot.Engine 
 // already.
 func open(t testing.TB, host snapshot.Host, path string, options ...snapshot.Option) *snapshot.Engine {
 	t.Helper()
-	index, _, err := meta.OpenIndex(path)
+	index, _, err := index.Open(path)
 	must(t, err)
 	e, err := snapshot.Open(t.Context(), host, index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
 	must(t, err)

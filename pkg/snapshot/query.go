@@ -14,6 +14,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 )
 
 // Mount says what to bind-mount for a volume.
@@ -159,7 +160,7 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 
 // History returns the last removals, the newest first. It is the index' alone: lost with
 // that, and without what vanished by itself.
-func (e *Engine) History() ([]meta.Removed, error) { return e.index.History() }
+func (e *Engine) History() ([]index.Removed, error) { return e.index.History() }
 
 // Capacity returns the room in a pool; empty for the default one. A pool that
 // cannot be written has none.

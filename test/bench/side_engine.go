@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -30,7 +31,7 @@ func newEngine(ctx context.Context, r *rig) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	index, _, err := meta.OpenIndex(filepath.Join(r.state(), "index.db"))
+	index, _, err := index.Open(filepath.Join(r.state(), "index.db"))
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/test/conformance/snapshotter"
 )
@@ -117,7 +117,7 @@ func (r *rig) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	index, _, err := meta.OpenIndex(filepath.Join(r.state, "index.db"))
+	index, _, err := index.Open(filepath.Join(r.state, "index.db"))
 	if err != nil {
 		return err
 	}

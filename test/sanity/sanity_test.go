@@ -10,7 +10,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -42,7 +42,7 @@ func openEngine(t *testing.T, state string) *snapshot.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	index, _, err := meta.OpenIndex(filepath.Join(t.TempDir(), "index.db"))
+	index, _, err := index.Open(filepath.Join(t.TempDir(), "index.db"))
 	if err != nil {
 		t.Fatal(err)
 	}

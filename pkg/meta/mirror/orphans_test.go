@@ -43,7 +43,7 @@ func mirrored(e meta.Entry, annotations map[string]string) *v1alpha1.Subvolume {
 // was to be deleted some time ago.
 func condemned(ago time.Duration) map[string]string {
 	at := time.Now().Add(-ago).UTC().Format(time.RFC3339)
-	return map[string]string{Object: "pv", OrphanedSince: at, CondemnedSince: at}
+	return map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: at, v1alpha1.AnnotationCondemnedSince: at}
 }
 
 func volumeOf(handle, driver string) *corev1.PersistentVolume {
@@ -86,15 +86,15 @@ func TestOrphans(t *testing.T) {
 		{name: "beyond its grace", ref: volume, annotations: over, removed: true},
 		{name: "a snapshot beyond its grace", ref: snapshot, annotations: over, removed: true},
 		{name: "within its grace", ref: volume, annotations: condemned(grace / 2)},
-		{name: "seen for the first time", ref: volume, annotations: map[string]string{Object: "pv"}, told: "deleted after 1h"},
+		{name: "seen for the first time", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv"}, told: "deleted after 1h"},
 		{name: "policy report", ref: volume, policy: ReportOrphans, annotations: over, told: "kept until somebody deletes it"},
-		{name: "policy report until now", ref: volume, annotations: without(CondemnedSince), told: "deleted after 1h"},
-		{name: "this cluster never knew it", ref: volume, annotations: without(Object), told: "kept until somebody deletes it"},
+		{name: "policy report until now", ref: volume, annotations: without(v1alpha1.AnnotationCondemnedSince), told: "deleted after 1h"},
+		{name: "this cluster never knew it", ref: volume, annotations: without(v1alpha1.AnnotationObject), told: "kept until somebody deletes it"},
 		{name: "not mirrored yet", ref: volume},
-		{name: "its mark cannot be written", ref: volume, annotations: map[string]string{Object: "pv"}, told: "deleted after 1h", setup: func(l *lab, _ *meta.Entry) {
+		{name: "its mark cannot be written", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv"}, told: "deleted after 1h", setup: func(l *lab, _ *meta.Entry) {
 			l.api.refuses[subvolumeObjects] = true
 		}},
-		{name: "the mark is no time", ref: volume, annotations: map[string]string{Object: "pv", OrphanedSince: "long ago", CondemnedSince: "long ago"}, told: "deleted after 1h"},
+		{name: "the mark is no time", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: "long ago", v1alpha1.AnnotationCondemnedSince: "long ago"}, told: "deleted after 1h"},
 		{name: "the API server has its volume, the cache misses it", ref: volume, annotations: over, setup: func(l *lab, _ *meta.Entry) {
 			l.api.put(persistentVolumes, volumeOf("pvc-1", l.options.Driver))
 		}},
@@ -208,11 +208,11 @@ func TestTooManyOrphans(t *testing.T) {
 func TestOrphanMarks(t *testing.T) {
 	entry := entryOf(meta.Volume("pvc-1"))
 	l := newLab(t, newFakeNode(entry), Options{Orphans: DeleteOrphans, OrphanGrace: grace})
-	l.api.put(subvolumeObjects, mirrored(entry, map[string]string{Object: "pv"}))
+	l.api.put(subvolumeObjects, mirrored(entry, map[string]string{v1alpha1.AnnotationObject: "pv"}))
 	marks := func() (orphaned, condemned string) {
 		l.see()
 		o, _, _ := l.subvolumes.GetStore().GetByKey("pvc-1")
-		return asSubvolume(o).Annotations[OrphanedSince], asSubvolume(o).Annotations[CondemnedSince]
+		return asSubvolume(o).Annotations[v1alpha1.AnnotationOrphanedSince], asSubvolume(o).Annotations[v1alpha1.AnnotationCondemnedSince]
 	}
 	expect := func(when string, orphaned, condemned bool, writes int) {
 		t.Helper()

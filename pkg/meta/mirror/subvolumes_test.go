@@ -10,6 +10,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -70,7 +71,7 @@ func TestTakeOver(t *testing.T) {
 	l.node.lost = map[meta.Ref]bool{lost.Ref(): true}
 	l.node.pools = []PoolReport{{Name: "fast", ID: "pool-1", State: "Ready"}}
 	for _, entry := range []meta.Entry{here, lost, deleted, elsewhere} {
-		s := mirrored(entry, map[string]string{OrphanedSince: "then", CondemnedSince: "then", Object: "pv", UUID: "u"})
+		s := mirrored(entry, map[string]string{v1alpha1.AnnotationOrphanedSince: "then", v1alpha1.AnnotationCondemnedSince: "then", v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationUUID: "u"})
 		s.Spec.NodeName, s.Status.State = "node-2", string(Ready)
 		l.api.put(subvolumeObjects, s)
 	}
@@ -99,7 +100,7 @@ func TestTakeOver(t *testing.T) {
 			t.Errorf("%s: got %q of node %q, pool %q", c.name, s.Status.State, s.Spec.NodeName, s.Spec.Pool)
 		}
 		// Nothing of what another node wrote has anything deleted here.
-		if own := c.node == "node-1"; own == (s.Annotations[CondemnedSince] != "" || s.Annotations[Object] != "") {
+		if own := c.node == "node-1"; own == (s.Annotations[v1alpha1.AnnotationCondemnedSince] != "" || s.Annotations[v1alpha1.AnnotationObject] != "") {
 			t.Errorf("%s: got the annotations %v", c.name, s.Annotations)
 		}
 	}
@@ -113,7 +114,7 @@ func TestLostComesBack(t *testing.T) {
 	l.no(l.syncSubvolume(t.Context(), entry.Ref()))
 	s, err := l.clients.subvolumes().Get(t.Context(), "pvc-1", metav1.GetOptions{})
 	l.no(err)
-	if s.Status.State != string(Lost) || s.Status.Size.Value() != entry.Size || s.Spec.PoolID != "pool-1" || s.Annotations[SubvolumeID] != "" {
+	if s.Status.State != string(Lost) || s.Status.Size.Value() != entry.Size || s.Spec.PoolID != "pool-1" || s.Annotations[v1alpha1.AnnotationSubvolumeID] != "" {
 		t.Errorf("got %+v", s)
 	}
 }

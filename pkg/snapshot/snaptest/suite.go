@@ -13,6 +13,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -97,7 +98,7 @@ type rig struct {
 
 func (r *rig) open() {
 	r.Helper()
-	index, _, err := meta.OpenIndex(r.index)
+	index, _, err := index.Open(r.index)
 	r.check(err)
 	r.e, err = snapshot.Open(r.Context(), r.host, index, snapshot.Patience(time.Minute))
 	r.check(err)

@@ -1,4 +1,4 @@
-package meta
+package index
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTimeout is how long OpenIndex waits for another process to let go of the file.
+// openTimeout is how long Open waits for another process to let go of the file.
 const openTimeout = 2 * time.Second
 
 // errUntrusted is returned inside the package for an index file that must be made

@@ -1,4 +1,4 @@
-package meta
+package index
 
 import (
 	"bufio"
@@ -15,6 +15,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
 const (
@@ -22,10 +24,10 @@ const (
 	poolB = "0b5c1b54-0000-4000-8000-00000000000b"
 )
 
-func entry(kind Kind, id, pool string, source Ref) Entry {
-	return Entry{
-		Record:  Record{ID: id, Name: id, Kind: kind, State: Ready, Size: 1 << 30, Source: source, Created: time.Unix(1, 0).UTC()},
-		Lineage: Lineage{SubvolumeID: 300, UUID: "u-" + id}, Pool: "pool", PoolID: pool,
+func entry(kind meta.Kind, id, pool string, source meta.Ref) meta.Entry {
+	return meta.Entry{
+		Record:  meta.Record{ID: id, Name: id, Kind: kind, State: meta.Ready, Size: 1 << 30, Source: source, Created: time.Unix(1, 0).UTC()},
+		Lineage: meta.Lineage{SubvolumeID: 300, UUID: "u-" + id}, Pool: "pool", PoolID: pool,
 	}
 }
 
@@ -38,7 +40,7 @@ func newIndex(t testing.TB) (*Index, string) {
 
 func reopen(t testing.TB, path string) *Index {
 	t.Helper()
-	x, _, err := OpenIndex(path)
+	x, _, err := Open(path)
 	must(t, err)
 	t.Cleanup(func() {
 		if x.file.db.Load().String() == `DB<"">` {
@@ -59,7 +61,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func put(t testing.TB, x *Index, entries ...Entry) {
+func put(t testing.TB, x *Index, entries ...meta.Entry) {
 	t.Helper()
 	for _, e := range entries {
 		must(t, x.Put(e))
@@ -68,10 +70,10 @@ func put(t testing.TB, x *Index, entries ...Entry) {
 }
 
 // walked returns the IDs that a walk tells, at most limit.
-func walked(t testing.TB, limit int, walk func(func(Entry) bool) error) []string {
+func walked(t testing.TB, limit int, walk func(func(meta.Entry) bool) error) []string {
 	t.Helper()
 	var ids []string
-	must(t, walk(func(e Entry) bool { ids = append(ids, e.ID); return len(ids) < limit }))
+	must(t, walk(func(e meta.Entry) bool { ids = append(ids, e.ID); return len(ids) < limit }))
 	return ids
 }
 
@@ -85,30 +87,30 @@ func same(t testing.TB, got, want any) {
 func TestIndexPutLookupRemove(t *testing.T) {
 	t.Parallel()
 	x, path := newIndex(t)
-	a, b := entry(Active, "x", poolA, Ref{}), entry(View, "x", poolB, Snapshot("s"))
-	snap := entry(Committed, "x", poolA, Volume("x"))
-	longer := entry(Active, "x-longer", poolA, Ref{})
+	a, b := entry(meta.Active, "x", poolA, meta.Ref{}), entry(meta.View, "x", poolB, meta.Snapshot("s"))
+	snap := entry(meta.Committed, "x", poolA, meta.Volume("x"))
+	longer := entry(meta.Active, "x-longer", poolA, meta.Ref{})
 	put(t, x, a, b, snap, longer)
-	lookup := func(ref Ref) []Entry {
+	lookup := func(ref meta.Ref) []meta.Entry {
 		found, err := x.Lookup(ref)
 		must(t, err)
 		return found
 	}
-	same(t, lookup(Volume("x")), []Entry{a, b})
-	same(t, lookup(Snapshot("x")), []Entry{snap})
-	a.Size, a.Source = 2<<30, Volume("other") // the source changes hands
+	same(t, lookup(meta.Volume("x")), []meta.Entry{a, b})
+	same(t, lookup(meta.Snapshot("x")), []meta.Entry{snap})
+	a.Size, a.Source = 2<<30, meta.Volume("other") // the source changes hands
 	put(t, x, a)
 	must(t, x.Check())
 	must(t, x.Close())
 	x = reopen(t, path)
-	same(t, lookup(Volume("x")), []Entry{a, b})
+	same(t, lookup(meta.Volume("x")), []meta.Entry{a, b})
 	before := time.Now()
-	must(t, x.Remove(Volume("x"), poolA))
-	must(t, x.Remove(Volume("x"), poolA))
-	must(t, x.Remove(Volume("missing"), poolA))
-	same(t, lookup(Volume("x")), []Entry{b})
-	same(t, lookup(Snapshot("x")), []Entry{snap})
-	same(t, lookup(Volume("missing")), []Entry(nil))
+	must(t, x.Remove(meta.Volume("x"), poolA))
+	must(t, x.Remove(meta.Volume("x"), poolA))
+	must(t, x.Remove(meta.Volume("missing"), poolA))
+	same(t, lookup(meta.Volume("x")), []meta.Entry{b})
+	same(t, lookup(meta.Snapshot("x")), []meta.Entry{snap})
+	same(t, lookup(meta.Volume("missing")), []meta.Entry(nil))
 	history, err := x.History()
 	must(t, err)
 	if len(history) != 1 || !reflect.DeepEqual(history[0].Entry, a) || history[0].RemovedAt.Before(before.Truncate(time.Second)) || history[0].RemovedAt.After(time.Now()) {
@@ -120,57 +122,57 @@ func TestIndexWalk(t *testing.T) {
 	t.Parallel()
 	x, _ := newIndex(t)
 	for _, id := range []string{"b", "a", "a-", "a.b", "ab", "a_b", "A", "0"} { // in order: 0 A a a- a.b a_b ab b
-		put(t, x, entry(Active, id, poolA, Ref{}), entry(Committed, "snap-"+id, poolA, Volume(id)))
+		put(t, x, entry(meta.Active, id, poolA, meta.Ref{}), entry(meta.Committed, "snap-"+id, poolA, meta.Volume(id)))
 	}
-	put(t, x, entry(Active, "a", poolB, Ref{})) // twice
+	put(t, x, entry(meta.Active, "a", poolB, meta.Ref{})) // twice
 	want := []string{"0", "A", "a", "a", "a-", "a.b", "a_b", "ab", "b"}
 	for after := range want {
 		rest := want[after+1:]
 		if want[after] == "a" {
 			rest = want[4:] // both are behind
 		}
-		got := walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Volumes, want[after], fn) })
+		got := walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, want[after], fn) })
 		if !slices.Equal(got, rest) {
 			t.Errorf("after %q: got %v, wanted %v", want[after], got, rest)
 		}
 	}
-	same(t, walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) }), want)
-	same(t, walked(t, 3, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) }), want[:3])
-	same(t, walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Volumes, "a+", fn) }), want[4:]) // of no entry
-	same(t, len(walked(t, 99, func(fn func(Entry) bool) error { return x.Walk(Snapshots, "", fn) })), 8)
+	same(t, walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "", fn) }), want)
+	same(t, walked(t, 3, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "", fn) }), want[:3])
+	same(t, walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "a+", fn) }), want[4:]) // of no entry
+	same(t, len(walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Snapshots, "", fn) })), 8)
 }
 
 func TestIndexWalkChildren(t *testing.T) {
 	t.Parallel()
 	x, _ := newIndex(t)
-	put(t, x, entry(Active, "a", poolA, Ref{}))
+	put(t, x, entry(meta.Active, "a", poolA, meta.Ref{}))
 	for _, source := range []string{"a", "ab", "a-"} {
 		for _, n := range []string{"1", "2", "3"} {
-			put(t, x, entry(Committed, source+n, poolA, Volume(source)), entry(Active, "clone-"+source+n, poolA, Volume(source)))
+			put(t, x, entry(meta.Committed, source+n, poolA, meta.Volume(source)), entry(meta.Active, "clone-"+source+n, poolA, meta.Volume(source)))
 		}
 	}
-	put(t, x, entry(View, "view", poolA, Snapshot("a")))
-	children := func(source Ref, class Class, after string, limit int) []string {
-		return walked(t, limit, func(fn func(Entry) bool) error { return x.WalkChildren(source, class, after, fn) })
+	put(t, x, entry(meta.View, "view", poolA, meta.Snapshot("a")))
+	children := func(source meta.Ref, class meta.Class, after string, limit int) []string {
+		return walked(t, limit, func(fn func(meta.Entry) bool) error { return x.WalkChildren(source, class, after, fn) })
 	}
-	same(t, children(Volume("a"), Snapshots, "", 9), []string{"a1", "a2", "a3"})
-	same(t, children(Volume("a"), Snapshots, "a1", 9), []string{"a2", "a3"})
-	same(t, children(Volume("a"), Snapshots, "a1", 1), []string{"a2"})
-	same(t, children(Volume("a"), Volumes, "", 9), []string{"clone-a1", "clone-a2", "clone-a3"})
-	same(t, children(Snapshot("a"), Volumes, "", 9), []string{"view"})
-	same(t, children(Volume("missing"), Volumes, "", 9), []string(nil))
-	must(t, x.Remove(Volume("a"), poolA)) // they outlive it
-	must(t, x.Remove(Snapshot("a2"), poolA))
-	same(t, children(Volume("a"), Snapshots, "", 9), []string{"a1", "a3"})
+	same(t, children(meta.Volume("a"), meta.Snapshots, "", 9), []string{"a1", "a2", "a3"})
+	same(t, children(meta.Volume("a"), meta.Snapshots, "a1", 9), []string{"a2", "a3"})
+	same(t, children(meta.Volume("a"), meta.Snapshots, "a1", 1), []string{"a2"})
+	same(t, children(meta.Volume("a"), meta.Volumes, "", 9), []string{"clone-a1", "clone-a2", "clone-a3"})
+	same(t, children(meta.Snapshot("a"), meta.Volumes, "", 9), []string{"view"})
+	same(t, children(meta.Volume("missing"), meta.Volumes, "", 9), []string(nil))
+	must(t, x.Remove(meta.Volume("a"), poolA)) // they outlive it
+	must(t, x.Remove(meta.Snapshot("a2"), poolA))
+	same(t, children(meta.Volume("a"), meta.Snapshots, "", 9), []string{"a1", "a3"})
 }
 
 func TestIndexSyncPool(t *testing.T) {
 	t.Parallel()
 	x, _ := newIndex(t)
-	kept, gone := entry(Active, "kept", poolA, Ref{}), entry(Committed, "gone", poolA, Volume("kept"))
-	grown, elsewhere := entry(Active, "grown", poolA, Ref{}), entry(Active, "kept", poolB, Ref{})
+	kept, gone := entry(meta.Active, "kept", poolA, meta.Ref{}), entry(meta.Committed, "gone", poolA, meta.Volume("kept"))
+	grown, elsewhere := entry(meta.Active, "grown", poolA, meta.Ref{}), entry(meta.Active, "kept", poolB, meta.Ref{})
 	put(t, x, kept, gone, grown, elsewhere)
-	sync := func(want int, entries ...Entry) {
+	sync := func(want int, entries ...meta.Entry) {
 		t.Helper()
 		changed, err := x.SyncPool(poolA, PoolState{Name: "fast"}, entries)
 		must(t, err)
@@ -179,19 +181,21 @@ func TestIndexSyncPool(t *testing.T) {
 		}
 		must(t, x.Check())
 	}
-	sync(1, kept, gone, grown, entry(View, "view", poolA, Snapshot("gone")))
+	sync(1, kept, gone, grown, entry(meta.View, "view", poolA, meta.Snapshot("gone")))
 	grown.Size++
-	moved := entry(View, "view", poolA, Snapshot("other"))
+	moved := entry(meta.View, "view", poolA, meta.Snapshot("other"))
 	sync(3, kept, grown, moved)
 	sync(0, moved, grown, kept)
-	found, err := x.Lookup(Volume("kept"))
+	found, err := x.Lookup(meta.Volume("kept"))
 	must(t, err)
-	same(t, found, []Entry{kept, elsewhere})
-	same(t, walked(t, 9, func(fn func(Entry) bool) error { return x.WalkChildren(Snapshot("gone"), Volumes, "", fn) }), []string(nil))
+	same(t, found, []meta.Entry{kept, elsewhere})
+	same(t, walked(t, 9, func(fn func(meta.Entry) bool) error {
+		return x.WalkChildren(meta.Snapshot("gone"), meta.Volumes, "", fn)
+	}), []string(nil))
 	sync(3)
-	found, err = x.Lookup(Volume("kept"))
+	found, err = x.Lookup(meta.Volume("kept"))
 	must(t, err)
-	same(t, found, []Entry{elsewhere})
+	same(t, found, []meta.Entry{elsewhere})
 	history, err := x.History()
 	must(t, err)
 	same(t, len(history), 0) // nobody removed them: the disk was exchanged
@@ -203,7 +207,7 @@ func TestIndexHistoryIsBounded(t *testing.T) {
 	const more = 5
 	must(t, x.file.update(func(tx *bolt.Tx) error {
 		for i := range historyLimit + more {
-			if err := addHistory(tx, Removed{Entry: Entry{Record: Record{ID: fmt.Sprint(i)}}}); err != nil {
+			if err := addHistory(tx, Removed{Entry: meta.Entry{Record: meta.Record{ID: fmt.Sprint(i)}}}); err != nil {
 				return err
 			}
 		}
@@ -224,7 +228,7 @@ func closedIndex(t testing.TB, n int, change func(*bolt.Tx) error) closed {
 	t.Helper()
 	x, path := newIndex(t)
 	for i := range n {
-		put(t, x, entry(Active, fmt.Sprintf("pvc-%d", i), poolA, Snapshot("s")))
+		put(t, x, entry(meta.Active, fmt.Sprintf("pvc-%d", i), poolA, meta.Snapshot("s")))
 	}
 	must(t, x.file.update(change))
 	must(t, x.Close())
@@ -251,7 +255,7 @@ func (c closed) write(t testing.TB) (path string) {
 	return path
 }
 
-func TestOpenIndexReplaces(t *testing.T) {
+func TestOpenReplaces(t *testing.T) {
 	t.Parallel()
 	nothing := func(*bolt.Tx) error { return nil }
 	whole := closedIndex(t, 500, nothing)
@@ -289,16 +293,16 @@ func TestOpenIndexReplaces(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			path := file.write(t)
-			x, renewed, err := OpenIndex(path)
+			x, renewed, err := Open(path)
 			must(t, err)
 			must(t, x.Check())
-			got := walked(t, 999, func(fn func(Entry) bool) error { return x.Walk(Volumes, "", fn) })
+			got := walked(t, 999, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "", fn) })
 			if len(got) != 0 || renewed == "" {
 				t.Errorf("%d entries, renewed because %q", len(got), renewed)
 			}
-			put(t, x, entry(Active, "new", poolA, Ref{}))
+			put(t, x, entry(meta.Active, "new", poolA, meta.Ref{}))
 			must(t, x.Close())
-			x, renewed, err = OpenIndex(path) // it is a good one now
+			x, renewed, err = Open(path) // it is a good one now
 			must(t, err)
 			same(t, renewed, "")
 			must(t, x.Close())
@@ -306,16 +310,16 @@ func TestOpenIndexReplaces(t *testing.T) {
 	}
 }
 
-// TestOpenIndexAfterKill: a killed process leaves its seal, and a file that is
+// TestOpenAfterKill: a killed process leaves its seal, and a file that is
 // as good as the page cache.
-func TestOpenIndexAfterKill(t *testing.T) {
+func TestOpenAfterKill(t *testing.T) {
 	t.Parallel()
 	x, path := newIndex(t)
-	put(t, x, entry(Active, "pvc", poolA, Ref{}))
+	put(t, x, entry(meta.Active, "pvc", poolA, meta.Ref{}))
 	left := readClosed(t, path) // not closed at all
-	again, renewed, err := OpenIndex(left.write(t))
+	again, renewed, err := Open(left.write(t))
 	must(t, err)
-	found, err := again.Lookup(Volume("pvc"))
+	found, err := again.Lookup(meta.Volume("pvc"))
 	must(t, err)
 	if len(found) != 1 || renewed != "" {
 		t.Errorf("got %v, renewed because %q", found, renewed)
@@ -329,18 +333,18 @@ func TestIndexDamagedInUse(t *testing.T) {
 	t.Parallel()
 	for name, use := range map[string]func(*Index) error{
 		"write": func(x *Index) error {
-			must(t, x.Put(entry(Active, "next", poolA, Ref{})))
+			must(t, x.Put(entry(meta.Active, "next", poolA, meta.Ref{})))
 			return x.Flush()
 		},
-		"read": func(x *Index) error { _, err := x.Lookup(Volume("pvc-1")); return err },
+		"read": func(x *Index) error { _, err := x.Lookup(meta.Volume("pvc-1")); return err },
 		"sync": func(x *Index) error { _, err := x.SyncPool(poolA, PoolState{}, nil); return err },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			x, path := newIndex(t)
-			var want []Entry
+			var want []meta.Entry
 			for i := range 500 {
-				want = append(want, entry(Active, fmt.Sprint("pvc-", i), poolA, Ref{}))
+				want = append(want, entry(meta.Active, fmt.Sprint("pvc-", i), poolA, meta.Ref{}))
 			}
 			_, err := x.SyncPool(poolA, PoolState{}, want)
 			must(t, err)
@@ -353,10 +357,10 @@ func TestIndexDamagedInUse(t *testing.T) {
 			must(t, err)
 			must(t, x.Check())
 			must(t, x.Close())
-			again, renewed, err := OpenIndex(path)
+			again, renewed, err := Open(path)
 			must(t, err)
 			defer again.Close()
-			found, err := again.Lookup(Volume("pvc-1"))
+			found, err := again.Lookup(meta.Volume("pvc-1"))
 			must(t, err)
 			if len(found) != 1 || renewed != "" {
 				t.Errorf("got %v, renewed because %q", found, renewed)
@@ -378,32 +382,32 @@ func damage(t *testing.T, path string) {
 	must(t, err)
 }
 
-func TestOpenIndexKeeps(t *testing.T) {
+func TestOpenKeeps(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "index.db")
-	x, renewed, err := OpenIndex(path)
+	x, renewed, err := Open(path)
 	must(t, err)
 	if renewed == "" {
 		t.Error("a new one was not called so")
 	}
-	put(t, x, entry(Active, "pvc", poolA, Ref{}))
+	put(t, x, entry(meta.Active, "pvc", poolA, meta.Ref{}))
 	must(t, x.Close())
-	x, renewed, err = OpenIndex(path)
+	x, renewed, err = Open(path)
 	must(t, err)
 	defer x.Close()
-	found, err := x.Lookup(Volume("pvc"))
+	found, err := x.Lookup(meta.Volume("pvc"))
 	must(t, err)
 	if len(found) != 1 || renewed != "" {
 		t.Errorf("got %v, renewed because %q", found, renewed)
 	}
 }
 
-func TestOpenIndexFails(t *testing.T) {
+func TestOpenFails(t *testing.T) {
 	t.Parallel()
-	if _, _, err := OpenIndex(filepath.Join(t.TempDir(), "missing", "index.db")); err == nil {
+	if _, _, err := Open(filepath.Join(t.TempDir(), "missing", "index.db")); err == nil {
 		t.Error("made in a directory that is missing")
 	}
-	if _, _, err := OpenIndex(t.TempDir()); err == nil {
+	if _, _, err := Open(t.TempDir()); err == nil {
 		t.Error("made in the place of a directory")
 	}
 }
@@ -411,7 +415,7 @@ func TestOpenIndexFails(t *testing.T) {
 // TestCheck plants one fault after another.
 func TestCheck(t *testing.T) {
 	t.Parallel()
-	e := entry(Committed, "snap", poolA, Volume("pvc"))
+	e := entry(meta.Committed, "snap", poolA, meta.Volume("pvc"))
 	for name, c := range map[string]struct {
 		plant func(*bolt.Tx) error
 		wants string
@@ -423,7 +427,7 @@ func TestCheck(t *testing.T) {
 			return putJSON(tx.Bucket(bucketEntries), entryKey(e), moved)
 		}, "stands at"},
 		"child without entry": {func(tx *bolt.Tx) error {
-			return tx.Bucket(bucketChildren).Put(childKey(entry(Active, "x", poolA, Volume("y"))), []byte{})
+			return tx.Bucket(bucketChildren).Put(childKey(entry(meta.Active, "x", poolA, meta.Volume("y"))), []byte{})
 		}, "children"},
 		"entry without child":    {func(tx *bolt.Tx) error { return tx.Bucket(bucketChildren).Delete(childKey(e)) }, "missing"},
 		"no bucket for children": {func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketChildren) }, "children"},
@@ -431,14 +435,14 @@ func TestCheck(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			x, path := newIndex(t)
-			put(t, x, e, entry(Active, "pvc", poolA, Ref{}))
+			put(t, x, e, entry(meta.Active, "pvc", poolA, meta.Ref{}))
 			must(t, x.Check())
 			must(t, x.file.update(c.plant))
 			if err := x.Check(); err == nil || !strings.Contains(err.Error(), c.wants) {
 				t.Errorf("got %v, wanted %q in it", err, c.wants)
 			}
 			must(t, x.Close())
-			x, renewed, err := OpenIndex(path)
+			x, renewed, err := Open(path)
 			must(t, err)
 			if renewed == "" {
 				t.Error("taken as it is")
@@ -450,10 +454,10 @@ func TestCheck(t *testing.T) {
 
 const holdVariable = "META_TEST_HOLD_INDEX"
 
-// TestOpenIndexInUse has another process hold the file: this test itself.
-func TestOpenIndexInUse(t *testing.T) {
+// TestOpenInUse has another process hold the file: this test itself.
+func TestOpenInUse(t *testing.T) {
 	if path := os.Getenv(holdVariable); path != "" {
-		x, _, err := OpenIndex(path)
+		x, _, err := Open(path)
 		must(t, err)
 		fmt.Println("held")
 		_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
@@ -462,7 +466,7 @@ func TestOpenIndexInUse(t *testing.T) {
 	}
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "index.db")
-	cmd := exec.Command(os.Args[0], "-test.run=^TestOpenIndexInUse$")
+	cmd := exec.Command(os.Args[0], "-test.run=^TestOpenInUse$")
 	cmd.Env = append(os.Environ(), holdVariable+"="+path)
 	in, err := cmd.StdinPipe()
 	must(t, err)
@@ -472,20 +476,20 @@ func TestOpenIndexInUse(t *testing.T) {
 	line, err := bufio.NewReader(out).ReadString('\n')
 	must(t, err)
 	same(t, line, "held\n")
-	if x, _, err := OpenIndex(path); err == nil || !strings.Contains(err.Error(), "another process") {
+	if x, _, err := Open(path); err == nil || !strings.Contains(err.Error(), "another process") {
 		t.Errorf("got %v, %v", x, err)
 	}
 	must(t, in.Close())
 	_ = cmd.Wait()
-	x, renewed, err := OpenIndex(path)
+	x, renewed, err := Open(path)
 	must(t, err)
 	same(t, renewed, "")
 	must(t, x.Close())
 }
 
-// FuzzOpenIndex proves that no file and no seal can harm the driver, and that
+// FuzzOpen proves that no file and no seal can harm the driver, and that
 // what is opened can be used.
-func FuzzOpenIndex(f *testing.F) {
+func FuzzOpen(f *testing.F) {
 	good := closedIndex(f, 3, func(*bolt.Tx) error { return nil })
 	f.Add(good.data, good.seal)
 	f.Add([]byte{}, []byte{})
@@ -493,9 +497,9 @@ func FuzzOpenIndex(f *testing.F) {
 	f.Add(good.data, good.seal[:len(good.seal)/2])
 	f.Add(good.data, []byte(`{"boot":"x","sha256":"y"}`))
 	f.Fuzz(func(t *testing.T, data, seal []byte) {
-		x, _, err := OpenIndex(closed{data, seal}.write(t))
+		x, _, err := Open(closed{data, seal}.write(t))
 		must(t, err)
-		put(t, x, entry(Active, "new", poolB, Ref{}))
+		put(t, x, entry(meta.Active, "new", poolB, meta.Ref{}))
 		must(t, x.Check())
 		must(t, x.Close())
 	})

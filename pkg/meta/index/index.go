@@ -1,4 +1,4 @@
-package meta
+package index
 
 import (
 	"bytes"
@@ -9,6 +9,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
 const (
@@ -37,7 +39,7 @@ type Index struct {
 
 // Removed is a line of the history: an entry that was removed, and when.
 type Removed struct {
-	Entry
+	meta.Entry
 	RemovedAt time.Time `json:"removedAt"`
 }
 
@@ -46,15 +48,15 @@ type PoolState struct {
 	Name string `json:"name"`
 	// Unlisted are volumes and snapshots that are in the pool and are no entries: their
 	// record cannot be read, or they are not complete.
-	Unlisted []Ref `json:"unlisted,omitempty"`
+	Unlisted []meta.Ref `json:"unlisted,omitempty"`
 }
 
-// OpenIndex opens the index at path. A file that is missing, damaged, of another
+// Open opens the index at path. A file that is missing, damaged, of another
 // version, or was in use when the machine went down is replaced by an empty one;
 // renewed then says why, for the log. Where there is no room for it the index is in
 // memory alone. It fails when another process holds the file, or when none can be
 // made.
-func OpenIndex(path string) (x *Index, renewed string, err error) {
+func Open(path string) (x *Index, renewed string, err error) {
 	f, renewed, err := openFile(path)
 	if noRoom(err) {
 		renewed = fmt.Sprintf("it is kept in memory until the next start, make room for it: %v", err)
@@ -160,13 +162,13 @@ func (x *Index) view(fn func(*bolt.Tx) error) error {
 // Put adds e, or replaces the entry of the same class, ID and pool. It does not
 // wait for the file: its error is that of an earlier Put or Remove, and so is
 // that of whoever reads next.
-func (x *Index) Put(e Entry) error {
+func (x *Index) Put(e meta.Entry) error {
 	return x.behind.add(change{e.Ref(), func(tx *bolt.Tx) error { return putEntry(tx, e) }})
 }
 
 // Remove takes the entry of ref in a pool out and adds it to the history. An
 // absent one is no error. Like Put it does not wait.
-func (x *Index) Remove(ref Ref, poolID string) error {
+func (x *Index) Remove(ref meta.Ref, poolID string) error {
 	now := time.Now().UTC()
 	return x.behind.add(change{ref, func(tx *bolt.Tx) error {
 		old, err := getEntry(tx, append(refPrefix(ref), poolID...))
@@ -200,12 +202,12 @@ func (x *Index) Pools() (map[string]PoolState, error) {
 
 // Lookup returns the entries of ref, one for each pool that holds or held it:
 // also those of pools that are away now.
-func (x *Index) Lookup(ref Ref) ([]Entry, error) {
+func (x *Index) Lookup(ref meta.Ref) ([]meta.Entry, error) {
 	view := x.file.view
 	if x.behind.touches(ref) {
 		view = x.view
 	}
-	var found []Entry
+	var found []meta.Entry
 	err := view(func(tx *bolt.Tx) error {
 		return walkPrefix(tx.Bucket(bucketEntries), refPrefix(ref), nil, func(_, v []byte) error {
 			e, err := decodeEntry(v)
@@ -218,7 +220,7 @@ func (x *Index) Lookup(ref Ref) ([]Entry, error) {
 
 // Walk calls fn for every entry of class with an ID greater than after, ordered
 // by ID, until fn returns false. fn must not call the index.
-func (x *Index) Walk(class Class, after string, fn func(Entry) bool) error {
+func (x *Index) Walk(class meta.Class, after string, fn func(meta.Entry) bool) error {
 	return x.view(func(tx *bolt.Tx) error {
 		return walkPrefix(tx.Bucket(bucketEntries), classPrefix(class), afterKey(classPrefix(class), after),
 			func(_, v []byte) error {
@@ -233,7 +235,7 @@ func (x *Index) Walk(class Class, after string, fn func(Entry) bool) error {
 
 // WalkChildren is Walk over what was made from source; class picks volumes or
 // snapshots.
-func (x *Index) WalkChildren(source Ref, class Class, after string, fn func(Entry) bool) error {
+func (x *Index) WalkChildren(source meta.Ref, class meta.Class, after string, fn func(meta.Entry) bool) error {
 	return x.view(func(tx *bolt.Tx) error {
 		prefix := append(refPrefix(source), classPrefix(class)...)
 		return walkPrefix(tx.Bucket(bucketChildren), prefix, afterKey(prefix, after), func(k, _ []byte) error {
@@ -249,13 +251,13 @@ func (x *Index) WalkChildren(source Ref, class Class, after string, fn func(Entr
 // SyncPool makes the entries of one pool exactly those of want, writing only
 // what differs, and remembers the pool. It returns the number of entries
 // that it had to change. Entries of other pools stay.
-func (x *Index) SyncPool(poolID string, state PoolState, want []Entry) (changed int, err error) {
+func (x *Index) SyncPool(poolID string, state PoolState, want []meta.Entry) (changed int, err error) {
 	if err := x.behind.write(x.file); err != nil {
 		return 0, err
 	}
 	err = x.file.update(func(tx *bolt.Tx) error {
 		changed = 0
-		missing := make(map[string]Entry, len(want))
+		missing := make(map[string]meta.Entry, len(want))
 		for _, e := range want {
 			missing[string(entryKey(e))] = e
 		}
@@ -281,7 +283,7 @@ func (x *Index) SyncPool(poolID string, state PoolState, want []Entry) (changed 
 
 // diffPool takes out of missing what the index already holds unchanged, and
 // returns the entries of the pool that are not wanted any more.
-func diffPool(tx *bolt.Tx, poolID string, missing map[string]Entry) (gone []Entry, err error) {
+func diffPool(tx *bolt.Tx, poolID string, missing map[string]meta.Entry) (gone []meta.Entry, err error) {
 	suffix := append([]byte{0}, poolID...)
 	err = tx.Bucket(bucketEntries).ForEach(func(k, v []byte) error {
 		if !bytes.HasSuffix(k, suffix) {
@@ -333,7 +335,7 @@ func addHistory(tx *bolt.Tx, r Removed) error {
 	return putJSON(b, binary.BigEndian.AppendUint64(nil, seq), r)
 }
 
-func putEntry(tx *bolt.Tx, e Entry) error {
+func putEntry(tx *bolt.Tx, e meta.Entry) error {
 	old, err := getEntry(tx, entryKey(e))
 	if err != nil {
 		return err
@@ -351,7 +353,7 @@ func putEntry(tx *bolt.Tx, e Entry) error {
 	return putJSON(tx.Bucket(bucketEntries), entryKey(e), e)
 }
 
-func deleteEntry(tx *bolt.Tx, e Entry) error {
+func deleteEntry(tx *bolt.Tx, e meta.Entry) error {
 	if !e.Source.IsZero() {
 		if err := tx.Bucket(bucketChildren).Delete(childKey(e)); err != nil {
 			return err
@@ -360,7 +362,7 @@ func deleteEntry(tx *bolt.Tx, e Entry) error {
 	return tx.Bucket(bucketEntries).Delete(entryKey(e))
 }
 
-func getEntry(tx *bolt.Tx, key []byte) (*Entry, error) {
+func getEntry(tx *bolt.Tx, key []byte) (*meta.Entry, error) {
 	v := tx.Bucket(bucketEntries).Get(key)
 	if v == nil {
 		return nil, nil
@@ -369,7 +371,7 @@ func getEntry(tx *bolt.Tx, key []byte) (*Entry, error) {
 	return &e, err
 }
 
-func decodeEntry(v []byte) (e Entry, err error) {
+func decodeEntry(v []byte) (e meta.Entry, err error) {
 	err = json.Unmarshal(v, &e)
 	return e, err
 }
@@ -402,10 +404,10 @@ func walkPrefix(b *bolt.Bucket, prefix, seek []byte, fn func(k, v []byte) error)
 	return nil
 }
 
-func classPrefix(c Class) []byte { return append([]byte(c), 0) }
-func refPrefix(r Ref) []byte     { return append(append(classPrefix(r.Class), r.ID...), 0) }
-func entryKey(e Entry) []byte    { return append(refPrefix(e.Ref()), e.PoolID...) }
-func childKey(e Entry) []byte    { return append(refPrefix(e.Source), entryKey(e)...) }
+func classPrefix(c meta.Class) []byte { return append([]byte(c), 0) }
+func refPrefix(r meta.Ref) []byte     { return append(append(classPrefix(r.Class), r.ID...), 0) }
+func entryKey(e meta.Entry) []byte    { return append(refPrefix(e.Ref()), e.PoolID...) }
+func childKey(e meta.Entry) []byte    { return append(refPrefix(e.Source), entryKey(e)...) }
 
 // afterKey is the first key behind all those of the ID after: IDs are followed
 // by 0x00, and no ID holds 0x01.

@@ -1,4 +1,4 @@
-package meta
+package index
 
 import (
 	"errors"
@@ -6,6 +6,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
 // gather is how long a change of the index waits for others. One transaction of
@@ -14,7 +16,7 @@ const gather = 5 * time.Millisecond
 
 // change is an entry that was made or removed.
 type change struct {
-	ref   Ref
+	ref   meta.Ref
 	apply func(*bolt.Tx) error
 }
 
@@ -25,8 +27,8 @@ type behind struct {
 
 	mu      sync.Mutex // protects what follows
 	changes []change
-	touched map[Ref]bool // has a change
-	failed  error        // the last write, and nobody has been told
+	touched map[meta.Ref]bool // has a change
+	failed  error             // the last write, and nobody has been told
 
 	wake chan struct{}
 	stop func()
@@ -37,7 +39,7 @@ type behind struct {
 func newBehind() *behind {
 	ends := make(chan struct{})
 	return &behind{
-		touched: map[Ref]bool{}, wake: make(chan struct{}, 1), done: make(chan struct{}),
+		touched: map[meta.Ref]bool{}, wake: make(chan struct{}, 1), done: make(chan struct{}),
 		ends: ends, stop: sync.OnceFunc(func() { close(ends) }),
 	}
 }
@@ -57,7 +59,7 @@ func (b *behind) add(c change) error {
 	return failed
 }
 
-func (b *behind) touches(ref Ref) bool {
+func (b *behind) touches(ref meta.Ref) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.touched[ref]

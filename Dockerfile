@@ -15,6 +15,7 @@ COPY Makefile ./
 COPY hack/owned.sh hack/progress.sh hack/
 COPY api api
 COPY cmd cmd
+COPY internal internal
 COPY pkg pkg
 ARG VERSION=dev
 RUN make build-${TARGETARCH} VERSION=${VERSION} && mv bin/btrfs-csi-${TARGETARCH} /btrfs-csi

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
+	"github.com/btrfs-csi/btrfs-csi/internal/unixsocket"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -72,7 +72,7 @@ func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener
 
 // serveAdmin lets check, history and pools ask this driver.
 func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *mirror.Mirror) error {
-	listener, err := driver.Listen(filepath.Join(o.stateDir, adminSocket))
+	listener, err := unixsocket.Listen(filepath.Join(o.stateDir, adminSocket), 0)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		klog.FromContext(ctx).Error(err, "No room for the socket that check, history and pools ask this driver by; volumes are served without it")
 		return nil

@@ -3,26 +3,21 @@ package driver
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/internal/unixsocket"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
@@ -39,9 +34,6 @@ const (
 	defaultGracePeriod = 10 * time.Second
 	// defaultCalm is how long a change of the pools waits for the next one.
 	defaultCalm = 2 * time.Second
-	// answerTimeout is how long a driver that still serves a socket may take to
-	// accept a connection.
-	answerTimeout = time.Second
 )
 
 // Engine is what the driver needs of *snapshot.Engine, whose documentation says
@@ -173,11 +165,11 @@ func (d *Driver) Serve(ctx context.Context, endpoint string) error {
 // until ctx ends or the pools change: kubelet and sidecars read the topology of
 // the node only once, when they connect.
 func (d *Driver) serveOnce(ctx context.Context, path string) error {
-	listener, err := listen(path, d.options.EndpointOwner)
+	listener, err := unixsocket.Listen(path, d.options.EndpointOwner)
 	if err != nil {
 		return fmt.Errorf("serve CSI on %s: %w", path, err)
 	}
-	defer removeSocket(path, listener)
+	defer func() { _ = listener.Close() }()
 	d.mu.Lock()
 	d.asked = false // who did is gone
 	select {
@@ -288,107 +280,4 @@ func socketPath(endpoint string) (string, error) {
 		return "", fmt.Errorf("endpoint %q: want unix:// and an absolute path, or the path alone", endpoint)
 	}
 	return filepath.Clean(path), nil
-}
-
-// longestSocketPath is in bytes, without the NUL at the end (unix(7)).
-const longestSocketPath = len(unix.RawSockaddrUnix{}.Path) - 1
-
-// socket is a listener and the file it is reached by.
-type socket struct {
-	net.Listener
-	file fs.FileInfo
-}
-
-// Listen listens on a unix socket that root alone reaches. Close takes it away.
-func Listen(path string) (net.Listener, error) {
-	s, err := listen(path, 0)
-	if err != nil {
-		return nil, err
-	}
-	return ownSocket{s, path}, nil
-}
-
-// ownSocket is a socket that knows where it is.
-type ownSocket struct {
-	*socket
-	path string
-}
-
-func (o ownSocket) Close() error { removeSocket(o.path, o.socket); return nil }
-
-// listen makes the socket. It has its mode from the moment it is bound, without a
-// umask, which is process-wide, and gets its owner under another name, so that nobody
-// ever sees another one. That name is always the same: a killed start leaves one at
-// most. And it takes no block on a disk, as a directory would: a driver has to start
-// when there is none.
-func listen(path string, owner int) (*socket, error) {
-	born := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)) // a kubelet leaves what begins with a dot alone
-	if len(born) > longestSocketPath {
-		return nil, fmt.Errorf("the path of a socket has at most %d bytes, with a dot before its name, found %d: choose a shorter directory", longestSocketPath, len(born))
-	}
-	if err := checkStale(path); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(born); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		return errors.Join(c.Control(func(fd uintptr) { err = unix.Fchmod(int(fd), 0o600) }), err)
-	}}
-	listener, err := config.Listen(context.Background(), "unix", born)
-	if err != nil {
-		return nil, fmt.Errorf("the directory must exist and be writable: %w", err)
-	}
-	listener.(*net.UnixListener).SetUnlinkOnClose(false) // it would unlink the name it was born with
-	file, err := settleSocket(born, path, owner)
-	if err != nil {
-		return nil, errors.Join(err, listener.Close(), os.Remove(born))
-	}
-	return &socket{listener, file}, nil
-}
-
-func settleSocket(born, path string, owner int) (fs.FileInfo, error) {
-	if owner != 0 {
-		if err := os.Chown(born, owner, -1); err != nil {
-			return nil, err
-		}
-	}
-	file, err := os.Lstat(born)
-	if err != nil {
-		return nil, err
-	}
-	if file.Mode() != fs.ModeSocket|0o600 {
-		return nil, fmt.Errorf("%s has the mode %v, wanted is a socket for its owner alone", born, file.Mode())
-	}
-	return file, os.Rename(born, path)
-}
-
-// checkStale fails for what must not be replaced: anything that is no socket,
-// and a socket that somebody answers on.
-func checkStale(path string) error {
-	file, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if file.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("a socket is wanted there, found %v: move it away", file.Mode())
-	}
-	connection, err := net.DialTimeout("unix", path, answerTimeout)
-	if err != nil {
-		return nil
-	}
-	_ = connection.Close()
-	return errors.New("another process serves it: stop that first")
-}
-
-// removeSocket takes the socket's file away unless a successor has replaced it.
-func removeSocket(path string, listener *socket) {
-	_ = listener.Close()
-	if file, err := os.Lstat(path); err == nil && os.SameFile(file, listener.file) {
-		_ = os.Remove(path)
-	}
 }

@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"errors"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/go-logr/logr/funcr"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
@@ -101,21 +99,6 @@ func TestFileInPlaceOfTheSocketIsKept(t *testing.T) {
 		t.Error("want an error")
 	}
 	wantFile(t, file, "precious")
-}
-
-func TestPathOfASocketIsTooLong(t *testing.T) {
-	dir := t.TempDir()
-	long := filepath.Join(dir, strings.Repeat("d", longestSocketPath-len(dir)-len("/.csi.sock")))
-	mkdir(t, long)
-	err := stubDriver(t, found, Options{}).Serve(t.Context(), filepath.Join(long, "csi.sock"))
-	if err == nil || !strings.Contains(err.Error(), "at most 107 bytes") {
-		t.Errorf("want an error that says how long it may be, got %v", err)
-	}
-	_, err = net.Listen("unix", filepath.Join(long, ".csi.sock")) // what the check prevents
-	if !errors.Is(err, unix.EINVAL) {
-		t.Errorf("want EINVAL of the kernel, got %v", err)
-	}
-	serve(t, stubDriver(t, found, Options{}), filepath.Join(long, "cs.sock"))()
 }
 
 func TestSuccessorsSocketIsNotRemoved(t *testing.T) {

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc"
 	"k8s.io/klog/v2"
 	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"github.com/btrfs-csi/btrfs-csi/internal/unixsocket"
 )
 
 // registrations is where a kubelet looks for plugins, in its directory.
@@ -95,7 +97,7 @@ func (r *registrar) wait(ctx context.Context) bool {
 
 // offer serves the socket that a kubelet looks for.
 func (r *registrar) offer(path string) (withdraw func(), err error) {
-	listener, err := listen(path, 0)
+	listener, err := unixsocket.Listen(path, 0)
 	if err != nil {
 		return nil, fmt.Errorf("register with the kubelet at %s: %w", path, err)
 	}
@@ -103,7 +105,7 @@ func (r *registrar) offer(path string) (withdraw func(), err error) {
 	registration.RegisterRegistrationServer(server, r)
 	go func() { _ = server.Serve(listener.Listener) }()
 	return func() {
-		removeSocket(path, listener)
+		_ = listener.Close()
 		server.Stop()
 	}, nil
 }

@@ -34,14 +34,27 @@ func connect(kubeconfig string, qps float32, burst int) (*mirror.Clients, error)
 
 // mirrored is the node as the mirror sees it.
 type mirrored struct {
-	*snapshot.Engine
+	engine engine
 	driver *driver.Driver
+}
+
+// engine is what mirrored needs of *snapshot.Engine. It has no Remove: the cluster deletes
+// through the driver, which looks at the mounts first.
+type engine interface {
+	Stat(ctx context.Context, ref meta.Ref) (meta.Entry, error)
+	Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error
+	Usage(ctx context.Context, ref meta.Ref) (snapshot.Usage, error)
+	Resize(ctx context.Context, volume string, want snapshot.Range) (meta.Entry, error)
+	Pools(ctx context.Context) []snapshot.PoolStatus
+	Away() (map[string]string, error)
+	Forget(poolID string) error
+	Deny(reasons map[string]error)
 }
 
 var _ mirror.Node = (*mirrored)(nil)
 
 func (n *mirrored) Look(ctx context.Context, ref meta.Ref) (meta.Entry, mirror.State) {
-	entry, err := n.Stat(ctx, ref)
+	entry, err := n.engine.Stat(ctx, ref)
 	switch {
 	case err == nil:
 		return entry, mirror.Ready
@@ -54,18 +67,18 @@ func (n *mirrored) Look(ctx context.Context, ref meta.Ref) (meta.Entry, mirror.S
 }
 
 func (n *mirrored) Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error {
-	return n.Engine.Walk(ctx, class, "", fn)
+	return n.engine.Walk(ctx, class, "", fn)
 }
 
 func (n *mirrored) Used(ctx context.Context, ref meta.Ref) (int64, bool) {
-	usage, err := n.Usage(ctx, ref)
+	usage, err := n.engine.Usage(ctx, ref)
 	return usage.Used, err == nil
 }
 
 // Pools tells of each pool what the command pools does.
 func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 	var reports []mirror.PoolReport
-	for _, p := range n.Engine.Pools(ctx) {
+	for _, p := range n.engine.Pools(ctx) {
 		row := poolRowOf(p)
 		reports = append(reports, mirror.PoolReport{
 			Name: row.Name, ID: row.ID, State: row.Status, Message: row.Detail, Quota: row.Quota,
@@ -76,7 +89,7 @@ func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 }
 
 func (n *mirrored) Away(ctx context.Context) []string {
-	away, err := n.Engine.Away()
+	away, err := n.engine.Away()
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Pools that are away cannot be told")
 	}
@@ -84,13 +97,13 @@ func (n *mirrored) Away(ctx context.Context) []string {
 }
 
 func (n *mirrored) Forget(ctx context.Context, poolID string) {
-	if err := n.Engine.Forget(poolID); err != nil {
+	if err := n.engine.Forget(poolID); err != nil {
 		klog.FromContext(ctx).Error(err, "Pool cannot be forgotten", "poolID", poolID)
 	}
 }
 
 func (n *mirrored) Expand(ctx context.Context, volume string, size int64) (int64, error) {
-	entry, err := n.Resize(ctx, volume, snapshot.Range{Required: size})
+	entry, err := n.engine.Resize(ctx, volume, snapshot.Range{Required: size})
 	switch code := driver.Code(err); code {
 	case codes.OK, codes.Aborted, codes.Unavailable, codes.NotFound: // not now, or not here any more
 	default:
@@ -98,6 +111,8 @@ func (n *mirrored) Expand(ctx context.Context, volume string, size int64) (int64
 	}
 	return entry.Size, err
 }
+
+func (n *mirrored) Deny(reasons map[string]error) { n.engine.Deny(reasons) }
 
 // Remove deletes as a request of CSI would: what is mounted is not deleted.
 func (n *mirrored) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }

@@ -39,7 +39,7 @@ func TestForgottenIsGoneToTheCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	if _, state := (&mirrored{Engine: e}).Look(t.Context(), meta.Volume("pvc")); state != mirror.Gone {
+	if _, state := (&mirrored{engine: e}).Look(t.Context(), meta.Volume("pvc")); state != mirror.Gone {
 		t.Errorf("it is %s", state)
 	}
 }

@@ -217,7 +217,7 @@ func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metri
 		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
 		Ready: ready, Observe: metrics.observe, AroundMounts: aroundMounts,
 	}
-	node := &mirrored{Engine: e}
+	node := &mirrored{engine: e}
 	var m *mirror.Mirror
 	if o.kubernetes {
 		var err error

@@ -254,16 +254,18 @@ func (e *Engine) mendSlot(ctx context.Context, p *pool, slot Slot) (mended bool,
 		e.note(ctx, entry)
 		mended = true
 	}
-	a, wrong := s.judgeState(p.limitOf)
-	if !wrong || a.run == nil {
-		return mended, nil
+	for _, a := range s.judgeReady(p.limitOf) {
+		if a.run == nil {
+			continue
+		}
+		mended = true
+		done := a.apply(p)
+		logFindings(ctx, []Finding{done})
+		if done.Error != "" {
+			err = errors.Join(err, errors.New(done.Error))
+		}
 	}
-	done := a.apply(p)
-	logFindings(ctx, []Finding{done})
-	if done.Error != "" {
-		err = errors.New(done.Error)
-	}
-	return true, err
+	return mended, err
 }
 
 // indexHas reports whether the index has the subvolume of an entry.

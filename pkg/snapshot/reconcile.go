@@ -395,10 +395,7 @@ func (p *pool) plan() ([]action, error) {
 // judge returns all that is wrong with a slot. What would take the slot away is not
 // repaired while something that is not ours lies in it.
 func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) []action {
-	var all []action
-	if a, wrong := s.judgeState(limit); wrong {
-		all = append(all, a)
-	}
+	all := s.judgeState(limit)
 	names, err := s.Beside(s.slot)
 	if err != nil || len(names) == 0 || s.state == slotForeign {
 		return all
@@ -406,44 +403,52 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) []action {
 	if s.state == slotDeclared || s.state == slotRemoving {
 		all[0].Repair, all[0].run = "", nil
 	}
-	return append(all, action{slot: s.slot, Finding: Finding{
-		Pool: s.name, Path: s.slot.String(), Problem: Foreign, Detail: obstacle(names)}})
+	return append(all, s.fault(Foreign, obstacle(names), "", nil))
 }
 
-// judgeState says what is wrong with a slot by its state, and what mends it.
-func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) (action, bool) {
-	a := action{Finding: Finding{Pool: s.name, Path: s.slot.String()}, slot: s.slot}
-	report := func(problem Problem, detail, repair string, run func() error) (action, bool) {
-		a.Problem, a.Detail, a.Repair, a.run = problem, detail, repair, run
-		return a, true
-	}
+// fault is one thing that is wrong with the slot, and what mends it.
+func (s *scanned) fault(problem Problem, detail, repair string, run func() error) action {
+	return action{slot: s.slot, run: run, Finding: Finding{
+		Pool: s.name, Path: s.slot.String(), Problem: problem, Detail: detail, Repair: repair}}
+}
+
+// judgeState says what is wrong with a slot by its state.
+func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) []action {
 	switch s.state {
+	case slotReady:
+		return s.judgeReady(limit)
 	case slotDeclared:
-		return report(UnfinishedCreate, "declared, but no subvolume was made", "undo", func() error { return s.undeclare() })
+		return []action{s.fault(UnfinishedCreate, "declared, but no subvolume was made", "undo", s.undeclare)}
 	case slotHalf:
-		return report(UnfinishedCreate, "subvolume was made, but not completed", "complete", s.finish)
+		return []action{s.fault(UnfinishedCreate, "subvolume was made, but not completed", "complete", s.finish)}
 	case slotRemoving:
-		return report(UnfinishedRemove, "on its way out", "complete", s.dispose)
+		return []action{s.fault(UnfinishedRemove, "on its way out", "complete", s.dispose)}
 	case slotLost:
-		return report(Lost, s.lostDetail(), "", nil)
+		return []action{s.fault(Lost, s.lostDetail(), "", nil)}
 	case slotDamaged:
-		return report(Damaged, fmt.Sprintf("its data cannot be read (%v); mend the filesystem, or restore a snapshot", s.err), "", nil)
+		return []action{s.fault(Damaged, fmt.Sprintf("its data cannot be read (%v); mend the filesystem, or restore a snapshot", s.err), "", nil)}
 	case slotForeign:
-		return report(Foreign, s.foreignDetail(), "", nil)
-	case slotUnreadable:
-		return report(UnreadableRecord, s.err.Error(), "", nil)
+		return []action{s.fault(Foreign, s.foreignDetail(), "", nil)}
 	}
+	return []action{s.fault(UnreadableRecord, s.err.Error(), "", nil)}
+}
+
+// judgeReady says what is wrong with a slot that is complete.
+func (s *scanned) judgeReady(limit func(subvolume uint64) (int64, bool)) (all []action) {
 	if s.record.Kind.ReadOnly() && !s.info.ReadOnly {
-		return report(Writable, "was made writable; its content may have changed", "", nil)
+		all = append(all, s.fault(Writable, "was made writable; its content may have changed", "", nil))
 	}
-	if have, limited := limit(s.info.ID); limited && s.record.Kind == meta.Active && s.limitWrong(s.info.ID, have) {
-		return report(WrongLimit, fmt.Sprintf("limit is %d bytes, size is %d", have, s.record.Size), "set",
-			func() error { return s.setLimit(s.info.ID) })
+	if s.record.Kind != meta.Active {
+		return all
 	}
-	if s.record.Kind == meta.Active && s.info.ReadOnly {
-		return report(ReadOnlyVolume, s.madeReadOnly(), "", nil)
+	if have, limited := limit(s.info.ID); limited && s.limitWrong(s.info.ID, have) {
+		all = append(all, s.fault(WrongLimit, fmt.Sprintf("limit is %d bytes, size is %d", have, s.record.Size), "set",
+			func() error { return s.setLimit(s.info.ID) }))
 	}
-	return a, false
+	if s.info.ReadOnly {
+		all = append(all, s.fault(ReadOnlyVolume, s.madeReadOnly(), "", nil))
+	}
+	return all
 }
 
 func (s *scanned) lostDetail() string {

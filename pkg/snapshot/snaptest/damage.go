@@ -67,7 +67,7 @@ var damage = []testCase{
 			r.remove(entry.Ref())
 		}
 	}},
-	{"what lies beside it stops no other repair", func(r *rig) {
+	{"nothing that is wrong with it hides another, or stops its repair", func(r *rig) {
 		entry := r.volume("pvc", "data")
 		r.check(r.pool().PlantFile(at(entry)))
 		if r.env.Mode() == btrfs.QuotaNone {
@@ -77,9 +77,10 @@ var damage = []testCase{
 		record, err := entry.Encode()
 		r.check(err)
 		r.check(r.pool().PlantSlot(at(entry), record))
-		r.planned("active/pvc: Foreign", "active/pvc: WrongLimit")
+		r.check(r.pool().SetWritable(at(entry), false))
+		r.planned("active/pvc: Foreign", "active/pvc: ReadOnlyVolume", "active/pvc: WrongLimit")
 		r.reconcile()
-		r.planned("active/pvc: Foreign")
+		r.planned("active/pvc: Foreign", "active/pvc: ReadOnlyVolume")
 		r.limited(entry)
 	}},
 	{"what lies beside it stops a removal that was cut short", func(r *rig) {

@@ -22,6 +22,7 @@ var lostTable = []struct {
 }{
 	{snapshot.ErrOutside, csi.VolumeHealthErrorType_INACCESSIBLE, "SubvolumeOutsidePool"},
 	{snapshot.ErrLost, csi.VolumeHealthErrorType_DATA_LOSS, "SubvolumeLost"},
+	{snapshot.ErrSilent, csi.VolumeHealthErrorType_INACCESSIBLE, silent}, // which is a pool that is away, too
 	{snapshot.ErrPoolAway, csi.VolumeHealthErrorType_INACCESSIBLE, "PoolAway"},
 	{snapshot.ErrUnreadable, csi.VolumeHealthErrorType_INACCESSIBLE, "RecordUnreadable"},
 	{snapshot.ErrAmbiguous, csi.VolumeHealthErrorType_INACCESSIBLE, "FoundInTwoPools"},

@@ -280,6 +280,12 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 			return wanted(err, len(backends) == 1 && backends[0].GetReason() == "PoolSilent" &&
 				backends[0].GetStatus() == csi.StorageHealthErrorType_STORAGE_UNREACHABLE, "PoolSilent", health)
 		}},
+		{"ControllerGetVolumeHealth in the silent pool", func(ctx context.Context, _ int) error {
+			health, err := c.ControllerGetVolumeHealth(ctx, &csi.ControllerGetVolumeHealthRequest{VolumeId: "slow-1"})
+			all := health.GetVolumeHealth().GetHealthStatuses()
+			return wanted(err, len(all) == 1 && all[0].GetReason() == "PoolSilent" &&
+				all[0].GetStatus() == csi.VolumeHealthErrorType_INACCESSIBLE, "PoolSilent", health)
+		}},
 	}
 }
 

@@ -5,7 +5,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Subvolume is one volume or snapshot, as the node that has it tells. Deleting it
+// Subvolume is one volume or snapshot, as the node that has it publishes it. Deleting it
 // deletes nothing: the node writes it again. Its lineage is in its annotations.
 //
 // +kubebuilder:object:root=true
@@ -75,7 +75,7 @@ type Refusal struct {
 	// Size that was wanted.
 	Size resource.Quantity `json:"size"`
 	// Request is the annotation btrfs-csi.github.io/expand-request that came
-	// with it, which tells one attempt from the next.
+	// with it, which distinguishes one attempt from the next.
 	// +optional
 	Request string `json:"request,omitempty"`
 	// Code is that of grpc.

@@ -75,7 +75,7 @@ func (n *mirrored) Used(ctx context.Context, ref meta.Ref) (int64, bool) {
 	return usage.Used, err == nil
 }
 
-// Pools tells of each pool what the command pools does.
+// Pools returns of each pool what the command pools prints.
 func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 	var reports []mirror.PoolReport
 	for _, p := range n.engine.Pools(ctx) {
@@ -91,7 +91,7 @@ func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 func (n *mirrored) Away(ctx context.Context) []string {
 	away, err := n.engine.Away()
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Pools that are away cannot be told")
+		klog.FromContext(ctx).Error(err, "Pools that are away cannot be read")
 	}
 	return slices.Sorted(maps.Keys(away))
 }

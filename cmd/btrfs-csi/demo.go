@@ -301,7 +301,7 @@ func (d *demo) showTree(ctx context.Context) (string, error) {
 }
 
 func (d *demo) showRest(ctx context.Context) (string, error) {
-	for i := 3; i < demoCreated; i++ { // a few tell as much
+	for i := 3; i < demoCreated; i++ { // a few show as much
 		if _, err := d.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: fmt.Sprintf("many-%03d", i)}); err != nil {
 			return "", err
 		}

@@ -121,7 +121,7 @@ func answer(ask func(context.Context) (any, error)) http.HandlerFunc {
 	}
 }
 
-// orphanFindings tells of orphans in the words of check. None is repaired by it:
+// orphanFindings returns the orphans as findings of check. None is repaired by it:
 // that is the policy of serve --orphans. pools are the IDs of those in use, by name.
 func orphanFindings(orphans []mirror.Orphan, pools map[string]string) []snapshot.Finding {
 	names := map[string]string{}

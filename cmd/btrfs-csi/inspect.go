@@ -25,7 +25,7 @@ func (o *inspectOptions) add(cmd *cobra.Command) {
 	o.output.add(cmd)
 }
 
-// inventory reads the pools, and tells on stderr of those that cannot be read.
+// inventory reads the pools, and names on stderr those that cannot be read.
 func (o *inspectOptions) inventory(ctx context.Context, stderr io.Writer) ([]snapshot.Item, error) {
 	engine, err := snapshot.Inspect(ctx, o.stateDir)
 	if err != nil {

@@ -66,7 +66,7 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 	return cmd
 }
 
-// clearLeftovers deletes what may be, if asked to, and tells of all.
+// clearLeftovers deletes what may be, if asked to, and returns a row for each.
 func clearLeftovers(ctx context.Context, found []mirror.Leftover, remove bool) (rows []leftoverRow, failed error) {
 	rows = []leftoverRow{}
 	for _, l := range found {

@@ -47,7 +47,7 @@ func limit(bytes int64) string {
 	return size(bytes)
 }
 
-// statusOf tells also of subvolumes that pods have made in a volume.
+// statusOf includes the subvolumes that pods have made in a volume.
 func statusOf(i snapshot.Item) string {
 	if len(i.Nested) == 0 {
 		return i.Status

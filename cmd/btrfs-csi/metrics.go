@@ -62,7 +62,7 @@ var (
 	descUp            = poolMetric("usable", "1 if the pool is in use, 0 if it cannot be.")
 	descSize          = poolMetric("size_bytes", "Size of the pool's filesystem.")
 	descAvailable     = poolMetric("available_bytes", "What can still be written to the pool's filesystem.")
-	descBacking       = poolMetric("backing_available_bytes", "What is left in the filesystem of the sparse file that the pool lies in. Only told where that is less than the file may want.")
+	descBacking       = poolMetric("backing_available_bytes", "What is left in the filesystem of the sparse file that the pool lies in. Only there where that is less than the file may want.")
 	descUnallocated   = poolMetric("unallocated_bytes", "Raw bytes that belong to no chunk yet.")
 	descMetadataUsed  = poolMetric("metadata_used_bytes", "Metadata in use.")
 	descMetadataTotal = poolMetric("metadata_bytes", "Metadata chunks allocated.")
@@ -71,7 +71,7 @@ var (
 	descRescans       = poolMetric("quota_rescans_total", "How often the quota was found inconsistent and was rescanned.")
 	descNesting       = poolMetric("nesting_volumes", "Volumes in which pods have made subvolumes.")
 	descOrphans       = prometheus.NewDesc("btrfs_csi_orphans", "Volumes and snapshots of this node that the cluster knows nothing of, and PersistentVolumes whose volume is missing.", []string{"kind"}, nil)
-	descTold          = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When the cluster was last told of all pools of this node, which is done every 15 seconds; when the driver started, until then.", nil, nil)
+	descPublished     = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When all pools of this node were last written to the cluster, which is done every 15 seconds; when the driver started, until then.", nil, nil)
 	descMissing       = poolMetric("devices_missing", "Devices of the pool that are not there.")
 	descDeviceErrors  = poolMetric("device_errors_total", "Error counters of the pool's devices.", "device", "type")
 )
@@ -92,11 +92,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 }
 
 func (m *metrics) collectMirror(ch chan<- prometheus.Metric, mirror *mirror.Mirror) {
-	told := mirror.Told()
-	if told.IsZero() { // a driver that never reaches the cluster has to be noticed, too
-		told = m.started
+	published := mirror.Published()
+	if published.IsZero() { // a driver that never reaches the cluster has to be noticed, too
+		published = m.started
 	}
-	ch <- prometheus.MustNewConstMetric(descTold, prometheus.GaugeValue, float64(told.Unix()))
+	ch <- prometheus.MustNewConstMetric(descPublished, prometheus.GaugeValue, float64(published.Unix()))
 	if orphans, looked := mirror.Orphans(); looked { // else nobody knows that there are none
 		collectOrphans(ch, orphans)
 	}

@@ -11,7 +11,7 @@ import (
 
 const (
 	defaultStateDir = "/var/lib/btrfs-csi"
-	// stateDirVariable tells it to all commands that are run in a driver's container.
+	// stateDirVariable holds it for all commands that are run in a driver's container.
 	stateDirVariable = "BTRFS_CSI_STATE_DIR"
 
 	stateDirMode = 0o700

@@ -12,7 +12,7 @@ import (
 type Nested struct {
 	ID uint64
 	// Path is relative to the root of the subvolume that was asked. It is "" when
-	// it cannot be told: the kernel has room for 3824 bytes of it, and the entry
+	// it is unknown: the kernel has room for 3824 bytes of it, and the entry
 	// may have moved meanwhile.
 	Path string
 }

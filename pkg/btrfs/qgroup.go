@@ -200,7 +200,7 @@ func findQgroup(fd int, id QgroupID) (Qgroup, error) {
 // ReservedOf returns for each qgroup the data that was written to its members and is not
 // among its counts yet: that of files that are in memory only, or of the transaction under
 // way. The kernel counts it towards limits. It is read from sysfs; where that is not
-// there, or an older kernel does not tell, nothing is returned.
+// there, or an older kernel does not show it, nothing is returned.
 func ReservedOf(path string, ids []QgroupID) (map[QgroupID]uint64, error) {
 	reserved := map[QgroupID]uint64{}
 	err := withDir("reserved of qgroups of", path, func(fd int) error {

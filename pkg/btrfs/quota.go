@@ -31,7 +31,7 @@ type QuotaStatus struct {
 
 // Quota returns the state of quota on the filesystem around path. It is read from
 // the status item of the quota tree, which every kernel has; where the kernel
-// tells its state in memory, by sysfs and QUOTA_RESCAN_STATUS, that is taken: the
+// shows its state in memory, by sysfs and QUOTA_RESCAN_STATUS, that is taken: the
 // item is written by commits only.
 func Quota(path string) (QuotaStatus, error) {
 	var status QuotaStatus

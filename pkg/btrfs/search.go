@@ -152,5 +152,5 @@ func findFirst(fd int, tree uint64, min, max itemKey) (treeItem, bool, error) {
 	return s.next()
 }
 
-// isNotFound tells an item or tree that is absent from a search that failed.
+// isNotFound reports whether an item or tree is absent, as opposed to a search that failed.
 func isNotFound(err error) bool { return errors.Is(err, unix.ENOENT) }

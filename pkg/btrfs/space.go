@@ -30,7 +30,7 @@ type Room struct {
 	Size      int64
 	Available int64 // an estimate of df's, limits of quota ignored
 	// Metadata is an estimate of what metadata can still take before the kernel
-	// is left with its global reserve. Available does not tell: statfs gives 0 only
+	// is left with its global reserve. Available does not show it: statfs gives 0 only
 	// when the kernel has tried to allocate a chunk for metadata, in vain.
 	Metadata int64
 	// ReadOnly is also the state of a filesystem that the kernel stopped after an

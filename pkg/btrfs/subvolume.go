@@ -91,7 +91,7 @@ func setReadOnly(fd int, readOnly bool) error {
 
 // AwaitThaw returns when the filesystem of a directory lets a writer in: it waits in the
 // kernel, where nothing ends the waiting, while the filesystem is frozen (FIFREEZE).
-// The kernel does not tell otherwise: FIFREEZE fails for one that is frozen, and freezes
+// The kernel has no other way to ask: FIFREEZE fails for one that is frozen, and freezes
 // one that is not. So flags that no subvolume can have are asked for, which the kernel
 // refuses only when it has let the writer in. It takes no lock of an inode, begins no
 // transaction, and changes nothing.

@@ -75,7 +75,7 @@ func (d *Driver) orElsewhere(ctx context.Context, source meta.Ref, err error) er
 	return answer(codes.ResourceExhausted, "the source, %s, is on node %q: its copies are made there, not on node %q", source, owner, d.options.NodeID)
 }
 
-// checkHere fails for what is on another node, and tells whether it is found on this one.
+// checkHere fails for what is on another node, and reports whether it was found on this one.
 func (d *Driver) checkHere(ctx context.Context, ref meta.Ref) (found bool, err error) {
 	if _, err := d.engine.Stat(ctx, ref); !notHere(err) {
 		return err == nil, nil

@@ -274,7 +274,7 @@ func (s *controller) ControllerGetVolume(ctx context.Context, request *csi.Contr
 }
 
 // GetCapacity answers 0 for what this node cannot provide. For parameters that
-// no volume can have it tells the room of some pool: with none on any node the
+// no volume can have it answers the room of some pool: with none on any node the
 // scheduler would look no further, and nobody would ask CreateVolume, which
 // says what is wrong.
 func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
@@ -306,8 +306,8 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 }
 
 // steady rounds a capacity in bytes down by less than a thousandth. It is asked for after
-// each volume that was made, which takes a few KiB, and the API server is told of each
-// change.
+// each volume that was made, which takes a few KiB, and each change is written to the API
+// server.
 func steady(capacity int64) int64 {
 	step := max(int64(1)<<max(0, bits.Len64(uint64(capacity))-11), snapshot.MinSize)
 	return capacity / step * step

@@ -27,7 +27,7 @@ import (
 const (
 	// Name is the name of the CSI driver.
 	Name = "btrfs-csi.github.io"
-	// DefaultKubeletDir is where a kubelet keeps its files unless told otherwise.
+	// DefaultKubeletDir is where a kubelet keeps its files unless its --root-dir says otherwise.
 	DefaultKubeletDir = "/var/lib/kubelet"
 
 	// defaultGracePeriod is how long requests under way may take to end at stop.
@@ -66,7 +66,7 @@ var _ Engine = (*snapshot.Engine)(nil)
 type Options struct {
 	// NodeID is the name of this node in the cluster. Required.
 	NodeID string
-	// Version is told as the vendor version. Required.
+	// Version is the vendor version. Required.
 	Version string
 	// KubeletDir is the directory below which volumes may be mounted;
 	// DefaultKubeletDir without it.
@@ -81,7 +81,7 @@ type Options struct {
 	Register bool
 	// Cluster, if given, is asked about what is not on this node.
 	Cluster Cluster
-	// Observe, if given, is told of every RPC once it has ended. method is the
+	// Observe, if given, is called for every RPC once it has ended. method is the
 	// name alone, for example CreateVolume. It must not block.
 	Observe func(method string, code codes.Code, d time.Duration)
 	// AroundMounts, if given, makes each change of the mount table in place of the
@@ -108,10 +108,10 @@ type Driver struct {
 	requests atomic.Uint64 // the number of the last request
 	serving  atomic.Bool
 
-	renew chan struct{} // has Serve begin anew
-	mu    sync.Mutex    // protects what follows
-	asked bool          // by NodeGetInfo, since Serve began anew
-	told  []string      // the pool IDs that it was told, in order
+	renew    chan struct{} // has Serve begin anew
+	mu       sync.Mutex    // protects what follows
+	asked    bool          // by NodeGetInfo, since Serve began anew
+	reported []string      // the pool IDs that NodeGetInfo answered last, in order
 }
 
 // New returns a driver over an engine, which it does not close.
@@ -173,7 +173,7 @@ func (d *Driver) serveOnce(ctx context.Context, path string) error {
 	d.mu.Lock()
 	d.asked = false // who did is gone
 	select {
-	case <-d.renew: // what it was for is told now
+	case <-d.renew: // the next NodeGetInfo answers what it was for
 	default:
 	}
 	d.mu.Unlock()
@@ -204,12 +204,12 @@ func (d *Driver) serveOnce(ctx context.Context, path string) error {
 // Serving reports whether the socket is served at this moment.
 func (d *Driver) Serving() bool { return d.serving.Load() }
 
-// PoolsChanged tells the driver that pools may have come or gone. Where what it
-// told of the node is true no more, kubelet and sidecars are made to ask again.
+// PoolsChanged says that pools may have come or gone. Where the last answer to NodeGetInfo
+// is not true any more, kubelet and sidecars are made to ask again.
 func (d *Driver) PoolsChanged() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.asked && !slices.Equal(d.told, d.poolIDs()) {
+	if d.asked && !slices.Equal(d.reported, d.poolIDs()) {
 		d.serveAnew()
 	}
 }
@@ -237,16 +237,16 @@ func (d *Driver) calm(ctx context.Context) {
 	}
 }
 
-// tell returns the IDs of the pools in use, and keeps in mind that they were
-// told.
-func (d *Driver) tell() []string {
+// reportPools returns the IDs of the pools in use for an answer to NodeGetInfo, and
+// remembers them.
+func (d *Driver) reportPools() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	ids := d.poolIDs()
-	if d.asked && !slices.Equal(d.told, ids) {
+	if d.asked && !slices.Equal(d.reported, ids) {
 		d.serveAnew() // who asked before knows something else
 	}
-	d.asked, d.told = true, ids
+	d.asked, d.reported = true, ids
 	return ids
 }
 

@@ -28,7 +28,7 @@ var lostTable = []struct {
 	{snapshot.ErrAmbiguous, csi.VolumeHealthErrorType_INACCESSIBLE, "FoundInTwoPools"},
 }
 
-// ControllerGetVolumeHealth and NodeGetVolumeHealth tell the same: controller
+// ControllerGetVolumeHealth and NodeGetVolumeHealth return the same: controller
 // and node of a volume are one process. ControllerListVolumeHealth is not
 // served: listings leave lost volumes out, which is what it would be for.
 func (s *controller) ControllerGetVolumeHealth(ctx context.Context, request *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
@@ -88,8 +88,8 @@ func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth
 	return health, nil
 }
 
-// NodeGetStorageHealth tells of all pools. CSI allows each reason once, so that
-// the pools that have it are told together.
+// NodeGetStorageHealth reports the faults of all pools. CSI allows each reason once, so
+// one entry names all pools that have the fault.
 func (s *node) NodeGetStorageHealth(ctx context.Context, _ *csi.NodeGetStorageHealthRequest) (*csi.NodeGetStorageHealthResponse, error) {
 	response := &csi.NodeGetStorageHealthResponse{}
 	for _, pool := range s.engine.Pools(ctx) {

@@ -41,7 +41,7 @@ func plain(err error) string { return status.Convert(err).Message() }
 // creating are the RPCs whose work another node could do as well.
 var creating = []string{"CreateVolume", "CreateSnapshot"}
 
-// observe numbers the request, logs it, and its failure, and tells Observe.
+// observe numbers the request, logs it and its failure, and calls Observe.
 func (d *Driver) observe(logger klog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		method := path.Base(info.FullMethod)

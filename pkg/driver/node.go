@@ -44,7 +44,7 @@ func (s *node) NodeGetCapabilities(context.Context, *csi.NodeGetCapabilitiesRequ
 
 func (s *node) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
 	segments := map[string]string{}
-	for _, id := range s.tell() {
+	for _, id := range s.reportPools() {
 		segments[TopologyPrefix+id] = TopologyValue
 	}
 	return &csi.NodeGetInfoResponse{NodeId: s.options.NodeID, AccessibleTopology: &csi.Topology{Segments: segments}}, nil
@@ -204,8 +204,8 @@ func (s *node) NodeGetVolumeStats(ctx context.Context, request *csi.NodeGetVolum
 	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{usage}}, nil
 }
 
-// usage tells of the volume, not of the filesystem around it, as far as the pool
-// counts. btrfs has no limit of inodes, so none are told.
+// usage returns the usage of the volume, not of the filesystem around it, as far as the
+// pool has quota. btrfs has no limit of inodes, so none is returned.
 func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, error) {
 	room, err := s.engine.Room(ctx, entry.Ref())
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// tokenPrefix tells our tokens from other text, and this format from later ones.
+// tokenPrefix distinguishes our tokens from other text, and this format from later ones.
 const tokenPrefix = "v1:"
 
 // tokenAfter returns the token for the page behind an ID. It names the last ID

@@ -26,7 +26,7 @@ type registrar struct {
 	registration.UnimplementedRegistrationServer
 	logger  klog.Logger
 	socket  string        // of CSI
-	refused chan struct{} // told when the kubelet did not want the driver
+	refused chan struct{} // receives when the kubelet refused the driver
 }
 
 func (r *registrar) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
@@ -35,7 +35,7 @@ func (r *registrar) GetInfo(context.Context, *registration.InfoRequest) (*regist
 	}, nil
 }
 
-// NotifyRegistrationStatus is told how it went.
+// NotifyRegistrationStatus receives the outcome of the registration from the kubelet.
 func (r *registrar) NotifyRegistrationStatus(_ context.Context, status *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
 	if status.GetPluginRegistered() {
 		r.logger.Info("Registered with the kubelet")

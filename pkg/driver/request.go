@@ -29,7 +29,7 @@ const (
 const sidecarPrefix = "csi.storage.k8s.io/"
 
 // labels are the parameters of the sidecars that are kept with a volume or
-// snapshot, so that people can tell whose it is.
+// snapshot, so that people can see whose it is.
 var labels = []string{
 	"pvc/name", "pvc/namespace", "pv/name",
 	"volumesnapshot/name", "volumesnapshot/namespace", "volumesnapshotcontent/name",

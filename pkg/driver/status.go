@@ -11,8 +11,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// meanings is how an error of the engine, or about mounts, is told to the CO. The first that
-// matches counts: whatever went wrong, ErrUnfinished means that work may be left
+// meanings gives each error of the engine, or about mounts, its code. The first match
+// counts: whatever went wrong, ErrUnfinished means that work may be left
 // behind, and only ABORTED makes a sidecar try again rather than forget it.
 var meanings = []struct {
 	err  error
@@ -62,7 +62,7 @@ func statusOf(err error) error {
 	return status.Error(codes.Aborted, err.Error())
 }
 
-// Code returns the code by which an error of the engine's is told.
+// Code returns the gRPC code of an error of the engine.
 func Code(err error) codes.Code { return status.Code(statusOf(err)) }
 
 // statusOfCreate is statusOf for what could be made on another node as well: a

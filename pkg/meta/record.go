@@ -94,7 +94,7 @@ func (r Ref) IsZero() bool { return r == Ref{} }
 // String returns for example `volume "pvc-1"`.
 func (r Ref) String() string { return fmt.Sprintf("%s %q", r.Class, r.ID) }
 
-// State tells how far the making of a subvolume has come.
+// State is how far the making of a subvolume has come.
 type State string
 
 const (

@@ -90,7 +90,7 @@ func Of(f *os.File) (m Info, top bool, err error) {
 }
 
 // Options returns the mount options of the filesystem that an open file is on, as the
-// mount table shows them; none where the kernel (Linux 6.8 to 6.10) tells them only together
+// mount table shows them; none where the kernel (Linux 6.8 to 6.10) shows them only together
 // with those of all other filesystems. The filesystem may read its disk for them, and the
 // kernel keeps the table locked meanwhile. So ask for those of a disk that has just
 // answered, and seldom.
@@ -121,8 +121,8 @@ type Inner struct {
 
 // Inside returns the mounts of a directory and of what is below it, wherever they are
 // mounted, and through whichever mount path leads there: a mount counts by its root
-// within the filesystem. So a directory that lies in another one that is mounted is told
-// from it.
+// within the filesystem. So a directory that lies in another one that is mounted is not
+// taken for it.
 func Inside(path string) ([]Inner, error) { return named(system.inside(path)) }
 
 // attempts is how often a question is asked again because a rename came between.

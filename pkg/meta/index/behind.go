@@ -28,7 +28,7 @@ type behind struct {
 	mu      sync.Mutex // protects what follows
 	changes []change
 	touched map[meta.Ref]bool // has a change
-	failed  error             // the last write, and nobody has been told
+	failed  error             // the last write, and it was not returned yet
 
 	wake chan struct{}
 	stop func()
@@ -90,8 +90,8 @@ func (b *behind) end(f *file) error {
 	return b.write(f)
 }
 
-// write brings the file up to date. What cannot be written is given up, and told
-// here if nobody has been told: the file may lack it.
+// write brings the file up to date. What cannot be written is given up, and
+// returned once: the file may lack it.
 func (b *behind) write(f *file) error {
 	b.writing.Lock()
 	defer b.writing.Unlock()

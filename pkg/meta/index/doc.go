@@ -20,7 +20,7 @@
 // # Caveats
 //
 // The index is written without fsync: after a power cut it may be old or
-// damaged. A seal beside the file (seal.go) tells; Open starts an empty one
+// damaged. A seal beside the file (seal.go) shows that; Open starts an empty one
 // when the file cannot be trusted, and SyncPool brings the entries of a pool in
 // line with its ledger at every start. Nothing but listings, the history, and the
 // memory of pools that are away depends on it.

@@ -23,8 +23,8 @@ import (
 // closed it is as good as its checksum. The index is never synced, nor is that checksum:
 // a power cut in between leaves a seal that does not match. But that the index is in use
 // is durable before it is: else a power cut could leave the index and the checksum as they
-// were closed earlier, and what was remembered since of pools that are away would be told
-// as gone.
+// were closed earlier, and what was remembered since of pools that are away would be
+// lost.
 //
 // A snapshot of btrfs holds both files as they were. When it takes the place of its source
 // the index is older than the pools, and would say of what a pool that is away has got

@@ -45,14 +45,14 @@ type claims struct {
 	yields map[string]string // the node that may have an older claim, or anybody
 	gone   map[string]bool   // claimed, and not here at the last look
 
-	rescans map[string]uint64 // of the quota, that were told
+	rescans map[string]uint64 // of the quota, that have an Event
 }
 
 type denial struct {
 	pool   string // its name
 	owner  string // the node that serves it
 	since  time.Time
-	told   time.Time // by an Event
+	warned time.Time // by an Event
 	reason error
 }
 
@@ -283,13 +283,13 @@ func (m *Mirror) deny(ctx context.Context, have *v1alpha1.Pool, name string) {
 	klog.FromContext(ctx).Error(reason, "Pool denied", "pool", name)
 }
 
-// warnOfCopy tells of a denied pool where the owner's is seen, again before the
+// warnOfCopy records a denied pool where the owner's is seen, again before the
 // cluster forgets the Event.
 func (m *Mirror) warnOfCopy(owners *v1alpha1.Pool, d denial) denial {
-	if time.Since(d.told) < warnAgain {
+	if time.Since(d.warned) < warnAgain {
 		return d
 	}
-	d.told = time.Now()
+	d.warned = time.Now()
 	m.events.Eventf(owners, corev1.EventTypeWarning, "PoolClaimedTwice",
 		"Node %q has a pool %q with the ID of this one and does not serve it: %v", m.options.NodeName, d.pool, d.reason)
 	return d

@@ -16,7 +16,7 @@
 //	labels.go      and the topology label by which pods come to it
 //	expand.go      the one thing that goes the other way: a larger size
 //	home.go        restores and clones are sent to the node of their source
-//	homeless.go    and it is told where that node is gone
+//	homeless.go    and Events say where that node is gone
 //	orphans.go     volumes without a PersistentVolume, and the reverse
 //	leftovers.go   what a node that was removed has left in the cluster
 //

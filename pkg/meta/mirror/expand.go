@@ -53,7 +53,7 @@ func (m *Mirror) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, 
 	case !apierrors.IsNotFound(err):
 		return "", "", err
 	}
-	// What was made just now is not mirrored yet; what stands for it tells.
+	// What was made just now is not mirrored yet; what stands for it says where it is.
 	if ref.Class == meta.Snapshots {
 		for _, content := range m.contents.ofHandle(ref.ID) {
 			return content.Labels[managedBy], "", nil

@@ -28,15 +28,15 @@ const (
 	poolParameter = "pool"
 	// defaultPool is the pool of a class that names none, on a node that has several.
 	defaultPool = "default"
-	// lookAgain is the time between two looks at one of them, of which there is nothing
-	// to tell, and between two lists of all Pools.
+	// lookAgain is the time between two looks at a claim that needs no
+	// Event, and between two lists of all Pools.
 	lookAgain = 30 * time.Second
-	// tellHomeless is the time between two Events on one of them, two looks at one that
+	// homelessEvery is the time between two Events on one of them, two looks at one that
 	// waits for no more than a pod, as many do, and two looks of a node that does not
 	// speak: anybody can make claims, and each of a thousand nodes would list all Pools.
-	tellHomeless = 2 * time.Minute
-	// tellTogether is that where every node tells: there may be a thousand.
-	tellTogether = 10 * time.Minute
+	homelessEvery = 2 * time.Minute
+	// togetherEvery is that where every node records Events: there may be a thousand.
+	togetherEvery = 10 * time.Minute
 )
 
 // owned returns the Pools that a node has.
@@ -50,7 +50,7 @@ func (m *Mirror) owned(ctx context.Context) ([]v1alpha1.Pool, error) {
 
 // speaks reports whether this node speaks for those that cannot speak any more,
 // and whether it alone does: the first, by name, of the ready nodes that have a
-// pool. Where none has, nothing tells which nodes there are, and each one speaks.
+// pool. Where none has, no node knows which others there are, and each one speaks.
 // It does not matter that for a while two are the first, or none.
 func (m *Mirror) speaks(ctx context.Context, pools []v1alpha1.Pool) (speaks, alone bool) {
 	var nodes []string
@@ -77,7 +77,7 @@ type homeless struct {
 	listed time.Time // when the Pools were
 }
 
-// watchHomeless tells of claims that no node can take: their source is on none
+// watchHomeless records Events on claims that no node can take: their source is on none
 // that lives, or a pool for them on none at all.
 func (m *Mirror) watchHomeless(ctx context.Context) {
 	h := homeless{rests: map[types.UID]time.Time{}}
@@ -113,7 +113,7 @@ func (m *Mirror) tellOfHomeless(ctx context.Context, h *homeless) {
 	}
 	speaks, alone := m.speaks(ctx, h.pools)
 	if !speaks {
-		h.rest = time.Now().Add(tellHomeless)
+		h.rest = time.Now().Add(homelessEvery)
 		return
 	}
 	for uid, claim := range waiting {
@@ -130,20 +130,20 @@ func (m *Mirror) tellIfHomeless(ctx context.Context, claim *corev1.PersistentVol
 	}
 	switch {
 	case why == "" && plain(claim, class):
-		return tellHomeless
+		return homelessEvery
 	case why == "":
 		return lookAgain
 	case alone:
 		m.events.Event(claim, corev1.EventTypeWarning, reason, why)
-		return tellHomeless
+		return homelessEvery
 	}
-	m.tellOnce(ctx, claim, reason, why)
-	return tellTogether
+	m.recordOnce(ctx, claim, reason, why)
+	return togetherEvery
 }
 
-// tellOnce writes an Event that other nodes write too: they give it one name, and
+// recordOnce writes an Event that other nodes write too: they give it one name, and
 // the API server takes the first.
-func (m *Mirror) tellOnce(ctx context.Context, claim *corev1.PersistentVolumeClaim, reason, why string) {
+func (m *Mirror) recordOnce(ctx context.Context, claim *corev1.PersistentVolumeClaim, reason, why string) {
 	sum, now := sha256.Sum256([]byte(string(claim.UID)+reason+why)), metav1.Now()
 	_, err := m.clients.events(claim.Namespace).Create(ctx, &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: claim.Namespace, Name: "btrfs-csi." + hex.EncodeToString(sum[:16])},
@@ -182,8 +182,8 @@ func plain(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) b
 	return !made && class != nil && class.Parameters[poolParameter] == ""
 }
 
-// plainHere reports whether this node has a pool for plain claims, of which there
-// is nothing to tell then, or cannot say yet.
+// plainHere reports whether this node has a pool for plain claims, which need
+// no Event then, or cannot say yet.
 func (m *Mirror) plainHere(ctx context.Context) bool {
 	select {
 	case <-m.claims.first:
@@ -253,7 +253,7 @@ func whyPoolless(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageCl
 	case class == nil:
 	case isPlain && len(pools) == 0:
 		return "NoPool", "No node has a pool: mount a btrfs filesystem at /var/lib/btrfs-csi/pools/default of a node (of its stateDir, if that is another), or set loopPoolSize of the chart; " +
-			"`btrfs-csi pools` in the driver of a node tells why one is not used"
+			"`btrfs-csi pools` in the driver of a node shows why one is not used"
 	case isPlain:
 		if !slices.ContainsFunc(slices.Collect(maps.Values(byNode)), takesPlain) {
 			return "NoDefaultPool", fmt.Sprintf("StorageClass %q names no pool, and each node that has pools has several and none called %q; there are %q: use a class whose parameter %q names one",

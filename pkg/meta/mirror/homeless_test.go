@@ -188,7 +188,7 @@ func TestHomelessCostLittle(t *testing.T) {
 		rested time.Duration // until the next list
 	}{
 		{"a node that speaks", []string{"node-1/fast", "node-2/fast"}, lookAgain},
-		{"a node that does not", []string{"node-0/fast", "node-1/fast"}, tellHomeless},
+		{"a node that does not", []string{"node-0/fast", "node-1/fast"}, homelessEvery},
 		{"no pool anywhere", nil, lookAgain},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -210,7 +210,7 @@ func TestHomelessCostLittle(t *testing.T) {
 					l.tellOfHomeless(t.Context(), h)
 					if h.listed != listed {
 						lists++
-					} else if len(c.pools) > 0 && c.rested == tellHomeless && l.api.reads != before {
+					} else if len(c.pools) > 0 && c.rested == homelessEvery && l.api.reads != before {
 						t.Error("a node that does not speak asks for each claim")
 					}
 				}

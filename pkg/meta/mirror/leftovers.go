@@ -92,7 +92,7 @@ type search struct {
 	gone  map[string]bool   // by the name of a node
 	pools map[string]string // the node that had it, by pool ID
 	// The ID of the pool, by handle: of snapshots, and of the volumes that may be the sources
-	// of others, of which the cluster was not told before the pool went.
+	// of others, which were not published before the pool went.
 	snapshots, sources map[string]string
 
 	volumes, contents, subvolumes, ofPools []Leftover
@@ -274,7 +274,7 @@ func (s *search) findContents(ctx context.Context) error {
 }
 
 // poolOfContent returns the pool that the snapshot of a content is in: that of its source,
-// where nothing is told of the snapshot itself.
+// where the snapshot itself was not published.
 func (s *search) poolOfContent(content *snapshotv1.VolumeSnapshotContent) (poolID string, ok bool) {
 	if content.Spec.Driver != s.driver {
 		return "", false

@@ -98,7 +98,7 @@ const (
 	writers = 4
 )
 
-// Mirror keeps the cluster told. Make it with New and run it with Run.
+// Mirror publishes what this node has in the cluster. Make it with New and run it with Run.
 type Mirror struct {
 	options Options
 	clients *Clients
@@ -116,10 +116,10 @@ type Mirror struct {
 	volumes    cache.SharedIndexInformer // PersistentVolumes of this driver, by handle
 	contents   snapshotCaches
 
-	claims  claims
-	told    atomic.Int64 // when, in ns since 1970; see Told
-	homing  *homing
-	orphans orphans
+	claims    claims
+	published atomic.Int64 // when, in ns since 1970; see Published
+	homing    *homing
+	orphans   orphans
 }
 
 // New returns a mirror of node, to be run by Run.
@@ -142,7 +142,7 @@ func New(clients *Clients, node Node, options Options) *Mirror {
 	return m
 }
 
-// Changed tells that a volume or snapshot was made, changed or removed; with a
+// Changed says that a volume or snapshot was made, changed or removed; with a
 // zero Ref, that pools have come or gone. It does not block.
 func (m *Mirror) Changed(ref meta.Ref) {
 	if !ref.IsZero() {
@@ -191,7 +191,7 @@ type unrest struct {
 	until map[meta.Ref]time.Time // what is put off, with its time to be written in any case
 }
 
-// stir tells of a change.
+// stir notes a change.
 func (u *unrest) stir(now time.Time) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -232,7 +232,7 @@ func (m *Mirror) syncRested(ctx context.Context, ref meta.Ref) error {
 // syncAll has everything compared, on this node and in the cluster.
 func (m *Mirror) syncAll(ctx context.Context) {
 	if err := m.takeOver(ctx); err != nil {
-		klog.FromContext(ctx).Error(err, "What another node told of the pools here is not taken over yet")
+		klog.FromContext(ctx).Error(err, "What another node published of the pools here is not taken over yet")
 	}
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
 		err := m.node.Walk(ctx, class, func(e meta.Entry) bool {

@@ -23,7 +23,7 @@ import (
 type OrphanPolicy string
 
 const (
-	// ReportOrphans tells of orphans and keeps them.
+	// ReportOrphans reports orphans and keeps them.
 	ReportOrphans OrphanPolicy = "report"
 	// DeleteOrphans deletes what has been an orphan for the time of grace.
 	DeleteOrphans OrphanPolicy = "delete"
@@ -228,7 +228,7 @@ func (m *Mirror) expected() map[string]bool {
 	return names
 }
 
-// noteOrphan returns what is known of an orphan. It is told, and marked in the
+// noteOrphan returns what is known of an orphan. It is reported, and marked in the
 // cluster, so that a restart does not begin the time anew: when it is first seen,
 // and when it is first to be deleted. What this cluster never knew is not, it may
 // be all there is of another.
@@ -279,7 +279,7 @@ func (m *Mirror) mark(ctx context.Context, name string, marks map[string]*string
 }
 
 // missing returns the PersistentVolumes of this node's pools whose volume is not
-// there, and tells it on them.
+// there, and records an Event on each.
 func (m *Mirror) missing(ctx context.Context) (found []Orphan) {
 	for _, o := range m.volumes.GetStore().List() {
 		v := o.(*corev1.PersistentVolume)

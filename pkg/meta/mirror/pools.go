@@ -23,12 +23,12 @@ const (
 	// lookAtPools is the time between two looks at the pools, their room and the
 	// claims of others.
 	lookAtPools = 15 * time.Second
-	// grains are the steps in which bytes are told, in parts of the whole: not every
+	// grains are the steps in which bytes are published, in parts of the whole: not every
 	// write is news.
 	grains = 128
 )
 
-// followPools claims the pools of this node, tells their state, and lets go of
+// followPools claims the pools of this node, publishes their state, and lets go of
 // the claims to those that are gone, until ctx ends.
 func (m *Mirror) followPools(ctx context.Context) {
 	tick := time.NewTicker(lookAtPools)
@@ -41,7 +41,7 @@ func (m *Mirror) followPools(ctx context.Context) {
 			klog.FromContext(ctx).V(2).Info("Pools not mirrored yet", "reason", err)
 		} else {
 			begin()
-			m.told.Store(time.Now().UnixNano())
+			m.published.Store(time.Now().UnixNano())
 		}
 		if news || time.Since(last) >= resync {
 			last = time.Now()
@@ -58,10 +58,10 @@ func (m *Mirror) followPools(ctx context.Context) {
 	}
 }
 
-// Told returns when the cluster was last told of all pools; the zero time for
+// Published returns when all pools were last written to the cluster; the zero time for
 // never.
-func (m *Mirror) Told() time.Time {
-	if at := m.told.Load(); at != 0 {
+func (m *Mirror) Published() time.Time {
+	if at := m.published.Load(); at != 0 {
 		return time.Unix(0, at)
 	}
 	return time.Time{}
@@ -130,7 +130,7 @@ func keepFirst(first, second error) error {
 	return second
 }
 
-// syncPool claims a pool and tells its state; false where it is another node's.
+// syncPool claims a pool and publishes its state; false where it is another node's.
 func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolReport, subvolumes int64) (held bool, err error) {
 	have, err = m.claim(ctx, have, report.ID, report.Name, m.nodeLost)
 	if err != nil {
@@ -140,7 +140,7 @@ func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolR
 		m.deny(ctx, have, report.Name)
 		return false, nil
 	}
-	m.tellRescans(have, report)
+	m.recordRescans(have, report)
 	status := v1alpha1.PoolStatus{
 		State: report.State, Message: report.Message, Quota: report.Quota,
 		Size:       resource.NewQuantity(report.Size, resource.BinarySI),
@@ -151,7 +151,7 @@ func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolR
 		return true, nil
 	}
 	have = have.DeepCopy()
-	m.tellState(have, report)
+	m.recordState(have, report)
 	have.Status = status
 	_, err = m.clients.pools().UpdateStatus(ctx, have, metav1.UpdateOptions{})
 	return true, err
@@ -164,12 +164,12 @@ const (
 	quotaInconsistent = "QuotaInconsistent"
 )
 
-// tellState tells of a pool with which something is wrong now, and was not before, or not
-// that. have has the state that was told last.
-func (m *Mirror) tellState(have *v1alpha1.Pool, report PoolReport) {
+// recordState records an Event on a pool that has a new fault. have has the state that was
+// published last.
+func (m *Mirror) recordState(have *v1alpha1.Pool, report PoolReport) {
 	before := have.Status.State
 	switch {
-	case report.State == before, report.State == quotaInconsistent: // of which tellRescans tells
+	case report.State == before, report.State == quotaInconsistent: // recordRescans records that
 	case report.State != ready:
 		m.events.Eventf(have, corev1.EventTypeWarning, report.State, "Pool %q of node %q is %s. %s", report.Name, m.options.NodeName, report.State, report.Message)
 	case before != "":
@@ -177,9 +177,9 @@ func (m *Mirror) tellState(have *v1alpha1.Pool, report PoolReport) {
 	}
 }
 
-// tellRescans tells of a quota that was inconsistent, which its state may not show any
-// more.
-func (m *Mirror) tellRescans(pool *v1alpha1.Pool, report PoolReport) {
+// recordRescans records an Event for a quota that was inconsistent, which the state may not
+// show any more.
+func (m *Mirror) recordRescans(pool *v1alpha1.Pool, report PoolReport) {
 	if report.Rescans > m.claims.rescans[report.ID] {
 		m.events.Eventf(pool, corev1.EventTypeWarning, quotaInconsistent,
 			"The quota of pool %q of node %q was inconsistent, so its limits were void; it is rescanned, and they hold when that is done", report.Name, m.options.NodeName)

@@ -186,7 +186,7 @@ func (c *snapshotCaches) adopt(ctx context.Context, entry meta.Entry) error {
 	return nil
 }
 
-// warn tells of snapshots of a volume whose class is that of another driver: that
+// warn records an Event on snapshots of a volume whose class is that of another driver: that
 // one, if there is such a one, knows nothing of the volume, and nobody else says so.
 func (c *snapshotCaches) warn(entry meta.Entry) {
 	found, _ := c.contents.GetIndexer().ByIndex(misled, entry.ID)

@@ -135,9 +135,9 @@ func (m *Mirror) syncSubvolume(ctx context.Context, ref meta.Ref) error {
 		return nil // the pool is first: all of it is looked at when it is claimed
 	}
 	if state == Lost {
-		return m.tellLost(ctx, have, entry)
+		return m.publishLost(ctx, have, entry)
 	}
-	have, err := m.tell(ctx, have, entry)
+	have, err := m.publish(ctx, have, entry)
 	if err != nil {
 		return err
 	}
@@ -147,11 +147,11 @@ func (m *Mirror) syncSubvolume(ctx context.Context, ref meta.Ref) error {
 	return m.annotate(ctx, entry)
 }
 
-// tell writes what there is to say of an entry. The status comes before the spec:
+// publish writes an entry. The status comes before the spec:
 // a size in the spec that is larger than that of the status is a wish.
-func (m *Mirror) tell(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
+func (m *Mirror) publish(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
 	if have == nil {
-		made, err := m.tellSpec(ctx, nil, entry)
+		made, err := m.publishSpec(ctx, nil, entry)
 		if err != nil {
 			return nil, err
 		}
@@ -168,13 +168,13 @@ func (m *Mirror) tell(ctx context.Context, have *v1alpha1.Subvolume, entry meta.
 	if err != nil {
 		return nil, err
 	}
-	return m.tellSpec(ctx, have, entry)
+	return m.publishSpec(ctx, have, entry)
 }
 
-// tellLost writes that the data of an entry is not there. What was said of that stays.
-func (m *Mirror) tellLost(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (err error) {
+// publishLost writes that the data of an entry is not there. What was said of that stays.
+func (m *Mirror) publishLost(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (err error) {
 	if have == nil {
-		if have, err = m.tellSpec(ctx, nil, entry); err != nil {
+		if have, err = m.publishSpec(ctx, nil, entry); err != nil {
 			return err
 		}
 	}
@@ -239,9 +239,9 @@ func (m *Mirror) dropSubvolume(ctx context.Context, have *v1alpha1.Subvolume) er
 	return err
 }
 
-// tellSpec makes the object, or updates what it says apart from its status. One
+// publishSpec makes the object, or updates what it says apart from its status. One
 // of another node is taken over: the pool was moved, and the claim to it is ours.
-func (m *Mirror) tellSpec(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
+func (m *Mirror) publishSpec(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
 	want := &v1alpha1.Subvolume{ObjectMeta: metav1.ObjectMeta{Name: ObjectName(entry.Ref())}}
 	if have != nil {
 		want = have.DeepCopy()

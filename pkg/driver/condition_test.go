@@ -125,3 +125,30 @@ func TestCompressionOverruled(t *testing.T) {
 		})
 	}
 }
+
+// TestSwapFileBelowADeadFilesystem: whoever asks for the health of a volume does not wait for
+// another filesystem that a swap file is hidden below, and that does not answer.
+func TestSwapFileBelowADeadFilesystem(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, rigOptions{})
+	volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc", Parameters: map[string]string{"nodatacow": "true"}}).GetVolumeId()
+	at := t.TempDir()
+	bindMount(t, r.source(volume), at)
+	t.Cleanup(func() { must(t, unix.Unmount(at, unix.MNT_DETACH)) })
+	swapOn(t, filepath.Join(at, "swap file"))
+	deadFilesystem(t, at)
+	r.healthOf(volume, "SwapFile")
+	r.healthOf(r.create("other"))
+}
+
+// deadFilesystem mounts one that answers nothing until the test ends.
+func deadFilesystem(t *testing.T, at string) {
+	t.Helper()
+	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	must(t, err)
+	must(t, unix.Mount("dead", at, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse.Fd())))
+	t.Cleanup(func() {
+		must(t, fuse.Close()) // whoever waits for it gets an error
+		must(t, unix.Unmount(at, unix.MNT_DETACH))
+	})
+}

@@ -163,6 +163,45 @@ func (d directory) inner(mounts []Info) (found []Inner) {
 	return found
 }
 
+// Within returns the paths from a directory to those of the files that lie in it or below,
+// by the paths of the files. These are what the kernel calls the files: absolute, and without
+// links. The mount table alone is asked, and none of the filesystems that the paths lead
+// through. So what has such a path need not be there.
+func Within(dir string, files []string) (map[string]string, error) {
+	return named(system.within(dir, files))
+}
+
+func (t *table) within(dir string, files []string) (map[string]string, error) {
+	at, err := t.locate(dir)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := t.on(at.device)
+	rels := map[string]string{}
+	for _, file := range files {
+		if rel, ok := at.rel(mounts, file); ok {
+			rels[file] = rel
+		}
+	}
+	return rels, err
+}
+
+// rel returns the path from the directory to a file, by the innermost of the mounts of its
+// filesystem that lead there.
+func (d directory) rel(mounts []Info, file string) (rel string, ok bool) {
+	longest := -1
+	for _, m := range mounts {
+		point := strings.TrimSuffix(m.Point, "/")
+		rest, below := strings.CutPrefix(file, point+"/")
+		if !below || len(point) < longest {
+			continue
+		}
+		longest = len(point)
+		rel, ok = strings.CutPrefix(path.Join(m.Root, rest), strings.TrimSuffix(d.root, "/")+"/")
+	}
+	return rel, ok
+}
+
 // locate returns where a directory is in its filesystem.
 func (t *table) locate(at string) (directory, error) {
 	f, err := os.OpenFile(at, pathOnly|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)

@@ -3,6 +3,7 @@ package mount
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -484,6 +485,40 @@ func TestInside(t *testing.T) {
 	must(t, os.Symlink(volume, filepath.Join(dir, "last")))
 	if _, err := Inside(filepath.Join(dir, "last")); err == nil {
 		t.Error("a symbolic link is taken for a directory")
+	}
+}
+
+// TestWithin: a path leads into a directory through whichever mount, also one that another
+// filesystem is mounted over, which is not asked.
+func TestWithin(t *testing.T) {
+	top := filesystem(t)
+	volume := mkdir(t, filepath.Join(top, "base", "v"))
+	dir := workspace(t)
+	at := func(name string) string { return mkdir(t, filepath.Join(dir, name)) }
+	bind(t, filepath.Join(top, "base"), at("base"))
+	bind(t, volume, at("volume"))
+	bind(t, mkdir(t, filepath.Join(volume, "in")), at("in"))
+	bind(t, mkdir(t, filepath.Join(top, "base", "vx")), at("sibling"))
+	bind(t, at("sibling"), filepath.Join(volume, "in")) // where it is hidden through this mount
+	must(t, unix.Mount("none", at("volume"), "tmpfs", 0, ""))
+	want := map[string]string{
+		volume + "/f": "f", at("base") + "/v/a/f": "a/f", dir + "/volume/f": "f", at("in") + "/f": "in/f",
+	}
+	files := []string{
+		volume, volume + "x/f", volume + "/in/f", at("base") + "/vx/f", at("sibling") + "/f", dir + "/f", dir + "/v/f", "/f", "f", "",
+	}
+	for file := range want {
+		files = append(files, file)
+	}
+	for name, r := range readers {
+		got, err := (&table{reader: r}).within(volume, files)
+		if err != nil || !maps.Equal(got, want) {
+			t.Errorf("%s: got %q, %v, want %q", name, got, err, want)
+		}
+		all, err := (&table{reader: r}).within(top, []string{top + "/f", at("sibling") + "/f"})
+		if err != nil || all[top+"/f"] != "f" || all[dir+"/sibling/f"] != "base/vx/f" {
+			t.Errorf("%s: got %q, %v", name, all, err)
+		}
 	}
 }
 

@@ -73,29 +73,64 @@ func overruled(want meta.Parameters, mountOptions []string) string {
 }
 
 // SwapFiles reads /proc/swaps. A path there is as the process that has made the swap file
-// active saw it: one that leads elsewhere from here, or nowhere, is of no volume.
+// active saw it: one that leads elsewhere from here, or nowhere, is of no volume. Any
+// filesystem of the node may be on the way, one that does not answer too. So the mount table
+// says which path leads into the volume, and the volume whether the file is there.
 func (d *disk) SwapFiles(s Slot) (files []string, err error) {
 	active, err := os.ReadFile("/proc/swaps")
 	if os.IsNotExist(err) {
 		return nil, nil // a kernel without swap
 	}
-	if err != nil {
+	all := swapFiles(string(active))
+	if err != nil || len(all) == 0 {
 		return nil, err
 	}
 	err = d.inSubvolume(s, func(path string) error {
-		var volume unix.Stat_t
-		if err := unix.Lstat(path, &volume); err != nil {
+		within, err := mount.Within(path, all)
+		if err != nil {
 			return err
 		}
-		for _, file := range swapFiles(string(active)) {
-			var st unix.Stat_t
-			if err := unix.Lstat(file, &st); err == nil && st.Dev == volume.Dev {
-				files = append(files, file)
-			}
-		}
-		return nil
+		files, err = thoseIn(path, all, within)
+		return err
 	})
 	return files, err
+}
+
+// thoseIn returns the files that are in a subvolume, and not in one that is nested there. It
+// asks no other filesystem.
+func thoseIn(subvolume string, files []string, within map[string]string) (found []string, err error) {
+	dir, err := unix.Open(subvolume, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	device, err := deviceOf(dir, ".")
+	for _, file := range files {
+		rel, is := within[file]
+		if !is {
+			continue
+		}
+		if of, failed := deviceOf(dir, rel); failed == nil && of == device {
+			found = append(found, file)
+		}
+	}
+	return found, err
+}
+
+// deviceOf returns the device number of a file below an open directory, to which the path
+// crosses no mount and no link.
+func deviceOf(dir int, rel string) (uint64, error) {
+	fd, err := unix.Openat2(dir, rel, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	return st.Dev, err
 }
 
 // swapFiles returns the paths of the files in /proc/swaps.

@@ -12,7 +12,7 @@ import (
 // patience is how long a pool may take to answer.
 type patience struct {
 	look time.Duration // a look-up
-	walk time.Duration // a call that reads a whole tree
+	walk time.Duration // a call that reads a whole tree, or the mount table of the node
 	// step is for a call that changes something: it may wait for a commit, and that of a
 	// slow disk under load takes half a minute.
 	step time.Duration
@@ -326,7 +326,7 @@ func (g *guard) Beside(s Slot) ([]string, error) {
 }
 
 func (g *guard) SwapFiles(s Slot) ([]string, error) {
-	return look(g, what{"SwapFiles", s}, func() ([]string, error) { return g.filesystem.SwapFiles(s) })
+	return walk(g, what{"SwapFiles", s}, func() ([]string, error) { return g.filesystem.SwapFiles(s) })
 }
 
 func (g *guard) Outside() ([]OutsideSubvolume, error) {

@@ -572,28 +572,36 @@ func TestStateInUse(t *testing.T) {
 	if stateInUse(state) {
 		t.Error("in use before anything was there")
 	}
-	looking, err := os.OpenFile(filepath.Join(state, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		t.Fatal(err)
+	syscall.ForkLock.RLock() // a child of this process would hold the lock until it runs its own program
+	defer syscall.ForkLock.RUnlock()
+	var looking sync.WaitGroup
+	var ended atomic.Bool
+	for range 4 {
+		looking.Go(func() {
+			for !ended.Load() {
+				stateInUse(state)
+			}
+		})
 	}
-	if err := unix.Flock(int(looking.Fd()), unix.LOCK_SH); err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		release, err := lockState(state)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if !stateInUse(state) {
+			t.Error("not in use by who holds it")
+		}
+		if _, err := lockState(state); err == nil {
+			t.Error("locked twice")
+		}
+		release()
+		if stateInUse(state) {
+			t.Error("in use when it was released")
+		}
 	}
-	time.AfterFunc(2*lockPause, func() { _ = looking.Close() })
-	release, err := lockState(state)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !stateInUse(state) {
-		t.Error("not in use by who holds it")
-	}
-	if _, err := lockState(state); err == nil {
-		t.Error("locked twice")
-	}
-	release()
-	if stateInUse(state) {
-		t.Error("in use when it was released")
-	}
+	ended.Store(true)
+	looking.Wait()
 }
 
 // TestAdminSocketIsForRootAlone holds also where others may enter the state directory.

@@ -281,29 +281,19 @@ func parseSize(text string) (int64, error) {
 	return q.Value(), nil
 }
 
-// lockState keeps a second driver, or a repair, away from the same pools.
+// lockState keeps a second driver, or a repair, away from the same pools. The lock goes with
+// the file that was opened, as that of flock(2) does, but one can look at it without taking it.
 func lockState(stateDir string) (release func(), err error) {
 	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	for tries := 0; ; tries++ {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if tries == lockTries {
-			f.Close()
-			return nil, fmt.Errorf("%s is in use by another btrfs-csi: stop it first (%w)", stateDir, err)
-		}
-		time.Sleep(lockPause) // stateInUse holds it for an instant
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s is in use by another btrfs-csi: stop it first (%w)", stateDir, err)
 	}
+	return func() { f.Close() }, nil
 }
-
-const (
-	lockTries = 10
-	lockPause = 50 * time.Millisecond
-)
 
 // stateInUse reports whether a driver, or a repair, holds a state directory.
 func stateInUse(stateDir string) bool {
@@ -312,7 +302,9 @@ func stateInUse(stateDir string) bool {
 		return false
 	}
 	defer f.Close()
-	return errors.Is(unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+	lock := unix.Flock_t{Type: unix.F_RDLCK}
+	err = unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock)
+	return err == nil && lock.Type == unix.F_WRLCK
 }
 
 // makeSocketDir makes the directory of the default endpoint, which nobody else

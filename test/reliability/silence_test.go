@@ -500,5 +500,6 @@ func (r *silenceRig) held() bool {
 		return false
 	}
 	defer lock.Close()
-	return unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil
+	of := unix.Flock_t{Type: unix.F_RDLCK}
+	return unix.FcntlFlock(lock.Fd(), unix.F_OFD_GETLK, &of) == nil && of.Type == unix.F_WRLCK
 }

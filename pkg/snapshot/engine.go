@@ -117,7 +117,7 @@ func Open(ctx context.Context, host Host, index *index.Index, options ...Option)
 // nothing by itself, for looking at them beside a running driver: for Inventory,
 // Plan and Pools. Reconcile may be called where no driver runs.
 func Inspect(ctx context.Context, stateDir string) (*Engine, error) {
-	host := &node{pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true}
+	host := &node{pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true, poll: pollPools}
 	return Open(ctx, host, nil)
 }
 

@@ -60,13 +60,14 @@ type node struct {
 	// pools, so that nothing between a look and the next Wait is missed. nil: it is not
 	// to be had, and Wait does without, only later.
 	mounts *mount.Watch
-	modes  sync.Map // of quota, that pools had under QuotaAuto, by ID
+	poll   time.Duration // pollPools
+	modes  sync.Map      // of quota, that pools had under QuotaAuto, by ID
 }
 
 // NewHost returns the pools of this machine below stateDir. Where that is on
 // btrfs the pool DefaultPool is made. quota is QuotaAuto or the mode to turn on.
 func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
-	n := &node{pools: filepath.Join(stateDir, poolsDir), quota: quota}
+	n := &node{pools: filepath.Join(stateDir, poolsDir), quota: quota, poll: pollPools}
 	if err := os.MkdirAll(n.pools, 0o700); err != nil {
 		return nil, err
 	}
@@ -216,11 +217,11 @@ func (n *node) Wait(ctx context.Context) {
 	if n.mounts == nil {
 		select {
 		case <-ctx.Done():
-		case <-time.After(pollPools):
+		case <-time.After(n.poll):
 		}
 		return
 	}
-	for waited := time.Duration(0); waited < pollPools && ctx.Err() == nil; waited += pollSlice {
+	for waited := time.Duration(0); waited < n.poll && ctx.Err() == nil; waited += pollSlice {
 		if changed, err := n.mounts.Changed(pollSlice); changed && err == nil {
 			return
 		}

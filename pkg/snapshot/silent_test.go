@@ -25,13 +25,14 @@ import (
 // hang is when a test that waits gives up.
 const hang = time.Minute
 
-// impatient is long beside what a pool in memory takes to answer.
+// impatient is how long what is to be given up may take. Nothing else is bound by it.
 const impatient = time.Second
 
 // duo is a node with a pool that answers, and one beside it whose disk is to be silent.
 type duo struct {
 	*world
-	slow *snaptest.Filesystem
+	slow    *snaptest.Filesystem
+	unwatch func()
 }
 
 func newDuo(t *testing.T, options ...snapshot.Option) *duo {
@@ -39,18 +40,56 @@ func newDuo(t *testing.T, options ...snapshot.Option) *duo {
 	d := &duo{world: newWorld(t, btrfs.QuotaFull), slow: snaptest.NewFilesystem(btrfs.QuotaFull)}
 	d.host.Add("slow", d.slow)
 	d.close()
-	d.open(slices.Concat([]snapshot.Option{snapshot.Impatience(impatient)}, options)...)
+	d.open(options...)
 	ctx := t.Context()
-	must(t, second(d.e.Prepare(ctx, inSlow("there"), meta.Ref{})))
-	must(t, second(d.e.Commit(ctx, snapshot.Spec{Name: "kept"}, "there")))
-	must(t, second(d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept"))))
-	must(t, second(d.e.Prepare(ctx, inSlow("removed"), meta.Ref{})))
-	must(t, second(d.e.Prepare(ctx, inSlow("gone"), meta.Ref{})))
-	must(t, second(d.e.Prepare(ctx, inSlow("vanished"), meta.Ref{})))
+	comes(t, "what there is to begin with", func() bool {
+		return errors.Join(
+			second(d.e.Prepare(ctx, inSlow("there"), meta.Ref{})),
+			second(d.e.Commit(ctx, snapshot.Spec{Name: "kept"}, "there")),
+			second(d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept"))),
+			second(d.e.Prepare(ctx, inSlow("removed"), meta.Ref{})),
+			second(d.e.Prepare(ctx, inSlow("gone"), meta.Ref{})),
+			second(d.e.Prepare(ctx, inSlow("vanished"), meta.Ref{})),
+		) == nil
+	})
 	must(t, d.slow.Vanish(active("vanished")))
-	must(t, d.e.Remove(ctx, meta.Volume("gone")))
+	comes(t, "one that is gone", func() bool { return d.e.Remove(ctx, meta.Volume("gone")) == nil })
 	d.slow.Clean()
+	d.watch(t)
 	return d
+}
+
+// watch has the engine lose its patience with a pool when calls wait in it, and no more come,
+// and notice when none waits any more. How long that takes does not matter.
+func (d *duo) watch(t *testing.T) {
+	e, stop := d.e, make(chan struct{})
+	var watching sync.WaitGroup
+	for name, fs := range map[string]*snaptest.Filesystem{"slow": d.slow, snapshot.DefaultPool: d.fs} {
+		watching.Go(func() {
+			last, regain := 0, func() {}
+			defer func() { regain() }()
+			for still := 0; ; still++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(time.Millisecond):
+				}
+				waiting := fs.Waiting(snaptest.AllMethods) - fs.Waiting("Thawed") // a filesystem that is frozen is not silent
+				if waiting != last {
+					last, still = waiting, 0
+				}
+				if waiting == 0 {
+					regain()
+					regain = func() {}
+				} else if still == 50 {
+					regain()
+					regain = e.LosePatience(name)
+				}
+			}
+		})
+	}
+	d.unwatch = sync.OnceFunc(func() { close(stop); watching.Wait() })
+	t.Cleanup(d.unwatch)
 }
 
 func inSlow(name string) snapshot.Spec {
@@ -89,7 +128,8 @@ func methods() (names []string) {
 	return names
 }
 
-// serves makes every request in the pool that answers, and those that ask all pools.
+// serves makes every request in the pool that answers, and those that ask all pools, until
+// it is served: a stall of the machine may have that pool taken for silent for a moment.
 func (d *duo) serves(t *testing.T, round string) {
 	t.Helper()
 	ctx, e := t.Context(), d.e
@@ -118,17 +158,27 @@ func (d *duo) serves(t *testing.T, round string) {
 			return nil
 		},
 	} {
-		returns(t, what, func() {
-			if err := do(); err != nil {
-				t.Errorf("%s: %v", what, err)
-			}
-		})
+		served(t, what, do)
 	}
-	returns(t, "delete", func() {
-		if err := errors.Join(e.Remove(ctx, meta.Volume(name("new"))), e.Remove(ctx, meta.Snapshot(name("taken"))), e.Remove(ctx, meta.Volume(name("restored")))); err != nil {
-			t.Errorf("delete: %v", err)
+	served(t, "delete", func() error {
+		return errors.Join(e.Remove(ctx, meta.Volume(name("new"))), e.Remove(ctx, meta.Snapshot(name("taken"))), e.Remove(ctx, meta.Volume(name("restored"))))
+	})
+}
+
+// served fails the test for what hangs, or never succeeds.
+func served(t *testing.T, what string, do func() error) {
+	t.Helper()
+	var err error
+	returns(t, what, func() {
+		for end := time.Now().Add(hang / 2); ; time.Sleep(10 * time.Millisecond) {
+			if err = do(); err == nil || time.Now().After(end) {
+				return
+			}
 		}
 	})
+	if err != nil {
+		t.Errorf("%s: %v", what, err)
+	}
 }
 
 // disturb makes every request in the silent pool. Each ends with the silence.
@@ -269,9 +319,13 @@ func TestSilentAtStart(t *testing.T) {
 			d.slow.PlantGroup(4711)
 			must(t, d.slow.PlantSlot(active("half"), nil))
 			must(t, d.slow.Vanish(active("removed")))
+			d.unwatch()
 			d.close()
 			d.slow.Silence(method)
 			returns(t, "the start", func() { d.open(snapshot.Impatience(impatient)) })
+			served(t, "the pool that answers", func() error {
+				return errors.Join(d.e.Refresh(t.Context()), second(d.e.Stat(t.Context(), meta.Volume("base"))))
+			})
 			d.serves(t, "start")
 			ctx, cancel := context.WithCancel(t.Context())
 			var run sync.WaitGroup
@@ -287,18 +341,51 @@ func TestSilentAtStart(t *testing.T) {
 	}
 }
 
+// TestPatienceEnds: a look-up is given up after a time. A step is not, but it makes the pool
+// silent. When all have returned the pool answers.
+func TestPatienceEnds(t *testing.T) {
+	t.Parallel()
+	look := func(pool snapshot.Filesystem) error { return second(pool.Record(active("pvc"))) }
+	for method, do := range map[string]func(snapshot.Filesystem) error{
+		"Record": look,
+		"Limits": func(pool snapshot.Filesystem) error { return second(pool.Limits()) },
+		"Mkdir":  func(pool snapshot.Filesystem) error { return pool.Mkdir(active("pvc")) },
+	} {
+		fs := snaptest.NewFilesystem(btrfs.QuotaFull)
+		defer fs.Answer()
+		pool := snapshot.Guarded(fs, time.Millisecond)
+		fs.Silence(method)
+		ended := make(chan error, 1)
+		go func() { ended <- do(pool) }()
+		comes(t, method+" waits", func() bool { return fs.Waiting(method) == 1 })
+		if method != "Mkdir" {
+			returns(t, method, func() { wants(t, <-ended, snapshot.ErrSilent) })
+		}
+		comes(t, "it is silent with "+method, func() bool { return errors.Is(look(pool), snapshot.ErrSilent) })
+		if n := fs.Waiting(method); n != 1 || len(ended) > 0 {
+			t.Errorf("%d calls of %s wait, wanted one", n, method)
+		}
+		fs.Answer()
+		if method == "Mkdir" {
+			returns(t, method, func() { must(t, <-ended) })
+		}
+		comes(t, "it answers after "+method, func() bool { err := look(pool); return err == nil || errors.Is(err, os.ErrNotExist) })
+	}
+}
+
 // TestSilenceIsBounded: no number of requests has more than so many threads wait.
 func TestSilenceIsBounded(t *testing.T) {
 	t.Parallel()
-	d := newDuo(t, snapshot.Impatience(2*time.Second))
-	defer d.slow.Answer()
-	d.slow.Silence(snaptest.AllMethods)
+	fs := snaptest.NewFilesystem(btrfs.QuotaFull)
+	defer fs.Answer()
+	pool := snapshot.Guarded(fs, impatient)
+	fs.Silence(snaptest.AllMethods)
 	var all sync.WaitGroup
 	for range 4 * snapshot.MostAsking {
-		all.Go(func() { _, _ = d.e.Stat(t.Context(), meta.Volume("there")) })
+		all.Go(func() { wants(t, second(pool.Record(active("there"))), snapshot.ErrSilent) })
 	}
 	returns(t, "requests", all.Wait)
-	if n := d.slow.Waiting(snaptest.AllMethods); n == 0 || n > snapshot.MostAsking {
+	if n := fs.Waiting(snaptest.AllMethods); n == 0 || n > snapshot.MostAsking {
 		t.Errorf("%d calls wait", n)
 	}
 }
@@ -411,7 +498,7 @@ func TestHeldTooLate(t *testing.T) {
 // thaw, which may wait for just that.
 func TestFrozen(t *testing.T) {
 	t.Parallel()
-	d := newDuo(t)
+	d := newDuo(t, snapshot.ThawsWithin(impatient))
 	defer d.slow.Answer()
 	ctx := t.Context()
 	must(t, d.slow.PlantSlot(active("half"), nil))
@@ -482,9 +569,9 @@ func TestFrozenDisk(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaFull)
 	index := filepath.Join(t.TempDir(), "index.db")
-	e := open(t, n.host, index, snapshot.Impatience(impatient))
+	e := open(t, n.host, index, snapshot.ThawsWithin(impatient))
 	ctx := t.Context()
-	must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
+	comes(t, "a volume", func() bool { return second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})) == nil })
 	mounts, err := e.Mounts(ctx, "pvc")
 	must(t, err)
 	volume, err := os.Open(mounts.Source)
@@ -505,9 +592,11 @@ func TestFrozenDisk(t *testing.T) {
 	returns(t, "a start", func() { e = open(t, n.host, index, snapshot.Patience(impatient)) })
 	for range 3 {
 		returns(t, "a look at the pools", func() { must(t, e.Refresh(ctx)) })
-		for _, err := range []error{second(e.Stat(ctx, meta.Volume("pvc"))), second(e.Prepare(ctx, sized("new", mib), meta.Ref{}))} {
-			wants(t, err, snapshot.ErrFrozen)
-		}
+		comes(t, "who asks knows that it is frozen", func() bool {
+			must(t, e.Refresh(ctx)) // the disk may have been taken for silent
+			return errors.Is(second(e.Stat(ctx, meta.Volume("pvc"))), snapshot.ErrFrozen) &&
+				errors.Is(second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), snapshot.ErrFrozen)
+		})
 	}
 	thaw()
 	comes(t, "the pool", func() bool { return e.Refresh(ctx) == nil && len(e.PoolIDs()) == 1 })

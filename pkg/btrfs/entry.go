@@ -46,34 +46,20 @@ type Entry struct {
 // TopLevel is the ID of the subvolume that all others lie in.
 const TopLevel = topLevelSubvol
 
-// Entries returns every subvolume of the filesystem around path whose entry has this
-// name, wherever it lies, also out of reach of the mount. It reads the root tree once.
-func Entries(path, name string) (found []Entry, err error) {
-	err = eachEntry(path, firstFree, func(entry Entry) {
-		if entry.Name == name {
-			found = append(found, entry)
-		}
-	})
-	return found, err
-}
-
-// EntriesSince returns the entries of the live subvolumes with an ID of at least from, by
-// rising ID. One that is made gets a larger ID than any before it, until the filesystem is
+// EntriesSince returns the entries of the live subvolumes of the filesystem around path with
+// an ID of at least from, by rising ID, wherever they lie, also out of reach of the mount. One
+// that is made gets a larger ID than any before it, until the filesystem is
 // unmounted: who knows the last one finds what is new at the cost of that alone. From 0 on
 // it reads the root tree once.
 func EntriesSince(path string, from uint64) (found []Entry, err error) {
-	err = eachEntry(path, max(from, firstFree), func(entry Entry) { found = append(found, entry) })
-	return found, err
-}
-
-func eachEntry(path string, from uint64, fn func(Entry)) error {
-	return eachRoot(path, from, rootBackrefKey, func(item treeItem) error {
+	err = eachRoot(path, max(from, firstFree), rootBackrefKey, func(item treeItem) error {
 		directory, name, err := parseRootRef(item.data)
 		if err == nil {
-			fn(Entry{ID: item.objectID, Parent: item.offset, Directory: directory, Name: name})
+			found = append(found, Entry{ID: item.objectID, Parent: item.offset, Directory: directory, Name: name})
 		}
 		return err
 	})
+	return found, err
 }
 
 // parseRootRef reads a struct btrfs_root_ref: the directory, a sequence number, the

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
@@ -41,7 +42,7 @@ func TestRolledBack(t *testing.T) {
 
 	create(t, top, "fs2")
 	parent := value(Info(broken))(t).ID
-	entries := value(Entries(root, "fs"))(t)
+	entries := slices.DeleteFunc(value(EntriesSince(root, 0))(t), func(e Entry) bool { return e.Name != "fs" })
 	if len(entries) != 1 || entries[0].ID != volume || entries[0].Parent != parent {
 		t.Fatalf("got %+v, wanted %d in %d", entries, volume, parent)
 	}

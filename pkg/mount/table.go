@@ -19,10 +19,9 @@ type Info struct {
 	Device uint64
 	// Type is that of the filesystem, without the subtype of FUSE.
 	Type string
-	// Root is the directory that is mounted: its path within its filesystem.
+	// Root is the directory that is mounted: its path within its filesystem, or the last one
+	// that it had.
 	Root string
-	// Deleted is set when that directory has been deleted. Root is the last path it had.
-	Deleted bool
 	// Point is where it is mounted: a path as this process sees it.
 	Point string
 
@@ -37,9 +36,8 @@ func (m Info) String() string { return fmt.Sprintf("%s (%s)", m.Root, m.Type) }
 const deletedSuffix = "//deleted"
 
 func newInfo(id uint64, major, minor uint32, fsType, root, point string) Info {
-	live := strings.TrimSuffix(root, deletedSuffix)
 	return Info{
-		Device: unix.Mkdev(major, minor), Type: fsType, Root: live, Deleted: live != root, Point: point, id: id,
+		Device: unix.Mkdev(major, minor), Type: fsType, Root: strings.TrimSuffix(root, deletedSuffix), Point: point, id: id,
 	}
 }
 
@@ -73,12 +71,6 @@ type table struct {
 
 // system is the mount table of this process.
 var system = &table{reader: fastest()}
-
-// Table returns all mounts below the root directory of this process, in the order in
-// which they were made.
-func Table() ([]Info, error) {
-	return named(ask(func() ([]Info, error) { return system.reader.all(nil) }))
-}
 
 // Of returns the mount that an open file is on, and whether the file is its root.
 func Of(f *os.File) (m Info, top bool, err error) {

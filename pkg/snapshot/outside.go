@@ -133,7 +133,7 @@ func (d *disk) Outside() (found []OutsideSubvolume, err error) {
 		if err != nil {
 			return err
 		}
-		entries, err := btrfs.Entries(root, subvolumeName)
+		entries, err := btrfs.EntriesSince(root, 0)
 		if err != nil {
 			return err
 		}
@@ -144,7 +144,7 @@ func (d *disk) Outside() (found []OutsideSubvolume, err error) {
 		var unread error
 		areas := areasOutside{}
 		for _, entry := range entries {
-			if entry.Parent == around {
+			if entry.Parent == around || entry.Name != subvolumeName {
 				continue
 			}
 			is, err := d.outsideAt(root, entry, areas)

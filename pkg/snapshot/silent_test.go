@@ -352,7 +352,7 @@ func TestPatienceEnds(t *testing.T) {
 		"Mkdir":  func(pool snapshot.Filesystem) error { return pool.Mkdir(active("pvc")) },
 	} {
 		fs := snaptest.NewFilesystem(btrfs.QuotaFull)
-		defer fs.Answer()
+		t.Cleanup(fs.Answer)
 		pool := snapshot.Guarded(fs, time.Millisecond)
 		fs.Silence(method)
 		ended := make(chan error, 1)

@@ -1,8 +1,10 @@
 package btrfs
 
 import (
+	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
@@ -60,7 +62,8 @@ func TestSpaceTellsReadOnly(t *testing.T) {
 
 func TestFilesystemAndDevices(t *testing.T) {
 	t.Parallel()
-	const fsid = "3f1c4c6e-7f0e-4b57-9a38-54d3ba2f6f10"
+	// A fresh one each time: the kernel gives another one to the second filesystem that has it.
+	fsid := strings.TrimSpace(string(value(os.ReadFile("/proc/sys/kernel/random/uuid"))(t)))
 	args := []string{"-n", "32768", "-U", fsid}
 	mnt := btrfstest.Mount(t, btrfstest.MkfsArgs(args...))
 	info := value(Filesystem(mnt))(t)

@@ -56,11 +56,15 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 // before it destroyed anything.
 func (p *pool) unremoved(ref meta.Ref, err error) error {
 	err = fmt.Errorf("%s: %w", ref, p.explain(err))
-	if errors.Is(err, ErrForeign) || errors.Is(err, ErrHeld) {
+	if errors.Is(err, ErrForeign) || errors.Is(err, ErrHeld) || errors.Is(err, errUntouched) {
 		return err
 	}
 	return unfinished(err)
 }
+
+// errUntouched is in the error of a removal that a read-only filesystem stopped before it
+// changed anything.
+var errUntouched = errors.New("nothing was removed")
 
 // remove renames the slot out of its area, the point of no return, and erases
 // it there.
@@ -74,6 +78,9 @@ func (l *located) remove(ctx context.Context) error {
 	err := l.Move(at, to)
 	if errors.Is(err, unix.ENOSPC) {
 		return l.removeInPlace()
+	}
+	if errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: %w", errUntouched, err)
 	}
 	if err != nil {
 		return err

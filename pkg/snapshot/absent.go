@@ -21,7 +21,7 @@ func (e *Engine) absent(ref meta.Ref) error {
 	return err
 }
 
-// notHere tells an ID that is unknown from one whose pool is away: what a pool that is
+// notHere distinguishes an ID that is unknown from one whose pool is away: what a pool that is
 // away held when it was last seen is ErrPoolAway, else it is ErrNotFound. A create asks no
 // more: it makes what nobody knows, although a pool may be away.
 func (e *Engine) notHere(ref meta.Ref) error {

@@ -46,8 +46,8 @@ type coming struct {
 	came    bool // protected by commits.mu
 }
 
-// announce tells that an operation has begun that ends with an fsync. Its end is
-// to be told by leave, however it ends.
+// announce says that an operation has begun that ends with an fsync. It has to call leave,
+// however it ends.
 func (c *commits) announce() *coming {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -127,7 +127,7 @@ func happens(event <-chan struct{}, patience time.Duration) bool {
 	}
 }
 
-// depart tells that an operation has committed, and how long that took if it did
+// depart says that an operation has committed, and how long that took if it did
 // not find it done.
 func (c *commits) depart(took time.Duration) {
 	c.mu.Lock()

@@ -417,11 +417,11 @@ func (l *located) resume() (meta.Entry, error) {
 
 // whole is what populate asks behind a snapshot, and a crash may have cut off:
 // ErrNested for a copy that lacks what was nested in its source. What was nested
-// in a later transaction it cannot lack. So nothing that was acknowledged is told
-// as ErrNested: a power cut takes the mark of completeness of such a copy, but what
+// in a later transaction it cannot lack. So nothing that was acknowledged is taken
+// for ErrNested: a power cut takes the mark of completeness of such a copy, but what
 // was nested up to its transaction had been looked for.
 //
-// With its source gone nobody can tell. Such a copy is kept as it is, neither
+// With its source gone nobody can know. Such a copy is kept as it is, neither
 // erased nor acknowledged. In snapshots nothing can be nested.
 func (l *located) whole(copied btrfs.SubvolumeInfo) error {
 	source := l.record.Source
@@ -441,7 +441,7 @@ func (l *located) whole(copied btrfs.SubvolumeInfo) error {
 			return fmt.Errorf("source %s: %w", source, err)
 		}
 	}
-	return fmt.Errorf("%s: its source %s is gone, and with it what could tell whether this copy, which was cut short, lacks subvolumes that were in it: "+
+	return fmt.Errorf("%s: its source %s is gone, and with it what could show whether this copy, which was cut short, lacks subvolumes that were in it: "+
 		"it is kept; copy what is wanted out of %s, and delete it", l.record.Ref(), source, l.SlotPath(l.slot))
 }
 
@@ -453,7 +453,7 @@ func (from *located) nestedIn(copied btrfs.SubvolumeInfo) error {
 	return from.refuseNestedUpTo(copied.CreatedTransid)
 }
 
-// undo takes back what make did, durably, so that the cause can be told as
+// undo takes back what make did, durably, so that the cause can be returned as
 // final. Where that fails too the answer is ErrUnfinished.
 func (l *located) undo(cause error) error {
 	cause = l.explain(cause)

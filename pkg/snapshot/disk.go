@@ -96,7 +96,7 @@ func (d *disk) checkQuota() error {
 	}
 	status, err := d.QuotaStatus()
 	if err != nil || status.Mode == d.mode {
-		return nil // maintain tells what cannot be read: no reason to serve no volume
+		return nil // maintain logs what cannot be read: no reason to serve no volume
 	}
 	return fmt.Errorf("its quota is %q, it was %q: limits are void until it is opened again", status.Mode, d.mode)
 }
@@ -499,7 +499,7 @@ func (d *disk) sameQuota() error {
 	return nil
 }
 
-// mark is on each group 1/<id> that was made here, and tells it from one that an
+// mark is on each group 1/<id> that was made here, and distinguishes it from one that an
 // administrator has made.
 const mark = 0x6373692d62747266 // "csi-btrf"
 
@@ -539,7 +539,7 @@ const (
 
 // groupOf returns the group 1/<id> of a subvolume of the pool, and whose it is. Without the
 // mark it is ours if it has 0/<id>, or nothing at all. That holds while the subvolume is
-// there. Later nobody can tell such a group from one that an administrator has made for a
+// there. Later nobody can distinguish such a group from one that an administrator has made for a
 // subvolume to come, so it is marked before the subvolume is destroyed.
 func (d *disk) groupOf(path string, subvolume uint64) (group btrfs.Qgroup, whose owner, err error) {
 	if d.mode != btrfs.QuotaSimple {

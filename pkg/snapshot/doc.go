@@ -31,7 +31,7 @@
 // # What a crash leaves
 //
 // A record is written twice: as creating before the subvolume is made, as ready
-// when all of it is there. So a record without a subvolume tells by itself
+// when all of it is there. So a record without a subvolume shows by itself
 // whether there never was one or it is lost.
 //
 //	operation     steps                              durable by

@@ -46,7 +46,7 @@ type Engine struct {
 	// both: what is added in between would be taken out again.
 	indexing sync.Map // of *sync.RWMutex
 
-	onChange func(meta.Ref) // nil: nobody is told
+	onChange func(meta.Ref) // nil: nobody wants to know
 	wake     chan struct{}  // has Run look at the pools
 	patience patience       // with each pool
 	troubles troubles
@@ -324,7 +324,7 @@ func (e *Engine) addPool(ctx context.Context, p *pool, fresh []*pool) error {
 
 // onlyOne refuses a pool whose ID another one has: of a disk and its copy one can be
 // used, which is the one that is, or the one that was under its name. Where neither
-// is known nobody can tell which is the copy.
+// is known nobody can say which is the copy.
 func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 	for _, other := range append(e.allPools(), fresh...) {
 		if other.name == p.name || other.PoolID() != p.PoolID() {
@@ -339,7 +339,7 @@ func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
 				p.name, p.PoolID(), other.name)
 		}
-		return errors.Join(fmt.Errorf("pool %q: has the ID %s, and so has pool %q: a disk and its copy? neither is used, since nobody can tell which is which; unmount the copy",
+		return errors.Join(fmt.Errorf("pool %q: has the ID %s, and so has pool %q: a disk and its copy? neither is used, since nobody can know which is which; unmount the copy",
 			p.name, p.PoolID(), other.name), err)
 	}
 	return nil
@@ -378,7 +378,7 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 	return nil
 }
 
-// drop takes a pool out of use. Whoever asks for it in the meantime is told the reason, if
+// drop takes a pool out of use. Whoever asks for it in the meantime gets the reason, if
 // there is one.
 func (e *Engine) drop(ctx context.Context, p *pool, reason error) {
 	e.mu.Lock()
@@ -474,7 +474,7 @@ type located struct {
 	Filesystem // the pool's; from begin on a patient one
 	slot       Slot
 	record     meta.Record
-	coming     *coming // to a commit; nil where nobody was told
+	coming     *coming // to a commit; nil where none was announced
 }
 
 // find looks a volume or snapshot up in the ledgers of all pools. Where none of them

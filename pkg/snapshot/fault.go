@@ -58,8 +58,8 @@ func (s PoolStatus) Note() string {
 	return ""
 }
 
-// whyReadOnly tells a filesystem that the kernel has stopped from one that somebody has
-// mounted read-only. The kernel says why it did so in its log only; what is known beside
+// whyReadOnly distinguishes a filesystem that the kernel has stopped from one that somebody
+// has mounted read-only. The kernel says why it did so in its log only; what is known beside
 // that is named.
 func (s PoolStatus) whyReadOnly(failing string) string {
 	if !s.Space.Stopped {

@@ -37,7 +37,7 @@ func slotOf(kind meta.Kind, id string) Slot { return Slot{Area(kind), id} }
 // snapshot of one ID apart.
 func (s Slot) removing() Slot { return Slot{AreaRemoving, string(s.Area) + "-" + s.Name} }
 
-// ref is what a slot in AreaRemoving was, as far as its name tells.
+// ref is what a slot in AreaRemoving was, as far as its name says.
 func (s Slot) ref() (meta.Ref, bool) {
 	kind, id, ok := string(s.Area), s.Name, true
 	if s.Area == AreaRemoving {

@@ -32,7 +32,7 @@ const (
 	// driver must not touch it.
 	poolVersion = 1
 	// pollPools is how long the end of a pool may stay unnoticed where the kernel
-	// does not tell: a detached mount below a mount, an exchanged directory.
+	// does not report it: a detached mount below a mount, an exchanged directory.
 	pollPools = 10 * time.Second
 )
 
@@ -406,7 +406,7 @@ func (n *node) enableQuota(ctx context.Context, d *disk) error {
 		return nil
 	}
 	err = d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })
-	if err == nil { // else it is tried again every second, and told as why the pool cannot be used
+	if err == nil { // else it is tried again every second, and reported as why the pool cannot be used
 		klog.FromContext(ctx).Info("Quota enabled on the whole filesystem", "path", d.path, "mode", want)
 	}
 	return err

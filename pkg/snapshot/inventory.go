@@ -74,7 +74,7 @@ func (s *scanned) item() (Item, error) {
 	if s.err != nil {
 		item.Detail = s.err.Error()
 	}
-	if item.ID == "" { // no record to tell
+	if item.ID == "" { // no record
 		ref, _ := s.slot.ref()
 		item.ID = ref.ID
 	}

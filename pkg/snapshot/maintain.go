@@ -247,7 +247,7 @@ func (e *Engine) mendSlot(ctx context.Context, p *pool, slot Slot) (mended bool,
 	defer release()
 	s, err := p.look(slot)
 	if err != nil || s.state != slotReady {
-		return false, nil // gone, or for people: check tells
+		return false, nil // gone, or for people: check reports it
 	}
 	if entry := entryOf(p, s.record, s.info); !e.indexHas(entry) {
 		klog.FromContext(ctx).Info("Somebody has exchanged a subvolume, or put it back", "pool", p.name, "path", slot.String(), "subvolume", entry.SubvolumeID)

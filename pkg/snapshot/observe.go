@@ -14,7 +14,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// OnChange has fn told of every volume and snapshot that was made, changed or
+// OnChange has fn called for every volume and snapshot that was made, changed or
 // removed, and, with a zero Ref, that pools have come or gone and anything may
 // have changed. fn must not block, and may be called by many at once. OnChange
 // itself is to be called before the engine is used.
@@ -100,7 +100,7 @@ func (e *Engine) Answering() error {
 }
 
 // Deny keeps the pools with these IDs out of use until a later call leaves them
-// out; each is told as unusable for its reason. Pools in use are let go of at
+// out; each is reported as unusable for its reason. Pools in use are let go of at
 // the next look at the pools, which Run takes at once. What is mounted stays
 // mounted.
 func (e *Engine) Deny(reasons map[string]error) {

@@ -19,7 +19,7 @@ import (
 // When the filesystem around a pool is rolled back, a snapshot takes the place of the
 // subvolume that the pool's directory lies in. The snapshot has the slots and records
 // as they were, and stubs in the place of the pool's subvolumes. These are whole, and lie
-// below the subvolume that was moved aside. Only an administrator can tell which of both
+// below the subvolume that was moved aside. Only an administrator can know which of both
 // is to be used from now on. So the driver moves nothing, and says where the data is.
 
 // freshOutside is how long a look outside is believed. Whoever asks for a thousand lost

@@ -134,10 +134,10 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 		for _, p := range e.allPools() {
 			inUse[p.PoolID()] = true
 		}
-		told := false
-		err := indexed(func(entry meta.Entry) bool { told = true; return !inUse[entry.PoolID] || fn(entry) })
+		called := false
+		err := indexed(func(entry meta.Entry) bool { called = true; return !inUse[entry.PoolID] || fn(entry) })
 		e.indexed(ctx, err)
-		if err == nil || told {
+		if err == nil || called {
 			return err
 		}
 	}
@@ -214,7 +214,7 @@ func (e *Engine) Away() (map[string]string, error) {
 	return known, err
 }
 
-// Forget tells that a pool will not come back here: nothing waits for it any more.
+// Forget has nothing wait any more for a pool that will not come back here.
 func (e *Engine) Forget(poolID string) error { return e.host.Forget(poolID) }
 
 // Pools returns the state of every pool, also of those that cannot be used,

@@ -93,7 +93,7 @@ func (e *Engine) Plan(context.Context) ([]Finding, error) {
 	})
 }
 
-// Reconcile does what Plan tells, and brings the index in line with the ledger.
+// Reconcile does what Plan returns, and brings the index in line with the ledger.
 // Each finding says what came of it. It may run beside other operations: what
 // one of them holds is passed over.
 func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
@@ -217,7 +217,7 @@ func (e *Engine) duplicates() ([]Finding, error) {
 	for _, p := range e.allPools() {
 		slots, err := p.scan()
 		if errors.Is(err, ErrPoolAway) {
-			continue // told already
+			continue // reported already
 		}
 		if err != nil {
 			return nil, err
@@ -317,8 +317,8 @@ func (p *pool) look(slot Slot) (scanned, error) {
 	return s, nil
 }
 
-// classifyBare tells a slot without a record and a subvolume, as a crash leaves it, from
-// what else is there.
+// classifyBare distinguishes a slot without a record and a subvolume, as a crash leaves it,
+// from what else is there.
 func (s *scanned) classifyBare() error {
 	names, err := s.Beside(s.slot)
 	s.state = slotDeclared
@@ -351,7 +351,7 @@ func (s *scanned) classify(record []byte, there bool) {
 }
 
 // entries returns what the index should say of the pool, also of what cannot be read, as
-// far as its record tells; and what is there beside them, to which somebody has to see.
+// far as its record says; and what is there beside them, to which somebody has to see.
 func (p *pool) entries() (entries []meta.Entry, unlisted []meta.Ref, err error) {
 	slots, err := p.scan()
 	for _, s := range slots {

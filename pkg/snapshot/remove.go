@@ -149,7 +149,7 @@ func (l *located) removeInPlace() error {
 	return l.syncErased(true)
 }
 
-// erased tells whether slots were erased in their areas that may not be gone durably.
+// erased remembers whether slots were erased in their areas that may not be gone durably.
 type erased struct {
 	turn     chan struct{} // full while they are made so: whoever finds none waits for that
 	unsynced bool          // protected by turn

@@ -64,9 +64,9 @@ func (d *disk) leave(r *root) {
 	}
 }
 
-// place tells a directory from any other that is put or mounted in its stead.
+// place distinguishes a directory from any other that is put or mounted in its stead.
 // The device number does not: the kernel gives that of a filesystem that is
-// unmounted to the next one. It tells the subvolumes of one filesystem apart.
+// unmounted to the next one. It distinguishes the subvolumes of one filesystem.
 type place struct {
 	device uint64    // st_dev
 	inode  uint64    // st_ino
@@ -137,7 +137,7 @@ func (d *disk) within(fn func(root string) error) error {
 	return named(fn(r.path), r.path+"/", d.path+"/")
 }
 
-// namedError is an error about what was reached by a descriptor, told by the path that
+// namedError is an error about what was reached by a descriptor, with the path that
 // people know. The number of the descriptor differs each time, and with it a trouble that
 // is the same.
 type namedError struct {
@@ -148,7 +148,7 @@ type namedError struct {
 func (n *namedError) Error() string { return n.text }
 func (n *namedError) Unwrap() error { return n.err }
 
-// named has an error tell of the path to in place of from.
+// named has an error name the path to in place of from.
 func named(err error, from, to string) error {
 	if err == nil || !strings.Contains(err.Error(), from) {
 		return err

@@ -51,7 +51,7 @@ var _ Filesystem = (*guard)(nil)
 type answers struct {
 	pool     string
 	patience patience
-	changed  func()        // called when silence has begun or ended; nil: nobody is told
+	changed  func()        // called when silence has begun or ended; nil: nobody wants to know
 	asking   chan struct{} // has an element for each look-up in the kernel
 
 	mu      sync.Mutex // protects what follows
@@ -108,7 +108,7 @@ func (a *answers) giveUp(c *call, w what) bool {
 	if a.silence == nil {
 		a.silence = silentSince(a.pool, w, time.Now())
 		close(a.silent)
-		a.tell()
+		a.notify()
 	}
 	return true
 }
@@ -123,11 +123,11 @@ func (a *answers) end(c *call) {
 	}
 	if a.overdue--; a.overdue == 0 {
 		a.silence, a.silent = nil, make(chan struct{})
-		a.tell()
+		a.notify()
 	}
 }
 
-func (a *answers) tell() {
+func (a *answers) notify() {
 	if a.changed != nil {
 		go a.changed()
 	}

@@ -47,10 +47,10 @@ type Entry struct {
 const TopLevel = topLevelSubvol
 
 // EntriesSince returns the entries of the live subvolumes of the filesystem around path with
-// an ID of at least from, by rising ID, wherever they lie, also out of reach of the mount. One
-// that is made gets a larger ID than any before it, until the filesystem is
-// unmounted: who knows the last one finds what is new at the cost of that alone. From 0 on
-// it reads the root tree once.
+// an ID of at least from, by rising ID, wherever they lie, also out of reach of the mount.
+// One that is made gets a larger ID than any before it, until the filesystem is unmounted:
+// who knows the last one finds what is new at the cost of that alone. From 0 on it reads the
+// root tree once.
 func EntriesSince(path string, from uint64) (found []Entry, err error) {
 	err = eachRoot(path, max(from, firstFree), rootBackrefKey, func(item treeItem) error {
 		directory, name, err := parseRootRef(item.data)

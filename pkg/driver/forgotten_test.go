@@ -68,7 +68,7 @@ func TestDeleteOfTheForgotten(t *testing.T) {
 	}
 }
 
-// TestLookUpOfTheForgotten: who asks for a volume or snapshot is not told that there is none.
+// TestLookUpOfTheForgotten: no request for a volume or snapshot is answered by NOT_FOUND.
 func TestLookUpOfTheForgotten(t *testing.T) {
 	d, err := New(forgetful{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir()})
 	must(t, err)

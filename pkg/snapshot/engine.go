@@ -137,7 +137,7 @@ func (e *Engine) Run(ctx context.Context) {
 	}
 	go e.everyPool(ctx, e.maintenance, e.tend)
 	go e.everyPool(ctx, nestedInterval, e.lookForNested)
-	go e.maintainIndex(ctx)
+	go every(ctx, e.maintenance, func() { e.maintainIndex(ctx) })
 	for ctx.Err() == nil {
 		e.wait(ctx)
 		if err := e.refresh(ctx); err != nil && ctx.Err() == nil {

@@ -455,7 +455,7 @@ func TestUnreadableIsRemembered(t *testing.T) {
 	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
 }
 
-// notGone: nobody who asks for what may be in a pool that is away is told that there is none.
+// notGone: no request for what may be in a pool that is away is answered by "not found".
 func notGone(t *testing.T, e *snapshot.Engine, id string) {
 	t.Helper()
 	ctx := t.Context()

@@ -52,9 +52,8 @@ func (l *leftovers) all() map[uint64]struct{} {
 	return maps.Clone(l.subvolumes)
 }
 
-// everyPool calls visit for each pool at each tick until ctx ends. The calls run side by
-// side, so that a pool whose disk does not answer holds up no other.
-func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit func(context.Context, *pool)) {
+// every calls do at each tick until ctx ends.
+func every(ctx context.Context, interval time.Duration, do func()) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
@@ -63,29 +62,28 @@ func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit fu
 			return
 		case <-tick.C:
 		}
-		for _, p := range e.allPools() {
-			go visit(ctx, p)
-		}
+		do()
 	}
 }
 
-// maintainIndex writes to the index, until ctx ends, what could not be written before.
+// everyPool calls visit for each pool at each tick until ctx ends. The calls run side by
+// side, so that a pool whose disk does not answer holds up no other.
+func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit func(context.Context, *pool)) {
+	every(ctx, interval, func() {
+		for _, p := range e.allPools() {
+			go visit(ctx, p)
+		}
+	})
+}
+
+// maintainIndex writes to the index what could not be written before.
 func (e *Engine) maintainIndex(ctx context.Context) {
-	tick := time.NewTicker(e.maintenance)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		if slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.unread.Load() }) {
-			e.indexBehind.Store(true)
-		}
-		e.indexed(ctx, e.index.Flush())
-		if e.indexBehind.Load() {
-			e.indexed(ctx, e.syncIndex())
-		}
+	if slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.unread.Load() }) {
+		e.indexBehind.Store(true)
+	}
+	e.indexed(ctx, e.index.Flush())
+	if e.indexBehind.Load() {
+		e.indexed(ctx, e.syncIndex())
 	}
 }
 

@@ -276,8 +276,8 @@ func TestRollBackToBeforeThePool(t *testing.T) {
 	must(t, second(r.e.Prepare(ctx, snapshot.Spec{Name: "new", Pool: "fast", Size: snapshot.Range{Required: mib}}, meta.Ref{})))
 }
 
-// TestOutsideUnread: where nobody can tell whether the data of a volume is outside of the
-// pool, nobody is told that it is lost; and what is in the pool is served.
+// TestOutsideUnread: where nobody can know whether the data of a volume is outside of the
+// pool, no answer says that it is lost; and what is in the pool is served.
 func TestOutsideUnread(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)

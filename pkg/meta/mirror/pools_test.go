@@ -38,7 +38,7 @@ func TestStateIsTold(t *testing.T) {
 	l := newLab(t, newFakeNode(), Options{})
 	for _, c := range []struct{ state, want string }{
 		{"Ready", ""}, {"Ready", ""}, {"Unusable", "Warning Unusable"}, {"Unusable", ""}, {"ReadOnly", "Warning ReadOnly"}, {"Ready", "Normal Ready"}, {"Ready", ""},
-		{"QuotaInconsistent", ""}, {"BackingFull", "Warning BackingFull"}, // each rescan is told by itself
+		{"QuotaInconsistent", ""}, {"BackingFull", "Warning BackingFull"}, // each rescan has an Event of its own
 	} {
 		l.node.pools = []PoolReport{{Name: "default", ID: "pool-1", State: c.state, Message: "its disk does not answer"}}
 		_, err := l.syncPools(t.Context())

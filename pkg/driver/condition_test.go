@@ -134,6 +134,7 @@ func TestSwapFileBelowADeadFilesystem(t *testing.T) {
 	volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc", Parameters: map[string]string{"nodatacow": "true"}}).GetVolumeId()
 	at := t.TempDir()
 	bindMount(t, r.source(volume), at)
+	must(t, unix.Mount("", at, "", unix.MS_PRIVATE, "")) // what is mounted here must not be at the source, too
 	t.Cleanup(func() { must(t, unix.Unmount(at, unix.MNT_DETACH)) })
 	swapOn(t, filepath.Join(at, "swap file"))
 	deadFilesystem(t, at)

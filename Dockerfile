@@ -1,5 +1,5 @@
 # The same image as `make image` makes, for machines that have an engine and
-# nothing else. The file hack/image/packages tells what it holds of Debian.
+# nothing else. The file build/image/packages tells what it holds of Debian.
 # Everything is built on the machine's own architecture, for the one asked for.
 FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 ARG TARGETARCH
@@ -7,10 +7,10 @@ WORKDIR /src
 COPY hack/deps.sh hack/cc.sh hack/
 RUN hack/deps.sh build-${TARGETARCH}
 COPY go.mod go.sum ./
-COPY hack/image/go.mod hack/image/go.sum hack/image/
-RUN go mod download && go -C hack/image mod download
-COPY hack/image hack/image
-RUN go -C hack/image run . root --arch=${TARGETARCH} --work=/image
+COPY build/image/go.mod build/image/go.sum build/image/
+RUN go mod download && go -C build/image mod download
+COPY build/image build/image
+RUN go -C build/image run . root --arch=${TARGETARCH} --work=/image
 COPY Makefile ./
 COPY hack/owned.sh hack/progress.sh hack/
 COPY api api

@@ -84,11 +84,11 @@ build-arm64: ## Build bin/btrfs-csi-arm64
 .PHONY: build-all
 build-all: build build-amd64 build-arm64 ## Build for this machine, amd64 and arm64
 
-# An archive of the image, without an engine: see hack/image. APT_SOURCES names a
+# An archive of the image, without an engine: see build/image. APT_SOURCES names a
 # sources file of apt, where those of this machine are not the ones to use.
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ARCHIVE = dist/btrfs-csi-image-$(VERSION)-$(@:image-%=%).tar
-PACK = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) $(OWNED) $(PROGRESS) "making the image" go -C hack/image run . archive \
+PACK = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) $(OWNED) $(PROGRESS) "making the image" go -C build/image run . archive \
 	--arch $(@:image-%=%) --work "$(CURDIR)/dist/image/$(@:image-%=%)" $(if $(APT_SOURCES),--sources "$(abspath $(APT_SOURCES))") \
 	--binary "$(CURDIR)/bin/btrfs-csi-$(@:image-%=%)" --license "$(CURDIR)/LICENSE" \
 	--name $(IMAGE) --version $(VERSION) --revision $(REVISION) --output "$(CURDIR)/$(ARCHIVE)"

@@ -4,13 +4,14 @@ go 1.26.0
 
 replace (
 	github.com/btrfs-csi/btrfs-csi => ../..
-	github.com/btrfs-csi/btrfs-csi/hack/image => ../../hack/image
+	github.com/btrfs-csi/btrfs-csi/build/image => ../../build/image
 )
 
 require (
 	github.com/btrfs-csi/btrfs-csi v0.0.0-00010101000000-000000000000
-	github.com/btrfs-csi/btrfs-csi/hack/image v0.0.0
+	github.com/btrfs-csi/btrfs-csi/build/image v0.0.0
 	github.com/container-storage-interface/spec v1.13.0
+	github.com/google/go-containerregistry v0.22.1
 	github.com/google/uuid v1.6.0
 	github.com/kubernetes-csi/external-snapshotter/client/v8 v8.7.0
 	github.com/spf13/cobra v1.10.2
@@ -49,6 +50,7 @@ require (
 	github.com/gorilla/websocket v1.5.4-0.20250319132907-e064f32e3674 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/json-iterator/go v1.1.12 // indirect
+	github.com/klauspost/compress v1.19.2 // indirect
 	github.com/moby/spdystream v0.5.1 // indirect
 	github.com/modern-go/concurrent v0.0.0-20180306012644-bacd9c7ef1dd // indirect
 	github.com/modern-go/reflect2 v1.0.3-0.20250322232337-35a7c28c31ee // indirect

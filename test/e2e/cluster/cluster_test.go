@@ -3,6 +3,7 @@
 package cluster_test
 
 import (
+	"compress/gzip"
 	"context"
 	"fmt"
 	"os"
@@ -11,13 +12,15 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/fstest"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 
-	"github.com/btrfs-csi/btrfs-csi/hack/image/oci"
+	"github.com/btrfs-csi/btrfs-csi/build/image/archive"
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
@@ -308,12 +311,15 @@ func testServiceRestart(t *testing.T, c *cluster.Cluster) {
 
 func testImages(t *testing.T, c *cluster.Cluster) {
 	const name = "localhost/e2e/loaded:1"
-	archive := filepath.Join(t.TempDir(), "loaded.tar")
-	image := oci.Image{Names: []string{name}, Architecture: runtime.GOARCH, Files: []oci.File{{Path: "/file", Content: []byte("content")}}}
-	if _, err := image.WriteArchive(archive); err != nil {
+	file := filepath.Join(t.TempDir(), "loaded.tar")
+	image, err := archive.Image(fstest.MapFS{"file": {Data: []byte("content"), Mode: 0o644}}, gzip.NoCompression, v1.ConfigFile{Architecture: runtime.GOARCH})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Load(t.Context(), archive); err != nil {
+	if err := archive.Write(file, image, name); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Load(t.Context(), file); err != nil {
 		t.Fatal(err)
 	}
 	for _, node := range c.Nodes {

@@ -17,15 +17,13 @@ import (
 	"golang.org/x/mod/semver"
 )
 
-// sources returns where this package is, and where that is which writes images.
-func sources(ctx context.Context) (own, writer string, err error) {
-	const module = "github.com/btrfs-csi/btrfs-csi/"
-	out, err := run(ctx, ".", "go", "list", "-f", "{{.Dir}}", module+"test/e2e/components", module+"hack/image/oci")
+// source returns the directory of this package.
+func source(ctx context.Context) (string, error) {
+	out, err := run(ctx, ".", "go", "list", "-f", "{{.Dir}}", "github.com/btrfs-csi/btrfs-csi/test/e2e/components")
 	if err != nil {
-		return "", "", fmt.Errorf("the sources of the components are found from test/e2e or below it alone: %w", err)
+		return "", fmt.Errorf("the sources of the components are found from test/e2e or below it alone: %w", err)
 	}
-	own, writer, _ = strings.Cut(strings.TrimSpace(out), "\n")
-	return own, writer, nil
+	return strings.TrimSpace(out), nil
 }
 
 func (b *builder) buildAll(ctx context.Context, components []component) error {

@@ -8,10 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
-
-	"github.com/btrfs-csi/btrfs-csi/hack/image/oci"
 )
 
 // A Set is what a cluster is made of, built and complete. Its files may be mounted
@@ -91,18 +88,17 @@ func build(ctx context.Context, log io.Writer, withSuite bool) (set Set, err err
 type builder struct {
 	cache
 	source   string            // the directory of this package
-	writer   string            // the directory of package oci
 	programs map[string]string // the file of each program that is built, by its name
 	versions map[string]string // of each program, as its go.mod has it
 }
 
 func newBuilder(ctx context.Context, log io.Writer) (*builder, error) {
-	source, writer, err := sources(ctx)
+	source, err := source(ctx)
 	if err != nil {
 		return nil, err
 	}
 	store, err := openCache(log)
-	return &builder{store, source, writer, map[string]string{}, map[string]string{}}, err
+	return &builder{store, source, map[string]string{}, map[string]string{}}, err
 }
 
 // link gathers all programs in one directory.
@@ -120,19 +116,4 @@ func (b *builder) link(ctx context.Context) (string, error) {
 		}
 		return nil
 	})
-}
-
-// archive writes an image, unless there is one of the same files.
-func (b *builder) archive(ctx context.Context, image oci.Image) (string, error) {
-	image.Architecture, image.Uncompressed = runtime.GOARCH, true
-	name := shortName(image.Names[0])
-	key, err := b.imageKey(image)
-	if err != nil {
-		return "", err
-	}
-	dir, err := b.entry(ctx, "image-"+name, key, func(dir string) error {
-		_, err := image.WriteArchive(filepath.Join(dir, name+".tar"))
-		return err
-	})
-	return filepath.Join(dir, name+".tar"), err
 }

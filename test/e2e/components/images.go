@@ -1,27 +1,32 @@
 package components
 
 import (
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"debug/elf"
-	"encoding/json"
 	"fmt"
-	"hash"
+	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
+	"testing/fstest"
 
-	"github.com/btrfs-csi/btrfs-csi/hack/image/oci"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"github.com/btrfs-csi/btrfs-csi/build/image/archive"
 )
 
 // Images that tests may run. Their registry is nowhere, so that a node which has
 // not got them says so at once.
 const (
-	PauseImage   = registry + "/pause:1" // to be told to containerd
+	PauseImage   = registry + "/pause:1" // containerd is configured with it
 	BusyboxImage = registry + "/busybox:1"
 	// ExampleImage is busybox, as the examples and the chart's test name it.
 	ExampleImage = "docker.io/library/busybox:1.37"
@@ -32,28 +37,41 @@ const (
 // sidecarRegistry is where the chart has its sidecars from.
 const sidecarRegistry = "registry.k8s.io/sig-storage"
 
-// images returns what a cluster and its tests run; and where the names are told
-// that Kubernetes' storage tests want, what those run.
-func (b *builder) images(wanted map[string][]string) ([]oci.Image, error) {
+// image is what an image is made of.
+type image struct {
+	names  []string
+	config v1.Config
+	files  fstest.MapFS
+}
+
+// images returns what a cluster and its tests run. Where wanted has the names that
+// Kubernetes' storage tests ask for, it returns what those run, too.
+func (b *builder) images(wanted map[string][]string) ([]image, error) {
 	shell, err := busybox()
 	if err != nil {
 		return nil, err
 	}
-	images := []oci.Image{
-		{
-			Names:      slices.Concat([]string{PauseImage}, wanted["pause"]),
-			Entrypoint: []string{"/pause"},
-			Files:      []oci.File{b.program("pause")},
-		},
-		{
-			// The tests want a shell of nginx, and nothing that it serves.
-			Names: slices.Concat([]string{BusyboxImage, ExampleImage}, wanted["busybox"], wanted["nginx"]),
-			Cmd:   []string{"sh"}, Env: searchPath, Files: shell,
-		},
-		b.sidecar("csi-provisioner"),
-		b.sidecar("csi-snapshotter"),
-		b.sidecar("snapshot-controller"),
-		b.sidecar("csi-resizer"),
+	// The tests want a shell of nginx, and nothing that it serves.
+	images := []image{{
+		names:  slices.Concat([]string{BusyboxImage, ExampleImage}, wanted["busybox"], wanted["nginx"]),
+		config: v1.Config{Cmd: []string{"sh"}, Env: searchPath},
+		files:  shell,
+	}}
+	pause, err := b.program("pause")
+	if err != nil {
+		return nil, err
+	}
+	images = append(images, image{
+		names:  slices.Concat([]string{PauseImage}, wanted["pause"]),
+		config: v1.Config{Entrypoint: []string{"/pause"}},
+		files:  pause,
+	})
+	for _, name := range []string{"csi-provisioner", "csi-snapshotter", "snapshot-controller", "csi-resizer"} {
+		sidecar, err := b.sidecar(name)
+		if err != nil {
+			return nil, err
+		}
+		images = append(images, sidecar)
 	}
 	if wanted == nil {
 		return images, nil
@@ -62,19 +80,22 @@ func (b *builder) images(wanted map[string][]string) ([]oci.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	agnhost := []oci.File{
-		b.program("agnhost"),
-		{Path: "/agnhost-2", Link: "agnhost"},
-		{Path: "/uploads", Dir: true},
+	agnhost, err := b.program("agnhost")
+	if err != nil {
+		return nil, err
 	}
+	agnhost["agnhost-2"] = link("agnhost")
+	agnhost["uploads"] = &fstest.MapFile{Mode: fs.ModeDir | 0o755}
 	return append(images,
-		oci.Image{
-			Names:      wanted["agnhost"],
-			Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Env: searchPath, Files: slices.Concat(shell, agnhost),
+		image{
+			names:  wanted["agnhost"],
+			config: v1.Config{Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}, Env: searchPath},
+			files:  joined(shell, agnhost),
 		},
-		oci.Image{
-			Names: wanted["glibc-dns-testing"],
-			Cmd:   []string{"sh"}, Env: searchPath, Files: slices.Concat(shell, gnu),
+		image{
+			names:  wanted["glibc-dns-testing"],
+			config: v1.Config{Cmd: []string{"sh"}, Env: searchPath},
+			files:  joined(shell, gnu),
 		},
 	), nil
 }
@@ -82,34 +103,53 @@ func (b *builder) images(wanted map[string][]string) ([]oci.Image, error) {
 // searchPath is that of Debian: an image without one has none.
 var searchPath = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-// program returns what was built as a file of an image, which any user may run,
-// whatever the umask was.
-func (b *builder) program(name string) oci.File {
-	return oci.File{Path: "/" + name, Source: b.programs[name], Mode: 0o755}
+// joined returns the files of all. Of two with one name the later counts.
+func joined(all ...fstest.MapFS) fstest.MapFS {
+	files := fstest.MapFS{}
+	for _, some := range all {
+		maps.Copy(files, some)
+	}
+	return files
+}
+
+// program returns what was built as a file of an image, in its root directory.
+func (b *builder) program(name string) (fstest.MapFS, error) {
+	file, err := executable(b.programs[name])
+	return fstest.MapFS{name: file}, err
+}
+
+// executable returns a copy of a file, which any user may run, whatever the umask was.
+func executable(source string) (*fstest.MapFile, error) {
+	content, err := os.ReadFile(source)
+	return &fstest.MapFile{Data: content, Mode: 0o755}, err
+}
+
+func link(to string) *fstest.MapFile {
+	return &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
 }
 
 // sidecar returns the image of a CSI sidecar, which has nothing but the program and
 // runs as the user that the original has.
-func (b *builder) sidecar(name string) oci.Image {
-	return oci.Image{
-		Names:      []string{sidecarRegistry + "/" + name + ":" + b.versions[name]},
-		Entrypoint: []string{"/" + name},
-		User:       "65532:65532",
-		Files:      append(users(), b.program(name)),
-	}
+func (b *builder) sidecar(name string) (image, error) {
+	program, err := b.program(name)
+	return image{
+		names:  []string{sidecarRegistry + "/" + name + ":" + b.versions[name]},
+		config: v1.Config{Entrypoint: []string{"/" + name}, User: "65532:65532"},
+		files:  joined(users(), program),
+	}, err
 }
 
 // users are the files that name users and groups, and the directory all may use.
-func users() []oci.File {
-	return []oci.File{
-		{Path: "/etc/passwd", Content: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nnonroot:x:65532:65532:nonroot:/:/bin/false\n")},
-		{Path: "/etc/group", Content: []byte("root:x:0:\nnogroup:x:65534:\nnonroot:x:65532:\n")},
-		{Path: "/tmp", Dir: true, Mode: 0o777 | os.ModeSticky},
+func users() fstest.MapFS {
+	return fstest.MapFS{
+		"etc/passwd": {Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nnonroot:x:65532:65532:nonroot:/:/bin/false\n"), Mode: 0o644},
+		"etc/group":  {Data: []byte("root:x:0:\nnogroup:x:65534:\nnonroot:x:65532:\n"), Mode: 0o644},
+		"tmp":        {Mode: fs.ModeDir | fs.ModeSticky | 0o777},
 	}
 }
 
 // busybox returns the files of an image with busybox under all names it goes by.
-func busybox() ([]oci.File, error) {
+func busybox() (fstest.MapFS, error) {
 	file, err := exec.LookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("%w; install the package busybox-static", err)
@@ -121,18 +161,15 @@ func busybox() ([]oci.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s --list: %w", file, err)
 	}
-	files := append(users(),
-		oci.File{Path: "/bin/busybox", Source: file},
-		oci.File{Path: "/usr/bin/env", Link: "/bin/busybox"}, // of scripts' first lines
-		oci.File{Path: "/root", Dir: true, Mode: 0o700},
-		oci.File{Path: "/var/tmp", Dir: true, Mode: 0o777 | os.ModeSticky},
-	)
+	files := users()
 	for _, applet := range strings.Fields(string(applets)) {
-		if applet != "busybox" {
-			files = append(files, oci.File{Path: path.Join("/bin", applet), Link: "busybox"})
-		}
+		files["bin/"+applet] = link("busybox")
 	}
-	return files, nil
+	files["usr/bin/env"] = link("/bin/busybox") // of scripts' first lines
+	files["root"] = &fstest.MapFile{Mode: fs.ModeDir | 0o700}
+	files["var/tmp"] = &fstest.MapFile{Mode: fs.ModeDir | fs.ModeSticky | 0o777}
+	files["bin/busybox"], err = executable(file)
+	return files, err
 }
 
 // checkStatic returns an error unless a program works where there are no libraries.
@@ -156,23 +193,27 @@ func checkStatic(file string) error {
 // dash returns the files that make of busybox what the tests that write without the
 // page cache want: dd of GNU, which knows nocache, and a shell that calls it, where
 // that of busybox would call its own.
-func dash() ([]oci.File, error) {
-	var files []oci.File
+func dash() (fstest.MapFS, error) {
+	files := fstest.MapFS{"bin/sh": link("dash")}
 	for _, program := range []string{"dash", "dd"} {
 		file, err := exec.LookPath(program)
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, oci.File{Path: "/bin/" + program, Source: file})
+		if files["bin/"+program], err = executable(file); err != nil {
+			return nil, err
+		}
 		libraries, err := exec.Command("ldd", file).Output()
 		if err != nil {
 			return nil, fmt.Errorf("ldd %s: %w", file, err)
 		}
 		for _, library := range regexp.MustCompile(`/\S+`).FindAllString(string(libraries), -1) {
-			files = append(files, oci.File{Path: library, Source: library})
+			if files[library[1:]], err = executable(library); err != nil {
+				return nil, err
+			}
 		}
 	}
-	return append(files, oci.File{Path: "/bin/sh", Link: "dash"}), nil
+	return files, nil
 }
 
 // askSuite returns the file that makes Kubernetes' tests ask for images of our
@@ -221,25 +262,20 @@ func shortName(image string) string {
 	return name
 }
 
-// imageKey is of how an image is made, and which files of this machine are in it.
-// Size and time stand for their content, as they do for make.
-func (b *builder) imageKey(image oci.Image) (hash.Hash, error) {
-	key := sha256.New()
-	if err := hashFiles(key, b.writer); err != nil {
-		return nil, err
+// archive writes an image, unless there is one of the same files.
+func (b *builder) archive(ctx context.Context, image image) (string, error) {
+	made, err := archive.Image(image.files, gzip.NoCompression, v1.ConfigFile{Architecture: runtime.GOARCH, Config: image.config})
+	if err != nil {
+		return "", err
 	}
-	if err := json.NewEncoder(key).Encode(image); err != nil {
-		return nil, err
+	digest, err := made.Digest()
+	if err != nil {
+		return "", err
 	}
-	for _, file := range image.Files {
-		if file.Source == "" {
-			continue
-		}
-		info, err := os.Stat(file.Source)
-		if err != nil {
-			return nil, err
-		}
-		fmt.Fprintln(key, file.Source, info.Size(), info.ModTime().UnixNano())
-	}
-	return key, nil
+	key, name := sha256.New(), shortName(image.names[0])
+	fmt.Fprintln(key, digest, image.names)
+	dir, err := b.entry(ctx, "image-"+name, key, func(dir string) error {
+		return archive.Write(filepath.Join(dir, name+".tar"), made, image.names...)
+	})
+	return filepath.Join(dir, name+".tar"), err
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -10,8 +9,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"github.com/btrfs-csi/btrfs-csi/hack/image/oci"
 )
 
 func main() {
@@ -113,13 +110,6 @@ func lock(work string) (*os.File, error) {
 	return f, nil
 }
 
-// release is what an archive is made of besides the root filesystem.
-type release struct {
-	names                      []string
-	binary, license            string
-	version, revision, archive string
-}
-
 func archiveCommand() *cobra.Command {
 	var (
 		b build
@@ -143,52 +133,3 @@ func archiveCommand() *cobra.Command {
 	required(c, "name", "binary", "license", "output")
 	return c
 }
-
-// write writes the archive and tells its digest and size.
-func (r release) write(t target, root string) error {
-	libraries, loader, err := t.needs(r.binary)
-	if err != nil {
-		return err
-	}
-	if len(libraries) > 0 || loader != "" {
-		return fmt.Errorf("%s loads %q; a static binary is wanted, as make build makes it", r.binary, append(libraries, loader))
-	}
-	files, err := oci.Tree(root, "/")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(r.archive), 0o755); err != nil {
-		return err
-	}
-	result, err := r.image(t, files).WriteArchive(r.archive)
-	if err != nil {
-		return err
-	}
-	fmt.Printf("%s\ndigest %s\nsize   %s compressed, %s unpacked\n", r.archive, result.Digest, mega(result.Size), mega(result.Unpacked))
-	return nil
-}
-
-// image is the same as the last stage of the Dockerfile makes.
-func (r release) image(t target, root []oci.File) oci.Image {
-	return oci.Image{
-		Names:        r.names,
-		Architecture: t.arch,
-		Files: append(root,
-			oci.File{Path: "/usr/local/bin/btrfs-csi", Source: r.binary, Mode: 0o755},
-			oci.File{Path: "/usr/share/doc/btrfs-csi/LICENSE", Source: r.license, Mode: 0o644}),
-		Entrypoint: []string{"/usr/local/bin/btrfs-csi"},
-		Cmd:        []string{"serve"},
-		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
-		Labels: map[string]string{
-			"org.opencontainers.image.title":       "btrfs-csi",
-			"org.opencontainers.image.description": "Container Storage Interface driver for btrfs",
-			"org.opencontainers.image.source":      "https://github.com/btrfs-csi/btrfs-csi",
-			"org.opencontainers.image.licenses":    "Apache-2.0",
-			"org.opencontainers.image.version":     cmp.Or(r.version, "dev"),
-			"org.opencontainers.image.revision":    cmp.Or(r.revision, "unknown"),
-		},
-	}
-}
-
-// mega tells a size to people.
-func mega(bytes int64) string { return fmt.Sprintf("%.1f MB", float64(bytes)/1e6) }

@@ -20,23 +20,24 @@ func TestDockerfileSaysTheSame(t *testing.T) {
 	if !found {
 		t.Fatal("the last stage is not FROM scratch")
 	}
-	image := release{version: "${VERSION}", revision: "${REVISION}", binary: "/btrfs-csi", license: "LICENSE"}.image(target{}, nil)
+	image := release{version: "${VERSION}", revision: "${REVISION}", binary: "/btrfs-csi", license: "LICENSE"}
+	config := image.config()
 
 	labels := regexp.MustCompile(`(org\.opencontainers\.image\.\w+)="([^"]*)"`).FindAllStringSubmatch(last, -1)
-	if len(labels) != len(image.Labels) {
-		t.Errorf("the Dockerfile has %d labels, the archive %d", len(labels), len(image.Labels))
+	if len(labels) != len(config.Labels) {
+		t.Errorf("the Dockerfile has %d labels, the archive %d", len(labels), len(config.Labels))
 	}
 	for _, label := range labels {
-		if image.Labels[label[1]] != label[2] {
-			t.Errorf("label %s is %q in the Dockerfile, %q in the archive", label[1], label[2], image.Labels[label[1]])
+		if config.Labels[label[1]] != label[2] {
+			t.Errorf("label %s is %q in the Dockerfile, %q in the archive", label[1], label[2], config.Labels[label[1]])
 		}
 	}
-	lines := []string{"ENTRYPOINT " + list(t, image.Entrypoint), "CMD " + list(t, image.Cmd)}
-	for _, variable := range image.Env {
+	lines := []string{"ENTRYPOINT " + list(t, config.Entrypoint), "CMD " + list(t, config.Cmd)}
+	for _, variable := range config.Env {
 		lines = append(lines, "ENV "+variable)
 	}
-	for _, file := range image.Files {
-		lines = append(lines, file.Source+" "+file.Path)
+	for _, file := range image.files() {
+		lines = append(lines, file.source+" "+file.path)
 	}
 	for _, line := range lines {
 		if !strings.Contains(last, line+"\n") {

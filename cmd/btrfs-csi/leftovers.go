@@ -44,7 +44,7 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 			if err != nil {
 				return err
 			}
-			found, err := mirror.Leftovers(cmd.Context(), clients, driver.Name, driver.TopologyPrefix, by)
+			found, err := mirror.Leftovers(cmd.Context(), clients, mirror.Identity{Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix}, by)
 			if err != nil {
 				return err
 			}

@@ -117,7 +117,7 @@ func runMirror(t *testing.T, cluster http.HandlerFunc) *mirror.Mirror {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := mirror.New(clients, emptyNode{}, mirror.Options{NodeName: "node-1", Driver: "btrfs-csi.github.io", TopologyPrefix: "topology/", TopologyValue: "here"})
+	m := mirror.New(clients, emptyNode{}, mirror.Options{Identity: mirror.Identity{NodeName: "node-1", Driver: "btrfs-csi.github.io", TopologyPrefix: "topology/", TopologyValue: "here"}})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { m.Run(ctx) })

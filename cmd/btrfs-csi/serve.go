@@ -252,8 +252,8 @@ func (o serveOptions) mirror(node mirror.Node) (*mirror.Mirror, error) {
 		return nil, err
 	}
 	return mirror.New(clients, node, mirror.Options{
-		NodeName: o.nodeID, Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix, TopologyValue: driver.TopologyValue,
-		Orphans: policy, OrphanGrace: o.orphanGrace,
+		Identity: mirror.Identity{NodeName: o.nodeID, Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix, TopologyValue: driver.TopologyValue},
+		Orphans:  policy, OrphanGrace: o.orphanGrace,
 	}), nil
 }
 

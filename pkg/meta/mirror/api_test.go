@@ -345,40 +345,39 @@ func newLab(t *testing.T, node *fakeNode, options Options) *lab {
 // newLabOf returns a mirror of a node in a cluster.
 func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *fakeNode, options Options) *lab {
 	t.Helper()
-	options.NodeName, options.Driver = name, "btrfs-csi.github.io"
-	options.TopologyPrefix, options.TopologyValue = "topology.btrfs-csi.github.io/", "here"
+	options.Identity = Identity{NodeName: name, Driver: "btrfs-csi.github.io", TopologyPrefix: "topology.btrfs-csi.github.io/", TopologyValue: "here"}
 	m := New(clients, node, options)
 	t.Cleanup(func() {
-		m.sink.Shutdown()
+		m.cluster.broadcaster.Shutdown()
 		m.queue.ShutDown()
 		m.live.ShutDown()
 		m.homing.queue.ShutDown()
 	})
 	events := record.NewFakeRecorder(100)
-	m.events = events
-	m.contents.served.Store(true)
+	m.cluster.Events = events
+	m.cluster.SnapshotsSynced.Store(true)
 	return &lab{T: t, Mirror: m, api: api, node: node, events: events}
 }
 
 // see brings the caches in line with what the API server has.
 func (l *lab) see() {
 	l.Helper()
-	subvolumes, err := l.clients.subvolumes().List(l.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + l.options.NodeName})
+	subvolumes, err := l.cluster.API.Subvolumes().List(l.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + l.cluster.NodeName})
 	l.no(err)
-	fill(l, l.subvolumes, subvolumes.Items)
-	volumes, err := l.clients.volumes().List(l.Context(), metav1.ListOptions{})
+	fill(l, l.cluster.Subvolumes, subvolumes.Items)
+	volumes, err := l.cluster.API.PersistentVolumes().List(l.Context(), metav1.ListOptions{})
 	l.no(err)
-	fill(l, l.volumes, volumes.Items)
-	contents, err := l.clients.contents().List(l.Context(), metav1.ListOptions{})
+	fill(l, l.cluster.PersistentVolumes, volumes.Items)
+	contents, err := l.cluster.API.Contents().List(l.Context(), metav1.ListOptions{})
 	l.no(err)
-	fill(l, l.contents.contents, contents.Items)
+	fill(l, l.cluster.Contents, contents.Items)
 }
 
 func fill[O any](l *lab, informer cache.SharedIndexInformer, items []O) {
 	l.Helper()
 	objects := make([]any, 0, len(items))
 	for i := range items {
-		o, err := slim(&items[i])
+		o, err := Slim(&items[i])
 		l.no(err)
 		objects = append(objects, o)
 	}

@@ -91,11 +91,11 @@ func (m *Mirror) Claimed(ctx context.Context) bool {
 // always yields, also when it was restarted: the one that TakenFrom does not name.
 // Who takes a Pool from another node names that one, so that it can be taken back:
 // a policy of the cluster asks for it.
-func (m *Mirror) claim(ctx context.Context, have *v1alpha1.Pool, id, name string, lost func(context.Context, string) (bool, error)) (*v1alpha1.Pool, error) {
+func (m *Mirror) claim(ctx context.Context, have *v1alpha1.Pool, id, name string, alive func(context.Context, string) (bool, error)) (*v1alpha1.Pool, error) {
 	if have == nil {
 		return m.makePool(ctx, id, name)
 	}
-	me, owner, from := m.options.NodeName, have.Spec.NodeName, have.Annotations[v1alpha1.AnnotationTakenFrom]
+	me, owner, from := m.cluster.NodeName, have.Spec.NodeName, have.Annotations[v1alpha1.AnnotationTakenFrom]
 	yields := m.claims.yields[id]
 	_, denied := m.claims.denied[id]
 	logger := klog.FromContext(ctx).WithValues("pool", name, "poolID", id, "node", owner)
@@ -117,7 +117,7 @@ func (m *Mirror) claim(ctx context.Context, have *v1alpha1.Pool, id, name string
 		from = owner
 		logger.Info("Taking back a pool from a node that did not say whom it took it from")
 	default:
-		if gone, err := lost(ctx, owner); !gone || err != nil {
+		if alive, err := alive(ctx, owner); alive || err != nil {
 			return have, err
 		}
 		from = owner
@@ -135,15 +135,15 @@ func (m *Mirror) update(ctx context.Context, have *v1alpha1.Pool, spec v1alpha1.
 	want := have.DeepCopy()
 	want.Spec = spec
 	noteTaken(want, from)
-	return m.clients.pools().Update(ctx, want, metav1.UpdateOptions{})
+	return m.cluster.API.Pools().Update(ctx, want, metav1.UpdateOptions{})
 }
 
 // makePool claims what nobody has. If somebody has deleted the Pool, the node that
 // was known to serve it may do so still.
 func (m *Mirror) makePool(ctx context.Context, id, name string) (*v1alpha1.Pool, error) {
-	want := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: v1alpha1.PoolSpec{NodeName: m.options.NodeName, Pool: name}}
+	want := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: v1alpha1.PoolSpec{NodeName: m.cluster.NodeName, Pool: name}}
 	noteTaken(want, m.claims.denied[id].owner)
-	made, err := m.clients.pools().Create(ctx, want, metav1.CreateOptions{})
+	made, err := m.cluster.API.Pools().Create(ctx, want, metav1.CreateOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func (m *Mirror) releaseGone(ctx context.Context, known map[string]*v1alpha1.Poo
 	m.claims.gone = map[string]bool{}
 	for id, pool := range known {
 		switch {
-		case pool.Spec.NodeName != m.options.NodeName || held[id]:
+		case pool.Spec.NodeName != m.cluster.NodeName || held[id]:
 		case !before[id]:
 			m.claims.gone[id] = true
 			time.AfterFunc(secondLook, func() { m.Changed(meta.Ref{}) })
@@ -195,21 +195,21 @@ func whyNot(reports []PoolReport, name string) string {
 // release gives up the claim to a pool that this node has no more, or refuses. The
 // status comes first: it is for the node to write whose the Pool is.
 func (m *Mirror) release(ctx context.Context, pool *v1alpha1.Pool, refused string) error {
-	message := fmt.Sprintf("node %s had it and has it no more", m.options.NodeName)
+	message := fmt.Sprintf("node %s had it and has it no more", m.cluster.NodeName)
 	if refused != "" {
-		message = fmt.Sprintf("node %s had it and refuses it: %s", m.options.NodeName, refused)
+		message = fmt.Sprintf("node %s had it and refuses it: %s", m.cluster.NodeName, refused)
 	}
 	want := pool.DeepCopy()
 	want.Status = v1alpha1.PoolStatus{
 		State: away, Message: message,
 		Size: want.Status.Size, Quota: want.Status.Quota, Subvolumes: want.Status.Subvolumes,
 	}
-	want, err := m.clients.pools().UpdateStatus(ctx, want, metav1.UpdateOptions{})
+	want, err := m.cluster.API.Pools().UpdateStatus(ctx, want, metav1.UpdateOptions{})
 	if err != nil {
 		return err
 	}
 	want.Spec.NodeName = ""
-	if _, err = m.clients.pools().Update(ctx, want, metav1.UpdateOptions{}); err != nil {
+	if _, err = m.cluster.API.Pools().Update(ctx, want, metav1.UpdateOptions{}); err != nil {
 		return err
 	}
 	klog.FromContext(ctx).Info("Claim to a pool given up", "pool", pool.Spec.Pool, "poolID", pool.Name)
@@ -223,14 +223,14 @@ func (m *Mirror) forgetMoved(ctx context.Context) error {
 		if _, denied := m.claims.denied[id]; denied {
 			continue
 		}
-		pool, err := m.clients.pools().Get(ctx, id, metav1.GetOptions{})
+		pool, err := m.cluster.API.Pools().Get(ctx, id, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		if owner := pool.Spec.NodeName; owner != "" && owner != m.options.NodeName {
+		if owner := pool.Spec.NodeName; owner != "" && owner != m.cluster.NodeName {
 			klog.FromContext(ctx).Info("Forgetting a pool that another node has", "pool", pool.Spec.Pool, "poolID", id, "node", owner)
 			m.node.Forget(ctx, id)
 		}
@@ -244,15 +244,15 @@ func (m *Mirror) retryDenied(ctx context.Context, known map[string]*v1alpha1.Poo
 	for id, d := range m.claims.denied {
 		here := slices.ContainsFunc(reports, func(r PoolReport) bool { return r.Name == d.pool && (r.ID == "" || r.ID == id) })
 		if here {
-			lost := m.nodeLost
+			alive := m.cluster.API.NodeReady
 			if time.Since(d.since) > doubt {
-				lost = m.nodeDeleted // it is a copy, and its owner only stumbles
+				alive = m.cluster.API.NodeExists // it is a copy, and its owner only stumbles
 			}
-			pool, err := m.claim(ctx, known[id], id, d.pool, lost)
+			pool, err := m.claim(ctx, known[id], id, d.pool, alive)
 			if err != nil {
 				continue
 			}
-			if pool.Spec.NodeName != m.options.NodeName {
+			if pool.Spec.NodeName != m.cluster.NodeName {
 				d.owner = pool.Spec.NodeName
 				m.claims.denied[id] = m.warnOfCopy(pool, d)
 				continue
@@ -290,8 +290,8 @@ func (m *Mirror) warnOfCopy(owners *v1alpha1.Pool, d denial) denial {
 		return d
 	}
 	d.warned = time.Now()
-	m.events.Eventf(owners, corev1.EventTypeWarning, "PoolClaimedTwice",
-		"Node %q has a pool %q with the ID of this one and does not serve it: %v", m.options.NodeName, d.pool, d.reason)
+	m.cluster.Events.Eventf(owners, corev1.EventTypeWarning, "PoolClaimedTwice",
+		"Node %q has a pool %q with the ID of this one and does not serve it: %v", m.cluster.NodeName, d.pool, d.reason)
 	return d
 }
 
@@ -301,33 +301,4 @@ func (m *Mirror) tellDenied() {
 		reasons[id] = d.reason
 	}
 	m.node.Deny(reasons)
-}
-
-// nodeReady reports whether a node is there and ready.
-func (m *Mirror) nodeReady(ctx context.Context, name string) (bool, error) {
-	lost, err := m.nodeLost(ctx, name)
-	return !lost && err == nil, err
-}
-
-// nodeLost reports whether a node is not there, or not ready.
-func (m *Mirror) nodeLost(ctx context.Context, name string) (bool, error) {
-	node, err := m.clients.nodes().Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return true, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return !slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
-		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
-	}), nil
-}
-
-// nodeDeleted reports whether a node is not there.
-func (m *Mirror) nodeDeleted(ctx context.Context, name string) (bool, error) {
-	_, err := m.clients.nodes().Get(ctx, name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return true, nil
-	}
-	return false, err
 }

@@ -5,11 +5,12 @@
 // What each node has is written, by the node itself, to a Subvolume for each
 // volume and snapshot and a Pool for each pool (package v1alpha1), and its
 // lineage to annotations there and on the PersistentVolume or
-// VolumeSnapshotContent (keys.go). That way is one-way and level-triggered: an
+// VolumeSnapshotContent (lineage.go). That way is one-way and level-triggered: an
 // object is compared with the ledger and brought in line, whatever happened to
 // either. Objects that somebody deletes come back, and none makes or removes a
 // volume.
 //
+//	cluster.go     the caches and clients that all of it shares
 //	subvolumes.go  a Subvolume for each volume and snapshot
 //	pools.go       a Pool for each pool, with its room and state
 //	claims.go      which is also the claim of one node to it

@@ -42,10 +42,10 @@ func (r *Refused) Error() string { return r.Message }
 // Owner returns the node that serves a volume or snapshot, and the pool that it is
 // in; empty where the cluster knows of none.
 func (m *Mirror) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
-	if !m.volumes.HasSynced() {
-		return "", "", errors.New("what the cluster knows has not been read yet")
+	if !m.cluster.PersistentVolumes.HasSynced() {
+		return "", "", ErrNotSynced
 	}
-	s, err := m.clients.subvolumes().Get(ctx, ObjectName(ref), metav1.GetOptions{})
+	s, err := m.cluster.API.Subvolumes().Get(ctx, SubvolumeName(ref), metav1.GetOptions{})
 	switch {
 	case err == nil:
 		node, err = m.poolOwner(ctx, s.Spec.PoolID, s.Spec.NodeName)
@@ -55,13 +55,13 @@ func (m *Mirror) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, 
 	}
 	// What was made just now is not mirrored yet; what stands for it says where it is.
 	if ref.Class == meta.Snapshots {
-		for _, content := range m.contents.ofHandle(ref.ID) {
-			return content.Labels[managedBy], "", nil
+		for _, content := range m.cluster.ContentsOf(ref.ID) {
+			return content.Labels[labelManagedBy], "", nil
 		}
 		return "", "", nil
 	}
-	for _, v := range m.volumesOf(ref.ID) {
-		poolID = poolOf(v, m.options.Driver, m.options.TopologyPrefix)
+	for _, v := range m.cluster.VolumesOf(ref.ID) {
+		poolID = m.cluster.PoolID(v)
 		node, err = m.poolOwner(ctx, poolID, "")
 		return node, poolID, err
 	}
@@ -73,7 +73,7 @@ func (m *Mirror) poolOwner(ctx context.Context, poolID, last string) (string, er
 	if poolID == "" {
 		return last, nil
 	}
-	pool, err := m.clients.pools().Get(ctx, poolID, metav1.GetOptions{})
+	pool, err := m.cluster.API.Pools().Get(ctx, poolID, metav1.GetOptions{})
 	if err != nil && !apierrors.IsNotFound(err) {
 		return "", err
 	}
@@ -87,10 +87,10 @@ func (m *Mirror) poolOwner(ctx context.Context, poolID, last string) (string, er
 // for that. Errors are ErrUnknown, ErrNoAnswer, a *Refused, or those of the API
 // server.
 func (m *Mirror) Expand(ctx context.Context, volume string, size int64) (int64, error) {
-	name := ObjectName(meta.Volume(volume))
-	s, err := m.clients.subvolumes().Get(ctx, name, metav1.GetOptions{})
+	name := SubvolumeName(meta.Volume(volume))
+	s, err := m.cluster.API.Subvolumes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		if !m.volumes.HasSynced() || len(m.volumesOf(volume)) > 0 {
+		if !m.cluster.PersistentVolumes.HasSynced() || len(m.cluster.VolumesOf(volume)) > 0 {
 			return 0, fmt.Errorf("volume %q is not mirrored by its node yet: %w", volume, ErrNoAnswer)
 		}
 		return 0, fmt.Errorf("volume %q: %w", volume, ErrUnknown)
@@ -103,7 +103,7 @@ func (m *Mirror) Expand(ctx context.Context, volume string, size int64) (int64, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
-	answers, err := m.clients.subvolumes().Watch(ctx, metav1.ListOptions{
+	answers, err := m.cluster.API.Subvolumes().Watch(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String(), ResourceVersion: s.ResourceVersion,
 	})
 	if err != nil {
@@ -115,7 +115,7 @@ func (m *Mirror) Expand(ctx context.Context, volume string, size int64) (int64, 
 		"metadata": map[string]any{"annotations": map[string]string{v1alpha1.AnnotationExpandRequest: request}},
 		"spec":     map[string]any{"size": resource.NewQuantity(size, resource.BinarySI)},
 	})
-	if _, err := m.clients.subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := m.cluster.API.Subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		return 0, err
 	}
 	return awaitAnswer(ctx, answers, s, size, request)
@@ -144,7 +144,7 @@ func has(s *v1alpha1.Subvolume, size int64) bool {
 // wantsExpansion reports whether an object asks for a size that its node has not
 // answered yet.
 func wantsExpansion(s *v1alpha1.Subvolume) bool {
-	if s.Spec.Kind != kinds[meta.Active] || s.Spec.Size == nil || s.Status.Size == nil || has(s, s.Spec.Size.Value()) {
+	if s.Spec.Kind != Kinds[meta.Active] || s.Spec.Size == nil || s.Status.Size == nil || has(s, s.Spec.Size.Value()) {
 		return false
 	}
 	r := s.Status.Expansion
@@ -154,11 +154,10 @@ func wantsExpansion(s *v1alpha1.Subvolume) bool {
 // expandHere does what somebody asked for in the spec of a volume of this node.
 // Done twice, or again after a crash, it is done once.
 func (m *Mirror) expandHere(ctx context.Context, name string) error {
-	o, ok, err := m.subvolumes.GetStore().GetByKey(name)
-	if err != nil || !ok {
-		return err
+	s, ok := m.cluster.Subvolumes.Get(name)
+	if !ok {
+		return nil
 	}
-	s := asSubvolume(o)
 	if !wantsExpansion(s) || !m.claims.holds(s.Spec.PoolID) {
 		return nil // it comes again with the claim
 	}
@@ -183,6 +182,6 @@ func (m *Mirror) expandHere(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = m.clients.subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	_, err = m.cluster.API.Subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
 }

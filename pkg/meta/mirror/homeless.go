@@ -41,7 +41,7 @@ const (
 
 // owned returns the Pools that a node has.
 func (m *Mirror) owned(ctx context.Context) ([]v1alpha1.Pool, error) {
-	pools, err := m.clients.pools().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
+	pools, err := m.cluster.API.Pools().List(ctx, metav1.ListOptions{ResourceVersion: "0"})
 	if err != nil {
 		return nil, err
 	}
@@ -59,10 +59,10 @@ func (m *Mirror) speaks(ctx context.Context, pools []v1alpha1.Pool) (speaks, alo
 	}
 	slices.Sort(nodes)
 	for _, node := range slices.Compact(nodes) {
-		if node == m.options.NodeName {
+		if node == m.cluster.NodeName {
 			return true, true
 		}
-		if ready, err := m.nodeReady(ctx, node); ready || err != nil {
+		if ready, err := m.cluster.API.NodeReady(ctx, node); ready || err != nil {
 			return false, false
 		}
 	}
@@ -123,7 +123,7 @@ func (m *Mirror) tellOfHomeless(ctx context.Context, h *homeless) {
 
 // tellIfHomeless looks at one claim, and returns for how long it is left alone.
 func (m *Mirror) tellIfHomeless(ctx context.Context, claim *corev1.PersistentVolumeClaim, pools []v1alpha1.Pool, alone bool) time.Duration {
-	class := m.homing.classOf(claim)
+	class := m.cluster.ClassOf(claim)
 	reason, why := "SourceUnavailable", m.whyHomeless(ctx, claim)
 	if why == "" {
 		reason, why = whyPoolless(claim, class, pools)
@@ -134,7 +134,7 @@ func (m *Mirror) tellIfHomeless(ctx context.Context, claim *corev1.PersistentVol
 	case why == "":
 		return lookAgain
 	case alone:
-		m.events.Event(claim, corev1.EventTypeWarning, reason, why)
+		m.cluster.Events.Event(claim, corev1.EventTypeWarning, reason, why)
 		return homelessEvery
 	}
 	m.recordOnce(ctx, claim, reason, why)
@@ -145,12 +145,12 @@ func (m *Mirror) tellIfHomeless(ctx context.Context, claim *corev1.PersistentVol
 // the API server takes the first.
 func (m *Mirror) recordOnce(ctx context.Context, claim *corev1.PersistentVolumeClaim, reason, why string) {
 	sum, now := sha256.Sum256([]byte(string(claim.UID)+reason+why)), metav1.Now()
-	_, err := m.clients.events(claim.Namespace).Create(ctx, &corev1.Event{
+	_, err := m.cluster.API.Events(claim.Namespace).Create(ctx, &corev1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: claim.Namespace, Name: "btrfs-csi." + hex.EncodeToString(sum[:16])},
 		InvolvedObject: corev1.ObjectReference{
-			APIVersion: "v1", Kind: claimKind, Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, ResourceVersion: claim.ResourceVersion,
+			APIVersion: "v1", Kind: KindClaim, Namespace: claim.Namespace, Name: claim.Name, UID: claim.UID, ResourceVersion: claim.ResourceVersion,
 		},
-		Type: corev1.EventTypeWarning, Reason: reason, Message: why, Source: corev1.EventSource{Component: m.options.Driver},
+		Type: corev1.EventTypeWarning, Reason: reason, Message: why, Source: corev1.EventSource{Component: m.cluster.Driver},
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
@@ -163,12 +163,11 @@ func (m *Mirror) recordOnce(ctx context.Context, claim *corev1.PersistentVolumeC
 func (m *Mirror) waiting(ctx context.Context) map[types.UID]*corev1.PersistentVolumeClaim {
 	plainHere := sync.OnceValue(func() bool { return m.plainHere(ctx) })
 	waiting := map[types.UID]*corev1.PersistentVolumeClaim{}
-	for _, o := range m.homing.claims.GetStore().List() {
-		claim := o.(*corev1.PersistentVolumeClaim)
-		if !unmade(claim) || time.Since(claim.CreationTimestamp.Time) < lookForHomeless {
+	for _, claim := range m.cluster.Claims.List() {
+		if !IsPending(claim) || time.Since(claim.CreationTimestamp.Time) < lookForHomeless {
 			continue
 		}
-		class := m.homing.classOf(claim)
+		class := m.cluster.ClassOf(claim)
 		if class != nil && (!plain(claim, class) || !plainHere()) {
 			waiting[claim.UID] = claim
 		}
@@ -178,7 +177,7 @@ func (m *Mirror) waiting(ctx context.Context) map[types.UID]*corev1.PersistentVo
 
 // plain reports whether a claim is made from nothing, in no certain pool.
 func plain(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) bool {
-	_, made := sourceOf(claim)
+	_, made := SourceOf(claim)
 	return !made && class != nil && class.Parameters[poolParameter] == ""
 }
 
@@ -206,16 +205,16 @@ func takesPlain(pools []string) bool {
 
 // whyHomeless says why no node takes a claim; "" where one does, or will.
 func (m *Mirror) whyHomeless(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
-	if selected := claim.Annotations[selectedNode]; selected != "" {
-		if ready, err := m.nodeReady(ctx, selected); ready || err != nil {
+	if selected := claim.Annotations[AnnotationSelectedNode]; selected != "" {
+		if ready, err := m.cluster.API.NodeReady(ctx, selected); ready || err != nil {
 			return ""
 		}
 	}
-	s, made := sourceOf(claim)
+	s, made := SourceOf(claim)
 	if !made {
 		return ""
 	}
-	ref, ok := m.homing.resolve(s, claim.Namespace)
+	ref, ok := m.cluster.Resolve(s, claim.Namespace)
 	if !ok {
 		return ""
 	}
@@ -231,7 +230,7 @@ func (m *Mirror) whyUnavailable(ctx context.Context, ref meta.Ref) string {
 	case owner == "":
 		return "No node has the source, " + ref.String() + ": it was removed by hand, or its pool was never seen by this cluster"
 	}
-	if ready, err := m.nodeReady(ctx, owner); ready || err != nil {
+	if ready, err := m.cluster.API.NodeReady(ctx, owner); ready || err != nil {
 		return ""
 	}
 	return "The source, " + ref.String() + ", is on node " + owner + ", which is gone or not ready: copies of it are made there; " +

@@ -149,8 +149,8 @@ func TestTellOfHomeless(t *testing.T) {
 				if !c.pending {
 					close(l.claims.first)
 				}
-				l.no(l.homing.claims.GetStore().Add(claim))
-				l.no(l.homing.classes.GetStore().Add(classFor(c.class)))
+				l.no(l.cluster.Claims.GetStore().Add(claim))
+				l.no(l.cluster.Classes.GetStore().Add(classFor(c.class)))
 				h := &homeless{rests: map[types.UID]time.Time{}}
 				l.tellOfHomeless(t.Context(), h)
 				api.reads = 0
@@ -198,13 +198,13 @@ func TestHomelessCostLittle(t *testing.T) {
 			for _, pool := range poolsOf(c.pools...) {
 				l.api.put(poolObjects, &pool)
 			}
-			l.no(l.homing.classes.GetStore().Add(classFor("slow")))
+			l.no(l.cluster.Classes.GetStore().Add(classFor("slow")))
 			h := &homeless{rests: map[types.UID]time.Time{}}
 			looks := func() (lists int) {
 				for i := range 12 {
 					claim := claimFor(nil)
 					claim.Name, claim.UID = fmt.Sprint("data-", i, h.listed), types.UID(fmt.Sprint("uid-", i, h.listed))
-					l.no(l.homing.claims.GetStore().Add(claim))
+					l.no(l.cluster.Claims.GetStore().Add(claim))
 					before := l.api.reads
 					listed := h.listed
 					l.tellOfHomeless(t.Context(), h)
@@ -257,8 +257,8 @@ func TestPlainHere(t *testing.T) {
 		}
 		l.claims.hold(held)
 		close(l.claims.first)
-		l.no(l.homing.claims.GetStore().Add(claimFor(nil)))
-		l.no(l.homing.classes.GetStore().Add(classFor("")))
+		l.no(l.cluster.Claims.GetStore().Add(claimFor(nil)))
+		l.no(l.cluster.Classes.GetStore().Add(classFor("")))
 		if asked := len(l.waiting(t.Context())) == 1; asked != c.asked {
 			t.Errorf("%s: want it looked at: %v, got the opposite", c.name, c.asked)
 		}

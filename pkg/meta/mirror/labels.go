@@ -15,27 +15,27 @@ import (
 // The kubelet sets them once, when the driver registers, and takes none back:
 // pods would be sent here whose volumes have moved on with their disk.
 func (m *Mirror) syncLabels(ctx context.Context) {
-	node, err := m.clients.nodes().Get(ctx, m.options.NodeName, metav1.GetOptions{})
+	node, err := m.cluster.API.Nodes().Get(ctx, m.cluster.NodeName, metav1.GetOptions{})
 	if err != nil {
 		klog.FromContext(ctx).V(2).Info("Labels of the node cannot be read", "reason", err)
 		return
 	}
 	want := map[string]string{}
 	for key := range node.Labels {
-		if strings.HasPrefix(key, m.options.TopologyPrefix) {
+		if strings.HasPrefix(key, m.cluster.TopologyPrefix) {
 			want[key] = ""
 		}
 	}
 	for _, report := range m.node.Pools(ctx) {
 		if _, denied := m.claims.denied[report.ID]; report.ID != "" && !denied {
-			want[m.options.TopologyPrefix+report.ID] = m.options.TopologyValue
+			want[m.cluster.TopologyPrefix+report.ID] = m.cluster.TopologyValue
 		}
 	}
 	patch := labelsPatch(node.ResourceVersion, node.Labels, want)
 	if patch == nil {
 		return
 	}
-	if _, err := m.clients.nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+	if _, err := m.cluster.API.Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		klog.FromContext(ctx).V(2).Info("Topology labels of the node not brought in line yet", "labels", want, "reason", err)
 		m.relabel(secondLook)
 		return

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -56,8 +55,8 @@ type LeftBy struct {
 
 // Leftovers returns what is left: what stands for data first, and the pools, by which
 // they are found, last.
-func Leftovers(ctx context.Context, c *Clients, driver, topologyPrefix string, by LeftBy) ([]Leftover, error) {
-	s := search{Clients: c, driver: driver, prefix: topologyPrefix, by: by, pools: map[string]string{}, snapshots: map[string]string{}, sources: map[string]string{}}
+func Leftovers(ctx context.Context, c *Clients, id Identity, by LeftBy) ([]Leftover, error) {
+	s := search{Clients: c, id: id, by: by, pools: map[string]string{}, snapshots: map[string]string{}, sources: map[string]string{}}
 	for _, step := range []func(context.Context) error{s.findPools, s.findSubvolumes, s.findVolumes, s.findContents} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -86,8 +85,8 @@ func (s *search) keepPools() {
 // search is one look through the cluster.
 type search struct {
 	*Clients
-	driver, prefix string
-	by             LeftBy
+	id Identity
+	by LeftBy
 
 	gone  map[string]bool   // by the name of a node
 	pools map[string]string // the node that had it, by pool ID
@@ -120,15 +119,15 @@ func (s *search) isGone(ctx context.Context, name string) (bool, error) {
 	if gone, known := s.gone[name]; known {
 		return gone, nil
 	}
-	_, err := s.nodes().Get(ctx, name, metav1.GetOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
+	exists, err := s.NodeExists(ctx, name)
+	if err != nil {
 		return false, err
 	}
 	if s.gone == nil {
 		s.gone = map[string]bool{}
 	}
-	s.gone[name] = err != nil
-	return err != nil, nil
+	s.gone[name] = !exists
+	return !exists, nil
 }
 
 // stillGone returns a check that nobody has taken a pool in the meantime: its disk may
@@ -136,7 +135,7 @@ func (s *search) isGone(ctx context.Context, name string) (bool, error) {
 func (s *search) stillGone(poolID string) func(context.Context) error {
 	node := s.pools[poolID]
 	return func(ctx context.Context) error {
-		pool, err := s.Clients.pools().Get(ctx, poolID, metav1.GetOptions{})
+		pool, err := s.Clients.Pools().Get(ctx, poolID, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
 			return nil // deleted before what is on it was
@@ -150,7 +149,7 @@ func (s *search) stillGone(poolID string) func(context.Context) error {
 }
 
 func (s *search) findPools(ctx context.Context) error {
-	list, err := s.Clients.pools().List(ctx, metav1.ListOptions{})
+	list, err := s.Clients.Pools().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
@@ -165,7 +164,7 @@ func (s *search) findPools(ctx context.Context) error {
 		}
 		s.pools[pool.Name] = pool.Spec.NodeName
 		s.ofPools = append(s.ofPools, Leftover{Kind: "Pool", Name: pool.Name, Node: pool.Spec.NodeName, Message: pool.Status.Message, poolID: pool.Name, still: s.stillGone(pool.Name), remove: func(ctx context.Context) error {
-			return s.Clients.pools().Delete(ctx, pool.Name, metav1.DeleteOptions{})
+			return s.Clients.Pools().Delete(ctx, pool.Name, metav1.DeleteOptions{})
 		}})
 	}
 	if s.by.Pool != "" && len(s.ofPools) == 0 {
@@ -175,7 +174,7 @@ func (s *search) findPools(ctx context.Context) error {
 }
 
 func (s *search) findSubvolumes(ctx context.Context) error {
-	list, err := s.Clients.subvolumes().List(ctx, metav1.ListOptions{})
+	list, err := s.Clients.Subvolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
@@ -184,7 +183,7 @@ func (s *search) findSubvolumes(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		if subvolume.Spec.Kind == kinds[meta.Committed] {
+		if subvolume.Spec.Kind == Kinds[meta.Committed] {
 			s.snapshots[subvolume.Spec.ID] = subvolume.Spec.PoolID
 		} else {
 			s.sources[subvolume.Spec.ID] = subvolume.Spec.PoolID
@@ -193,7 +192,7 @@ func (s *search) findSubvolumes(ctx context.Context) error {
 			Kind: "Subvolume", Name: subvolume.Name, Node: node, Claim: subvolume.Annotations[v1alpha1.AnnotationClaim],
 			poolID: subvolume.Spec.PoolID, still: s.stillGone(subvolume.Spec.PoolID),
 			remove: func(ctx context.Context) error {
-				return s.Clients.subvolumes().Delete(ctx, subvolume.Name, metav1.DeleteOptions{})
+				return s.Clients.Subvolumes().Delete(ctx, subvolume.Name, metav1.DeleteOptions{})
 			},
 		})
 	}
@@ -201,24 +200,24 @@ func (s *search) findSubvolumes(ctx context.Context) error {
 }
 
 func (s *search) findVolumes(ctx context.Context) error {
-	list, err := s.Clients.volumes().List(ctx, metav1.ListOptions{})
+	list, err := s.Clients.PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
 	for i := range list.Items {
 		v := &list.Items[i]
-		poolID := poolOf(v, s.driver, s.prefix)
+		poolID := s.id.PoolID(v)
 		node, ok := s.pools[poolID]
 		if !ok {
 			continue
 		}
 		s.sources[v.Spec.CSI.VolumeHandle] = poolID
 		l := Leftover{Kind: "PersistentVolume", Name: v.Name, Node: node, poolID: poolID, still: s.stillGone(poolID), remove: func(ctx context.Context) error {
-			if err := s.Clients.volumes().Delete(ctx, v.Name, metav1.DeleteOptions{}); err != nil {
+			if err := s.Clients.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{}); err != nil {
 				return err
 			}
 			return release(v.Finalizers, func(patch []byte) error {
-				_, err := s.Clients.volumes().Patch(ctx, v.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+				_, err := s.Clients.PersistentVolumes().Patch(ctx, v.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
 				return err
 			})
 		}}
@@ -234,10 +233,10 @@ func (s *search) findVolumes(ctx context.Context) error {
 }
 
 func (s *search) findContents(ctx context.Context) error {
-	if !s.snapshotsServed(ctx) {
+	if !s.SnapshotsServed(ctx) {
 		return nil
 	}
-	list, err := s.Clients.contents().List(ctx, metav1.ListOptions{})
+	list, err := s.Clients.Contents().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
@@ -256,11 +255,11 @@ func (s *search) findContents(ctx context.Context) error {
 			Kind: "VolumeSnapshotContent", Name: content.Name, Node: s.pools[poolID], Claim: ref.Namespace + "/" + ref.Name,
 			poolID: poolID, still: s.stillGone(poolID),
 			remove: func(ctx context.Context) error {
-				if err := s.Clients.contents().Delete(ctx, content.Name, metav1.DeleteOptions{}); err != nil {
+				if err := s.Clients.Contents().Delete(ctx, content.Name, metav1.DeleteOptions{}); err != nil {
 					return err
 				}
 				return release(content.Finalizers, func(patch []byte) error {
-					_, err := s.Clients.contents().Patch(ctx, content.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+					_, err := s.Clients.Contents().Patch(ctx, content.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
 					return err
 				})
 			},
@@ -276,10 +275,10 @@ func (s *search) findContents(ctx context.Context) error {
 // poolOfContent returns the pool that the snapshot of a content is in: that of its source,
 // where the snapshot itself was not published.
 func (s *search) poolOfContent(content *snapshotv1.VolumeSnapshotContent) (poolID string, ok bool) {
-	if content.Spec.Driver != s.driver {
+	if content.Spec.Driver != s.id.Driver {
 		return "", false
 	}
-	if poolID, ok = s.snapshots[handleOf(content, s.driver)]; !ok && content.Spec.Source.VolumeHandle != nil {
+	if poolID, ok = s.snapshots[s.id.SnapshotHandle(content)]; !ok && content.Spec.Source.VolumeHandle != nil {
 		poolID, ok = s.sources[*content.Spec.Source.VolumeHandle]
 	}
 	return poolID, ok
@@ -288,7 +287,7 @@ func (s *search) poolOfContent(content *snapshotv1.VolumeSnapshotContent) (poolI
 // heldContents returns the contents that a VolumeSnapshot stands for which
 // nobody has asked to delete.
 func (s *search) heldContents(ctx context.Context) (map[string]bool, error) {
-	list, err := s.Clients.snapshots().List(ctx, metav1.ListOptions{})
+	list, err := s.Clients.Snapshots().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -307,34 +306,4 @@ func release(finalizers []string, patch func([]byte) error) error {
 		return nil
 	}
 	return patch([]byte(`[{"op":"remove","path":"/metadata/finalizers"}]`))
-}
-
-// poolOf returns the pool that a PersistentVolume of the driver is tied to, ""
-// for none.
-func poolOf(v *corev1.PersistentVolume, driver, topologyPrefix string) string {
-	if csi := v.Spec.CSI; csi == nil || csi.Driver != driver || v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
-		return ""
-	}
-	for _, term := range v.Spec.NodeAffinity.Required.NodeSelectorTerms {
-		for _, e := range term.MatchExpressions {
-			if id, ok := strings.CutPrefix(e.Key, topologyPrefix); ok {
-				return id
-			}
-		}
-	}
-	return ""
-}
-
-// handleOf returns the snapshot of a content of the driver, "" while it has none.
-func handleOf(content *snapshotv1.VolumeSnapshotContent, driver string) string {
-	if content.Spec.Driver != driver {
-		return ""
-	}
-	if handle := content.Spec.Source.SnapshotHandle; handle != nil {
-		return *handle
-	}
-	if content.Status != nil && content.Status.SnapshotHandle != nil {
-		return *content.Status.SnapshotHandle
-	}
-	return ""
 }

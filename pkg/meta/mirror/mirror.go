@@ -7,9 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
@@ -70,13 +68,8 @@ type Node interface {
 
 // Options are the settings of a Mirror.
 type Options struct {
-	// NodeName is the name of this node in the cluster. Required.
-	NodeName string
-	// Driver is the name of the CSI driver. Required.
-	Driver string
-	// TopologyPrefix comes before a pool's ID in the keys of topology, and
-	// TopologyValue is their value. Required.
-	TopologyPrefix, TopologyValue string
+	// Identity is required, all of it.
+	Identity
 	// Orphans says what is done with volumes and snapshots that the cluster
 	// knows nothing of: ReportOrphans without it.
 	Orphans OrphanPolicy
@@ -101,20 +94,14 @@ const (
 // Mirror publishes what this node has in the cluster. Make it with New and run it with Run.
 type Mirror struct {
 	options Options
-	clients *Clients
+	cluster *Cluster
 	node    Node
-	events  record.EventRecorder
-	sink    record.EventBroadcaster
 
 	unrest unrest
 	queue  workqueue.TypedRateLimitingInterface[meta.Ref]
 	live   workqueue.TypedRateLimitingInterface[string] // names of Subvolumes to be expanded
 	poke   chan struct{}                                // pools may have changed
 	labels chan struct{}                                // those of the Node may be wrong
-
-	subvolumes cache.SharedIndexInformer // those of this node
-	volumes    cache.SharedIndexInformer // PersistentVolumes of this driver, by handle
-	contents   snapshotCaches
 
 	claims    claims
 	published atomic.Int64 // when, in ns since 1970; see Published
@@ -125,19 +112,17 @@ type Mirror struct {
 // New returns a mirror of node, to be run by Run.
 func New(clients *Clients, node Node, options Options) *Mirror {
 	m := &Mirror{
-		options: options, clients: clients, node: node,
+		options: options, cluster: NewCluster(clients, options.Identity), node: node,
 		queue:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[meta.Ref](time.Second, 5*time.Minute)),
 		live:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](20*time.Millisecond, 10*time.Second)),
 		poke:   make(chan struct{}, 1),
 		labels: make(chan struct{}, 1),
-		sink:   record.NewBroadcaster(),
 	}
 	m.unrest.until = map[meta.Ref]time.Time{}
 	m.claims.first, m.claims.yields = make(chan struct{}), map[string]string{}
-	m.events = m.sink.NewRecorder(scheme, corev1.EventSource{Component: options.Driver, Host: options.NodeName})
 	m.watchSubvolumes()
 	m.watchVolumes()
-	m.contents.init(m)
+	m.watchContents()
 	m.homing = newHoming(m)
 	return m
 }
@@ -158,18 +143,13 @@ func (m *Mirror) Changed(ref meta.Ref) {
 
 // Run mirrors until ctx ends. It waits for an API server that is away.
 func (m *Mirror) Run(ctx context.Context) {
-	m.sink.StartRecordingToSink(eventSink{m.clients})
-	defer m.sink.Shutdown()
 	var all sync.WaitGroup
 	defer all.Wait()
-	for _, informer := range []cache.SharedIndexInformer{m.subvolumes, m.volumes, m.homing.claims, m.homing.classes} {
-		all.Go(func() { informer.RunWithContext(ctx) })
-	}
-	all.Go(func() { m.contents.run(ctx) })
-	if !cache.WaitForCacheSync(ctx.Done(), m.subvolumes.HasSynced, m.volumes.HasSynced) {
+	all.Go(func() { m.cluster.Run(ctx) })
+	if !cache.WaitForCacheSync(ctx.Done(), m.cluster.Subvolumes.HasSynced, m.cluster.PersistentVolumes.HasSynced) {
 		return
 	}
-	klog.FromContext(ctx).Info("Mirroring into the cluster", "node", m.options.NodeName)
+	klog.FromContext(ctx).Info("Mirroring into the cluster", "node", m.cluster.NodeName)
 	all.Go(func() { m.followPools(ctx) })
 	all.Go(func() { m.homing.run(ctx) })
 	all.Go(func() { m.watchOrphans(ctx) })
@@ -243,8 +223,8 @@ func (m *Mirror) syncAll(ctx context.Context) {
 			klog.FromContext(ctx).Error(err, "Volumes cannot be listed", "class", class)
 		}
 	}
-	for _, o := range m.subvolumes.GetStore().List() {
-		m.queue.Add(refOf(asSubvolume(o)))
+	for _, s := range m.cluster.Subvolumes.List() {
+		m.queue.Add(RefOf(s))
 	}
 	m.homing.rescan()
 }

@@ -40,7 +40,7 @@ func TestObjectName(t *testing.T) {
 		{meta.Volume("ends-with-"), false},
 		{meta.Volume(strings.Repeat("a", 128)), true},
 	} {
-		name := ObjectName(c.ref)
+		name := SubvolumeName(c.ref)
 		if (name == c.ref.ID) != c.plain {
 			t.Errorf("%s: got the name %q, as it is: want %v", c.ref, name, c.plain)
 		}
@@ -112,7 +112,7 @@ func TestWantsExpansion(t *testing.T) {
 }
 
 func TestDescribe(t *testing.T) {
-	m := &Mirror{options: Options{NodeName: "node-1"}}
+	m := &Mirror{cluster: &Cluster{Identity: Identity{NodeName: "node-1"}}}
 	entry := meta.Entry{
 		Record: meta.Record{
 			ID: "pvc-2", Kind: meta.Active, Size: 5 << 20, Created: time.Unix(1, 0), Source: meta.Snapshot("snapshot-1"),
@@ -149,16 +149,16 @@ func TestSourceOf(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		ref  *corev1.TypedLocalObjectReference
-		want source
+		want Source
 	}{
 		{name: "nothing"},
-		{name: "a snapshot", ref: &corev1.TypedLocalObjectReference{APIGroup: &group, Kind: "VolumeSnapshot", Name: "s"}, want: source{snapshotKind, "s"}},
-		{name: "a claim", ref: &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "c"}, want: source{claimKind, "c"}},
+		{name: "a snapshot", ref: &corev1.TypedLocalObjectReference{APIGroup: &group, Kind: "VolumeSnapshot", Name: "s"}, want: Source{KindSnapshot, "s"}},
+		{name: "a claim", ref: &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "c"}, want: Source{KindClaim, "c"}},
 		{name: "of a populator", ref: &corev1.TypedLocalObjectReference{APIGroup: &other, Kind: "VolumeSnapshot", Name: "s"}},
 	} {
 		claim := &corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Namespace: "db"}, Spec: corev1.PersistentVolumeClaimSpec{DataSource: c.ref}}
-		got, ok := sourceOf(claim)
-		if got != c.want || ok != (c.want != source{}) {
+		got, ok := SourceOf(claim)
+		if got != c.want || ok != (c.want != Source{}) {
 			t.Errorf("%s: got %+v, %v", c.name, got, ok)
 		}
 	}

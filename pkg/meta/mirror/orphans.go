@@ -67,7 +67,7 @@ func (m *Mirror) Orphans() ([]Orphan, bool) {
 
 // watchOrphans looks for orphans until ctx ends.
 func (m *Mirror) watchOrphans(ctx context.Context) {
-	if !cache.WaitForCacheSync(ctx.Done(), m.homing.claims.HasSynced) {
+	if !cache.WaitForCacheSync(ctx.Done(), m.cluster.Claims.HasSynced) {
 		return
 	}
 	select { // of pools that are not claimed nothing is judged
@@ -155,22 +155,22 @@ func (m *Mirror) removeOrphans(ctx context.Context, expired []Orphan) (kept []Or
 // handles returns what the cluster knows, as the API server says at this moment.
 func (m *Mirror) handles(ctx context.Context) (map[meta.Ref]bool, error) {
 	known := map[meta.Ref]bool{}
-	volumes, err := m.clients.volumes().List(ctx, metav1.ListOptions{})
+	volumes, err := m.cluster.API.PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, err
 	}
 	for i := range volumes.Items {
-		known[meta.Volume(m.handleOf(&volumes.Items[i]))] = true
+		known[meta.Volume(m.cluster.VolumeHandle(&volumes.Items[i]))] = true
 	}
-	if !m.contents.served.Load() {
+	if !m.cluster.SnapshotsSynced.Load() {
 		return known, nil // and no snapshot was judged
 	}
-	contents, err := m.clients.contents().List(ctx, metav1.ListOptions{}) // fails where they are not served any more
+	contents, err := m.cluster.API.Contents().List(ctx, metav1.ListOptions{}) // fails where they are not served any more
 	if err != nil {
 		return nil, err
 	}
 	for i := range contents.Items {
-		known[meta.Snapshot(m.contents.handleOf(&contents.Items[i]))] = true
+		known[meta.Snapshot(m.cluster.SnapshotHandle(&contents.Items[i]))] = true
 	}
 	return known, nil
 }
@@ -179,7 +179,7 @@ func (m *Mirror) handles(ctx context.Context) (map[meta.Ref]bool, error) {
 // how many there are in all. It takes their mark from those that it knows again.
 func (m *Mirror) judge(ctx context.Context) (unknown []meta.Entry, total int) {
 	classes := []meta.Class{meta.Volumes}
-	if m.contents.served.Load() {
+	if m.cluster.SnapshotsSynced.Load() {
 		classes = append(classes, meta.Snapshots)
 	}
 	expected := m.expected()
@@ -198,9 +198,9 @@ func (m *Mirror) judge(ctx context.Context) (unknown []meta.Entry, total int) {
 		})
 	}
 	for _, e := range known {
-		o, ok, _ := m.subvolumes.GetStore().GetByKey(ObjectName(e.Ref()))
-		if ok && asSubvolume(o).Annotations[v1alpha1.AnnotationOrphanedSince] != "" {
-			_ = m.mark(ctx, ObjectName(e.Ref()), map[string]*string{v1alpha1.AnnotationOrphanedSince: nil, v1alpha1.AnnotationCondemnedSince: nil}) // else at the next look
+		s, ok := m.cluster.Subvolumes.Get(SubvolumeName(e.Ref()))
+		if ok && s.Annotations[v1alpha1.AnnotationOrphanedSince] != "" {
+			_ = m.mark(ctx, SubvolumeName(e.Ref()), map[string]*string{v1alpha1.AnnotationOrphanedSince: nil, v1alpha1.AnnotationCondemnedSince: nil}) // else at the next look
 		}
 	}
 	return unknown, total
@@ -210,19 +210,19 @@ func (m *Mirror) judge(ctx context.Context) (unknown []meta.Entry, total int) {
 // an entry.
 func (m *Mirror) referred(e meta.Entry) bool {
 	if e.Kind == meta.Committed {
-		return len(m.contents.ofHandle(e.ID)) > 0
+		return len(m.cluster.ContentsOf(e.ID)) > 0
 	}
-	return len(m.volumesOf(e.ID)) > 0
+	return len(m.cluster.VolumesOf(e.ID)) > 0
 }
 
 // expected returns the CSI names that the sidecars give to what they are asked
 // to make, and whose objects may be still to come.
 func (m *Mirror) expected() map[string]bool {
 	names := map[string]bool{}
-	for _, o := range m.homing.claims.GetStore().List() {
-		names["pvc-"+string(o.(*corev1.PersistentVolumeClaim).UID)] = true
+	for _, claim := range m.cluster.Claims.List() {
+		names["pvc-"+string(claim.UID)] = true
 	}
-	for _, name := range m.contents.contents.GetStore().ListKeys() {
+	for _, name := range m.cluster.Contents.GetStore().ListKeys() {
 		names["snapshot-"+strings.TrimPrefix(name, "snapcontent-")] = true
 	}
 	return names
@@ -234,11 +234,10 @@ func (m *Mirror) expected() map[string]bool {
 // be all there is of another.
 func (m *Mirror) noteOrphan(ctx context.Context, e meta.Entry) (Orphan, error) {
 	orphan := Orphan{Ref: e.Ref(), Pool: e.Pool, PoolID: e.PoolID}
-	o, ok, err := m.subvolumes.GetStore().GetByKey(ObjectName(e.Ref()))
-	if err != nil || !ok {
-		return orphan, errors.Join(errors.New("not mirrored yet"), err)
+	s, ok := m.cluster.Subvolumes.Get(SubvolumeName(e.Ref()))
+	if !ok {
+		return orphan, errors.New("not mirrored yet")
 	}
-	s := asSubvolume(o)
 	marks, now := map[string]*string{}, time.Now().UTC()
 	text := now.Format(time.RFC3339)
 	since := func(key string, wanted bool) time.Time {
@@ -264,8 +263,8 @@ func (m *Mirror) noteOrphan(ctx context.Context, e meta.Entry) (Orphan, error) {
 	if condemn {
 		fate = fmt.Sprintf("it is deleted after %v", m.options.OrphanGrace)
 	}
-	m.events.Eventf(s, corev1.EventTypeWarning, "Orphaned", "No PersistentVolume or VolumeSnapshotContent stands for %s in pool %q of node %q; %s",
-		e.Ref(), e.Pool, m.options.NodeName, fate)
+	m.cluster.Events.Eventf(s, corev1.EventTypeWarning, "Orphaned", "No PersistentVolume or VolumeSnapshotContent stands for %s in pool %q of node %q; %s",
+		e.Ref(), e.Pool, m.cluster.NodeName, fate)
 	return orphan, m.mark(ctx, s.Name, marks)
 }
 
@@ -274,27 +273,26 @@ func (m *Mirror) mark(ctx context.Context, name string, marks map[string]*string
 	if err != nil {
 		return err
 	}
-	_, err = m.clients.subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+	_, err = m.cluster.API.Subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
 	return err
 }
 
 // missing returns the PersistentVolumes of this node's pools whose volume is not
 // there, and records an Event on each.
 func (m *Mirror) missing(ctx context.Context) (found []Orphan) {
-	for _, o := range m.volumes.GetStore().List() {
-		v := o.(*corev1.PersistentVolume)
-		poolID := poolOf(v, m.options.Driver, m.options.TopologyPrefix)
+	for _, v := range m.cluster.PersistentVolumes.List() {
+		poolID := m.cluster.PoolID(v)
 		if poolID == "" || !m.claims.holds(poolID) || v.DeletionTimestamp != nil || v.Status.Phase == corev1.VolumeReleased {
 			continue
 		}
-		ref := meta.Volume(m.handleOf(v))
+		ref := meta.Volume(m.cluster.VolumeHandle(v))
 		if _, state := m.node.Look(ctx, ref); state != Gone && state != Lost {
 			continue
 		}
 		found = append(found, Orphan{Ref: ref, PoolID: poolID, Missing: v.Name})
-		m.events.Eventf(v, corev1.EventTypeWarning, "VolumeMissing",
+		m.cluster.Events.Eventf(v, corev1.EventTypeWarning, "VolumeMissing",
 			"Node %q, which has the pool %s, has no %s: it was removed by hand, or the disk is not the same; restore a snapshot, then delete this PersistentVolume",
-			m.options.NodeName, poolID, ref)
+			m.cluster.NodeName, poolID, ref)
 	}
 	return found
 }

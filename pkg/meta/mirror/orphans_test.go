@@ -34,8 +34,8 @@ func entryOf(ref meta.Ref) meta.Entry {
 // mirrored returns the Subvolume of an entry, with annotations.
 func mirrored(e meta.Entry, annotations map[string]string) *v1alpha1.Subvolume {
 	return &v1alpha1.Subvolume{
-		ObjectMeta: metav1.ObjectMeta{Name: ObjectName(e.Ref()), Annotations: annotations},
-		Spec:       v1alpha1.SubvolumeSpec{ID: e.ID, Kind: kinds[e.Kind], NodeName: "node-1", Pool: e.Pool, PoolID: e.PoolID},
+		ObjectMeta: metav1.ObjectMeta{Name: SubvolumeName(e.Ref()), Annotations: annotations},
+		Spec:       v1alpha1.SubvolumeSpec{ID: e.ID, Kind: Kinds[e.Kind], NodeName: "node-1", Pool: e.Pool, PoolID: e.PoolID},
 	}
 }
 
@@ -96,10 +96,10 @@ func TestOrphans(t *testing.T) {
 		}},
 		{name: "the mark is no time", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: "long ago", v1alpha1.AnnotationCondemnedSince: "long ago"}, told: "deleted after 1h"},
 		{name: "the API server has its volume, the cache misses it", ref: volume, annotations: over, setup: func(l *lab, _ *meta.Entry) {
-			l.api.put(persistentVolumes, volumeOf("pvc-1", l.options.Driver))
+			l.api.put(persistentVolumes, volumeOf("pvc-1", l.cluster.Driver))
 		}},
 		{name: "the API server has its content, the cache misses it", ref: snapshot, annotations: over, setup: func(l *lab, _ *meta.Entry) {
-			l.api.put(contentObjects, contentOf("snapshot-1", l.options.Driver))
+			l.api.put(contentObjects, contentOf("snapshot-1", l.cluster.Driver))
 		}},
 		{name: "the volume of another driver has its handle", ref: volume, annotations: over, removed: true, setup: func(l *lab, _ *meta.Entry) {
 			l.api.put(persistentVolumes, volumeOf("pvc-1", "example.com"))
@@ -111,7 +111,7 @@ func TestOrphans(t *testing.T) {
 			l.api.refuses[contentObjects] = true
 		}},
 		{name: "the cluster knows no snapshots", ref: snapshot, annotations: over, noOrphan: true, setup: func(l *lab, _ *meta.Entry) {
-			l.contents.served.Store(false)
+			l.cluster.SnapshotsSynced.Store(false)
 		}},
 		{name: "young", ref: volume, annotations: over, noOrphan: true, setup: func(_ *lab, e *meta.Entry) {
 			e.Created = time.Now().Add(-youth / 2)
@@ -119,11 +119,11 @@ func TestOrphans(t *testing.T) {
 		{name: "its pool is not claimed", ref: volume, annotations: over, noOrphan: true, setup: func(_ *lab, e *meta.Entry) { e.PoolID = "pool-2" }},
 		{name: "its claim is there", ref: volume, annotations: over, noOrphan: true, setup: func(l *lab, e *meta.Entry) {
 			e.Name = "pvc-uid"
-			l.no(l.homing.claims.GetStore().Add(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data", UID: types.UID("uid")}}))
+			l.no(l.cluster.Claims.GetStore().Add(&corev1.PersistentVolumeClaim{ObjectMeta: metav1.ObjectMeta{Name: "data", UID: types.UID("uid")}}))
 		}},
 		{name: "its content is there, without a handle", ref: snapshot, annotations: over, noOrphan: true, setup: func(l *lab, e *meta.Entry) {
 			e.Name = "snapshot-uid"
-			l.no(l.contents.contents.GetStore().Add(&snapshotv1.VolumeSnapshotContent{ObjectMeta: metav1.ObjectMeta{Name: "snapcontent-uid"}}))
+			l.no(l.cluster.Contents.GetStore().Add(&snapshotv1.VolumeSnapshotContent{ObjectMeta: metav1.ObjectMeta{Name: "snapcontent-uid"}}))
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -184,7 +184,7 @@ func TestTooManyOrphans(t *testing.T) {
 				case i < c.condemned:
 					l.api.put(subvolumeObjects, mirrored(entry, condemned(grace/2)))
 				default:
-					l.api.put(persistentVolumes, volumeOf(entry.ID, l.options.Driver))
+					l.api.put(persistentVolumes, volumeOf(entry.ID, l.cluster.Driver))
 				}
 			}
 			l.see()
@@ -211,8 +211,8 @@ func TestOrphanMarks(t *testing.T) {
 	l.api.put(subvolumeObjects, mirrored(entry, map[string]string{v1alpha1.AnnotationObject: "pv"}))
 	marks := func() (orphaned, condemned string) {
 		l.see()
-		o, _, _ := l.subvolumes.GetStore().GetByKey("pvc-1")
-		return asSubvolume(o).Annotations[v1alpha1.AnnotationOrphanedSince], asSubvolume(o).Annotations[v1alpha1.AnnotationCondemnedSince]
+		s, _ := l.cluster.Subvolumes.Get("pvc-1")
+		return s.Annotations[v1alpha1.AnnotationOrphanedSince], s.Annotations[v1alpha1.AnnotationCondemnedSince]
 	}
 	expect := func(when string, orphaned, condemned bool, writes int) {
 		t.Helper()
@@ -231,7 +231,7 @@ func TestOrphanMarks(t *testing.T) {
 	if told := l.told(); len(told) != 1 {
 		t.Errorf("want it told once, got %q", told)
 	}
-	l.api.put(persistentVolumes, volumeOf("pvc-1", l.options.Driver))
+	l.api.put(persistentVolumes, volumeOf("pvc-1", l.cluster.Driver))
 	marks()
 	l.lookForOrphans(t.Context())
 	expect("known again", false, false, 1)

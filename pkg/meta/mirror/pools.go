@@ -93,8 +93,8 @@ func (m *Mirror) syncPools(ctx context.Context) (news bool, err error) {
 // knownPools returns the Pools that this node claims, and those of the pools that
 // it has or is denied, by ID. It asks for no others: there may be a thousand.
 func (m *Mirror) knownPools(ctx context.Context, reports []PoolReport) (map[string]*v1alpha1.Pool, error) {
-	claimed, err := m.clients.pools().List(ctx, metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", m.options.NodeName).String(), ResourceVersion: "0",
+	claimed, err := m.cluster.API.Pools().List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", m.cluster.NodeName).String(), ResourceVersion: "0",
 	})
 	if err != nil {
 		return nil, err
@@ -111,7 +111,7 @@ func (m *Mirror) knownPools(ctx context.Context, reports []PoolReport) (map[stri
 		if known[id] != nil || id == "" {
 			continue
 		}
-		pool, err := m.clients.pools().Get(ctx, id, metav1.GetOptions{})
+		pool, err := m.cluster.API.Pools().Get(ctx, id, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {
 			continue
 		}
@@ -132,11 +132,11 @@ func keepFirst(first, second error) error {
 
 // syncPool claims a pool and publishes its state; false where it is another node's.
 func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolReport, subvolumes int64) (held bool, err error) {
-	have, err = m.claim(ctx, have, report.ID, report.Name, m.nodeLost)
+	have, err = m.claim(ctx, have, report.ID, report.Name, m.cluster.API.NodeReady)
 	if err != nil {
 		return m.claims.holds(report.ID), err // until the cluster says otherwise
 	}
-	if have.Spec.NodeName != m.options.NodeName {
+	if have.Spec.NodeName != m.cluster.NodeName {
 		m.deny(ctx, have, report.Name)
 		return false, nil
 	}
@@ -153,7 +153,7 @@ func (m *Mirror) syncPool(ctx context.Context, have *v1alpha1.Pool, report PoolR
 	have = have.DeepCopy()
 	m.recordState(have, report)
 	have.Status = status
-	_, err = m.clients.pools().UpdateStatus(ctx, have, metav1.UpdateOptions{})
+	_, err = m.cluster.API.Pools().UpdateStatus(ctx, have, metav1.UpdateOptions{})
 	return true, err
 }
 
@@ -171,9 +171,9 @@ func (m *Mirror) recordState(have *v1alpha1.Pool, report PoolReport) {
 	switch {
 	case report.State == before, report.State == quotaInconsistent: // recordRescans records that
 	case report.State != ready:
-		m.events.Eventf(have, corev1.EventTypeWarning, report.State, "Pool %q of node %q is %s. %s", report.Name, m.options.NodeName, report.State, report.Message)
+		m.cluster.Events.Eventf(have, corev1.EventTypeWarning, report.State, "Pool %q of node %q is %s. %s", report.Name, m.cluster.NodeName, report.State, report.Message)
 	case before != "":
-		m.events.Eventf(have, corev1.EventTypeNormal, ready, "Pool %q of node %q is ready again, it was %s", report.Name, m.options.NodeName, before)
+		m.cluster.Events.Eventf(have, corev1.EventTypeNormal, ready, "Pool %q of node %q is ready again, it was %s", report.Name, m.cluster.NodeName, before)
 	}
 }
 
@@ -181,8 +181,8 @@ func (m *Mirror) recordState(have *v1alpha1.Pool, report PoolReport) {
 // show any more.
 func (m *Mirror) recordRescans(pool *v1alpha1.Pool, report PoolReport) {
 	if report.Rescans > m.claims.rescans[report.ID] {
-		m.events.Eventf(pool, corev1.EventTypeWarning, quotaInconsistent,
-			"The quota of pool %q of node %q was inconsistent, so its limits were void; it is rescanned, and they hold when that is done", report.Name, m.options.NodeName)
+		m.cluster.Events.Eventf(pool, corev1.EventTypeWarning, quotaInconsistent,
+			"The quota of pool %q of node %q was inconsistent, so its limits were void; it is rescanned, and they hold when that is done", report.Name, m.cluster.NodeName)
 	}
 	if m.claims.rescans == nil {
 		m.claims.rescans = map[string]uint64{}

@@ -68,7 +68,7 @@ func TestReleasedPoolSaysWhy(t *testing.T) {
 				l.no(err)
 				l.node.pools = c.reports
 			}
-			pool, err := l.clients.pools().Get(t.Context(), "pool-1", metav1.GetOptions{})
+			pool, err := l.cluster.API.Pools().Get(t.Context(), "pool-1", metav1.GetOptions{})
 			l.no(err)
 			if pool.Spec.NodeName != "" || pool.Status.State != away || pool.Status.Message != c.want {
 				t.Errorf("it is %+v and %+v, wanted it away: %s", pool.Spec, pool.Status, c.want)
@@ -129,14 +129,14 @@ func (n *twoNodes) look(labs ...*lab) {
 // take has somebody who is on node-2 claim the Pool, as far as the policy lets him.
 func (n *twoNodes) take() {
 	n.Helper()
-	pool, err := n.clients.pools().Get(n.Context(), "pool-1", metav1.GetOptions{})
+	pool, err := n.clients.Pools().Get(n.Context(), "pool-1", metav1.GetOptions{})
 	n.copy.no(err)
 	pool.Spec.NodeName = "node-2"
-	if _, err := n.clients.pools().Update(n.Context(), pool, metav1.UpdateOptions{}); err == nil {
+	if _, err := n.clients.Pools().Update(n.Context(), pool, metav1.UpdateOptions{}); err == nil {
 		n.Error("it may be taken from a node that is not named")
 	}
 	noteTaken(pool, "node-1")
-	_, err = n.clients.pools().Update(n.Context(), pool, metav1.UpdateOptions{})
+	_, err = n.clients.Pools().Update(n.Context(), pool, metav1.UpdateOptions{})
 	n.copy.no(err)
 }
 

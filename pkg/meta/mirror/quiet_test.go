@@ -40,13 +40,13 @@ func TestQuiet(t *testing.T) {
 
 	l := newLab(t, newFakeNode(volume, snapshot, view, orphan), Options{Orphans: DeleteOrphans, OrphanGrace: grace})
 	l.node.pools = []PoolReport{{Name: "default", ID: "pool-1", State: "Ready", Quota: "full", Size: 10 << 30, Available: 7777777777}}
-	l.api.put(nodeObjects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1", Labels: map[string]string{l.options.TopologyPrefix + "gone": "here"}}})
+	l.api.put(nodeObjects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node-1", Labels: map[string]string{l.cluster.TopologyPrefix + "gone": "here"}}})
 	for _, handle := range []string{"pvc-1", "pvc-2"} {
-		bound := volumeOf(handle, l.options.Driver)
+		bound := volumeOf(handle, l.cluster.Driver)
 		bound.Spec.ClaimRef, bound.Status.Phase = &corev1.ObjectReference{Name: "data"}, corev1.VolumeBound
 		l.api.put(persistentVolumes, bound)
 	}
-	l.api.put(contentObjects, contentOf("snapshot-1", l.options.Driver))
+	l.api.put(contentObjects, contentOf("snapshot-1", l.cluster.Driver))
 	l.see()
 
 	expect := func(when string, parts ...string) {

@@ -14,7 +14,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -24,74 +23,35 @@ import (
 // that it was made for.
 const bindingTime = 30 * time.Second
 
-// byHandle indexes PersistentVolumes and VolumeSnapshotContents.
-const byHandle = "handle"
-
-// kinds are the kinds of a Subvolume.
-var kinds = map[meta.Kind]string{meta.Active: "Volume", meta.Committed: "Snapshot", meta.View: "View"}
-
-func asSubvolume(o any) *v1alpha1.Subvolume { return o.(*v1alpha1.Subvolume) }
-
-// refOf returns what a Subvolume stands for.
-func refOf(s *v1alpha1.Subvolume) meta.Ref {
-	if s.Spec.Kind == kinds[meta.Committed] {
-		return meta.Snapshot(s.Spec.ID)
-	}
-	return meta.Volume(s.Spec.ID)
-}
-
 // watchSubvolumes follows the objects of this node, to bring back what somebody
 // changed or deleted, and to see who asks for a larger size.
 func (m *Mirror) watchSubvolumes() {
-	mine := fields.OneTermEqualSelector("spec.nodeName", m.options.NodeName).String()
-	m.subvolumes = follow(m.clients.subvolumes(), mine)
-	seen := func(o any) {
-		s := asSubvolume(o)
+	seen := func(s *v1alpha1.Subvolume) {
 		if wantsExpansion(s) {
 			m.live.Add(s.Name)
 		}
-		m.queue.AddAfter(refOf(s), settle)
+		m.queue.AddAfter(RefOf(s), settle)
 	}
-	_, _ = m.subvolumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    seen,
-		UpdateFunc: func(_, o any) { seen(o) },
-		DeleteFunc: func(o any) {
-			if s, ok := unwrap(o).(*v1alpha1.Subvolume); ok {
-				m.queue.AddAfter(refOf(s), settle)
-			}
-		},
+	m.cluster.Subvolumes.Handle(Handlers[*v1alpha1.Subvolume]{
+		Add: seen, Update: func(_, s *v1alpha1.Subvolume) { seen(s) },
+		Delete: func(s *v1alpha1.Subvolume) { m.queue.AddAfter(RefOf(s), settle) },
 	})
-}
-
-// unwrap returns the object of a deletion that was missed.
-func unwrap(o any) any {
-	if tombstone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-		return tombstone.Obj
-	}
-	return o
 }
 
 // watchVolumes follows the PersistentVolumes, which carry the lineage too.
 func (m *Mirror) watchVolumes() {
-	m.volumes = follow(m.clients.volumes(), "")
-	_ = m.volumes.AddIndexers(cache.Indexers{byHandle: func(o any) ([]string, error) {
-		return some(m.handleOf(o.(*corev1.PersistentVolume))), nil
-	}})
-	_, _ = m.volumes.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(o any) { m.volumeSeen(o.(*corev1.PersistentVolume)) },
-		UpdateFunc: func(was, is any) { m.volumeChanged(was.(*corev1.PersistentVolume), is.(*corev1.PersistentVolume)) },
-	})
+	m.cluster.PersistentVolumes.Handle(Handlers[*corev1.PersistentVolume]{Add: m.volumeSeen, Update: m.volumeChanged})
 }
 
 func (m *Mirror) volumeSeen(v *corev1.PersistentVolume) {
-	if handle := m.handleOf(v); handle != "" {
+	if handle := m.cluster.VolumeHandle(v); handle != "" {
 		m.queue.AddAfter(meta.Volume(handle), settle)
 	}
 }
 
 func (m *Mirror) volumeChanged(was, is *corev1.PersistentVolume) {
 	turned := was.Status.Phase != is.Status.Phase // somebody binds, or releases
-	if turned && m.handleOf(is) != "" {
+	if turned && m.cluster.VolumeHandle(is) != "" {
 		m.unrest.stir(time.Now())
 	}
 	if turned || lineageTouched(was.Annotations, is.Annotations) {
@@ -99,30 +59,12 @@ func (m *Mirror) volumeChanged(was, is *corev1.PersistentVolume) {
 	}
 }
 
-// volumesOf returns the PersistentVolumes of a handle.
-func (m *Mirror) volumesOf(handle string) []*corev1.PersistentVolume {
-	found, _ := m.volumes.GetIndexer().ByIndex(byHandle, handle) // fails for an unknown index
-	volumes := make([]*corev1.PersistentVolume, 0, len(found))
-	for _, o := range found {
-		volumes = append(volumes, o.(*corev1.PersistentVolume))
-	}
-	return volumes
-}
-
-// handleOf returns the handle of a PersistentVolume of this driver, else "".
-func (m *Mirror) handleOf(v *corev1.PersistentVolume) string {
-	if csi := v.Spec.CSI; csi != nil && csi.Driver == m.options.Driver {
-		return csi.VolumeHandle
-	}
-	return ""
-}
-
 // syncSubvolume brings the objects of one volume or snapshot in line with what
 // is on disk.
 func (m *Mirror) syncSubvolume(ctx context.Context, ref meta.Ref) error {
 	var have *v1alpha1.Subvolume
-	if o, ok, _ := m.subvolumes.GetStore().GetByKey(ObjectName(ref)); ok {
-		have = asSubvolume(o)
+	if s, ok := m.cluster.Subvolumes.Get(SubvolumeName(ref)); ok {
+		have = s
 	}
 	entry, state := m.node.Look(ctx, ref)
 	switch state {
@@ -193,19 +135,19 @@ func (m *Mirror) takeOver(ctx context.Context) error {
 		if report.ID == "" || !m.claims.holds(report.ID) {
 			continue
 		}
-		others, err := m.clients.subvolumes().List(ctx, metav1.ListOptions{FieldSelector: fields.AndSelectors(
-			fields.OneTermEqualSelector("spec.poolID", report.ID), fields.OneTermNotEqualSelector("spec.nodeName", m.options.NodeName),
+		others, err := m.cluster.API.Subvolumes().List(ctx, metav1.ListOptions{FieldSelector: fields.AndSelectors(
+			fields.OneTermEqualSelector("spec.poolID", report.ID), fields.OneTermNotEqualSelector("spec.nodeName", m.cluster.NodeName),
 		).String()})
 		if err != nil {
 			return err
 		}
 		for i := range others.Items {
 			s := &others.Items[i]
-			if _, state := m.node.Look(ctx, refOf(s)); state != Gone && state != Lost {
+			if _, state := m.node.Look(ctx, RefOf(s)); state != Gone && state != Lost {
 				continue
 			}
 			m.own(s, report.Name)
-			if _, err := m.clients.subvolumes().Update(ctx, s, metav1.UpdateOptions{}); err != nil {
+			if _, err := m.cluster.API.Subvolumes().Update(ctx, s, metav1.UpdateOptions{}); err != nil {
 				return err
 			}
 		}
@@ -216,12 +158,12 @@ func (m *Mirror) takeOver(ctx context.Context) error {
 // own makes an object that of this node. What another node wrote is no reason to
 // delete anything: neither for how long nothing stands for it, nor that something did.
 func (m *Mirror) own(s *v1alpha1.Subvolume, pool string) {
-	if s.Spec.NodeName != m.options.NodeName {
+	if s.Spec.NodeName != m.cluster.NodeName {
 		for _, key := range []string{v1alpha1.AnnotationOrphanedSince, v1alpha1.AnnotationCondemnedSince, v1alpha1.AnnotationObject} {
 			delete(s.Annotations, key)
 		}
 	}
-	s.Spec.NodeName, s.Spec.Pool = m.options.NodeName, pool
+	s.Spec.NodeName, s.Spec.Pool = m.cluster.NodeName, pool
 }
 
 // dropSubvolume deletes the object of what is gone from a pool that is here.
@@ -230,7 +172,7 @@ func (m *Mirror) dropSubvolume(ctx context.Context, have *v1alpha1.Subvolume) er
 	if have == nil || !m.claims.holds(have.Spec.PoolID) {
 		return nil
 	}
-	err := m.clients.subvolumes().Delete(ctx, have.Name, metav1.DeleteOptions{
+	err := m.cluster.API.Subvolumes().Delete(ctx, have.Name, metav1.DeleteOptions{
 		Preconditions: &metav1.Preconditions{UID: &have.UID, ResourceVersion: &have.ResourceVersion},
 	})
 	if apierrors.IsNotFound(err) {
@@ -242,17 +184,17 @@ func (m *Mirror) dropSubvolume(ctx context.Context, have *v1alpha1.Subvolume) er
 // publishSpec makes the object, or updates what it says apart from its status. One
 // of another node is taken over: the pool was moved, and the claim to it is ours.
 func (m *Mirror) publishSpec(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
-	want := &v1alpha1.Subvolume{ObjectMeta: metav1.ObjectMeta{Name: ObjectName(entry.Ref())}}
+	want := &v1alpha1.Subvolume{ObjectMeta: metav1.ObjectMeta{Name: SubvolumeName(entry.Ref())}}
 	if have != nil {
 		want = have.DeepCopy()
 	}
 	m.describe(want, entry, m.objectOf(entry))
 	if have == nil {
-		made, err := m.clients.subvolumes().Create(ctx, want, metav1.CreateOptions{})
+		made, err := m.cluster.API.Subvolumes().Create(ctx, want, metav1.CreateOptions{})
 		if !apierrors.IsAlreadyExists(err) {
 			return made, err
 		}
-		if have, err = m.clients.subvolumes().Get(ctx, want.Name, metav1.GetOptions{}); err != nil {
+		if have, err = m.cluster.API.Subvolumes().Get(ctx, want.Name, metav1.GetOptions{}); err != nil {
 			return nil, err
 		}
 		if other := have.Spec; other.PoolID != entry.PoolID {
@@ -264,7 +206,7 @@ func (m *Mirror) publishSpec(ctx context.Context, have *v1alpha1.Subvolume, entr
 	if equality.Semantic.DeepEqual(have.Spec, want.Spec) && maps.Equal(have.Annotations, want.Annotations) {
 		return have, nil
 	}
-	return m.clients.subvolumes().Update(ctx, want, metav1.UpdateOptions{})
+	return m.cluster.API.Subvolumes().Update(ctx, want, metav1.UpdateOptions{})
 }
 
 // describe writes an entry into an object. A size in the spec that is larger
@@ -275,7 +217,7 @@ func (m *Mirror) describe(s *v1alpha1.Subvolume, entry meta.Entry, object string
 	if wish == nil || wish.Value() < entry.Size {
 		wish = resource.NewQuantity(entry.Size, resource.BinarySI)
 	}
-	s.Spec.ID, s.Spec.Kind, s.Spec.PoolID, s.Spec.Size = entry.ID, kinds[entry.Kind], entry.PoolID, wish
+	s.Spec.ID, s.Spec.Kind, s.Spec.PoolID, s.Spec.Size = entry.ID, Kinds[entry.Kind], entry.PoolID, wish
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}
@@ -297,12 +239,12 @@ func (m *Mirror) describe(s *v1alpha1.Subvolume, entry meta.Entry, object string
 // stands for an entry, "" for none.
 func (m *Mirror) objectOf(entry meta.Entry) string {
 	if entry.Kind == meta.Committed {
-		for _, content := range m.contents.ofHandle(entry.ID) {
+		for _, content := range m.cluster.ContentsOf(entry.ID) {
 			return content.Name
 		}
 		return ""
 	}
-	for _, v := range m.volumesOf(entry.ID) {
+	for _, v := range m.cluster.VolumesOf(entry.ID) {
 		return v.Name
 	}
 	return ""
@@ -318,15 +260,15 @@ func (m *Mirror) tellStatus(ctx context.Context, have *v1alpha1.Subvolume, want 
 	}
 	s := have.DeepCopy()
 	s.Status = want
-	return m.clients.subvolumes().UpdateStatus(ctx, s, metav1.UpdateOptions{})
+	return m.cluster.API.Subvolumes().UpdateStatus(ctx, s, metav1.UpdateOptions{})
 }
 
 // annotate writes the lineage to the objects of Kubernetes.
 func (m *Mirror) annotate(ctx context.Context, entry meta.Entry) error {
 	if entry.Kind == meta.Committed {
-		return m.contents.annotate(ctx, entry)
+		return m.annotateContents(ctx, entry)
 	}
-	for _, v := range m.volumesOf(entry.ID) {
+	for _, v := range m.cluster.VolumesOf(entry.ID) {
 		if beingBound(v) {
 			continue // it comes again when it is bound
 		}
@@ -334,12 +276,12 @@ func (m *Mirror) annotate(ctx context.Context, entry meta.Entry) error {
 		if patch == nil {
 			continue
 		}
-		if _, err := m.clients.volumes().Patch(ctx, v.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil && !apierrors.IsNotFound(err) {
+		if _, err := m.cluster.API.PersistentVolumes().Patch(ctx, v.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("annotate PersistentVolume %s: %w", v.Name, err)
 		}
 	}
-	m.contents.warn(entry)
-	return m.contents.adopt(ctx, entry)
+	m.warnOfWrongClass(entry)
+	return m.adopt(ctx, entry)
 }
 
 // beingBound reports whether the controller of Kubernetes is about to write a

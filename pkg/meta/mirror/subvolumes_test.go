@@ -32,7 +32,7 @@ func TestBeingBound(t *testing.T) {
 		{name: "bound", claimed: true, phase: corev1.VolumeBound, patched: true},
 	} {
 		l := newLab(t, newFakeNode(entry), Options{})
-		v := volumeOf("pvc-1", l.options.Driver)
+		v := volumeOf("pvc-1", l.cluster.Driver)
 		v.CreationTimestamp, v.Status.Phase = metav1.Now(), c.phase
 		if c.claimed {
 			v.Spec.ClaimRef = &corev1.ObjectReference{Name: "data"}
@@ -50,7 +50,7 @@ func TestBeingBound(t *testing.T) {
 func TestBoundIsLookedAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLabOf(t, "node-1", nil, nowhere(t), newFakeNode(), Options{})
-		was := volumeOf("pvc-1", l.options.Driver)
+		was := volumeOf("pvc-1", l.cluster.Driver)
 		is := was.DeepCopy()
 		is.Status.Phase = corev1.VolumeBound
 		l.volumeChanged(was, is)
@@ -88,7 +88,7 @@ func TestTakeOver(t *testing.T) {
 		{"deleted", "", "", ""},
 		{"elsewhere", "node-2", "default", "Ready"},
 	} {
-		s, err := l.clients.subvolumes().Get(t.Context(), c.name, metav1.GetOptions{})
+		s, err := l.cluster.API.Subvolumes().Get(t.Context(), c.name, metav1.GetOptions{})
 		if c.node == "" {
 			if !apierrors.IsNotFound(err) {
 				t.Errorf("%s is still there", c.name)
@@ -112,7 +112,7 @@ func TestLostComesBack(t *testing.T) {
 	l := newLab(t, newFakeNode(entry), Options{})
 	l.node.lost = map[meta.Ref]bool{entry.Ref(): true}
 	l.no(l.syncSubvolume(t.Context(), entry.Ref()))
-	s, err := l.clients.subvolumes().Get(t.Context(), "pvc-1", metav1.GetOptions{})
+	s, err := l.cluster.API.Subvolumes().Get(t.Context(), "pvc-1", metav1.GetOptions{})
 	l.no(err)
 	if s.Status.State != string(Lost) || s.Status.Size.Value() != entry.Size || s.Spec.PoolID != "pool-1" || s.Annotations[v1alpha1.AnnotationSubvolumeID] != "" {
 		t.Errorf("got %+v", s)

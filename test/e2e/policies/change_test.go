@@ -37,7 +37,7 @@ const (
 	contentFinalizer    = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
-// Annotations of the driver; see pkg/meta/mirror/keys.go.
+// Annotations of the driver; see api/v1alpha1/annotations.go.
 const (
 	parentKey         = driver + "/parent"
 	uuidKey           = driver + "/uuid"

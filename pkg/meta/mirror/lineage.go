@@ -1,23 +1,10 @@
 package mirror
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"strconv"
-	"strings"
-
-	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-)
-
-// Annotations and labels of others.
-const (
-	// selectedNode is the node that the provisioner makes the volume of a claim on.
-	selectedNode = "volume.kubernetes.io/selected-node"
-	// managedBy is the node whose snapshotter looks after a VolumeSnapshotContent.
-	managedBy = "snapshot.storage.kubernetes.io/managed-by"
 )
 
 // lineage returns the annotations of an entry; an empty value is for a key that
@@ -63,21 +50,4 @@ func claimOf(e meta.Entry) string {
 		return ""
 	}
 	return namespace + "/" + name
-}
-
-const (
-	snapshotPrefix = "snapshot-"
-	hashedPrefix   = "subvolume-"
-)
-
-// ObjectName returns the name of the Subvolume of a volume or snapshot: its
-// handle, as it is for all that the sidecars name, else a hash of it. The same
-// handle may stand for a volume and a snapshot; they never meet.
-func ObjectName(ref meta.Ref) string {
-	plain := len(validation.IsDNS1123Subdomain(ref.ID)) == 0 && !strings.HasPrefix(ref.ID, hashedPrefix)
-	if plain && strings.HasPrefix(ref.ID, snapshotPrefix) == (ref.Class == meta.Snapshots) {
-		return ref.ID
-	}
-	sum := sha256.Sum256([]byte(string(ref.Class) + "/" + ref.ID))
-	return hashedPrefix + hex.EncodeToString(sum[:])
 }

@@ -28,9 +28,9 @@ func TestVolumeIsKept(t *testing.T) {
 		{"", corev1.PersistentVolumeReclaimRetain, true},
 	} {
 		l := newLab(t, newFakeNode(), Options{})
-		released := volumeOf("pvc-1", l.options.Driver)
+		released := volumeOf("pvc-1", l.cluster.Driver)
 		released.Status.Phase, released.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeReleased, corev1.PersistentVolumeReclaimDelete
-		other := volumeOf("pvc-1", l.options.Driver)
+		other := volumeOf("pvc-1", l.cluster.Driver)
 		other.Name, other.Status.Phase, other.Spec.PersistentVolumeReclaimPolicy = "db-data", c.phase, c.policy
 		foreign := volumeOf("pvc-1", "other.example.org")
 		foreign.Name = "foreign"
@@ -38,7 +38,7 @@ func TestVolumeIsKept(t *testing.T) {
 			l.api.put(persistentVolumes, v)
 		}
 		l.see()
-		names, err := l.keptBy(t.Context(), meta.Volume("pvc-1"))
+		names, err := l.cluster.keptBy(t.Context(), meta.Volume("pvc-1"))
 		l.no(err)
 		if kept := slices.Equal(names, []string{"db-data"}); kept != c.kept || !kept && len(names) > 0 {
 			t.Errorf("%s with the policy %s: kept by %q, want it kept: %v", c.phase, c.policy, names, c.kept)
@@ -49,22 +49,22 @@ func TestVolumeIsKept(t *testing.T) {
 // TestKeptAsOfNow: the cache lags behind, the API server does not.
 func TestKeptAsOfNow(t *testing.T) {
 	l := newLab(t, newFakeNode(), Options{})
-	bound := volumeOf("pvc-1", l.options.Driver)
+	bound := volumeOf("pvc-1", l.cluster.Driver)
 	bound.Status.Phase, bound.Spec.PersistentVolumeReclaimPolicy = corev1.VolumeBound, corev1.PersistentVolumeReclaimDelete
 	l.api.put(persistentVolumes, bound)
 	l.see()
 	released := bound.DeepCopy()
 	released.Status.Phase = corev1.VolumeReleased
 	l.api.put(persistentVolumes, released)
-	if names, err := l.keptBy(t.Context(), meta.Volume("pvc-1")); err != nil || len(names) > 0 {
+	if names, err := l.cluster.keptBy(t.Context(), meta.Volume("pvc-1")); err != nil || len(names) > 0 {
 		t.Errorf("released meanwhile: kept by %q, %v", names, err)
 	}
 	delete(l.api.objects, persistentVolumes+"/pvc-1")
-	if names, err := l.keptBy(t.Context(), meta.Volume("pvc-1")); err != nil || len(names) > 0 {
+	if names, err := l.cluster.keptBy(t.Context(), meta.Volume("pvc-1")); err != nil || len(names) > 0 {
 		t.Errorf("deleted meanwhile: kept by %q, %v", names, err)
 	}
 	l.api.refuses[persistentVolumes] = true
-	if _, err := l.keptBy(t.Context(), meta.Volume("pvc-1")); err == nil {
+	if _, err := l.cluster.keptBy(t.Context(), meta.Volume("pvc-1")); err == nil {
 		t.Error("nobody can say whether it is kept, and it is not")
 	}
 }
@@ -82,14 +82,14 @@ func TestSnapshotIsKept(t *testing.T) {
 		"in use":                {false, snapshotv1.VolumeSnapshotContentDelete, true},
 	} {
 		l := newLab(t, newFakeNode(), Options{})
-		content := contentOf("snapshot-1", l.options.Driver)
+		content := contentOf("snapshot-1", l.cluster.Driver)
 		content.Spec.DeletionPolicy = c.policy
 		if c.deleted {
 			content.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 		}
 		l.api.put(contentObjects, content)
 		l.see()
-		names, err := l.keptBy(t.Context(), meta.Snapshot("snapshot-1"))
+		names, err := l.cluster.keptBy(t.Context(), meta.Snapshot("snapshot-1"))
 		l.no(err)
 		if kept := len(names) == 1; kept != c.kept {
 			t.Errorf("%s: kept by %q, want it kept: %v", name, names, c.kept)

@@ -338,7 +338,7 @@ func newLab(t *testing.T, node *fakeNode, options Options) *lab {
 	t.Helper()
 	api, clients := newFakeAPI(t)
 	l := newLabOf(t, "node-1", api, clients, node, options)
-	l.claims.hold(map[string]bool{"pool-1": true})
+	l.owner.own(map[string]bool{"pool-1": true})
 	return l
 }
 

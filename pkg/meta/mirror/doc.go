@@ -12,8 +12,9 @@
 //
 //	cluster.go     the caches and clients that all of it shares
 //	subvolumes.go  a Subvolume for each volume and snapshot
-//	pools.go       a Pool for each pool, with its room and state
-//	claims.go      which is also the claim of one node to it
+//	poolstatus.go  a Pool for each pool, with its room and state
+//	ownership.go   and the node that owns it: claim.go, conflicts.go
+//	locate.go      where a volume or snapshot is
 //	labels.go      and the topology label by which pods come to it
 //	expand.go      the one thing that goes the other way: a larger size
 //	home.go        restores and clones are sent to the node of their source
@@ -22,5 +23,5 @@
 //	leftovers.go   what a node that was removed has left in the cluster
 //
 // Two nodes never write one object, except in taking over a pool that was moved
-// (claims.go) and in asking for an expansion (expand.go).
+// (claim.go) and in asking for an expansion (expand.go).
 package mirror

@@ -39,50 +39,6 @@ type Refused struct {
 
 func (r *Refused) Error() string { return r.Message }
 
-// Owner returns the node that serves a volume or snapshot, and the pool that it is
-// in; empty where the cluster knows of none.
-func (m *Mirror) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
-	if !m.cluster.PersistentVolumes.HasSynced() {
-		return "", "", ErrNotSynced
-	}
-	s, err := m.cluster.API.Subvolumes().Get(ctx, SubvolumeName(ref), metav1.GetOptions{})
-	switch {
-	case err == nil:
-		node, err = m.poolOwner(ctx, s.Spec.PoolID, s.Spec.NodeName)
-		return node, s.Spec.PoolID, err
-	case !apierrors.IsNotFound(err):
-		return "", "", err
-	}
-	// What was made just now is not mirrored yet; what stands for it says where it is.
-	if ref.Class == meta.Snapshots {
-		for _, content := range m.cluster.ContentsOf(ref.ID) {
-			return content.Labels[labelManagedBy], "", nil
-		}
-		return "", "", nil
-	}
-	for _, v := range m.cluster.VolumesOf(ref.ID) {
-		poolID = m.cluster.PoolID(v)
-		node, err = m.poolOwner(ctx, poolID, "")
-		return node, poolID, err
-	}
-	return "", "", nil
-}
-
-// poolOwner returns the node that has a pool now; where none has, last.
-func (m *Mirror) poolOwner(ctx context.Context, poolID, last string) (string, error) {
-	if poolID == "" {
-		return last, nil
-	}
-	pool, err := m.cluster.API.Pools().Get(ctx, poolID, metav1.GetOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return "", err
-	}
-	if err == nil && pool.Spec.NodeName != "" {
-		return pool.Spec.NodeName, nil
-	}
-	return last, nil
-}
-
 // Expand asks the node that owns a volume to grow it to size bytes, and waits
 // for that. Errors are ErrUnknown, ErrNoAnswer, a *Refused, or those of the API
 // server.
@@ -158,7 +114,7 @@ func (m *Mirror) expandHere(ctx context.Context, name string) error {
 	if !ok {
 		return nil
 	}
-	if !wantsExpansion(s) || !m.claims.holds(s.Spec.PoolID) {
+	if !wantsExpansion(s) || !m.owner.Owns(s.Spec.PoolID) {
 		return nil // it comes again with the claim
 	}
 	status := map[string]any{"expansion": nil}

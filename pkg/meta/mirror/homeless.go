@@ -185,13 +185,13 @@ func plain(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) b
 // no Event then, or cannot say yet.
 func (m *Mirror) plainHere(ctx context.Context) bool {
 	select {
-	case <-m.claims.first:
+	case <-m.owner.Decided():
 	default:
 		return true
 	}
 	var pools []string
 	for _, report := range m.node.Pools(ctx) {
-		if report.ID != "" && m.claims.holds(report.ID) {
+		if report.ID != "" && m.owner.Owns(report.ID) {
 			pools = append(pools, report.Name)
 		}
 	}
@@ -223,7 +223,7 @@ func (m *Mirror) whyHomeless(ctx context.Context, claim *corev1.PersistentVolume
 
 // whyUnavailable says why nothing can be made from a volume or snapshot.
 func (m *Mirror) whyUnavailable(ctx context.Context, ref meta.Ref) string {
-	owner, _, err := m.Owner(ctx, ref)
+	owner, _, err := Locate(ctx, m.cluster, ref)
 	switch {
 	case err != nil:
 		return ""

@@ -147,7 +147,7 @@ func TestTellOfHomeless(t *testing.T) {
 				api.put(nodeObjects, readyNode(name))
 				l := newLabOf(t, name, api, clients, newFakeNode(), Options{})
 				if !c.pending {
-					close(l.claims.first)
+					l.owner.decide()
 				}
 				l.no(l.cluster.Claims.GetStore().Add(claim))
 				l.no(l.cluster.Classes.GetStore().Add(classFor(c.class)))
@@ -193,7 +193,7 @@ func TestHomelessCostLittle(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t, newFakeNode(), Options{})
-			close(l.claims.first)
+			l.owner.decide()
 			l.api.put(nodeObjects, readyNode("node-0"))
 			for _, pool := range poolsOf(c.pools...) {
 				l.api.put(poolObjects, &pool)
@@ -255,8 +255,8 @@ func TestPlainHere(t *testing.T) {
 		for _, id := range c.held {
 			held[id] = true
 		}
-		l.claims.hold(held)
-		close(l.claims.first)
+		l.owner.own(held)
+		l.owner.decide()
 		l.no(l.cluster.Claims.GetStore().Add(claimFor(nil)))
 		l.no(l.cluster.Classes.GetStore().Add(classFor("")))
 		if asked := len(l.waiting(t.Context())) == 1; asked != c.asked {

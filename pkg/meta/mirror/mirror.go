@@ -85,6 +85,11 @@ const (
 	// API server has what made them to do, which somebody waits for. But what is not
 	// written yet cannot be expanded from another node either.
 	mostRest = 5 * time.Second
+	// lookAtPools is the time between two looks at the pools, their room and who owns
+	// those of others.
+	lookAtPools = 15 * time.Second
+	// secondLook is the time to a look that should come soon.
+	secondLook = 2 * time.Second
 	// resync is the time between two looks at everything.
 	resync = 5 * time.Minute
 	// writers is how many objects are written at a time.
@@ -97,13 +102,15 @@ type Mirror struct {
 	cluster *Cluster
 	node    Node
 
+	owner  *OwnershipController
+	labels *Labels
+	pools  *PoolPublisher
+
 	unrest unrest
 	queue  workqueue.TypedRateLimitingInterface[meta.Ref]
 	live   workqueue.TypedRateLimitingInterface[string] // names of Subvolumes to be expanded
 	poke   chan struct{}                                // pools may have changed
-	labels chan struct{}                                // those of the Node may be wrong
 
-	claims    claims
 	published atomic.Int64 // when, in ns since 1970; see Published
 	homing    *homing
 	orphans   orphans
@@ -113,13 +120,14 @@ type Mirror struct {
 func New(clients *Clients, node Node, options Options) *Mirror {
 	m := &Mirror{
 		options: options, cluster: NewCluster(clients, options.Identity), node: node,
-		queue:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[meta.Ref](time.Second, 5*time.Minute)),
-		live:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](20*time.Millisecond, 10*time.Second)),
-		poke:   make(chan struct{}, 1),
-		labels: make(chan struct{}, 1),
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[meta.Ref](time.Second, 5*time.Minute)),
+		live:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](20*time.Millisecond, 10*time.Second)),
+		poke:  make(chan struct{}, 1),
 	}
 	m.unrest.until = map[meta.Ref]time.Time{}
-	m.claims.first, m.claims.yields = make(chan struct{}), map[string]string{}
+	m.owner = NewOwnership(m.cluster, node)
+	m.labels = NewLabels(m.cluster, m.owner.Undisputed)
+	m.pools = NewPoolPublisher(m.cluster, node)
 	m.watchSubvolumes()
 	m.watchVolumes()
 	m.watchContents()
@@ -135,10 +143,49 @@ func (m *Mirror) Changed(ref meta.Ref) {
 		m.queue.AddAfter(ref, settle)
 		return
 	}
+	m.lookAgain(0)
+}
+
+// lookAgain has the pools looked at after a while.
+func (m *Mirror) lookAgain(after time.Duration) {
+	time.AfterFunc(after, func() {
+		select {
+		case m.poke <- struct{}{}:
+		default: // one is on its way
+		}
+	})
+}
+
+// Owner returns the node that serves a volume or snapshot, and the pool that it is in;
+// empty where the cluster knows of none.
+func (m *Mirror) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
+	return Locate(ctx, m.cluster, ref)
+}
+
+// KeptBy returns the names of the objects of the cluster that stand for a volume or
+// snapshot and are not deleted with it.
+func (m *Mirror) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) {
+	return m.cluster.KeptBy(ctx, ref)
+}
+
+// Claimed waits until the cluster has said whose the pools of this node are, for as long
+// as ctx allows.
+func (m *Mirror) Claimed(ctx context.Context) bool {
 	select {
-	case m.poke <- struct{}{}:
-	default: // one is on its way
+	case <-m.owner.Decided():
+		return true
+	case <-ctx.Done():
+		return false
 	}
+}
+
+// Published returns when all pools were last written to the cluster; the zero time for
+// never.
+func (m *Mirror) Published() time.Time {
+	if at := m.published.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
 }
 
 // Run mirrors until ctx ends. It waits for an API server that is away.
@@ -161,6 +208,43 @@ func (m *Mirror) Run(ctx context.Context) {
 	<-ctx.Done()
 	m.queue.ShutDown()
 	m.live.ShutDown()
+}
+
+// followPools brings the cluster in line with the pools of this node until ctx ends: first
+// who owns them, then their state, and all that is in them where an owner has changed.
+func (m *Mirror) followPools(ctx context.Context) {
+	tick := time.NewTicker(lookAtPools)
+	defer tick.Stop()
+	var last time.Time // when all was compared
+	labelled := false
+	for ctx.Err() == nil {
+		found, err := m.syncPools(ctx)
+		if err != nil {
+			klog.FromContext(ctx).V(2).Info("Pools not mirrored yet", "reason", err)
+		} else {
+			m.published.Store(time.Now().UnixNano())
+		}
+		if found.Changed || time.Since(last) >= resync {
+			last, labelled = time.Now(), false
+			m.syncAll(ctx)
+		}
+		if !labelled {
+			labelled = m.labels.Reconcile(ctx) == nil
+		}
+		if found.Again || !labelled {
+			m.lookAgain(secondLook)
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		case <-m.poke:
+		}
+	}
+}
+
+func (m *Mirror) syncPools(ctx context.Context) (Ownerships, error) {
+	found, err := m.owner.Reconcile(ctx)
+	return found, keepFirst(err, m.pools.Publish(ctx, found.Owned))
 }
 
 // unrest knows whether something changes all the time: on this node, or because

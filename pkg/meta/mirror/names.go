@@ -11,6 +11,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
+const (
+	// AnnotationSelectedNode is the annotation of a claim that names the node on which the
+	// provisioner makes its volume.
+	AnnotationSelectedNode = "volume.kubernetes.io/selected-node"
+	// LabelManagedBy is the label of a VolumeSnapshotContent that names the node whose
+	// snapshotter looks after it.
+	LabelManagedBy = "snapshot.storage.kubernetes.io/managed-by"
+)
+
 // Kinds are the kinds of a Subvolume.
 var Kinds = map[meta.Kind]string{meta.Active: "Volume", meta.Committed: "Snapshot", meta.View: "View"}
 

@@ -73,7 +73,7 @@ func (m *Mirror) watchOrphans(ctx context.Context) {
 	select { // of pools that are not claimed nothing is judged
 	case <-ctx.Done():
 		return
-	case <-m.claims.first:
+	case <-m.owner.Decided():
 	}
 	tick := time.NewTicker(lookForOrphans)
 	defer tick.Stop()
@@ -188,7 +188,7 @@ func (m *Mirror) judge(ctx context.Context) (unknown []meta.Entry, total int) {
 		_ = m.node.Walk(ctx, class, func(e meta.Entry) bool { // what cannot be listed is nobody's orphan
 			total++
 			switch {
-			case !m.claims.holds(e.PoolID):
+			case !m.owner.Owns(e.PoolID):
 			case expected[e.Name] || m.referred(e):
 				known = append(known, e)
 			case time.Since(e.Created) > youth:
@@ -282,7 +282,7 @@ func (m *Mirror) mark(ctx context.Context, name string, marks map[string]*string
 func (m *Mirror) missing(ctx context.Context) (found []Orphan) {
 	for _, v := range m.cluster.PersistentVolumes.List() {
 		poolID := m.cluster.PoolID(v)
-		if poolID == "" || !m.claims.holds(poolID) || v.DeletionTimestamp != nil || v.Status.Phase == corev1.VolumeReleased {
+		if poolID == "" || !m.owner.Owns(poolID) || v.DeletionTimestamp != nil || v.Status.Phase == corev1.VolumeReleased {
 			continue
 		}
 		ref := meta.Volume(m.cluster.VolumeHandle(v))

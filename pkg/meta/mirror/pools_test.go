@@ -70,7 +70,7 @@ func TestReleasedPoolSaysWhy(t *testing.T) {
 			}
 			pool, err := l.cluster.API.Pools().Get(t.Context(), "pool-1", metav1.GetOptions{})
 			l.no(err)
-			if pool.Spec.NodeName != "" || pool.Status.State != away || pool.Status.Message != c.want {
+			if pool.Spec.NodeName != "" || pool.Status.State != statePoolAway || pool.Status.Message != c.want {
 				t.Errorf("it is %+v and %+v, wanted it away: %s", pool.Spec, pool.Status, c.want)
 			}
 		})
@@ -135,7 +135,7 @@ func (n *twoNodes) take() {
 	if _, err := n.clients.Pools().Update(n.Context(), pool, metav1.UpdateOptions{}); err == nil {
 		n.Error("it may be taken from a node that is not named")
 	}
-	noteTaken(pool, "node-1")
+	noteTakenFrom(pool, "node-1")
 	_, err = n.clients.Pools().Update(n.Context(), pool, metav1.UpdateOptions{})
 	n.copy.no(err)
 }
@@ -149,8 +149,8 @@ func TestTakenPoolIsTakenBack(t *testing.T) {
 		n.take()
 		l.node.away = []string{"pool-1"} // as one that is denied is
 		n.look(l)
-		if !l.claims.holds("pool-1") || len(l.node.denied) > 0 || len(l.node.away) == 0 {
-			t.Errorf("held: %v, denied: %v, remembered: %q", l.claims.holds("pool-1"), l.node.denied, l.node.away)
+		if !l.owner.Owns("pool-1") || len(l.node.denied) > 0 || len(l.node.away) == 0 {
+			t.Errorf("held: %v, denied: %v, remembered: %q", l.owner.Owns("pool-1"), l.node.denied, l.node.away)
 		}
 	}
 }
@@ -178,7 +178,7 @@ func TestOneOfTwoCopies(t *testing.T) {
 		n.look(n.first, n.copy, n.first) // a node is not ready for longer than it takes to look again
 		n.stumble("node-1")
 		n.look(n.copy, n.copy)
-		if !n.copy.claims.holds("pool-1") {
+		if !n.copy.owner.Owns("pool-1") {
 			n.Error("the pool is not taken over")
 		}
 		n.api.put(nodeObjects, readyNode("node-1"))
@@ -237,7 +237,7 @@ func TestOneOfTwoCopies(t *testing.T) {
 			n.api.written()
 			for range 3 {
 				n.look(n.copy, n.first)
-				if first, other := n.first.claims.holds("pool-1"), n.copy.claims.holds("pool-1"); !first || other {
+				if first, other := n.first.owner.Owns("pool-1"), n.copy.owner.Owns("pool-1"); !first || other {
 					t.Errorf("the first serves it: %v, the other: %v", first, other)
 				}
 			}

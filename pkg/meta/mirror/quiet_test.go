@@ -23,7 +23,7 @@ func (l *lab) resync() {
 		l.queue.Done(ref)
 	}
 	l.see()
-	l.syncLabels(l.Context())
+	l.no(l.labels.Reconcile(l.Context()))
 	l.lookForOrphans(l.Context())
 	l.see()
 }

@@ -82,8 +82,3 @@ func goesWithVolume(v *corev1.PersistentVolume) bool {
 func goesWithSnapshot(content *snapshotv1.VolumeSnapshotContent) bool {
 	return content.DeletionTimestamp != nil && content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete
 }
-
-// KeptBy is Cluster.KeptBy.
-func (m *Mirror) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) {
-	return m.cluster.KeptBy(ctx, ref)
-}

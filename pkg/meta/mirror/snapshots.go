@@ -15,10 +15,6 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// labelManagedBy is the label that names the node whose snapshotter looks after a
-// VolumeSnapshotContent.
-const labelManagedBy = "snapshot.storage.kubernetes.io/managed-by"
-
 const (
 	// unlabelled indexes the contents that no node's snapshotter looks after, by the
 	// volume that they are to be made of.
@@ -40,7 +36,7 @@ func (m *Mirror) watchContents() {
 		}
 	}
 	m.cluster.Contents.Handle(Handlers[*snapshotv1.VolumeSnapshotContent]{Add: seen, Update: func(was, is *snapshotv1.VolumeSnapshotContent) {
-		if m.cluster.SnapshotHandle(was) == "" || lineageTouched(was.Annotations, is.Annotations) || was.Labels[labelManagedBy] != is.Labels[labelManagedBy] {
+		if m.cluster.SnapshotHandle(was) == "" || lineageTouched(was.Annotations, is.Annotations) || was.Labels[LabelManagedBy] != is.Labels[LabelManagedBy] {
 			seen(is)
 		}
 	}})
@@ -59,7 +55,7 @@ func isReady(snapshot *snapshotv1.VolumeSnapshot) bool {
 // unlabelledOf returns the volume of which a snapshot is to be made by nobody in
 // particular, "" for all others.
 func (m *Mirror) unlabelledOf(content *snapshotv1.VolumeSnapshotContent) string {
-	if content.Spec.Driver != m.cluster.Driver || content.Spec.Source.VolumeHandle == nil || content.Labels[labelManagedBy] != "" {
+	if content.Spec.Driver != m.cluster.Driver || content.Spec.Source.VolumeHandle == nil || content.Labels[LabelManagedBy] != "" {
 		return ""
 	}
 	return *content.Spec.Source.VolumeHandle
@@ -79,7 +75,7 @@ func (m *Mirror) misledOf(content *snapshotv1.VolumeSnapshotContent) string {
 // none where the content was made by hand.
 func (m *Mirror) annotateContents(ctx context.Context, entry meta.Entry) error {
 	for _, content := range m.cluster.ContentsOf(entry.ID) {
-		patch := metadataPatch(content.Annotations, lineage(entry), content.Labels, map[string]string{labelManagedBy: m.cluster.NodeName})
+		patch := metadataPatch(content.Annotations, lineage(entry), content.Labels, map[string]string{LabelManagedBy: m.cluster.NodeName})
 		if patch == nil {
 			continue
 		}
@@ -96,7 +92,7 @@ func (m *Mirror) annotateContents(ctx context.Context, entry meta.Entry) error {
 // no label on a Node yet, and does not look again.
 func (m *Mirror) adopt(ctx context.Context, entry meta.Entry) error {
 	for _, content := range m.cluster.Contents.ByIndex(unlabelled, entry.ID) {
-		patch := metadataPatch(nil, nil, content.Labels, map[string]string{labelManagedBy: m.cluster.NodeName})
+		patch := metadataPatch(nil, nil, content.Labels, map[string]string{LabelManagedBy: m.cluster.NodeName})
 		_, err := m.cluster.API.Contents().Patch(ctx, content.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 		if err != nil && !apierrors.IsNotFound(err) {
 			return fmt.Errorf("label VolumeSnapshotContent %s: %w", content.Name, err)

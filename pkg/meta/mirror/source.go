@@ -14,10 +14,6 @@ const (
 	KindClaim    = "PersistentVolumeClaim"
 )
 
-// AnnotationSelectedNode is the annotation of a claim that names the node on which the
-// provisioner makes its volume.
-const AnnotationSelectedNode = "volume.kubernetes.io/selected-node"
-
 // Source is what a claim is made from, in its own namespace.
 type Source struct{ Kind, Name string }
 

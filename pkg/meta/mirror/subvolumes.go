@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"maps"
 	"time"
@@ -73,7 +72,7 @@ func (m *Mirror) syncSubvolume(ctx context.Context, ref meta.Ref) error {
 	case Away:
 		return nil
 	}
-	if !m.claims.holds(entry.PoolID) {
+	if !m.owner.Owns(entry.PoolID) {
 		return nil // the pool is first: all of it is looked at when it is claimed
 	}
 	if state == Lost {
@@ -132,7 +131,7 @@ func (m *Mirror) publishLost(ctx context.Context, have *v1alpha1.Subvolume, entr
 // is written.
 func (m *Mirror) takeOver(ctx context.Context) error {
 	for _, report := range m.node.Pools(ctx) {
-		if report.ID == "" || !m.claims.holds(report.ID) {
+		if report.ID == "" || !m.owner.Owns(report.ID) {
 			continue
 		}
 		others, err := m.cluster.API.Subvolumes().List(ctx, metav1.ListOptions{FieldSelector: fields.AndSelectors(
@@ -169,7 +168,7 @@ func (m *Mirror) own(s *v1alpha1.Subvolume, pool string) {
 // dropSubvolume deletes the object of what is gone from a pool that is here.
 // Where the pool itself is not, its objects are those of whoever has it.
 func (m *Mirror) dropSubvolume(ctx context.Context, have *v1alpha1.Subvolume) error {
-	if have == nil || !m.claims.holds(have.Spec.PoolID) {
+	if have == nil || !m.owner.Owns(have.Spec.PoolID) {
 		return nil
 	}
 	err := m.cluster.API.Subvolumes().Delete(ctx, have.Name, metav1.DeleteOptions{
@@ -289,34 +288,4 @@ func (m *Mirror) annotate(ctx context.Context, entry meta.Entry) error {
 func beingBound(v *corev1.PersistentVolume) bool {
 	return v.Spec.ClaimRef != nil && (v.Status.Phase == "" || v.Status.Phase == corev1.VolumePending || v.Status.Phase == corev1.VolumeAvailable) &&
 		time.Since(v.CreationTimestamp.Time) < bindingTime
-}
-
-// metadataPatch returns the merge patch that brings annotations and labels in
-// line, nil where they are. An empty value stands for none.
-func metadataPatch(annotations, wantAnnotations, labels, wantLabels map[string]string) []byte {
-	changed := func(have, want map[string]string) map[string]*string {
-		change := map[string]*string{}
-		for key, value := range want {
-			if value == have[key] {
-				continue
-			}
-			change[key] = nil
-			if value != "" {
-				change[key] = &value
-			}
-		}
-		return change
-	}
-	metadata := map[string]any{}
-	if c := changed(annotations, wantAnnotations); len(c) > 0 {
-		metadata["annotations"] = c
-	}
-	if c := changed(labels, wantLabels); len(c) > 0 {
-		metadata["labels"] = c
-	}
-	if len(metadata) == 0 {
-		return nil
-	}
-	patch, _ := json.Marshal(map[string]any{"metadata": metadata}) // strings alone: it cannot fail
-	return patch
 }

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -104,12 +103,10 @@ func (n *mirrored) Forget(ctx context.Context, poolID string) {
 
 func (n *mirrored) Expand(ctx context.Context, volume string, size int64) (int64, error) {
 	entry, err := n.engine.Resize(ctx, volume, snapshot.Range{Required: size})
-	switch code := driver.Code(err); code {
-	case codes.OK, codes.Aborted, codes.Unavailable, codes.NotFound: // not now, or not here any more
-	default:
-		return 0, &mirror.Refused{Code: code.String(), Message: err.Error()}
+	if err != nil {
+		return 0, status.Error(driver.Code(err), err.Error())
 	}
-	return entry.Size, err
+	return entry.Size, nil
 }
 
 func (n *mirrored) Deny(reasons map[string]error) { n.engine.Deny(reasons) }
@@ -131,25 +128,5 @@ func (c otherNodes) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) 
 }
 
 func (c otherNodes) Expand(ctx context.Context, volume string, want snapshot.Range) (int64, error) {
-	size, err := c.mirror.Expand(ctx, volume, want.Least())
-	var refused *mirror.Refused
-	switch {
-	case errors.Is(err, mirror.ErrUnknown):
-		return 0, fmt.Errorf("%s: %w on any node", meta.Volume(volume), snapshot.ErrNotFound)
-	case errors.Is(err, mirror.ErrNoAnswer):
-		return 0, status.Error(codes.Aborted, err.Error())
-	case errors.As(err, &refused):
-		return 0, status.Error(codeNamed(refused.Code), refused.Message)
-	}
-	return size, err
-}
-
-// codeNamed is the reverse of codes.Code.String.
-func codeNamed(name string) codes.Code {
-	for code := codes.OK; code <= codes.Unauthenticated; code++ {
-		if code.String() == name {
-			return code
-		}
-	}
-	return codes.Unknown
+	return c.mirror.Expand(ctx, volume, want.Least())
 }

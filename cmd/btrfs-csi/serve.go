@@ -243,9 +243,9 @@ func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metri
 }
 
 func (o serveOptions) mirror(node mirror.Node) (*mirror.Mirror, error) {
-	policy, err := parseOrphans(o.orphans)
+	policy, err := mirror.ParseOrphanPolicy(o.orphans)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("--orphans %w", err)
 	}
 	clients, err := connect(o.kubeconfig, o.kubeQPS, o.kubeBurst)
 	if err != nil {
@@ -255,14 +255,6 @@ func (o serveOptions) mirror(node mirror.Node) (*mirror.Mirror, error) {
 		Identity: mirror.Identity{NodeName: o.nodeID, Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix, TopologyValue: driver.TopologyValue},
 		Orphans:  policy, OrphanGrace: o.orphanGrace,
 	}), nil
-}
-
-func parseOrphans(policy string) (mirror.OrphanPolicy, error) {
-	switch p := mirror.OrphanPolicy(policy); p {
-	case mirror.ReportOrphans, mirror.DeleteOrphans:
-		return p, nil
-	}
-	return "", fmt.Errorf("--orphans %q: report or delete is wanted", policy)
 }
 
 func parseQuota(mode string) (btrfs.QuotaMode, error) {

@@ -239,6 +239,7 @@ type fakeNode struct {
 	denied  map[string]error
 	lost    map[meta.Ref]bool
 	looked  func(meta.Ref)
+	refuses error // to expand
 }
 
 func newFakeNode(entries ...meta.Entry) *fakeNode {
@@ -308,7 +309,9 @@ func (n *fakeNode) Forget(_ context.Context, poolID string) {
 	n.away = slices.DeleteFunc(n.away, func(id string) bool { return id == poolID })
 }
 
-func (n *fakeNode) Expand(_ context.Context, _ string, size int64) (int64, error) { return size, nil }
+func (n *fakeNode) Expand(_ context.Context, _ string, size int64) (int64, error) {
+	return size, n.refuses
+}
 
 func (n *fakeNode) Remove(_ context.Context, ref meta.Ref) error {
 	n.mu.Lock()
@@ -350,7 +353,7 @@ func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *f
 	t.Cleanup(func() {
 		m.cluster.broadcaster.Shutdown()
 		m.queue.ShutDown()
-		m.live.ShutDown()
+		m.expansion.queue.ShutDown()
 		m.homing.queue.ShutDown()
 	})
 	events := record.NewFakeRecorder(100)

@@ -16,12 +16,12 @@
 //	ownership.go   and the node that owns it: claim.go, conflicts.go
 //	locate.go      where a volume or snapshot is
 //	labels.go      and the topology label by which pods come to it
-//	expand.go      the one thing that goes the other way: a larger size
+//	expansion.go   the one thing that goes the other way: a larger size
 //	home.go        restores and clones are sent to the node of their source
 //	homeless.go    and Events say where that node is gone
 //	orphans.go     volumes without a PersistentVolume, and the reverse
 //	leftovers.go   what a node that was removed has left in the cluster
 //
 // Two nodes never write one object, except in taking over a pool that was moved
-// (claim.go) and in asking for an expansion (expand.go).
+// (claim.go) and in asking for an expansion (expansion.go).
 package mirror

@@ -32,9 +32,8 @@ type homing struct {
 
 func newHoming(m *Mirror) *homing {
 	h := &homing{
-		m: m,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[types.NamespacedName](50*time.Millisecond, time.Minute)),
+		m:     m,
+		queue: NewQueue[types.NamespacedName](50*time.Millisecond, time.Minute),
 	}
 	m.cluster.Claims.Handle(Handlers[*corev1.PersistentVolumeClaim]{
 		Add: h.enqueue, Update: func(_, claim *corev1.PersistentVolumeClaim) { h.enqueue(claim) },
@@ -77,8 +76,7 @@ func (h *homing) run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), h.m.cluster.Claims.HasSynced, h.m.cluster.Classes.HasSynced) {
 		return
 	}
-	context.AfterFunc(ctx, h.queue.ShutDown)
-	work(ctx, h.queue, h.sync)
+	RunQueue(ctx, h.queue, h.sync)
 }
 
 // sync puts this node into a claim whose source is here.

@@ -2,7 +2,6 @@ package mirror
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,47 +13,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// State is what a node finds of a volume or snapshot.
-type State string
-
-const (
-	// Ready is one that can be used.
-	Ready State = "Ready"
-	// Lost is one whose record is there and whose data is not.
-	Lost State = "Lost"
-	// Away is one that cannot be looked at now; what was said of it stays.
-	Away State = "Away"
-	// Gone is one that is not, or not any more, on this node.
-	Gone State = "Gone"
-)
-
-// PoolReport is what there is to say of a pool.
-type PoolReport struct {
-	Name, ID  string // no ID: it cannot be used, and Message says why
-	State     string // see v1alpha1.PoolStatus
-	Message   string
-	Quota     string
-	Size      int64 // bytes
-	Available int64 // bytes
-	// Rescans is how often the quota was found inconsistent since the pool is in use.
-	Rescans uint64
-}
-
 // Node is what the mirror needs of the node that it mirrors. All may be called
 // at the same time.
 type Node interface {
-	// Look returns a volume or snapshot. The entry is whole only with Ready; with Lost
-	// it lacks its lineage.
-	Look(ctx context.Context, ref meta.Ref) (meta.Entry, State)
-	// Walk calls fn for all volumes or snapshots until it returns false. fn must
-	// not call the Node.
-	Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error
+	NodeReader
 	// Used returns what one holds, in bytes; false where nobody counts.
 	Used(ctx context.Context, ref meta.Ref) (int64, bool)
 	// Pools returns all pools, also those that cannot be used.
 	Pools(ctx context.Context) []PoolReport
-	// Expand grows a volume to size bytes and returns its size. Its error is a
-	// *Refused where trying again is of no use.
+	// Expand grows a volume to size bytes and returns its size. Its error has a code.
 	Expand(ctx context.Context, volume string, size int64) (int64, error)
 	// Remove deletes one that nobody uses.
 	Remove(ctx context.Context, ref meta.Ref) error
@@ -92,8 +59,6 @@ const (
 	secondLook = 2 * time.Second
 	// resync is the time between two looks at everything.
 	resync = 5 * time.Minute
-	// writers is how many objects are written at a time.
-	writers = 4
 )
 
 // Mirror publishes what this node has in the cluster. Make it with New and run it with Run.
@@ -108,26 +73,27 @@ type Mirror struct {
 
 	unrest unrest
 	queue  workqueue.TypedRateLimitingInterface[meta.Ref]
-	live   workqueue.TypedRateLimitingInterface[string] // names of Subvolumes to be expanded
-	poke   chan struct{}                                // pools may have changed
+	poke   chan struct{} // pools may have changed
 
 	published atomic.Int64 // when, in ns since 1970; see Published
 	homing    *homing
-	orphans   orphans
+	orphans   *OrphansController
+	expansion *ExpansionController
 }
 
 // New returns a mirror of node, to be run by Run.
 func New(clients *Clients, node Node, options Options) *Mirror {
 	m := &Mirror{
 		options: options, cluster: NewCluster(clients, options.Identity), node: node,
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[meta.Ref](time.Second, 5*time.Minute)),
-		live:  workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](20*time.Millisecond, 10*time.Second)),
+		queue: NewQueue[meta.Ref](time.Second, 5*time.Minute),
 		poke:  make(chan struct{}, 1),
 	}
 	m.unrest.until = map[meta.Ref]time.Time{}
 	m.owner = NewOwnership(m.cluster, node)
 	m.labels = NewLabels(m.cluster, m.owner.Undisputed)
 	m.pools = NewPoolPublisher(m.cluster, node)
+	m.expansion = NewExpansion(m.cluster, node, m.owner)
+	m.orphans = NewOrphans(m.cluster, node, m.owner, options.Orphans, options.OrphanGrace)
 	m.watchSubvolumes()
 	m.watchVolumes()
 	m.watchContents()
@@ -179,6 +145,16 @@ func (m *Mirror) Claimed(ctx context.Context) bool {
 	}
 }
 
+// Expand asks the node that owns a volume to expand it to size bytes, and returns the new
+// size.
+func (m *Mirror) Expand(ctx context.Context, volume string, size int64) (int64, error) {
+	return Request(ctx, m.cluster, volume, size)
+}
+
+// Orphans returns what the last look for orphans found on this node; false before the
+// first.
+func (m *Mirror) Orphans() ([]Orphan, bool) { return m.orphans.Found() }
+
 // Published returns when all pools were last written to the cluster; the zero time for
 // never.
 func (m *Mirror) Published() time.Time {
@@ -199,15 +175,10 @@ func (m *Mirror) Run(ctx context.Context) {
 	klog.FromContext(ctx).Info("Mirroring into the cluster", "node", m.cluster.NodeName)
 	all.Go(func() { m.followPools(ctx) })
 	all.Go(func() { m.homing.run(ctx) })
-	all.Go(func() { m.watchOrphans(ctx) })
+	all.Go(func() { m.orphans.Run(ctx) })
 	all.Go(func() { m.watchHomeless(ctx) })
-	for range writers {
-		all.Go(func() { work(ctx, m.queue, m.syncRested) })
-		all.Go(func() { work(ctx, m.live, m.expandHere) })
-	}
-	<-ctx.Done()
-	m.queue.ShutDown()
-	m.live.ShutDown()
+	all.Go(func() { m.expansion.Run(ctx) })
+	RunQueue(ctx, m.queue, m.syncRested)
 }
 
 // followPools brings the cluster in line with the pools of this node until ctx ends: first
@@ -280,15 +251,12 @@ func (u *unrest) left(ref meta.Ref, now time.Time) time.Duration {
 	return left
 }
 
-// errPutOff is returned for what comes again by itself.
-var errPutOff = errors.New("put off")
-
 // syncRested is syncSubvolume for when nothing has changed for a while, or one has
 // waited for that long enough.
 func (m *Mirror) syncRested(ctx context.Context, ref meta.Ref) error {
 	if left := m.unrest.left(ref, time.Now()); left > 0 {
 		m.queue.AddAfter(ref, left)
-		return errPutOff
+		return ErrPutOff
 	}
 	return m.syncSubvolume(ctx, ref)
 }
@@ -311,23 +279,5 @@ func (m *Mirror) syncAll(ctx context.Context) {
 		m.queue.Add(RefOf(s))
 	}
 	m.homing.rescan()
-}
-
-// work runs sync for what comes out of a queue until that is shut down. What
-// fails comes again, later each time.
-func work[T comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[T], sync func(context.Context, T) error) {
-	for {
-		item, shutdown := queue.Get()
-		if shutdown {
-			return
-		}
-		switch err := sync(ctx, item); {
-		case err == nil:
-			queue.Forget(item)
-		case !errors.Is(err, errPutOff):
-			klog.FromContext(ctx).V(2).Info("Not mirrored yet", "object", item, "reason", err)
-			queue.AddRateLimited(item)
-		}
-		queue.Done(item)
-	}
+	m.expansion.Resync()
 }

@@ -9,7 +9,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 
@@ -79,34 +78,6 @@ func TestCoarse(t *testing.T) {
 	} {
 		if got := coarse(c.n, c.whole); got != c.want {
 			t.Errorf("coarse(%d, %d): want %d, got %d", c.n, c.whole, c.want, got)
-		}
-	}
-}
-
-func quantity(n int64) *resource.Quantity { return resource.NewQuantity(n, resource.BinarySI) }
-
-func TestWantsExpansion(t *testing.T) {
-	for _, c := range []struct {
-		name       string
-		want, have *resource.Quantity
-		refused    *v1alpha1.Refusal
-		request    string
-		wants      bool
-	}{
-		{name: "larger", want: quantity(2), have: quantity(1), request: "a", wants: true},
-		{name: "larger, by hand", want: quantity(2), have: quantity(1), wants: true},
-		{name: "as it is", want: quantity(1), have: quantity(1)},
-		{name: "smaller", want: quantity(1), have: quantity(2)},
-		{name: "nothing said", have: quantity(2)},
-		{name: "status not written yet", want: quantity(2)},
-		{name: "refused", want: quantity(2), have: quantity(1), refused: &v1alpha1.Refusal{Size: *quantity(2), Request: "a"}, request: "a"},
-		{name: "refused, asked again", want: quantity(2), have: quantity(1), refused: &v1alpha1.Refusal{Size: *quantity(2), Request: "a"}, request: "b", wants: true},
-		{name: "refused, asked for less", want: quantity(2), have: quantity(1), refused: &v1alpha1.Refusal{Size: *quantity(3), Request: "a"}, request: "a", wants: true},
-	} {
-		s := &v1alpha1.Subvolume{Spec: v1alpha1.SubvolumeSpec{Kind: "Volume", Size: c.want}, Status: v1alpha1.SubvolumeStatus{Size: c.have, Expansion: c.refused}}
-		s.Annotations = map[string]string{v1alpha1.AnnotationExpandRequest: c.request}
-		if got := wantsExpansion(s); got != c.wants {
-			t.Errorf("%s: want %v, got %v", c.name, c.wants, got)
 		}
 	}
 }
@@ -202,7 +173,7 @@ func TestRest(t *testing.T) {
 		l := newLabOf(t, "node-1", nil, nowhere(t), newFakeNode(), Options{})
 		began, looked := time.Now(), map[string][]time.Duration{}
 		l.node.looked = func(ref meta.Ref) { looked[ref.ID] = append(looked[ref.ID], time.Since(began)) }
-		for range writers {
+		for range workers {
 			go work(t.Context(), l.queue, l.syncRested)
 		}
 		const each = settle / 5

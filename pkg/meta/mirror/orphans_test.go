@@ -114,7 +114,7 @@ func TestOrphans(t *testing.T) {
 			l.cluster.SnapshotsSynced.Store(false)
 		}},
 		{name: "young", ref: volume, annotations: over, noOrphan: true, setup: func(_ *lab, e *meta.Entry) {
-			e.Created = time.Now().Add(-youth / 2)
+			e.Created = time.Now().Add(-minAge / 2)
 		}},
 		{name: "its pool is not claimed", ref: volume, annotations: over, noOrphan: true, setup: func(_ *lab, e *meta.Entry) { e.PoolID = "pool-2" }},
 		{name: "its claim is there", ref: volume, annotations: over, noOrphan: true, setup: func(l *lab, e *meta.Entry) {
@@ -130,7 +130,7 @@ func TestOrphans(t *testing.T) {
 			entry, node := entryOf(c.ref), newFakeNode()
 			l := newLab(t, node, Options{Orphans: DeleteOrphans, OrphanGrace: grace})
 			if c.policy != "" {
-				l.options.Orphans = c.policy
+				l.orphans.marker.policy = c.policy
 			}
 			if c.annotations != nil {
 				l.api.put(subvolumeObjects, mirrored(entry, c.annotations))
@@ -141,7 +141,7 @@ func TestOrphans(t *testing.T) {
 			}
 			node.entries[c.ref] = entry
 
-			l.lookForOrphans(t.Context())
+			l.orphans.Reconcile(t.Context())
 			if kept := len(node.refs()) == 1; kept == c.removed {
 				t.Errorf("want it removed: %v, got the opposite", c.removed)
 			}
@@ -188,7 +188,7 @@ func TestTooManyOrphans(t *testing.T) {
 				}
 			}
 			l.see()
-			l.lookForOrphans(t.Context())
+			l.orphans.Reconcile(t.Context())
 			left, found := c.all, c.condemned
 			if c.removed {
 				left, found = c.all-c.expired, c.condemned-c.expired
@@ -224,26 +224,26 @@ func TestOrphanMarks(t *testing.T) {
 		}
 	}
 	marks()
-	l.lookForOrphans(t.Context())
+	l.orphans.Reconcile(t.Context())
 	expect("first seen", true, true, 1)
-	l.lookForOrphans(t.Context())
+	l.orphans.Reconcile(t.Context())
 	expect("seen again", true, true, 0)
 	if told := l.told(); len(told) != 1 {
 		t.Errorf("want it told once, got %q", told)
 	}
 	l.api.put(persistentVolumes, volumeOf("pvc-1", l.cluster.Driver))
 	marks()
-	l.lookForOrphans(t.Context())
+	l.orphans.Reconcile(t.Context())
 	expect("known again", false, false, 1)
 	if found, looked := l.Orphans(); len(found) > 0 || !looked {
 		t.Errorf("got the orphans %+v", found)
 	}
 	delete(l.api.objects, persistentVolumes+"/pvc-1")
 	marks()
-	l.lookForOrphans(t.Context())
+	l.orphans.Reconcile(t.Context())
 	expect("an orphan again", true, true, 1)
-	l.options.Orphans = ReportOrphans
-	l.lookForOrphans(t.Context())
+	l.orphans.marker.policy = ReportOrphans
+	l.orphans.Reconcile(t.Context())
 	expect("policy report", true, false, 1)
 	if !slices.Equal(l.node.refs(), []meta.Ref{entry.Ref()}) {
 		t.Errorf("it is gone")

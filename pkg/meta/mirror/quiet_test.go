@@ -24,7 +24,7 @@ func (l *lab) resync() {
 	}
 	l.see()
 	l.no(l.labels.Reconcile(l.Context()))
-	l.lookForOrphans(l.Context())
+	l.orphans.Reconcile(l.Context())
 	l.see()
 }
 

@@ -23,17 +23,11 @@ import (
 const bindingTime = 30 * time.Second
 
 // watchSubvolumes follows the objects of this node, to bring back what somebody
-// changed or deleted, and to see who asks for a larger size.
+// changed or deleted.
 func (m *Mirror) watchSubvolumes() {
-	seen := func(s *v1alpha1.Subvolume) {
-		if wantsExpansion(s) {
-			m.live.Add(s.Name)
-		}
-		m.queue.AddAfter(RefOf(s), settle)
-	}
+	seen := func(s *v1alpha1.Subvolume) { m.queue.AddAfter(RefOf(s), settle) }
 	m.cluster.Subvolumes.Handle(Handlers[*v1alpha1.Subvolume]{
-		Add: seen, Update: func(_, s *v1alpha1.Subvolume) { seen(s) },
-		Delete: func(s *v1alpha1.Subvolume) { m.queue.AddAfter(RefOf(s), settle) },
+		Add: seen, Update: func(_, s *v1alpha1.Subvolume) { seen(s) }, Delete: seen,
 	})
 }
 
@@ -78,23 +72,19 @@ func (m *Mirror) syncSubvolume(ctx context.Context, ref meta.Ref) error {
 	if state == Lost {
 		return m.publishLost(ctx, have, entry)
 	}
-	have, err := m.publish(ctx, have, entry)
-	if err != nil {
+	if err := m.publish(ctx, have, entry); err != nil {
 		return err
-	}
-	if wantsExpansion(have) {
-		m.live.Add(have.Name)
 	}
 	return m.annotate(ctx, entry)
 }
 
 // publish writes an entry. The status comes before the spec:
 // a size in the spec that is larger than that of the status is a wish.
-func (m *Mirror) publish(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
+func (m *Mirror) publish(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) error {
 	if have == nil {
 		made, err := m.publishSpec(ctx, nil, entry)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		have = made
 	}
@@ -107,9 +97,10 @@ func (m *Mirror) publish(ctx context.Context, have *v1alpha1.Subvolume, entry me
 	}
 	have, err := m.tellStatus(ctx, have, status)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return m.publishSpec(ctx, have, entry)
+	_, err = m.publishSpec(ctx, have, entry)
+	return err
 }
 
 // publishLost writes that the data of an entry is not there. What was said of that stays.

@@ -115,7 +115,7 @@ func (n *mirrored) Deny(reasons map[string]error) { n.engine.Deny(reasons) }
 func (n *mirrored) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }
 
 // otherNodes is the cluster as the driver sees it.
-type otherNodes struct{ mirror *mirror.Mirror }
+type otherNodes struct{ mirror *mirror.Manager }
 
 var _ driver.Cluster = otherNodes{}
 

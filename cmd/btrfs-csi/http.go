@@ -71,7 +71,7 @@ func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener
 }
 
 // serveAdmin lets check, history and pools ask this driver.
-func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *mirror.Mirror) error {
+func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *mirror.Manager) error {
 	listener, err := unixsocket.Listen(filepath.Join(o.stateDir, adminSocket), 0)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		klog.FromContext(ctx).Error(err, "No room for the socket that check, history and pools ask this driver by; volumes are served without it")

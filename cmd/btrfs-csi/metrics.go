@@ -24,7 +24,7 @@ type metrics struct {
 	started    time.Time
 	operations *prometheus.HistogramVec
 	engine     *atomic.Pointer[snapshot.Engine]
-	mirror     atomic.Pointer[mirror.Mirror] // nil without a cluster
+	mirror     atomic.Pointer[mirror.Manager] // nil without a cluster
 }
 
 func newMetrics(engine *atomic.Pointer[snapshot.Engine]) *metrics {
@@ -91,7 +91,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-func (m *metrics) collectMirror(ch chan<- prometheus.Metric, mirror *mirror.Mirror) {
+func (m *metrics) collectMirror(ch chan<- prometheus.Metric, mirror *mirror.Manager) {
 	published := mirror.Published()
 	if published.IsZero() { // a driver that never reaches the cluster has to be noticed, too
 		published = m.started

@@ -109,7 +109,7 @@ func scrape(t *testing.T, m *metrics) string {
 }
 
 // runMirror runs a mirror into a cluster until the test ends.
-func runMirror(t *testing.T, cluster http.HandlerFunc) *mirror.Mirror {
+func runMirror(t *testing.T, cluster http.HandlerFunc) *mirror.Manager {
 	t.Helper()
 	server := httptest.NewServer(cluster)
 	t.Cleanup(server.Close)

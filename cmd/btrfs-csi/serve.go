@@ -202,7 +202,7 @@ func serve(ctx context.Context, o serveOptions) error {
 }
 
 // awaitConsent waits for the cluster to say whose the pools are, not for long.
-func awaitConsent(ctx context.Context, m *mirror.Mirror) {
+func awaitConsent(ctx context.Context, m *mirror.Manager) {
 	ctx, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()
 	if !m.Claimed(ctx) {
@@ -212,13 +212,13 @@ func awaitConsent(ctx context.Context, m *mirror.Mirror) {
 
 // wire makes the driver, and the mirror where there is a cluster, and has both
 // follow the engine.
-func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*mirror.Mirror, *driver.Driver, error) {
+func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*mirror.Manager, *driver.Driver, error) {
 	options := driver.Options{
 		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
 		Ready: ready, Observe: metrics.observe, AroundMounts: aroundMounts,
 	}
 	node := &mirrored{engine: e}
-	var m *mirror.Mirror
+	var m *mirror.Manager
 	if o.kubernetes {
 		var err error
 		if m, err = o.mirror(node); err != nil {
@@ -242,7 +242,7 @@ func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metri
 	return m, d, nil
 }
 
-func (o serveOptions) mirror(node mirror.Node) (*mirror.Mirror, error) {
+func (o serveOptions) mirror(node mirror.Node) (*mirror.Manager, error) {
 	policy, err := mirror.ParseOrphanPolicy(o.orphans)
 	if err != nil {
 		return nil, fmt.Errorf("--orphans %w", err)

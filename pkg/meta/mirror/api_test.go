@@ -330,7 +330,7 @@ func (n *fakeNode) Deny(reasons map[string]error) {
 // it does what.
 type lab struct {
 	*testing.T
-	*Mirror
+	*Manager
 	api    *fakeAPI
 	node   *fakeNode
 	events *record.FakeRecorder
@@ -352,14 +352,14 @@ func newLabOf(t *testing.T, name string, api *fakeAPI, clients *Clients, node *f
 	m := New(clients, node, options)
 	t.Cleanup(func() {
 		m.cluster.broadcaster.Shutdown()
-		m.queue.ShutDown()
+		m.subvolumes.queue.ShutDown()
 		m.expansion.queue.ShutDown()
-		m.homing.queue.ShutDown()
+		m.placement.queue.ShutDown()
 	})
 	events := record.NewFakeRecorder(100)
 	m.cluster.Events = events
 	m.cluster.SnapshotsSynced.Store(true)
-	return &lab{T: t, Mirror: m, api: api, node: node, events: events}
+	return &lab{T: t, Manager: m, api: api, node: node, events: events}
 }
 
 // see brings the caches in line with what the API server has.

@@ -60,11 +60,11 @@ func NewCluster(api *Clients, id Identity) *Cluster {
 		broadcaster: broadcaster,
 
 		Subvolumes:        newInformer(api.Subvolumes(), fields.OneTermEqualSelector("spec.nodeName", id.NodeName).String(), cache.Indexers{}),
-		PersistentVolumes: newInformer(api.PersistentVolumes(), "", cache.Indexers{byHandle: indexer(id.VolumeHandle)}),
-		Claims:            newInformer(api.Claims(""), "", cache.Indexers{bySource: indexer(sourceKeyOf)}),
+		PersistentVolumes: newInformer(api.PersistentVolumes(), "", cache.Indexers{byHandle: Indexer(id.VolumeHandle)}),
+		Claims:            newInformer(api.Claims(""), "", cache.Indexers{bySource: Indexer(sourceKeyOf)}),
 		Classes:           newInformer(api.StorageClasses(), "", cache.Indexers{}),
 		Snapshots:         newInformer(api.Snapshots(), "", cache.Indexers{}),
-		Contents:          newInformer(api.Contents(), "", cache.Indexers{byHandle: indexer(id.SnapshotHandle)}),
+		Contents:          newInformer(api.Contents(), "", cache.Indexers{byHandle: Indexer(id.SnapshotHandle)}),
 	}
 }
 

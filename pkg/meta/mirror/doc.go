@@ -10,17 +10,17 @@
 // either. Objects that somebody deletes come back, and none makes or removes a
 // volume.
 //
-//	cluster.go     the caches and clients that all of it shares
-//	subvolumes.go  a Subvolume for each volume and snapshot
-//	poolstatus.go  a Pool for each pool, with its room and state
-//	ownership.go   and the node that owns it: claim.go, conflicts.go
-//	locate.go      where a volume or snapshot is
-//	labels.go      and the topology label by which pods come to it
-//	expansion.go   the one thing that goes the other way: a larger size
-//	home.go        restores and clones are sent to the node of their source
-//	homeless.go    and Events say where that node is gone
-//	orphans.go     volumes without a PersistentVolume, and the reverse
-//	leftovers.go   what a node that was removed has left in the cluster
+//	cluster.go        the caches and clients that all controllers share
+//	manager.go        starts the controllers
+//	ownership.go      the node that owns a pool: claim.go, conflicts.go
+//	labels.go         the topology label by which pods come to a pool
+//	poolstatus.go     a Pool for each pool, with its room and state
+//	subvolumes.go     a Subvolume for each volume and snapshot, and their lineage
+//	placement.go      restores and clones are made on the node of their source
+//	unschedulable.go  Events say where no node can take a claim
+//	expansion.go      the one thing that goes the other way: a larger size
+//	orphans.go        volumes without a PersistentVolume, and the reverse
+//	leftovers.go      what a node that was removed has left in the cluster
 //
 // Two nodes never write one object, except in taking over a pool that was moved
 // (claim.go) and in asking for an expansion (expansion.go).

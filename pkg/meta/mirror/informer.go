@@ -31,8 +31,8 @@ func newInformer[T any, O object[T], L runtime.Object](client *gentype.ClientWit
 	return Informer[O]{informer}
 }
 
-// indexer returns an index of objects by a key; objects whose key is "" are left out.
-func indexer[O any](key func(O) string) cache.IndexFunc {
+// Indexer returns an index of objects by a key; objects whose key is "" are left out.
+func Indexer[O any](key func(O) string) cache.IndexFunc {
 	return func(o any) ([]string, error) {
 		if key := key(o.(O)); key != "" {
 			return []string{key}, nil

@@ -55,7 +55,7 @@ func (l *Labels) Reconcile(ctx context.Context) error {
 // labelsPatch is MetadataPatch for the labels of an object that nobody else has changed in
 // the meantime.
 func labelsPatch(resourceVersion string, have, want map[string]string) []byte {
-	patch := metadataPatch(nil, nil, have, want)
+	patch := MetadataPatch(nil, nil, have, want)
 	if patch == nil {
 		return nil
 	}

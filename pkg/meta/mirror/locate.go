@@ -11,14 +11,14 @@ import (
 
 // Locate returns the node that serves a volume or snapshot, and the pool that it is in;
 // empty where the cluster knows of none.
-func Locate(ctx context.Context, c *Cluster, ref meta.Ref) (node, poolID string, err error) {
+func (c *Cluster) Locate(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
 	if !c.PersistentVolumes.HasSynced() {
 		return "", "", ErrNotSynced
 	}
 	s, err := c.API.Subvolumes().Get(ctx, SubvolumeName(ref), metav1.GetOptions{})
 	switch {
 	case err == nil:
-		node, err = ownerOf(ctx, c, s.Spec.PoolID, s.Spec.NodeName)
+		node, err = c.ownerOf(ctx, s.Spec.PoolID, s.Spec.NodeName)
 		return node, s.Spec.PoolID, err
 	case !apierrors.IsNotFound(err):
 		return "", "", err
@@ -33,14 +33,14 @@ func Locate(ctx context.Context, c *Cluster, ref meta.Ref) (node, poolID string,
 	}
 	for _, v := range c.VolumesOf(ref.ID) {
 		poolID = c.PoolID(v)
-		node, err = ownerOf(ctx, c, poolID, "")
+		node, err = c.ownerOf(ctx, poolID, "")
 		return node, poolID, err
 	}
 	return "", "", nil
 }
 
 // ownerOf returns the node that owns a pool now; where none does, the last one.
-func ownerOf(ctx context.Context, c *Cluster, poolID, last string) (string, error) {
+func (c *Cluster) ownerOf(ctx context.Context, poolID, last string) (string, error) {
 	if poolID == "" {
 		return last, nil
 	}

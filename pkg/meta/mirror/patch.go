@@ -2,9 +2,9 @@ package mirror
 
 import "encoding/json"
 
-// metadataPatch returns the merge patch that brings annotations and labels in
+// MetadataPatch returns the merge patch that brings annotations and labels in
 // line, nil where they are. An empty value stands for none.
-func metadataPatch(annotations, wantAnnotations, labels, wantLabels map[string]string) []byte {
+func MetadataPatch(annotations, wantAnnotations, labels, wantLabels map[string]string) []byte {
 	changed := func(have, want map[string]string) map[string]*string {
 		change := map[string]*string{}
 		for key, value := range want {

@@ -17,10 +17,10 @@ func (l *lab) resync() {
 	l.no(err)
 	l.see()
 	l.syncAll(l.Context())
-	for l.queue.Len() > 0 {
-		ref, _ := l.queue.Get()
-		l.no(l.syncSubvolume(l.Context(), ref))
-		l.queue.Done(ref)
+	for l.subvolumes.queue.Len() > 0 {
+		ref, _ := l.subvolumes.queue.Get()
+		l.no(l.subvolumes.publish(l.Context(), ref))
+		l.subvolumes.queue.Done(ref)
 	}
 	l.see()
 	l.no(l.labels.Reconcile(l.Context()))

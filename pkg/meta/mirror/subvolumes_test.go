@@ -39,7 +39,7 @@ func TestBeingBound(t *testing.T) {
 		}
 		l.api.put(persistentVolumes, v)
 		l.see()
-		l.no(l.syncSubvolume(t.Context(), entry.Ref()))
+		l.no(l.subvolumes.publish(t.Context(), entry.Ref()))
 		if written := l.api.written(); slices.Contains(written, patched) != c.patched {
 			t.Errorf("%s: want it patched: %v, got %q", c.name, c.patched, written)
 		}
@@ -53,10 +53,10 @@ func TestBoundIsLookedAt(t *testing.T) {
 		was := volumeOf("pvc-1", l.cluster.Driver)
 		is := was.DeepCopy()
 		is.Status.Phase = corev1.VolumeBound
-		l.volumeChanged(was, is)
-		time.Sleep(settle)
+		l.subvolumes.volumeChanged(was, is)
+		time.Sleep(calm)
 		synctest.Wait()
-		if l.queue.Len() != 1 {
+		if l.subvolumes.queue.Len() != 1 {
 			t.Error("it is not looked at")
 		}
 	})
@@ -111,7 +111,7 @@ func TestLostComesBack(t *testing.T) {
 	entry := entryOf(meta.Volume("pvc-1"))
 	l := newLab(t, newFakeNode(entry), Options{})
 	l.node.lost = map[meta.Ref]bool{entry.Ref(): true}
-	l.no(l.syncSubvolume(t.Context(), entry.Ref()))
+	l.no(l.subvolumes.publish(t.Context(), entry.Ref()))
 	s, err := l.cluster.API.Subvolumes().Get(t.Context(), "pvc-1", metav1.GetOptions{})
 	l.no(err)
 	if s.Status.State != string(Lost) || s.Status.Size.Value() != entry.Size || s.Spec.PoolID != "pool-1" || s.Annotations[v1alpha1.AnnotationSubvolumeID] != "" {

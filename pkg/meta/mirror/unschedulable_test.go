@@ -50,7 +50,7 @@ func readyNode(name string) *corev1.Node {
 	}
 }
 
-func TestWhyPoolless(t *testing.T) {
+func TestWhyNoPool(t *testing.T) {
 	clone := &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: "other"}
 	for _, c := range []struct {
 		name   string
@@ -73,7 +73,7 @@ func TestWhyPoolless(t *testing.T) {
 		{name: "another named", class: "huge", pools: []string{"a/fast", "a/slow"}, reason: "UnknownPool", says: []string{`["fast" "slow"]`, "pools/huge"}},
 		{name: "another named, for a clone", from: clone, class: "huge", pools: []string{"a/fast"}, reason: "UnknownPool"},
 	} {
-		reason, why := whyPoolless(claimFor(c.from), classFor(c.class), poolsOf(c.pools...))
+		reason, why := whyNoPool(claimFor(c.from), classFor(c.class), poolsOf(c.pools...))
 		if reason != c.reason || (why == "") != (reason == "") {
 			t.Errorf("%s: want %q, got %q: %s", c.name, c.reason, reason, why)
 		}
@@ -85,36 +85,36 @@ func TestWhyPoolless(t *testing.T) {
 	}
 }
 
-func TestSpeaks(t *testing.T) {
+func TestIsReporter(t *testing.T) {
 	for _, c := range []struct {
-		name          string
-		pools         []string
-		ready         []string // nodes; the others are not there
-		refuses       bool
-		speaks, alone bool
+		name           string
+		pools          []string
+		ready          []string // nodes; the others are not there
+		refuses        bool
+		reports, alone bool
 	}{
-		{name: "no pool anywhere", speaks: true},
-		{name: "the only one", pools: []string{"node-1/a"}, speaks: true, alone: true},
-		{name: "the first", pools: []string{"node-2/a", "node-1/a", "node-1/b"}, ready: []string{"node-2"}, speaks: true, alone: true},
+		{name: "no pool anywhere", reports: true},
+		{name: "the only one", pools: []string{"node-1/a"}, reports: true, alone: true},
+		{name: "the first", pools: []string{"node-2/a", "node-1/a", "node-1/b"}, ready: []string{"node-2"}, reports: true, alone: true},
 		{name: "the second", pools: []string{"node-0/a", "node-1/a"}, ready: []string{"node-0"}},
-		{name: "the second, and the first is lost", pools: []string{"node-0/a", "node-1/a"}, speaks: true, alone: true},
+		{name: "the second, and the first is lost", pools: []string{"node-0/a", "node-1/a"}, reports: true, alone: true},
 		{name: "without a pool", pools: []string{"node-2/a"}, ready: []string{"node-2"}},
-		{name: "without a pool, as all that live", pools: []string{"node-0/a", "node-2/a"}, speaks: true},
-		{name: "nobody tells of the first", pools: []string{"node-0/a", "node-1/a"}, refuses: true},
+		{name: "without a pool, as all that live", pools: []string{"node-0/a", "node-2/a"}, reports: true},
+		{name: "nobody knows of the first", pools: []string{"node-0/a", "node-1/a"}, refuses: true},
 	} {
 		l := newLab(t, newFakeNode(), Options{})
 		for _, name := range c.ready {
 			l.api.put(nodeObjects, readyNode(name))
 		}
 		l.api.refuses[nodeObjects] = c.refuses
-		if speaks, alone := l.speaks(t.Context(), poolsOf(c.pools...)); speaks != c.speaks || alone != c.alone {
-			t.Errorf("%s: want %v, %v, got %v, %v", c.name, c.speaks, c.alone, speaks, alone)
+		if reports, alone := l.unschedulable.isReporter(t.Context(), poolsOf(c.pools...)); reports != c.reports || alone != c.alone {
+			t.Errorf("%s: want %v, %v, got %v, %v", c.name, c.reports, c.alone, reports, alone)
 		}
 	}
 }
 
-// TestTellOfHomeless: two nodes look at one claim.
-func TestTellOfHomeless(t *testing.T) {
+// TestUnschedulable: two nodes look at one claim.
+func TestUnschedulable(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		pools   []string // in the cluster
@@ -151,10 +151,9 @@ func TestTellOfHomeless(t *testing.T) {
 				}
 				l.no(l.cluster.Claims.GetStore().Add(claim))
 				l.no(l.cluster.Classes.GetStore().Add(classFor(c.class)))
-				h := &homeless{rests: map[types.UID]time.Time{}}
-				l.tellOfHomeless(t.Context(), h)
+				l.unschedulable.Reconcile(t.Context())
 				api.reads = 0
-				l.tellOfHomeless(t.Context(), h) // too soon to tell again, or to ask
+				l.unschedulable.Reconcile(t.Context()) // too soon to tell again, or to ask
 				if api.reads > 0 {
 					t.Errorf("%s asks again at once", name)
 				}
@@ -179,16 +178,16 @@ func TestTellOfHomeless(t *testing.T) {
 	}
 }
 
-// TestHomelessCostLittle: claims that come one after the other, of which there is
+// TestUnschedulableCostsLittle: claims that come one after the other, of which there is
 // something to tell, have no node list all Pools for each.
-func TestHomelessCostLittle(t *testing.T) {
+func TestUnschedulableCostsLittle(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		pools  []string
 		rested time.Duration // until the next list
 	}{
-		{"a node that speaks", []string{"node-1/fast", "node-2/fast"}, lookAgain},
-		{"a node that does not", []string{"node-0/fast", "node-1/fast"}, homelessEvery},
+		{"the reporter", []string{"node-1/fast", "node-2/fast"}, lookAgain},
+		{"another node", []string{"node-0/fast", "node-1/fast"}, lookSeldom},
 		{"no pool anywhere", nil, lookAgain},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -199,7 +198,7 @@ func TestHomelessCostLittle(t *testing.T) {
 				l.api.put(poolObjects, &pool)
 			}
 			l.no(l.cluster.Classes.GetStore().Add(classFor("slow")))
-			h := &homeless{rests: map[types.UID]time.Time{}}
+			h := l.unschedulable
 			looks := func() (lists int) {
 				for i := range 12 {
 					claim := claimFor(nil)
@@ -207,11 +206,11 @@ func TestHomelessCostLittle(t *testing.T) {
 					l.no(l.cluster.Claims.GetStore().Add(claim))
 					before := l.api.reads
 					listed := h.listed
-					l.tellOfHomeless(t.Context(), h)
+					l.unschedulable.Reconcile(t.Context())
 					if h.listed != listed {
 						lists++
-					} else if len(c.pools) > 0 && c.rested == homelessEvery && l.api.reads != before {
-						t.Error("a node that does not speak asks for each claim")
+					} else if len(c.pools) > 0 && c.rested == lookSeldom && l.api.reads != before {
+						t.Error("a node that is not the reporter asks for each claim")
 					}
 				}
 				return lists
@@ -219,7 +218,7 @@ func TestHomelessCostLittle(t *testing.T) {
 			if lists := looks(); lists != 1 {
 				t.Errorf("the Pools were listed %d times, want once", lists)
 			}
-			h.listed, h.rest = h.listed.Add(-c.rested), h.rest.Add(-c.rested)
+			h.listed, h.next = h.listed.Add(-c.rested), h.next.Add(-c.rested)
 			if lists := looks(); lists != 1 {
 				t.Errorf("after %v the Pools were listed %d times, want once", c.rested, lists)
 			}
@@ -227,9 +226,9 @@ func TestHomelessCostLittle(t *testing.T) {
 	}
 }
 
-// TestPlainHere: of claims that this node can take there is nothing to tell, and
+// TestTakesUnconstrained: of claims that this node can take there is nothing to tell, and
 // nobody is asked.
-func TestPlainHere(t *testing.T) {
+func TestTakesUnconstrained(t *testing.T) {
 	here := func(names ...string) (reports []PoolReport) {
 		for _, name := range names {
 			reports = append(reports, PoolReport{Name: name, ID: "pool-" + name})
@@ -259,7 +258,7 @@ func TestPlainHere(t *testing.T) {
 		l.owner.decide()
 		l.no(l.cluster.Claims.GetStore().Add(claimFor(nil)))
 		l.no(l.cluster.Classes.GetStore().Add(classFor("")))
-		if asked := len(l.waiting(t.Context())) == 1; asked != c.asked {
+		if asked := len(l.unschedulable.waiting(t.Context())) == 1; asked != c.asked {
 			t.Errorf("%s: want it looked at: %v, got the opposite", c.name, c.asked)
 		}
 	}

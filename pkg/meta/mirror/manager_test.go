@@ -66,7 +66,7 @@ func TestMetadataPatch(t *testing.T) {
 		{name: "a label", label: map[string]string{"l": "node-1"}, wants: map[string]string{"l": "node-2"},
 			patch: `{"metadata":{"labels":{"l":"node-2"}}}`},
 	} {
-		if got := string(metadataPatch(c.have, c.want, c.label, c.wants)); got != c.patch {
+		if got := string(MetadataPatch(c.have, c.want, c.label, c.wants)); got != c.patch {
 			t.Errorf("%s: want %s, got %s", c.name, c.patch, got)
 		}
 	}
@@ -83,7 +83,7 @@ func TestCoarse(t *testing.T) {
 }
 
 func TestDescribe(t *testing.T) {
-	m := &Mirror{cluster: &Cluster{Identity: Identity{NodeName: "node-1"}}}
+	w := writer{cluster: NewCluster(nowhere(t), Identity{NodeName: "node-1"})}
 	entry := meta.Entry{
 		Record: meta.Record{
 			ID: "pvc-2", Kind: meta.Active, Size: 5 << 20, Created: time.Unix(1, 0), Source: meta.Snapshot("snapshot-1"),
@@ -93,7 +93,7 @@ func TestDescribe(t *testing.T) {
 	}
 	s := &v1alpha1.Subvolume{}
 	s.Annotations = map[string]string{"other": "stays", v1alpha1.AnnotationReceivedUUID: "of somebody's hand"}
-	m.describe(s, entry, "")
+	w.describe(s, entry)
 	want := v1alpha1.SubvolumeSpec{ID: "pvc-2", Kind: "Volume", NodeName: "node-1", Pool: "fast", PoolID: "id", Size: quantity(5 << 20)}
 	if !equality.Semantic.DeepEqual(s.Spec, want) {
 		t.Errorf("want %+v, got %+v", want, s.Spec)
@@ -109,7 +109,7 @@ func TestDescribe(t *testing.T) {
 		t.Error("an annotation without a value is there")
 	}
 	s.Spec.Size = quantity(9 << 20) // somebody asks for more: it is not ours to take back
-	m.describe(s, entry, "pvc-2")
+	w.describe(s, entry)
 	if s.Spec.Size.Value() != 9<<20 {
 		t.Errorf("the wish for a larger size is gone: %v", s.Spec.Size)
 	}
@@ -135,9 +135,9 @@ func TestSourceOf(t *testing.T) {
 	}
 }
 
-// TestUnrest: what is written waits for changes to end, but not for ever.
-func TestUnrest(t *testing.T) {
-	u, began := unrest{until: map[meta.Ref]time.Time{}}, time.Now()
+// TestDebounce: what is written waits for changes to end, but not for ever.
+func TestDebounce(t *testing.T) {
+	u, began := debounce{until: map[meta.Ref]time.Time{}}, time.Now()
 	for _, c := range []struct {
 		name string
 		at   time.Duration
@@ -146,21 +146,21 @@ func TestUnrest(t *testing.T) {
 		want time.Duration
 	}{
 		{name: "nothing changes", calm: true, ref: "pvc-1"},
-		{name: "a change", at: 1 * time.Second, ref: "pvc-1", want: settle},
-		{name: "and calm", at: 1*time.Second + settle, calm: true, ref: "pvc-1"},
-		{name: "one of many changes", at: 10 * time.Second, ref: "pvc-1", want: settle},
-		{name: "another of them, later", at: 14 * time.Second, ref: "pvc-2", want: settle},
-		{name: "its time is near", at: 15*time.Second - settle/2, ref: "pvc-1", want: settle / 2},
+		{name: "a change", at: 1 * time.Second, ref: "pvc-1", want: calm},
+		{name: "and calm", at: 1*time.Second + calm, calm: true, ref: "pvc-1"},
+		{name: "one of many changes", at: 10 * time.Second, ref: "pvc-1", want: calm},
+		{name: "another of them, later", at: 14 * time.Second, ref: "pvc-2", want: calm},
+		{name: "its time is near", at: 15*time.Second - calm/2, ref: "pvc-1", want: calm / 2},
 		{name: "and has come", at: 15 * time.Second, ref: "pvc-1"},
-		{name: "that of the other has not", at: 15 * time.Second, ref: "pvc-2", want: settle},
-		{name: "it has changed again", at: 16 * time.Second, ref: "pvc-1", want: settle},
+		{name: "that of the other has not", at: 15 * time.Second, ref: "pvc-2", want: calm},
+		{name: "it has changed again", at: 16 * time.Second, ref: "pvc-1", want: calm},
 		{name: "that of the other has come too", at: 19 * time.Second, ref: "pvc-2"},
 	} {
 		now := began.Add(c.at)
 		if !c.calm {
-			u.stir(now)
+			u.changed(now)
 		}
-		if got := max(u.left(meta.Volume(c.ref), now), 0); got != c.want {
+		if got := max(u.delay(meta.Volume(c.ref), now), 0); got != c.want {
 			t.Errorf("%s: want %s put off by %v, got %v", c.name, c.ref, c.want, got)
 		}
 	}
@@ -174,21 +174,21 @@ func TestRest(t *testing.T) {
 		began, looked := time.Now(), map[string][]time.Duration{}
 		l.node.looked = func(ref meta.Ref) { looked[ref.ID] = append(looked[ref.ID], time.Since(began)) }
 		for range workers {
-			go work(t.Context(), l.queue, l.syncRested)
+			go work(t.Context(), l.subvolumes.queue, l.subvolumes.reconcile)
 		}
-		const each = settle / 5
-		for i := range int(3 * mostRest / each) {
+		const each = calm / 5
+		for i := range int(3 * maxDelay / each) {
 			l.Changed(meta.Volume(fmt.Sprintf("pvc-%d", i/2))) // each twice
 			time.Sleep(each)
 		}
 		end := time.Since(began) - each
-		time.Sleep(2 * mostRest)
+		time.Sleep(2 * maxDelay)
 		l.node.mu.Lock()
 		defer l.node.mu.Unlock()
-		for i := range int(3 * mostRest / each / 2) {
+		for i := range int(3 * maxDelay / each / 2) {
 			name, changed := fmt.Sprintf("pvc-%d", i), 2*time.Duration(i)*each
-			want := min(changed+settle+mostRest, end+settle)
-			if got := looked[name]; len(got) != 1 || got[0] < want || got[0] > want+settle {
+			want := min(changed+calm+maxDelay, end+calm)
+			if got := looked[name]; len(got) != 1 || got[0] < want || got[0] > want+calm {
 				t.Errorf("%s, changed after %v: want it looked at after %v, got %v", name, changed, want, got)
 			}
 		}

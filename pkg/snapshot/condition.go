@@ -27,8 +27,7 @@ func (e *Engine) Conditions(_ context.Context, volume string) ([]Condition, erro
 	if err != nil || l.record.Kind != meta.Active {
 		return nil, err
 	}
-	conditions, err := l.conditions()
-	return conditions, l.explain(err)
+	return l.conditions()
 }
 
 func (l *located) conditions() (all []Condition, err error) {

@@ -202,7 +202,7 @@ func (p *pool) size(want Range, from *located) (int64, error) {
 // make runs the protocol: declare, act, one commit. See the table in doc.go.
 func (l *located) make(from *located) (meta.Entry, error) {
 	if err := l.claim(); err != nil {
-		return meta.Entry{}, l.explain(err)
+		return meta.Entry{}, err
 	}
 	if err := l.write(); err != nil {
 		return meta.Entry{}, l.undo(err)
@@ -253,7 +253,7 @@ func (from *located) copyable(parameters meta.Parameters) error {
 			return lost
 		}
 	}
-	return from.explain(err)
+	return err
 }
 
 // skipsNested reports whether the class of the source or that of what is made allows
@@ -374,11 +374,11 @@ func (l *located) assure(entry meta.Entry) error {
 	have, limited := l.limitOf(entry.SubvolumeID)
 	if limited && l.record.Kind == meta.Active && l.limitWrong(entry.SubvolumeID, have) {
 		if err := l.setLimit(entry.SubvolumeID); err != nil {
-			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
+			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), err))
 		}
 	}
 	if err := l.sync(); err != nil {
-		return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err)))
+		return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), err))
 	}
 	return nil
 }
@@ -412,7 +412,7 @@ func (l *located) resume() (meta.Entry, error) {
 	case err == nil:
 		entry, err = l.complete(true)
 	}
-	return entry, unfinished(l.explain(err))
+	return entry, unfinished(err)
 }
 
 // whole is what populate asks behind a snapshot, and a crash may have cut off:
@@ -456,7 +456,6 @@ func (from *located) nestedIn(copied btrfs.SubvolumeInfo) error {
 // undo takes back what make did, durably, so that the cause can be returned as
 // final. Where that fails too the answer is ErrUnfinished.
 func (l *located) undo(cause error) error {
-	cause = l.explain(cause)
 	err := l.disown()
 	if err == nil {
 		err = l.erase(func() error { return nil })

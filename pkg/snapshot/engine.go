@@ -361,7 +361,7 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 	// let go of by then: asked after, what it lets go of in between would be neither.
 	held, err := p.HeldQuota()
 	if err != nil {
-		return p.explain(err)
+		return err
 	}
 	for _, subvolume := range held {
 		p.leftovers.add(subvolume)
@@ -535,7 +535,7 @@ func (p *pool) lookUp(ref meta.Ref) (looked lookedUp) {
 // have to wait for a commit, and it is not to be given up between two steps.
 func (l *located) begin() error {
 	if err := l.pool.Thawed(); err != nil {
-		return fmt.Errorf("%s: %w", l.slot, l.explain(err))
+		return fmt.Errorf("%s: %w", l.slot, err)
 	}
 	l.Filesystem = l.guard.patiently()
 	return nil
@@ -563,7 +563,7 @@ func (p *pool) read(slot Slot) (located, error) {
 	data, err := p.Record(slot)
 	switch {
 	case err != nil:
-		return l, p.explain(err)
+		return l, err
 	case data == nil:
 		_, err := p.Info(slot)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -651,7 +651,7 @@ func (l *located) subvolume() (btrfs.SubvolumeInfo, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return info, l.lost()
 	}
-	return info, l.explain(err)
+	return info, err
 }
 
 // note writes to the index that an entry is there. Its failure fails nothing:

@@ -8,8 +8,6 @@ import (
 	"strings"
 
 	"k8s.io/klog/v2"
-
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
 const (
@@ -151,13 +149,4 @@ func (p *pool) logNews(ctx context.Context) {
 		}
 	}
 	p.faults = now
-}
-
-// stoppedNote is what an error of a pool that the kernel has stopped should say.
-func (p *pool) stoppedNote() string {
-	room, err := p.Room()
-	if err != nil || !room.Stopped {
-		return ""
-	}
-	return ": " + PoolStatus{Space: btrfs.Space{Room: room}}.whyReadOnly("")
 }

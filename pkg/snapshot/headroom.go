@@ -48,7 +48,7 @@ func beyondHeadroom(room btrfs.Room) int64 {
 func (p *pool) room(growth int64) error {
 	room, err := p.Room()
 	if err != nil {
-		return p.explain(err)
+		return err
 	}
 	data, metadata := headroom(room.Size)
 	switch {

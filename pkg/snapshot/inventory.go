@@ -62,7 +62,7 @@ func (p *pool) items() (items []Item, err error) {
 			continue // removed since the scan
 		}
 		if err != nil {
-			return items, fmt.Errorf("%s in pool %q: %w", s.slot, p.name, p.explain(err))
+			return items, fmt.Errorf("%s in pool %q: %w", s.slot, p.name, err)
 		}
 		items = append(items, item)
 	}

@@ -167,11 +167,11 @@ type known struct {
 func (e *Engine) mend(ctx context.Context, p *pool) error {
 	census, err := p.Census()
 	if err != nil {
-		return p.explain(err)
+		return err
 	}
 	limits, err := p.Limits()
 	if err != nil {
-		return p.explain(err)
+		return err
 	}
 	now := looked{census.Slots, limits}
 	if p.right.slots != nil && maps.Equal(p.right.slots, now.slots) && maps.Equal(p.right.limits, now.limits) {
@@ -257,7 +257,7 @@ func (e *Engine) mendSlot(ctx context.Context, p *pool, slot Slot) (mended bool,
 			continue
 		}
 		mended = true
-		done := a.apply(p)
+		done := a.apply()
 		logFindings(ctx, []Finding{done})
 		if done.Error != "" {
 			err = errors.Join(err, errors.New(done.Error))

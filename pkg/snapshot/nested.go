@@ -86,7 +86,7 @@ func (e *Engine) Nested(_ context.Context, volume string) ([]string, error) {
 	}
 	paths, err := l.pool.Nested(l.slot)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", l.record.Ref(), l.explain(err))
+		return nil, fmt.Errorf("%s: %w", l.record.Ref(), err)
 	}
 	return paths, nil
 }
@@ -136,7 +136,7 @@ func (p *pool) nestsAnew(ctx context.Context) bool {
 func (e *Engine) boundNested(ctx context.Context, p *pool) error {
 	census, err := p.Census()
 	if err != nil {
-		return p.explain(err)
+		return err
 	}
 	p.nested.from, p.nested.last = p.nested.last, census.Last
 	hosts, slots := census.hosts(), map[uint64]Slot{}
@@ -164,7 +164,7 @@ func (p *pool) boundIn(ctx context.Context, slot Slot, volume uint64, subvolumes
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", slot, p.explain(err))
+		return fmt.Errorf("%s: %w", slot, err)
 	}
 	if p.nested.set(volume, held, len(subvolumes) > 0) {
 		klog.FromContext(ctx).Info("Pods have begun to nest subvolumes in a volume, or ceased to", "pool", p.name, "volumeID", slot.Name, "subvolumes", len(subvolumes))

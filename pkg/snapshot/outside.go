@@ -60,7 +60,7 @@ func (l *located) lost() error {
 		return fmt.Errorf("%s: %w: %s", ref, ErrOutside, o.wayBack())
 	}
 	if err != nil { // nobody knows
-		return fmt.Errorf("%s: its record in pool %q is there, its data is not, and cannot be looked for outside of the pool: %w", ref, l.name, l.explain(err))
+		return fmt.Errorf("%s: its record in pool %q is there, its data is not, and cannot be looked for outside of the pool: %w", ref, l.name, err)
 	}
 	return fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it", ref, l.name, ErrLost)
 }

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
@@ -99,7 +97,7 @@ func (e *Engine) Usage(_ context.Context, ref meta.Ref) (Usage, error) {
 	}
 	usage, err := l.usageOf(entry.SubvolumeID)
 	if err != nil {
-		return Usage{}, fmt.Errorf("%s: %w", ref, l.explain(err))
+		return Usage{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	return usage, nil
 }
@@ -171,7 +169,7 @@ func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
 	}
 	room, err := p.Room()
 	if err != nil {
-		return Capacity{}, p.explain(err)
+		return Capacity{}, err
 	}
 	left := beyondHeadroom(room) / MinSize * MinSize
 	return Capacity{Available: left, MaximumSize: left, MinimumSize: MinSize}, nil
@@ -183,8 +181,7 @@ func (e *Engine) Room(_ context.Context, ref meta.Ref) (btrfs.Room, error) {
 	if err != nil {
 		return btrfs.Room{}, err
 	}
-	room, err := l.pool.Room()
-	return room, l.explain(err)
+	return l.pool.Room()
 }
 
 // Pool returns the name and ID of the pool that a request for name is served in;
@@ -242,27 +239,7 @@ func (p *pool) status() PoolStatus {
 		return PoolStatus{Name: p.name, ID: p.PoolID(), Error: cmp.Or(silence, err).Error(), Silent: true}
 	}
 	if err != nil {
-		s.Error = p.explain(err).Error()
+		s.Error = err.Error()
 	}
 	return s
-}
-
-// explain turns what the kernel answers into what it means for the request.
-func (p *pool) explain(err error) error {
-	var meaning error
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		meaning = ErrNoSpace
-	case errors.Is(err, unix.EROFS):
-		meaning = ErrReadOnly
-	case errors.Is(err, unix.ETXTBSY):
-		meaning = ErrSwapFile
-	case errors.Is(err, unix.EIO), errors.Is(err, unix.ESTALE):
-		meaning = ErrPoolAway
-	default:
-		return err
-	}
-	return fmt.Errorf("pool %q: %w: %w%s", p.name, meaning, err, p.stoppedNote())
 }

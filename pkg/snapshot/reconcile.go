@@ -142,7 +142,7 @@ func (e *Engine) repair(ctx context.Context, p *pool) ([]Finding, error) {
 		if err := ctx.Err(); err != nil {
 			return findings, err
 		}
-		e.confirm(p, a, func(a action) { findings = append(findings, a.apply(p)) })
+		e.confirm(p, a, func(a action) { findings = append(findings, a.apply()) })
 	}
 	return findings, nil
 }
@@ -178,12 +178,12 @@ func (p *pool) limitOf(subvolume uint64) (int64, bool) {
 }
 
 // apply runs the repair, if there is one.
-func (a action) apply(p *pool) Finding {
+func (a action) apply() Finding {
 	if a.run == nil {
 		return a.Finding
 	}
 	if err := a.run(); err != nil {
-		a.Error = p.explain(err).Error()
+		a.Error = err.Error()
 	} else {
 		a.Repaired = true
 	}
@@ -267,7 +267,7 @@ func (p *pool) scan() ([]scanned, error) {
 	for _, area := range areas {
 		names, err := p.List(area)
 		if err != nil {
-			return nil, p.explain(err)
+			return nil, err
 		}
 		slices.Sort(names)
 		for _, name := range names {
@@ -276,7 +276,7 @@ func (p *pool) scan() ([]scanned, error) {
 				continue
 			}
 			if err != nil {
-				return nil, p.explain(err)
+				return nil, err
 			}
 			all = append(all, s)
 		}
@@ -299,7 +299,7 @@ func (p *pool) look(slot Slot) (scanned, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	s.info, s.err = info, err
+	s.info, s.err = info, cause(err)
 	_, named := slot.ref()
 	switch {
 	case !named, data == nil && err != nil:
@@ -375,7 +375,7 @@ func (p *pool) plan() ([]action, error) {
 	}
 	limits, err := p.Limits()
 	if err != nil {
-		return nil, p.explain(err)
+		return nil, err
 	}
 	limit := func(subvolume uint64) (int64, bool) { return limits[subvolume], limits != nil }
 	var actions []action
@@ -493,7 +493,7 @@ func (p *pool) planQuota() ([]action, error) {
 	known := p.leftovers.all()
 	stale, err := p.StaleQuota()
 	if err != nil {
-		return nil, p.explain(err)
+		return nil, err
 	}
 	stale = slices.DeleteFunc(stale, func(id uint64) bool { // maintain is at it, or was meanwhile
 		_, was := known[id]
@@ -508,7 +508,7 @@ func (p *pool) planQuota() ([]action, error) {
 	}
 	status, err := p.QuotaStatus()
 	if err != nil {
-		return nil, p.explain(err)
+		return nil, err
 	}
 	if needsRescan(status) {
 		actions = append(actions, action{

@@ -46,7 +46,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 		return fmt.Errorf("%s: %w", ref, err)
 	}
 	if err := l.remove(ctx); err != nil {
-		return l.unremoved(ref, err)
+		return unremoved(ref, err)
 	}
 	e.unnote(ctx, l.pool, ref)
 	return nil
@@ -54,8 +54,8 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 
 // unremoved is the error of a removal. It is final where the removal found an obstacle,
 // before it destroyed anything.
-func (p *pool) unremoved(ref meta.Ref, err error) error {
-	err = fmt.Errorf("%s: %w", ref, p.explain(err))
+func unremoved(ref meta.Ref, err error) error {
+	err = fmt.Errorf("%s: %w", ref, err)
 	if errors.Is(err, ErrForeign) || errors.Is(err, ErrHeld) || errors.Is(err, errUntouched) {
 		return err
 	}
@@ -189,7 +189,7 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 	var away error
 	for _, p := range e.allPools() {
 		if err := p.syncErased(false); err != nil { // which stops only what may have been erased there
-			away = errors.Join(away, unfinished(fmt.Errorf("%s: %w: %w", ref, ErrPoolAway, p.explain(err))))
+			away = errors.Join(away, unfinished(fmt.Errorf("%s: %w: %w", ref, ErrPoolAway, err)))
 			continue
 		}
 		for _, kind := range ref.Class.Kinds() {
@@ -199,7 +199,7 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 			case errors.Is(err, fs.ErrNotExist):
 				continue
 			case err != nil:
-				away = errors.Join(away, unfinished(fmt.Errorf("%s: %w", ref, p.explain(err))))
+				away = errors.Join(away, unfinished(fmt.Errorf("%s: %w", ref, err)))
 				continue
 			case s.err == nil && s.state == slotForeign:
 				return fmt.Errorf("%s: %s in pool %q: %w: move it away", ref, slot, p.name, ErrForeign)
@@ -209,7 +209,7 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 				continue
 			}
 			if err := s.dispose(); err != nil {
-				return p.unremoved(ref, err)
+				return unremoved(ref, err)
 			}
 			e.unnote(ctx, p, ref)
 		}
@@ -253,7 +253,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 		err = l.Sync(l.slot) // of the record alone, which the log takes: there is no commit to share
 	}
 	if err != nil {
-		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, l.explain(err)))
+		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, err))
 	}
 	e.note(ctx, entry)
 	return entry, nil

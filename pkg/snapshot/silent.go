@@ -1,9 +1,12 @@
 package snapshot
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -83,6 +86,49 @@ func newGuard(pool string, filesystem Filesystem, patience patience) *guard {
 	}}
 }
 
+// failure is an error of the kernel's, with what it means for a request.
+type failure struct {
+	meaning, cause error
+	text           string
+}
+
+func (f *failure) Error() string   { return f.text }
+func (f *failure) Unwrap() []error { return []error{f.meaning, f.cause} }
+
+// cause returns an error without what it means for a request.
+func cause(err error) error {
+	var f *failure
+	if errors.As(err, &f) {
+		return f.cause
+	}
+	return err
+}
+
+// explain adds to an error of the kernel's what it means for a request.
+func (g *guard) explain(err error) error {
+	var meaning error
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		meaning = ErrNoSpace
+	case errors.Is(err, unix.EROFS):
+		meaning = ErrReadOnly
+	case errors.Is(err, unix.ETXTBSY):
+		meaning = ErrSwapFile
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.ESTALE):
+		meaning = ErrPoolAway
+	default:
+		return err
+	}
+	text := fmt.Sprintf("pool %q: %v: %v", g.pool, meaning, err)
+	room, failed := await(g.answers, what{method: "Room"}, g.patience.look, g.filesystem.Room)
+	if failed == nil && room.Stopped {
+		text += ": " + PoolStatus{Space: btrfs.Space{Room: room}}.whyReadOnly("")
+	}
+	return &failure{meaning, err, text}
+}
+
 // patiently returns the Filesystem for an operation that has begun.
 func (g *guard) patiently() Filesystem {
 	return &guard{answers: g.answers, filesystem: g.filesystem, patient: true}
@@ -144,6 +190,12 @@ func ask[T any](g *guard, w what, limit time.Duration, fn func() (T, error)) (T,
 	if g.patient {
 		return step(g, w, fn)
 	}
+	value, err := await(g.answers, w, limit, fn)
+	return value, g.explain(err)
+}
+
+// await is ask, with the answer as it is.
+func await[T any](g *answers, w what, limit time.Duration, fn func() (T, error)) (T, error) {
 	var none T
 	silent, silence := g.state()
 	if silence != nil {
@@ -194,8 +246,10 @@ func (a *answers) refusal(w what) error {
 func step[T any](g *guard, w what, fn func() (T, error)) (T, error) {
 	c := &call{}
 	overdue := time.AfterFunc(g.patience.step, func() { g.giveUp(c, w) })
-	defer func() { overdue.Stop(); g.end(c) }()
-	return fn()
+	value, err := fn()
+	overdue.Stop()
+	g.end(c)
+	return value, g.explain(err)
 }
 
 // look, walk and change are ask and step with the words for them.
@@ -250,7 +304,7 @@ func (g *guard) thawing() *thaw {
 	t := &thaw{began: time.Now(), done: make(chan struct{})}
 	g.thaw = t
 	go func() {
-		t.err = g.filesystem.Thawed()
+		t.err = g.explain(g.filesystem.Thawed())
 		g.mu.Lock()
 		g.thaw = nil
 		g.mu.Unlock()

@@ -15,6 +15,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -42,9 +43,9 @@ type mirrored struct {
 type engine interface {
 	Stat(ctx context.Context, ref meta.Ref) (meta.Entry, error)
 	Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error
-	Usage(ctx context.Context, ref meta.Ref) (snapshot.Usage, error)
+	Usage(ctx context.Context, ref meta.Ref) (pool.Usage, error)
 	Resize(ctx context.Context, volume string, want snapshot.Range) (meta.Entry, error)
-	Pools(ctx context.Context) []snapshot.PoolStatus
+	Pools(ctx context.Context) []pool.Status
 	Away() (map[string]string, error)
 	Forget(poolID string) error
 	Deny(reasons map[string]error)

@@ -11,6 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -26,7 +27,7 @@ func TestForgottenIsGoneToTheCluster(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(known, uuid.NewString()), []byte("away\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	host, err := snapshot.NewHost(state, btrfs.QuotaNone)
+	host, err := pool.NewHost(state, btrfs.QuotaNone)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,7 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"k8s.io/mount-utils"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // demoPoolSize is the size of the demo's sparse image, in bytes.
@@ -64,7 +64,7 @@ func newRig(ctx context.Context) (*rig, error) {
 }
 
 func (r *rig) state() string   { return filepath.Join(r.dir, "state") }
-func (r *rig) pool() string    { return filepath.Join(r.state(), "pools", snapshot.DefaultPool) }
+func (r *rig) pool() string    { return filepath.Join(r.state(), "pools", pool.Default) }
 func (r *rig) kubelet() string { return filepath.Join(r.dir, "kubelet") }
 func (r *rig) socket() string  { return filepath.Join(r.dir, "csi.sock") }
 

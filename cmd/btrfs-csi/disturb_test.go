@@ -11,8 +11,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 )
 
 // disturbVariable has the seed of a driver in whose pools others commit between two steps,
@@ -37,8 +37,8 @@ func becomeDisturbed() {
 	}
 	var mu sync.Mutex // protects random
 	random := rand.New(rand.NewPCG(seed, 0))
-	wrapHost = func(h snapshot.Host) snapshot.Host {
-		return snaptest.Around(h, func(s snaptest.Step, do func() error) error {
+	wrapHost = func(h pool.Host) pool.Host {
+		return pooltest.Around(h, func(s pooltest.Step, do func() error) error {
 			mu.Lock()
 			commit, wait := random.IntN(often) == 0, time.Duration(0)
 			if random.IntN(often) == 0 {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -46,7 +47,7 @@ func (o *inspectOptions) inventory(ctx context.Context, stderr io.Writer) ([]sna
 }
 
 // checkPool fails for a --pool that there is not: an empty answer would be a wrong one.
-func (o *inspectOptions) checkPool(pools []snapshot.PoolStatus) error {
+func (o *inspectOptions) checkPool(pools []pool.Status) error {
 	names := make([]string, 0, len(pools))
 	for _, p := range pools {
 		names = append(names, p.Name)

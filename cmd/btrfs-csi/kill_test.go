@@ -20,8 +20,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 // orderFile names a file that says after which step a driver kills itself, and in what
@@ -42,8 +43,8 @@ func becomeMortal() {
 	if m.file == "" {
 		return
 	}
-	wrapHost = func(h snapshot.Host) snapshot.Host {
-		return snaptest.Around(h, func(_ snaptest.Step, do func() error) error { return m.step(do) })
+	wrapHost = func(h pool.Host) pool.Host {
+		return pooltest.Around(h, func(_ pooltest.Step, do func() error) error { return m.step(do) })
 	}
 	aroundMounts = func(change func() error) error {
 		_ = m.step(func() error { return nil }) // the directory is there, the mount is not

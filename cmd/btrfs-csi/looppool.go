@@ -16,7 +16,7 @@ import (
 	"k8s.io/mount-utils"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // loopImage is the file of the loop-backed pool, in the state directory.
@@ -77,7 +77,7 @@ func loopPool(ctx context.Context, stateDir string, want int64) error {
 		return err // pools/default is made there
 	}
 	image := filepath.Join(stateDir, loopImage)
-	target := filepath.Join(stateDir, "pools", snapshot.DefaultPool)
+	target := filepath.Join(stateDir, "pools", pool.Default)
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return err
 	}
@@ -144,7 +144,7 @@ func roomForImage(dir string) error {
 	}
 	if left := int64(room.Bavail) * room.Bsize; left < minLoopPool {
 		return fmt.Errorf("loop pool: the filesystem of %s has %d bytes left, at least %d are wanted: free space there, or mount a btrfs filesystem at %s",
-			dir, left, minLoopPool, filepath.Join(dir, "pools", snapshot.DefaultPool))
+			dir, left, minLoopPool, filepath.Join(dir, "pools", pool.Default))
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -116,7 +117,7 @@ func collectOrphans(ch chan<- prometheus.Metric, orphans []mirror.Orphan) {
 	}
 }
 
-func collectPool(ch chan<- prometheus.Metric, p snapshot.PoolStatus) {
+func collectPool(ch chan<- prometheus.Metric, p pool.Status) {
 	gauge := func(d *prometheus.Desc, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, append([]string{p.Name, p.ID}, labels...)...)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -66,7 +67,7 @@ func newPools() *cobra.Command {
 
 // poolsOf asks the running driver, which alone knows what it refuses to serve
 // because another node does, or else looks at the disks.
-func poolsOf(ctx context.Context, stateDir string) (pools []snapshot.PoolStatus, err error) {
+func poolsOf(ctx context.Context, stateDir string) (pools []pool.Status, err error) {
 	err = askDriver(ctx, stateDir, http.MethodGet, "/pools", &pools)
 	if !errors.Is(err, errNoDriver) {
 		return pools, err
@@ -79,7 +80,7 @@ func poolsOf(ctx context.Context, stateDir string) (pools []snapshot.PoolStatus,
 	return engine.Pools(ctx), nil
 }
 
-func poolRowOf(p snapshot.PoolStatus) poolRow {
+func poolRowOf(p pool.Status) poolRow {
 	r := poolRow{
 		Name: p.Name, ID: p.ID, Size: p.Space.Size, Available: p.Space.Available,
 		MetadataSize: p.Space.MetadataTotal, MetadataUsed: p.Space.MetadataUsed, Unallocated: p.Space.Unallocated,

@@ -23,6 +23,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -36,7 +37,7 @@ const (
 
 // Only the tests set these: they end the process at a step of an operation.
 var (
-	wrapHost     = func(h snapshot.Host) snapshot.Host { return h }
+	wrapHost     = func(h pool.Host) pool.Host { return h }
 	aroundMounts func(change func() error) error // nil: nobody is in between
 )
 
@@ -86,7 +87,7 @@ itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
 	f.StringVar(&o.nodeID, "node-id", host, "name of this node in the cluster")
 	f.StringVar(&o.kubeletDir, "kubelet-dir", driver.DefaultKubeletDir, "directory below which volumes may be mounted")
 	f.StringVar(&o.http, "http", "", "address to serve /healthz, /readyz and /metrics on, for example :9808; empty for none")
-	f.StringVar(&o.quota, "quota", string(snapshot.QuotaAuto), "how sizes are enforced: full (exact), simple (cheap with many snapshots), none, or auto (what the filesystem has, else full)")
+	f.StringVar(&o.quota, "quota", string(pool.QuotaAuto), "how sizes are enforced: full (exact), simple (cheap with many snapshots), none, or auto (what the filesystem has, else full)")
 	f.StringVar(&o.loopPool, "loop-pool", "", "size of a pool \"default\" in a sparse file, for example 20Gi, made where --state-dir is not on btrfs and grown when this is raised")
 	f.DurationVar(&o.poolTimeout, "pool-timeout", 5*time.Second, "how long the disk of a pool may take to answer before the pool is left out until it does; more for disks that sleep")
 	f.IntVar(&o.endpointOwner, "endpoint-owner", 0, "ID of the user that the socket belongs to, for sidecars that do not run as root")
@@ -153,7 +154,7 @@ func serve(ctx context.Context, o serveOptions) error {
 		}
 	}
 
-	host, err := snapshot.NewHost(o.stateDir, quota)
+	host, err := pool.NewHost(o.stateDir, quota)
 	if err != nil {
 		return err
 	}
@@ -259,7 +260,7 @@ func (o serveOptions) mirror(node mirror.Node) (*mirror.Manager, error) {
 
 func parseQuota(mode string) (btrfs.QuotaMode, error) {
 	switch q := btrfs.QuotaMode(mode); q {
-	case snapshot.QuotaAuto, btrfs.QuotaFull, btrfs.QuotaSimple, btrfs.QuotaNone:
+	case pool.QuotaAuto, btrfs.QuotaFull, btrfs.QuotaSimple, btrfs.QuotaNone:
 		return q, nil
 	}
 	return "", fmt.Errorf("--quota %q: auto, full, simple or none is wanted", mode)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -48,7 +49,7 @@ func (d *Driver) elsewhere(ctx context.Context, ref meta.Ref) (string, error) {
 		return owner, nil
 	}
 	if poolID != "" && !slices.Contains(d.poolIDs(), poolID) {
-		return "", fmt.Errorf("%s: was in pool %s of this node: %w: mount its filesystem", ref, poolID, snapshot.ErrPoolAway)
+		return "", fmt.Errorf("%s: was in pool %s of this node: %w: mount its filesystem", ref, poolID, pool.ErrAway)
 	}
 	return "", nil // the mirror lags behind
 }
@@ -56,7 +57,7 @@ func (d *Driver) elsewhere(ctx context.Context, ref meta.Ref) (string, error) {
 // notHere reports whether another node may have what the engine has not: its
 // pool may have been moved there.
 func notHere(err error) bool {
-	return errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrPoolAway)
+	return errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, pool.ErrAway)
 }
 
 // orElsewhere turns the answer that a source is not here into one that has the
@@ -109,7 +110,7 @@ func (d *Driver) expand(ctx context.Context, volume string, want snapshot.Range)
 	if !notHere(err) {
 		return entry.Size, err
 	}
-	if errors.Is(err, snapshot.ErrPoolAway) {
+	if errors.Is(err, pool.ErrAway) {
 		if owner, lookup := d.elsewhere(ctx, meta.Volume(volume)); owner == "" || lookup != nil {
 			return 0, err
 		}

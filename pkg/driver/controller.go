@@ -17,6 +17,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -85,7 +86,7 @@ func (s *controller) checkReach(ctx context.Context, c creation) error {
 	if err != nil || reachable(c.requisite, id) {
 		return err
 	}
-	if errors.Is(known, snapshot.ErrPoolAway) && !errors.Is(known, snapshot.ErrForgotten) {
+	if errors.Is(known, pool.ErrAway) && !errors.Is(known, snapshot.ErrForgotten) {
 		return known // it may be in a pool that cannot be asked: no other node may make it
 	}
 	return answer(codes.ResourceExhausted, "pool %q of this node has the topology key %s, wanted is one with %s: choose another node, or name another pool in the StorageClass",
@@ -292,7 +293,7 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 		return &csi.GetCapacityResponse{}, nil
 	}
 	capacity, err := s.engine.Capacity(ctx, name)
-	if errors.Is(err, snapshot.ErrNoPool) || errors.Is(err, snapshot.ErrSilent) { // no pods are to be sent there
+	if errors.Is(err, snapshot.ErrNoPool) || errors.Is(err, pool.ErrSilent) { // no pods are to be sent there
 		return &csi.GetCapacityResponse{}, nil
 	}
 	if err != nil {

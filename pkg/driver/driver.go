@@ -21,6 +21,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -47,7 +48,7 @@ type Engine interface {
 
 	Stat(ctx context.Context, ref meta.Ref) (meta.Entry, error)
 	Mounts(ctx context.Context, volume string) (snapshot.Mount, error)
-	Usage(ctx context.Context, ref meta.Ref) (snapshot.Usage, error)
+	Usage(ctx context.Context, ref meta.Ref) (pool.Usage, error)
 	Nested(ctx context.Context, volume string) ([]string, error)
 	Conditions(ctx context.Context, volume string) ([]snapshot.Condition, error)
 	Room(ctx context.Context, ref meta.Ref) (btrfs.Room, error)
@@ -57,7 +58,7 @@ type Engine interface {
 	Capacity(ctx context.Context, pool string) (snapshot.Capacity, error)
 	Pool(name string) (inUse, id string, err error)
 	PoolIDs() map[string]string
-	Pools(ctx context.Context) []snapshot.PoolStatus
+	Pools(ctx context.Context) []pool.Status
 }
 
 var _ Engine = (*snapshot.Engine)(nil)

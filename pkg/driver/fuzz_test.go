@@ -37,8 +37,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 // FuzzRequestBytes sends one request of each type that is served, made from any
@@ -164,7 +165,7 @@ type fuzzRig struct {
 	// Of one run.
 	t        *testing.T
 	engine   *snapshot.Engine
-	pool     *snaptest.Filesystem
+	pool     *pooltest.Filesystem
 	faulty   bool // calls may fail for reasons of the pool
 	last     rpc
 	repeated proto.Message
@@ -249,8 +250,8 @@ func (r *fuzzRig) begin(t *testing.T) {
 	write(t, filepath.Join(r.kubelet, "pods/other/file"), "precious")
 	write(t, filepath.Join(r.kubelet, "pods/other/data/file"), "precious") // an empty target is there to be removed
 	must(t, os.Symlink(r.canary, filepath.Join(r.kubelet, "pods/link")))
-	host := placedHost{snaptest.NewHost(btrfs.QuotaFull), r.state}
-	r.pool = host.Pool(snapshot.DefaultPool)
+	host := placedHost{pooltest.NewHost(btrfs.QuotaFull), r.state}
+	r.pool = host.Pool(pool.Default)
 	r.pool.ID = fuzzPool
 	index, _, err := index.Open(filepath.Join(t.TempDir(), "index.db"))
 	must(t, err)
@@ -293,7 +294,7 @@ func (r *fuzzRig) step(b *builder) {
 		r.pool.SetReadOnly(b.byte()%2 == 0)
 		r.faulty = true
 	case opNest:
-		_ = r.pool.Nest(snapshot.Slot{Area: snapshot.Area(meta.Active), Name: "pvc-1"}, "nested") // if it is there
+		_ = r.pool.Nest(pool.Slot{Area: pool.Area(meta.Active), Name: "pvc-1"}, "nested") // if it is there
 	default:
 		call := r.calls[int(b.byte())%len(r.calls)]
 		r.send(call, b.request(call))
@@ -462,52 +463,52 @@ func (r *fuzzRig) listing() string {
 // placedHost gives the volumes of a host in memory directories that can be
 // mounted, with a file in each.
 type placedHost struct {
-	*snaptest.Host
+	*pooltest.Host
 	dir string
 }
 
-func (h placedHost) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+func (h placedHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 	f, err := h.Host.Open(ctx, name)
 	return placed{f, filepath.Join(h.dir, name)}, err
 }
 
 type placed struct {
-	snapshot.Filesystem
+	pool.Filesystem
 	dir string
 }
 
-func (p placed) slot(s snapshot.Slot) string     { return filepath.Join(p.dir, string(s.Area), s.Name) }
-func (p placed) SlotPath(s snapshot.Slot) string { return filepath.Join(p.slot(s), "fs") }
+func (p placed) slot(s pool.Slot) string     { return filepath.Join(p.dir, string(s.Area), s.Name) }
+func (p placed) SlotPath(s pool.Slot) string { return filepath.Join(p.slot(s), "fs") }
 
-func (p placed) put(s snapshot.Slot) error {
+func (p placed) put(s pool.Slot) error {
 	if err := os.MkdirAll(p.SlotPath(s), 0o755); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(p.SlotPath(s), "data"), []byte("precious"), 0o600)
 }
 
-func (p placed) Create(s snapshot.Slot) error {
+func (p placed) Create(s pool.Slot) error {
 	if err := p.Filesystem.Create(s); err != nil {
 		return err
 	}
 	return p.put(s)
 }
 
-func (p placed) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+func (p placed) Snapshot(from, to pool.Slot, readOnly bool) error {
 	if err := p.Filesystem.Snapshot(from, to, readOnly); err != nil {
 		return err
 	}
 	return p.put(to)
 }
 
-func (p placed) Destroy(s snapshot.Slot) error {
+func (p placed) Destroy(s pool.Slot) error {
 	if err := p.Filesystem.Destroy(s); err != nil {
 		return err
 	}
 	return os.RemoveAll(p.slot(s))
 }
 
-func (p placed) Move(from, to snapshot.Slot) error {
+func (p placed) Move(from, to pool.Slot) error {
 	if err := p.Filesystem.Move(from, to); err != nil {
 		return err
 	}
@@ -818,7 +819,7 @@ func FuzzToken(f *testing.F) {
 func FuzzPoolIdentity(f *testing.F) {
 	new(journal).capture(f)
 	state := btrfstest.Mount(f)
-	file := filepath.Join(state, "pools", snapshot.DefaultPool, "pool.json")
+	file := filepath.Join(state, "pools", pool.Default, "pool.json")
 	must0(f, os.MkdirAll(filepath.Dir(file), 0o700))
 	for _, text := range []string{
 		`{"version":1,"id":"` + fuzzPool + `"}`, `{"version":2,"id":"` + fuzzPool + `"}`, `{"version":1,"id":"{` + fuzzPool + `}"}`,

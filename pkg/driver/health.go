@@ -10,6 +10,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -22,8 +23,8 @@ var lostTable = []struct {
 }{
 	{snapshot.ErrOutside, csi.VolumeHealthErrorType_INACCESSIBLE, "SubvolumeOutsidePool"},
 	{snapshot.ErrLost, csi.VolumeHealthErrorType_DATA_LOSS, "SubvolumeLost"},
-	{snapshot.ErrSilent, csi.VolumeHealthErrorType_INACCESSIBLE, silent}, // which is a pool that is away, too
-	{snapshot.ErrPoolAway, csi.VolumeHealthErrorType_INACCESSIBLE, "PoolAway"},
+	{pool.ErrSilent, csi.VolumeHealthErrorType_INACCESSIBLE, silent}, // which is a pool that is away, too
+	{pool.ErrAway, csi.VolumeHealthErrorType_INACCESSIBLE, "PoolAway"},
 	{snapshot.ErrUnreadable, csi.VolumeHealthErrorType_INACCESSIBLE, "RecordUnreadable"},
 	{snapshot.ErrAmbiguous, csi.VolumeHealthErrorType_INACCESSIBLE, "FoundInTwoPools"},
 }
@@ -127,13 +128,13 @@ const unusable = "PoolUnusable"
 const silent = "PoolSilent"
 
 // reasons are the problems of a pool in use that have another name as a reason.
-var reasons = map[snapshot.Problem]string{
-	snapshot.Unusable: "PoolUnreadable",
-	snapshot.ReadOnly: "PoolReadOnly",
+var reasons = map[pool.Problem]string{
+	pool.Unusable: "PoolUnreadable",
+	pool.ReadOnly: "PoolReadOnly",
 }
 
 // faultsOf returns what is wrong with a pool, each reason once.
-func faultsOf(pool snapshot.PoolStatus) []fault {
+func faultsOf(pool pool.Status) []fault {
 	if pool.Silent {
 		return []fault{{silent, pool.Error}}
 	}

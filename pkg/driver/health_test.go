@@ -8,20 +8,20 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // silentEngine is one whose only disk does not answer.
 type silentEngine struct{ Engine }
 
-var errSilentDisk = fmt.Errorf("pool %q: %w", "default", snapshot.ErrSilent)
+var errSilentDisk = fmt.Errorf("pool %q: %w", "default", pool.ErrSilent)
 
 func (silentEngine) Stat(context.Context, meta.Ref) (meta.Entry, error) {
 	return meta.Entry{}, errSilentDisk
 }
 
-func (silentEngine) Pools(context.Context) []snapshot.PoolStatus {
-	return []snapshot.PoolStatus{{Name: "default", ID: "here", Error: errSilentDisk.Error(), Silent: true}}
+func (silentEngine) Pools(context.Context) []pool.Status {
+	return []pool.Status{{Name: "default", ID: "here", Error: errSilentDisk.Error(), Silent: true}}
 }
 
 // TestHealthOfASilentDisk: the health of the storage and that of its volumes have one word for it.

@@ -5,7 +5,7 @@ import (
 	"fmt"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // fsType is the filesystem of every volume.
@@ -33,5 +33,5 @@ func volumeOfMount(m mount.Info) (id string, is bool) {
 	if m.Type != fsType {
 		return "", false
 	}
-	return snapshot.VolumeAt(m.Root)
+	return pool.VolumeAt(m.Root)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -212,7 +213,7 @@ func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, e
 		return nil, err
 	}
 	usage, err := s.engine.Usage(ctx, entry.Ref())
-	if errors.Is(err, snapshot.ErrNoQuota) {
+	if errors.Is(err, pool.ErrNoQuota) {
 		return &csi.VolumeUsage{
 			Unit: csi.VolumeUsage_BYTES, Total: room.Size, Used: max(0, room.Size-room.Available), Available: max(0, room.Available),
 		}, nil
@@ -331,7 +332,7 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 		return b, err
 	}
 	if b.place.Flags.ReadOnly() && !u.flags.ReadOnly() {
-		return b, fmt.Errorf("volume %q is wanted read-write: pool %q: %w: remount it read-write, or mount the volume read-only", volume, entry.Pool, snapshot.ErrReadOnly)
+		return b, fmt.Errorf("volume %q is wanted read-write: pool %q: %w: remount it read-write, or mount the volume read-only", volume, entry.Pool, pool.ErrReadOnly)
 	}
 	b.flags = u.flags.Over(b.place.Flags)
 	return b, nil

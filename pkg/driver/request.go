@@ -14,6 +14,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -128,7 +129,7 @@ func (o *classOptions) set(key, value string) error {
 	}
 	switch key {
 	case paramPool:
-		if !snapshot.ValidPoolName(value) {
+		if !pool.ValidName(value) {
 			return bad("a pool's name of up to 63 lower-case letters, digits, dots and dashes")
 		}
 		o.pool = value

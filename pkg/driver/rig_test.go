@@ -22,6 +22,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -61,7 +62,7 @@ func newRig(t *testing.T, o rigOptions) *rig {
 		r.addPool(name)
 	}
 	if o.quota == "" {
-		o.quota = snapshot.QuotaAuto
+		o.quota = pool.QuotaAuto
 	}
 	r.openEngine(o.quota)
 	if o.KubeletDir == "" {
@@ -93,7 +94,7 @@ func (r *rig) addPool(name string) {
 }
 
 func (r *rig) openEngine(quota btrfs.QuotaMode) {
-	host, err := snapshot.NewHost(r.state, quota)
+	host, err := pool.NewHost(r.state, quota)
 	if err != nil {
 		r.t.Fatal(err)
 	}

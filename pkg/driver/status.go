@@ -8,6 +8,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -27,17 +28,17 @@ var meanings = []struct {
 	{snapshot.ErrInvalid, codes.InvalidArgument},
 	{snapshot.ErrOutOfRange, codes.OutOfRange},
 	{snapshot.ErrNested, codes.FailedPrecondition},
-	{snapshot.ErrFrozen, codes.FailedPrecondition},
-	{snapshot.ErrForeign, codes.FailedPrecondition},
+	{pool.ErrFrozen, codes.FailedPrecondition},
+	{pool.ErrForeign, codes.FailedPrecondition},
 	{snapshot.ErrUnreadable, codes.FailedPrecondition},
 	{snapshot.ErrAmbiguous, codes.FailedPrecondition},
-	{snapshot.ErrNoSpace, codes.ResourceExhausted},
+	{pool.ErrNoSpace, codes.ResourceExhausted},
 	{snapshot.ErrNoPool, codes.ResourceExhausted},
-	{snapshot.ErrSwapFile, codes.FailedPrecondition},
-	{snapshot.ErrHeld, codes.FailedPrecondition},
+	{pool.ErrSwapFile, codes.FailedPrecondition},
+	{pool.ErrHeld, codes.FailedPrecondition},
 	{snapshot.ErrMadeReadOnly, codes.FailedPrecondition},
-	{snapshot.ErrReadOnly, codes.Unavailable},
-	{snapshot.ErrPoolAway, codes.Unavailable},
+	{pool.ErrReadOnly, codes.Unavailable},
+	{pool.ErrAway, codes.Unavailable},
 	{snapshot.ErrOutside, codes.FailedPrecondition},
 	{snapshot.ErrLost, codes.DataLoss},
 	{mount.ErrInvalid, codes.InvalidArgument},
@@ -68,7 +69,7 @@ func Code(err error) codes.Code { return status.Code(statusOf(err)) }
 // statusOfCreate is statusOf for what could be made on another node as well: a
 // pool that cannot be written is to the scheduler like one that is full.
 func statusOfCreate(err error) error {
-	if errors.Is(err, snapshot.ErrReadOnly) && !errors.Is(err, snapshot.ErrUnfinished) {
+	if errors.Is(err, pool.ErrReadOnly) && !errors.Is(err, snapshot.ErrUnfinished) {
 		return status.Error(codes.ResourceExhausted, err.Error())
 	}
 	return statusOf(err)

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -24,16 +25,16 @@ func TestCodes(t *testing.T) {
 		"invalid":       {snapshot.ErrInvalid, codes.InvalidArgument, codes.InvalidArgument},
 		"out of range":  {snapshot.ErrOutOfRange, codes.OutOfRange, codes.OutOfRange},
 		"nested":        {snapshot.ErrNested, codes.FailedPrecondition, codes.FailedPrecondition},
-		"foreign":       {snapshot.ErrForeign, codes.FailedPrecondition, codes.FailedPrecondition},
+		"foreign":       {pool.ErrForeign, codes.FailedPrecondition, codes.FailedPrecondition},
 		"unreadable":    {snapshot.ErrUnreadable, codes.FailedPrecondition, codes.FailedPrecondition},
 		"ambiguous":     {snapshot.ErrAmbiguous, codes.FailedPrecondition, codes.FailedPrecondition},
 		"busy":          {snapshot.ErrBusy, codes.Aborted, codes.Aborted},
-		"no space":      {snapshot.ErrNoSpace, codes.ResourceExhausted, codes.ResourceExhausted},
+		"no space":      {pool.ErrNoSpace, codes.ResourceExhausted, codes.ResourceExhausted},
 		"no pool":       {snapshot.ErrNoPool, codes.ResourceExhausted, codes.ResourceExhausted},
-		"read-only":     {snapshot.ErrReadOnly, codes.Unavailable, codes.ResourceExhausted},
-		"pool away":     {snapshot.ErrPoolAway, codes.Unavailable, codes.Unavailable},
-		"pool silent":   {snapshot.ErrSilent, codes.Unavailable, codes.Unavailable},
-		"frozen":        {snapshot.ErrFrozen, codes.FailedPrecondition, codes.FailedPrecondition},
+		"read-only":     {pool.ErrReadOnly, codes.Unavailable, codes.ResourceExhausted},
+		"pool away":     {pool.ErrAway, codes.Unavailable, codes.Unavailable},
+		"pool silent":   {pool.ErrSilent, codes.Unavailable, codes.Unavailable},
+		"frozen":        {pool.ErrFrozen, codes.FailedPrecondition, codes.FailedPrecondition},
 		"mount flags":   {mount.ErrInvalid, codes.InvalidArgument, codes.InvalidArgument},
 		"no target":     {mount.ErrOutside, codes.InvalidArgument, codes.InvalidArgument},
 		"in the way":    {mount.ErrInTheWay, codes.FailedPrecondition, codes.FailedPrecondition},
@@ -47,7 +48,7 @@ func TestCodes(t *testing.T) {
 		"undone":        {undone(precondition("no"), nil), codes.FailedPrecondition, codes.FailedPrecondition},
 		"undone by own": {undone(unforeseen, precondition("no")), codes.Aborted, codes.Aborted},
 		"unfinished beats all": {
-			fmt.Errorf("%w: %w: %w", snapshot.ErrUnfinished, snapshot.ErrReadOnly, snapshot.ErrNoSpace), codes.Aborted, codes.Aborted,
+			fmt.Errorf("%w: %w: %w", snapshot.ErrUnfinished, pool.ErrReadOnly, pool.ErrNoSpace), codes.Aborted, codes.Aborted,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

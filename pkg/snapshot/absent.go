@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // absent is the error for a volume or snapshot that no pool here holds. It is ErrNotFound
@@ -22,7 +23,7 @@ func (e *Engine) absent(ref meta.Ref) error {
 }
 
 // notHere distinguishes an ID that is unknown from one whose pool is away: what a pool that is
-// away held when it was last seen is ErrPoolAway, else it is ErrNotFound. A create asks no
+// away held when it was last seen is pool.ErrAway, else it is ErrNotFound. A create asks no
 // more: it makes what nobody knows, although a pool may be away.
 func (e *Engine) notHere(ref meta.Ref) error {
 	known, err := e.lookup(ref)
@@ -33,13 +34,13 @@ func (e *Engine) notHere(ref meta.Ref) error {
 		e.mu.RLock()
 		reason := e.broken[name]
 		e.mu.RUnlock()
-		if errors.Is(reason, ErrSilent) {
+		if errors.Is(reason, pool.ErrSilent) {
 			return fmt.Errorf("%s: was in it: %w", ref, reason)
 		}
-		if errors.Is(reason, ErrFrozen) {
-			return fmt.Errorf("%s: was in it: %w: %w", ref, ErrPoolAway, reason)
+		if errors.Is(reason, pool.ErrFrozen) {
+			return fmt.Errorf("%s: was in it: %w: %w", ref, pool.ErrAway, reason)
 		}
-		return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, id, ErrPoolAway, name)
+		return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, id, pool.ErrAway, name)
 	}
 	for _, k := range known {
 		if !e.inUse(k.PoolID) {
@@ -63,7 +64,7 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 	}
 	known, err := e.Away()
 	if err != nil {
-		return fmt.Errorf("%s: %w: which pools there were cannot be read: %w", ref, ErrPoolAway, err)
+		return fmt.Errorf("%s: %w: which pools there were cannot be read: %w", ref, pool.ErrAway, err)
 	}
 	if len(known) == 0 {
 		return nil
@@ -87,7 +88,7 @@ func (e *Engine) rolledBack() error {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	for _, reason := range e.broken {
-		if errors.Is(reason, errRolledBack) {
+		if errors.Is(reason, pool.ErrRolledBack) {
 			return reason
 		}
 	}
@@ -96,7 +97,7 @@ func (e *Engine) rolledBack() error {
 
 // steady is ErrBusy when pools have come or gone since those were looked at: what was not
 // found may be in one of them.
-func (e *Engine) steady(pools []*pool, ref meta.Ref) error {
+func (e *Engine) steady(pools []*servedPool, ref meta.Ref) error {
 	if slices.Equal(pools, e.allPools()) {
 		return nil
 	}

@@ -3,14 +3,10 @@ package snapshot
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
 // Condition is something about a volume that its users should know. Nothing is lost, and
@@ -31,21 +27,21 @@ func (e *Engine) Conditions(_ context.Context, volume string) ([]Condition, erro
 }
 
 func (l *located) conditions() (all []Condition, err error) {
-	info, err := l.Info(l.slot)
+	info, err := l.fs.Info(l.slot)
 	if err != nil {
 		return nil, err
 	}
 	if info.ReadOnly {
 		all = append(all, Condition{"SubvolumeReadOnly", l.madeReadOnly()})
 	}
-	files, err := l.SwapFiles(l.slot)
+	files, err := l.fs.SwapFiles(l.slot)
 	if err != nil {
 		return nil, err
 	}
 	if len(files) > 0 {
 		all = append(all, Condition{"SwapFile", fmt.Sprintf("it holds active swap files, and can be neither copied nor deleted: swapoff %s", strings.Join(files, " "))})
 	}
-	if why := overruled(l.record.Parameters, l.MountOptions()); why != "" {
+	if why := overruled(l.record.Parameters, l.fs.MountOptions()); why != "" {
 		all = append(all, Condition{"CompressionOverruled", why})
 	}
 	return all, nil
@@ -53,7 +49,7 @@ func (l *located) conditions() (all []Condition, err error) {
 
 // madeReadOnly says what is to be done about a volume whose subvolume is read-only.
 func (l *located) madeReadOnly() string {
-	return fmt.Sprintf("its subvolume was made read-only, and pods cannot write: run btrfs property set %s ro false", l.SlotPath(l.slot))
+	return fmt.Sprintf("its subvolume was made read-only, and pods cannot write: run btrfs property set %s ro false", l.fs.SlotPath(l.slot))
 }
 
 // overruled says why the files of a volume are compressed otherwise than its parameters
@@ -69,92 +65,4 @@ func overruled(want meta.Parameters, mountOptions []string) string {
 		return fmt.Sprintf("compression is %s, but the pool is mounted with nodatacow, with which no file is compressed: mount it without", want.Compression)
 	}
 	return ""
-}
-
-// SwapFiles reads /proc/swaps. A path there is as the process that has made the swap file
-// active saw it: one that leads elsewhere from here, or nowhere, is of no volume. Any
-// filesystem of the node may be on the way, one that does not answer too. So the mount table
-// says which path leads into the volume, and the volume whether the file is there.
-func (d *disk) SwapFiles(s Slot) (files []string, err error) {
-	active, err := os.ReadFile("/proc/swaps")
-	if os.IsNotExist(err) {
-		return nil, nil // a kernel without swap
-	}
-	all := swapFiles(string(active))
-	if err != nil || len(all) == 0 {
-		return nil, err
-	}
-	err = d.inSubvolume(s, func(path string) error {
-		within, err := mount.Within(path, all)
-		if err != nil {
-			return err
-		}
-		files, err = thoseIn(path, all, within)
-		return err
-	})
-	return files, err
-}
-
-// thoseIn returns the files that are in a subvolume, and not in one that is nested there. It
-// asks no other filesystem.
-func thoseIn(subvolume string, files []string, within map[string]string) (found []string, err error) {
-	dir, err := unix.Open(subvolume, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(dir)
-	device, err := deviceOf(dir, ".")
-	for _, file := range files {
-		rel, is := within[file]
-		if !is {
-			continue
-		}
-		if of, failed := deviceOf(dir, rel); failed == nil && of == device {
-			found = append(found, file)
-		}
-	}
-	return found, err
-}
-
-// deviceOf returns the device number of a file below an open directory, to which the path
-// crosses no mount and no link.
-func deviceOf(dir int, rel string) (uint64, error) {
-	fd, err := unix.Openat2(dir, rel, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS,
-	})
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
-	return st.Dev, err
-}
-
-// swapFiles returns the paths of the files in /proc/swaps.
-func swapFiles(active string) (files []string) {
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	for line := range strings.Lines(active) {
-		if fields := strings.Fields(line); len(fields) > 1 && fields[1] == "file" {
-			files = append(files, unescape.Replace(fields[0]))
-		}
-	}
-	return files
-}
-
-func (d *disk) MountOptions() []string { return d.options }
-
-// readOptions is for when the disk has just answered. Whoever reads the mount options of a
-// disk that does not answer keeps the mount table of the node locked for as long.
-func (d *disk) readOptions() error {
-	return d.inRoot(func(path string) error {
-		dir, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer dir.Close()
-		d.options, err = mount.Options(dir)
-		return err
-	})
 }

@@ -18,8 +18,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 const mib = 1 << 20
@@ -77,8 +78,8 @@ var operations = []operation{
 // world is a node with a pool in memory, and all that an operation may meet.
 type world struct {
 	t     *testing.T
-	fs    *snaptest.Filesystem
-	host  *snaptest.Host
+	fs    *pooltest.Filesystem
+	host  *pooltest.Host
 	index string // path
 	e     *snapshot.Engine
 
@@ -89,8 +90,8 @@ type world struct {
 
 func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	t.Helper()
-	w := &world{t: t, host: snaptest.NewHost(mode), index: filepath.Join(memoryDir(t), "index.db")}
-	w.fs = w.host.Pool(snapshot.DefaultPool)
+	w := &world{t: t, host: pooltest.NewHost(mode), index: filepath.Join(memoryDir(t), "index.db")}
+	w.fs = w.host.Pool(pool.Default)
 	w.open()
 	ctx := t.Context()
 	for _, name := range []string{"base", "lost", "outside", "other"} {
@@ -102,8 +103,8 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	must(t, second(w.e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
 	must(t, w.fs.Vanish(active("lost")))
 	must(t, w.fs.RollBack(active("outside")))
-	for _, area := range []snapshot.Area{"active", "committed", "removing"} {
-		foreign := snapshot.Slot{Area: area, Name: "active-foreign"}
+	for _, area := range []pool.Area{"active", "committed", "removing"} {
+		foreign := pool.Slot{Area: area, Name: "active-foreign"}
 		must(t, w.fs.PlantSlot(foreign, nil))
 		must(t, w.fs.PlantSubvolume(foreign, "somebody's"))
 	}
@@ -125,7 +126,7 @@ func memoryDir(t *testing.T) string {
 	return dir
 }
 
-func active(id string) snapshot.Slot { return snapshot.Slot{Area: "active", Name: id} }
+func active(id string) pool.Slot { return pool.Slot{Area: "active", Name: id} }
 
 func must(t testing.TB, err error) {
 	t.Helper()
@@ -153,11 +154,11 @@ func (w *world) open(options ...snapshot.Option) {
 	w.t.Helper()
 	index, _, err := index.Open(w.index)
 	must(w.t, err)
-	w.e, err = snapshot.Open(w.t.Context(), snaptest.Around(w.host, w.step), index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
+	w.e, err = snapshot.Open(w.t.Context(), pooltest.Around(w.host, w.step), index, append([]snapshot.Option{snapshot.Patience(hang)}, options...)...)
 	must(w.t, err)
 }
 
-func (w *world) step(_ snaptest.Step, do func() error) error {
+func (w *world) step(_ pooltest.Step, do func() error) error {
 	w.mu.Lock()
 	w.steps++
 	before := w.before[w.steps]
@@ -171,14 +172,14 @@ func (w *world) step(_ snaptest.Step, do func() error) error {
 // event is something that happens to a filesystem.
 type event struct {
 	name string
-	do   func(*snaptest.Filesystem)
+	do   func(*pooltest.Filesystem)
 }
 
 // foreigns are what others do at any time: the commit of the kernel every 30 s, or of another
 // operation, and the fsync of the areas by a removal in place.
 var foreigns = []event{
-	{"a commit", (*snaptest.Filesystem).Commit},
-	{"an fsync of the areas", (*snaptest.Filesystem).SyncAreas},
+	{"a commit", (*pooltest.Filesystem).Commit},
+	{"an fsync of the areas", (*pooltest.Filesystem).SyncAreas},
 }
 
 // interfere has something foreign happen before the n-th step from now on.
@@ -258,8 +259,8 @@ func outcome(t *testing.T, mode btrfs.QuotaMode, o operation) (before, after str
 
 // endings are the ways to die.
 var endings = []event{
-	{"kill", (*snaptest.Filesystem).Kill},
-	{"power cut", (*snaptest.Filesystem).PowerCut},
+	{"kill", (*pooltest.Filesystem).Kill},
+	{"power cut", (*pooltest.Filesystem).PowerCut},
 }
 
 var modes = []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple}
@@ -358,7 +359,7 @@ func TestForeignAndCrash(t *testing.T) {
 				for early := 1; early <= step; early++ {
 					for _, f := range foreigns {
 						w := newWorld(t, btrfs.QuotaFull)
-						cut := event{"power cut after " + f.name, (*snaptest.Filesystem).PowerCut}
+						cut := event{"power cut after " + f.name, (*pooltest.Filesystem).PowerCut}
 						w.crash(o, step, true, cut, "new", before, after, func() { w.interfere(early, f) })
 					}
 				}
@@ -447,8 +448,8 @@ func crashTwice(t *testing.T, o operation, step, repair int, end event, before, 
 
 // meanings is what the kernel's answers mean for a request.
 var meanings = map[error]error{
-	unix.ENOSPC: snapshot.ErrNoSpace, unix.EDQUOT: snapshot.ErrNoSpace, unix.EROFS: snapshot.ErrReadOnly,
-	unix.EIO: snapshot.ErrPoolAway, unix.EBUSY: unix.EBUSY,
+	unix.ENOSPC: pool.ErrNoSpace, unix.EDQUOT: pool.ErrNoSpace, unix.EROFS: pool.ErrReadOnly,
+	unix.EIO: pool.ErrAway, unix.EBUSY: unix.EBUSY,
 }
 
 // TestFault lets every step fail: alone, together with one that follows, and
@@ -485,14 +486,14 @@ func TestHeld(t *testing.T) {
 		for _, mode := range modes {
 			before, after, steps := outcome(t, mode, o)
 			w := newWorld(t, mode)
-			w.fs.FailAt(steps+1, steps+1, snapshot.ErrHeld) // has the steps traced
+			w.fs.FailAt(steps+1, steps+1, pool.ErrHeld) // has the steps traced
 			must(t, o.run(t.Context(), w.e))
 			destroy := slices.IndexFunc(w.fs.Trace(), func(step string) bool { return strings.Contains(step, " Destroy ") }) + 1
 			w.close()
 			if destroy == 0 {
 				t.Fatalf("%s, %s quota: nothing is destroyed", o.name, mode)
 			}
-			failing(t, o, mode, snapshot.ErrHeld, [][2]int{{destroy, destroy}}, before, after)
+			failing(t, o, mode, pool.ErrHeld, [][2]int{{destroy, destroy}}, before, after)
 		}
 	}
 }

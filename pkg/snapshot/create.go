@@ -15,6 +15,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // Spec says what a new volume or snapshot shall be.
@@ -67,22 +68,22 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	there, entry, err := e.settled(ref, e.notHere)
 	if err == nil {
 		e.note(ctx, entry)
-		if err := sameRequest(there.record, there.name, kind, spec, source); err != nil {
+		if err := sameRequest(there.record, there.pool.Name, kind, spec, source); err != nil {
 			return entry, err
 		}
 		return entry, there.assure(entry)
 	}
-	if errors.Is(err, ErrFrozen) { // of what is there: an answer that is final would have it forgotten
+	if errors.Is(err, pool.ErrFrozen) { // of what is there: an answer that is final would have it forgotten
 		return meta.Entry{}, unfinished(err)
 	}
 	p, from, err := e.destination(ref, err, spec, source)
 	if err != nil {
 		return meta.Entry{}, err
 	}
-	var coming *coming
+	var ticket *pool.Ticket
 	if from == nil {
-		coming = p.commits.announce()
-		defer coming.leave()
+		ticket = p.Commits.Begin()
+		defer ticket.Done()
 	}
 	if kind == meta.Committed {
 		spec.Size = Range{}
@@ -94,7 +95,7 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	if err := ctx.Err(); err != nil {
 		return meta.Entry{}, err
 	}
-	l := &located{pool: p, coming: coming, slot: slotOf(kind, ref.ID), record: meta.Record{
+	l := &located{pool: p, ticket: ticket, slot: pool.SlotOf(kind, ref.ID), record: meta.Record{
 		ID: ref.ID, Name: spec.Name, Kind: kind, State: meta.Creating, Size: size, Created: time.Now().UTC(),
 		Source: source, Parameters: spec.Parameters, Labels: spec.Labels,
 	}}
@@ -140,7 +141,7 @@ func sameRequest(have meta.Record, pool string, kind meta.Kind, spec Spec, sourc
 // destination is origin for what settled did not find, for the reason absent. A pool
 // that cannot be asked stops what would be made in it, or what the index knows there.
 // Else nothing is made in another one.
-func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.Ref) (*pool, *located, error) {
+func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.Ref) (*servedPool, *located, error) {
 	var sick *unaskedError
 	if !errors.As(absent, &sick) && !errors.Is(absent, ErrNotFound) {
 		return nil, nil, absent
@@ -157,7 +158,7 @@ func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.
 
 // mayBeIn reports whether ref may be in a pool that could not be asked although it
 // is to be made in p.
-func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *pool) bool {
+func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *servedPool) bool {
 	known, err := e.lookup(ref)
 	if err != nil || sick.has(p.PoolID()) {
 		return true
@@ -166,7 +167,7 @@ func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *pool) bool {
 }
 
 // origin returns the pool to make something in, and the source in it, if any.
-func (e *Engine) origin(spec Spec, source meta.Ref) (*pool, *located, error) {
+func (e *Engine) origin(spec Spec, source meta.Ref) (*servedPool, *located, error) {
 	if source.IsZero() {
 		p, err := e.pool(spec.Pool)
 		return p, nil, err
@@ -178,16 +179,16 @@ func (e *Engine) origin(spec Spec, source meta.Ref) (*pool, *located, error) {
 	if err := from.copyable(spec.Parameters); err != nil {
 		return nil, nil, fmt.Errorf("source %w", err)
 	}
-	if spec.Pool != "" && spec.Pool != from.name {
+	if spec.Pool != "" && spec.Pool != from.pool.Name {
 		return nil, nil, fmt.Errorf("source %s is in pool %q, pool %q is asked for: %w: a copy-on-write child lives beside its source; leave the pool out or name the source's",
-			source, from.name, spec.Pool, ErrInvalid)
+			source, from.pool.Name, spec.Pool, ErrInvalid)
 	}
 	return from.pool, &from, nil
 }
 
 // size picks the size and sees to it that the pool has room for what it adds to
 // the source's. Promises may exceed the pool together, but none alone.
-func (p *pool) size(want Range, from *located) (int64, error) {
+func (p *servedPool) size(want Range, from *located) (int64, error) {
 	var least int64
 	if from != nil {
 		least = from.record.Size
@@ -196,7 +197,7 @@ func (p *pool) size(want Range, from *located) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return size, p.room(size - least)
+	return size, p.CheckRoom(size - least)
 }
 
 // make runs the protocol: declare, act, one commit. See the table in doc.go.
@@ -219,27 +220,27 @@ func (l *located) make(from *located) (meta.Entry, error) {
 
 // claim makes the slot, empty and without a record; so may a crash have left it.
 func (l *located) claim() error {
-	err := l.Mkdir(l.slot)
+	err := l.fs.Mkdir(l.slot)
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := l.Rmdir(l.slot); errors.Is(err, ErrNotEmpty) {
-		return fmt.Errorf("%s in pool %q: %w: move it away: %w", l.slot, l.name, ErrForeign, err)
+	if err := l.fs.Rmdir(l.slot); errors.Is(err, pool.ErrNotEmpty) {
+		return fmt.Errorf("%s in pool %q: %w: move it away: %w", l.slot, l.pool.Name, pool.ErrForeign, err)
 	} else if err != nil {
 		return err
 	}
-	return l.Mkdir(l.slot)
+	return l.fs.Mkdir(l.slot)
 }
 
 // populate makes the subvolume.
 func (l *located) populate(from *located) error {
 	if from == nil {
-		return l.Create(l.slot)
+		return l.fs.Create(l.slot)
 	}
-	if err := l.Snapshot(from.slot, l.slot, l.record.Kind.ReadOnly()); err != nil {
+	if err := l.fs.Snapshot(from.slot, l.slot, l.record.Kind.ReadOnly()); err != nil {
 		return err
 	}
-	from.Filesystem = l.Filesystem
+	from.fs = l.fs
 	// Asked again: a pod may have made one in between, which would be missing
 	// from the snapshot without a word.
 	return from.refuseNested(l.record.Parameters)
@@ -273,7 +274,7 @@ func (from *located) refuseNested(parameters meta.Parameters) error {
 
 // refuseNestedUpTo looks at those that were made up to a transaction.
 func (from *located) refuseNestedUpTo(transid uint64) error {
-	nested, err := from.NestedUpTo(from.slot, transid)
+	nested, err := from.fs.NestedUpTo(from.slot, transid)
 	if err != nil || len(nested) == 0 {
 		return err
 	}
@@ -292,7 +293,7 @@ func (from *located) refuseNestedUpTo(transid uint64) error {
 // what it leaves as creating was never handed out, so that no pod has changed what is set
 // again.
 func (l *located) complete(commit bool) (meta.Entry, error) {
-	info, err := l.Info(l.slot)
+	info, err := l.fs.Info(l.slot)
 	if err != nil {
 		return meta.Entry{}, err
 	}
@@ -317,7 +318,7 @@ func (l *located) complete(commit bool) (meta.Entry, error) {
 	}
 	switch {
 	case configure:
-		err = l.Sync(l.slot) // of the record alone: there is no commit to share
+		err = l.fs.Sync(l.slot) // of the record alone: there is no commit to share
 	case commit:
 		err = l.sync()
 	}
@@ -336,9 +337,9 @@ func (l *located) hasProperties() bool {
 // syncProperties makes the properties durable: by a commit that others share, where the
 // subvolume was made in this transaction, else by the log of its tree.
 func (l *located) syncProperties(commit bool) error {
-	sync := func() error { return l.SyncRoot(l.slot) }
+	sync := func() error { return l.fs.SyncRoot(l.slot) }
 	if commit {
-		return l.commits.share(l.coming, sync)
+		return l.pool.Commits.Share(l.ticket, sync)
 	}
 	return sync()
 }
@@ -357,21 +358,21 @@ func (l *located) markReady() error {
 // applyUnlimited sets the properties. Under full quota a copy has its source's limit
 // until it gets its own; at that none can be set, and nobody else has the copy yet.
 func (l *located) applyUnlimited(subvolume uint64) error {
-	err := l.Apply(l.slot, l.record.Parameters)
+	err := l.fs.Apply(l.slot, l.record.Parameters)
 	if !errors.Is(err, unix.EDQUOT) {
 		return err
 	}
-	if err := l.LiftLimit(subvolume); err != nil {
+	if err := l.fs.LiftLimit(subvolume); err != nil {
 		return err
 	}
-	return l.Apply(l.slot, l.record.Parameters)
+	return l.fs.Apply(l.slot, l.record.Parameters)
 }
 
 // assure makes sure of what is there before a repeated request is answered by it:
 // the first may have ended, with its process, just before its commit, or have
 // failed in the middle of being undone, when the limit had been lifted.
 func (l *located) assure(entry meta.Entry) error {
-	have, limited := l.limitOf(entry.SubvolumeID)
+	have, limited := l.pool.limitOf(entry.SubvolumeID)
 	if limited && l.record.Kind == meta.Active && l.limitWrong(entry.SubvolumeID, have) {
 		if err := l.setLimit(entry.SubvolumeID); err != nil {
 			return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), err))
@@ -389,20 +390,20 @@ func (l *located) write() error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	return l.SetRecord(l.slot, data)
+	return l.fs.SetRecord(l.slot, data)
 }
 
 // resume goes on where a crash stopped the making of l: fs.ErrNotExist if it
 // has to start anew.
 func (l *located) resume() (meta.Entry, error) {
-	info, err := l.Info(l.slot)
+	info, err := l.fs.Info(l.slot)
 	if err == nil {
 		err = l.whole(info)
 	}
 	var entry meta.Entry
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err = l.Rmdir(l.slot); err == nil {
+		if err = l.fs.Rmdir(l.slot); err == nil {
 			return entry, fs.ErrNotExist
 		}
 	case errors.Is(err, ErrNested):
@@ -429,10 +430,10 @@ func (l *located) whole(copied btrfs.SubvolumeInfo) error {
 		return nil
 	}
 	for _, kind := range source.Class.Kinds() {
-		from, err := l.read(slotOf(kind, source.ID))
+		from, err := l.pool.read(pool.SlotOf(kind, source.ID))
 		if err == nil {
 			var info btrfs.SubvolumeInfo
-			info, err = l.Info(from.slot)
+			info, err = l.fs.Info(from.slot)
 			if err == nil && info.UUID == copied.ParentUUID {
 				return from.nestedIn(copied)
 			}
@@ -442,7 +443,7 @@ func (l *located) whole(copied btrfs.SubvolumeInfo) error {
 		}
 	}
 	return fmt.Errorf("%s: its source %s is gone, and with it what could show whether this copy, which was cut short, lacks subvolumes that were in it: "+
-		"it is kept; copy what is wanted out of %s, and delete it", l.record.Ref(), source, l.SlotPath(l.slot))
+		"it is kept; copy what is wanted out of %s, and delete it", l.record.Ref(), source, l.fs.SlotPath(l.slot))
 }
 
 // nestedIn is refuseNested for a copy that there is.
@@ -487,7 +488,7 @@ func (l *located) erase(absent func() error) error {
 
 // take is erase for a slot that is known to hold nothing else.
 func (l *located) take(absent func() error) error {
-	info, err := l.Info(l.slot)
+	info, err := l.fs.Info(l.slot)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = absent()
@@ -497,7 +498,7 @@ func (l *located) take(absent func() error) error {
 	if err != nil {
 		return err
 	}
-	if err := l.Rmdir(l.slot); !errors.Is(err, fs.ErrNotExist) {
+	if err := l.fs.Rmdir(l.slot); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
@@ -505,28 +506,28 @@ func (l *located) take(absent func() error) error {
 
 func (l *located) eraseSubvolume(id uint64) error {
 	// With metadata full it cannot be lifted. What nests no other goes all the same.
-	if err := l.LiftLimit(id); err != nil && !errors.Is(err, unix.ENOSPC) {
+	if err := l.fs.LiftLimit(id); err != nil && !errors.Is(err, unix.ENOSPC) {
 		return err
 	}
-	err := l.Destroy(l.slot)
-	if errors.Is(err, ErrHeld) && l.record.Kind == meta.Active {
+	err := l.fs.Destroy(l.slot)
+	if errors.Is(err, pool.ErrHeld) && l.record.Kind == meta.Active {
 		err = errors.Join(err, l.setLimit(id))
 	}
 	if err != nil {
 		return err
 	}
-	l.leftovers.add(id)
+	l.pool.leftovers.add(id)
 	return l.sync()
 }
 
 // sync makes the slot durable.
 func (l *located) sync() error {
-	return l.commits.share(l.coming, func() error { return l.Sync(l.slot) })
+	return l.pool.Commits.Share(l.ticket, func() error { return l.fs.Sync(l.slot) })
 }
 
-func entryOf(p *pool, record meta.Record, info btrfs.SubvolumeInfo) meta.Entry {
+func entryOf(p *servedPool, record meta.Record, info btrfs.SubvolumeInfo) meta.Entry {
 	return meta.Entry{
-		Record: record, Pool: p.name, PoolID: p.PoolID(),
+		Record: record, Pool: p.Name, PoolID: p.PoolID(),
 		Lineage: meta.Lineage{
 			SubvolumeID: info.ID, UUID: info.UUID.String(), ParentUUID: info.ParentUUID.String(),
 			ReceivedUUID: info.ReceivedUUID.String(), CreatedTransid: info.CreatedTransid,

@@ -21,8 +21,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 // What only a real disk can show.
@@ -51,12 +52,12 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 		t.Helper()
 		other := spec
 		other.Name = "other"
-		wants(t, second(e.Prepare(ctx, other, meta.Ref{})), snapshot.ErrPoolAway)
-		wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
-		wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrPoolAway)
-		wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})), snapshot.ErrPoolAway)
-		wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
-		wants(t, second(e.Mounts(ctx, "pvc")), snapshot.ErrPoolAway)
+		wants(t, second(e.Prepare(ctx, other, meta.Ref{})), pool.ErrAway)
+		wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
+		wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), pool.ErrAway)
+		wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})), pool.ErrAway)
+		wants(t, e.Remove(ctx, meta.Volume("pvc")), pool.ErrAway)
+		wants(t, second(e.Mounts(ctx, "pvc")), pool.ErrAway)
 	}
 	empty := func() {
 		t.Helper()
@@ -76,8 +77,8 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 
 	must(t, e.Close()) // it notices
 	e = n.start(t)
-	wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
-	wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
+	wants(t, e.Remove(ctx, meta.Volume("pvc")), pool.ErrAway)
 	spec.Name = "new"
 	must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
 
@@ -87,7 +88,7 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 	must(t, e.Close())
 	e = n.start(t)
 	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
-	wants(t, second(e.Stat(ctx, meta.Volume("new"))), snapshot.ErrPoolAway)
+	wants(t, second(e.Stat(ctx, meta.Volume("new"))), pool.ErrAway)
 }
 
 // TestExchangedDisk has a disk be exchanged for one that gets its device number, as the
@@ -115,12 +116,12 @@ func TestExchangedDisk(t *testing.T) { // not beside others, which might get the
 	})
 	other := spec
 	other.Name = "other"
-	wants(t, second(e.Prepare(ctx, other, meta.Ref{})), snapshot.ErrPoolAway)
-	wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
-	wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrPoolAway)
-	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})), snapshot.ErrPoolAway)
-	wants(t, second(e.Mounts(ctx, "pvc")), snapshot.ErrPoolAway)
-	wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	wants(t, second(e.Prepare(ctx, other, meta.Ref{})), pool.ErrAway)
+	wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
+	wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), pool.ErrAway)
+	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})), pool.ErrAway)
+	wants(t, second(e.Mounts(ctx, "pvc")), pool.ErrAway)
+	wants(t, e.Remove(ctx, meta.Volume("pvc")), pool.ErrAway)
 	names, err := os.ReadDir(n.path("fast"))
 	if err != nil || len(names) > 0 {
 		t.Errorf("written on the other disk: %v, %v", names, err)
@@ -128,7 +129,7 @@ func TestExchangedDisk(t *testing.T) { // not beside others, which might get the
 	go e.Run(ctx) // it notices
 	other.Pool = "fast"
 	eventually(t, func() bool { return second(e.Prepare(ctx, other, meta.Ref{})) == nil })
-	wants(t, second(e.Mounts(ctx, "pvc")), snapshot.ErrPoolAway)
+	wants(t, second(e.Mounts(ctx, "pvc")), pool.ErrAway)
 }
 
 // TestPoolDirectoryGone: a directory that is absent, or another one, is a pool that is away,
@@ -143,10 +144,10 @@ func TestPoolDirectoryGone(t *testing.T) {
 	must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "pvc-fast", Pool: "fast"}, meta.Ref{})))
 	away := func(volume string) {
 		t.Helper()
-		wants(t, second(e.Stat(ctx, meta.Volume(volume))), snapshot.ErrPoolAway)
-		wants(t, second(e.Mounts(ctx, volume)), snapshot.ErrPoolAway)
-		wants(t, e.Remove(ctx, meta.Volume(volume)), snapshot.ErrPoolAway)
-		wants(t, second(e.Prepare(ctx, snapshot.Spec{Name: volume}, meta.Ref{})), snapshot.ErrPoolAway)
+		wants(t, second(e.Stat(ctx, meta.Volume(volume))), pool.ErrAway)
+		wants(t, second(e.Mounts(ctx, volume)), pool.ErrAway)
+		wants(t, e.Remove(ctx, meta.Volume(volume)), pool.ErrAway)
+		wants(t, second(e.Prepare(ctx, snapshot.Spec{Name: volume}, meta.Ref{})), pool.ErrAway)
 	}
 	n.Detach(t, "fast")
 	must(t, os.Remove(n.path("fast")))
@@ -169,7 +170,7 @@ func TestStrangeStateDirectory(t *testing.T) {
 		n := &node{state: filepath.Join(t.TempDir(), name), mode: btrfs.QuotaNone, disks: map[string]string{}}
 		n.AddPool(t, "fast")
 		var err error
-		n.host, err = snapshot.NewHost(n.state, n.mode)
+		n.host, err = pool.NewHost(n.state, n.mode)
 		must(t, err)
 		e := open(t, n.host, filepath.Join(n.state, "index.db"))
 		if err := second(e.Prepare(t.Context(), snapshot.Spec{Name: "pvc", Pool: "fast"}, meta.Ref{})); err != nil {
@@ -216,7 +217,7 @@ func TestDisplacedDefault(t *testing.T) {
 		n.AddPool(t, name)
 	}
 	var err error
-	n.host, err = snapshot.NewHost(n.state, n.mode)
+	n.host, err = pool.NewHost(n.state, n.mode)
 	must(t, err)
 	e := n.start(t)
 	id := e.PoolIDs()["default"]
@@ -263,31 +264,17 @@ func TestReadOnlyWithoutQuota(t *testing.T) {
 	e := n.start(t)
 	must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
 	must(t, e.Close())
-	host, err := snapshot.NewHost(n.state, btrfs.QuotaFull)
+	host, err := pool.NewHost(n.state, btrfs.QuotaFull)
 	must(t, err)
 	n.Pool("default").SetReadOnly(true)
 	e = open(t, host, filepath.Join(t.TempDir(), "index.db"))
-	wants(t, second(e.Usage(ctx, meta.Volume("pvc"))), snapshot.ErrNoQuota)
+	wants(t, second(e.Usage(ctx, meta.Volume("pvc"))), pool.ErrNoQuota)
 	must(t, second(e.Mounts(ctx, "pvc")))
 }
 
 func eventually(t *testing.T, is func() bool) {
 	t.Helper()
 	btrfstest.Eventually(t, "what is waited for", is)
-}
-
-// TestWaitMissesNothing: a change of the mounts ends every Wait that it comes before or in.
-func TestWaitMissesNothing(t *testing.T) {
-	btrfstest.RequireRoot(t)
-	host, err := snapshot.NewHost(t.TempDir(), btrfs.QuotaNone)
-	must(t, err)
-	snapshot.PollNever(host)
-	at := t.TempDir()
-	for i := range 200 {
-		time.Sleep(time.Duration(i%7) * time.Millisecond)
-		must(t, errors.Join(unix.Mount("none", at, "tmpfs", 0, ""), btrfstest.Unmount(at)))
-		returns(t, fmt.Sprintf("Wait after change %d", i), func() { host.Wait(t.Context()) })
-	}
 }
 
 // TestRefusedPools: what is no pool is told with the reason, and nothing is
@@ -326,7 +313,7 @@ func TestRefusedPools(t *testing.T) {
 func TestUnmountedWhileOpened(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
-	host, err := snapshot.NewHost(n.state, btrfs.QuotaFull)
+	host, err := pool.NewHost(n.state, btrfs.QuotaFull)
 	must(t, err)
 	n.AddPool(t, "fast")
 	must(t, second(host.Open(t.Context(), "fast")))
@@ -365,8 +352,8 @@ func TestPoolIdentity(t *testing.T) {
 		if len(e.PoolIDs()) > 0 {
 			t.Errorf("%s: in use: %v", name, e.PoolIDs())
 		}
-		wants(t, second(e.Stat(t.Context(), meta.Volume("pvc"))), snapshot.ErrPoolAway)
-		wants(t, e.Remove(t.Context(), meta.Volume("pvc")), snapshot.ErrPoolAway)
+		wants(t, second(e.Stat(t.Context(), meta.Volume("pvc"))), pool.ErrAway)
+		wants(t, e.Remove(t.Context(), meta.Volume("pvc")), pool.ErrAway)
 		wants(t, second(e.Prepare(t.Context(), sized("new", mib), meta.Ref{})), snapshot.ErrNoPool)
 		if now, _ := os.ReadFile(file); string(now) != content {
 			t.Errorf("%s: pool.json was changed to %q", name, now)
@@ -404,29 +391,29 @@ func TestKnownPools(t *testing.T) {
 	must(t, e.Close())
 	n.Detach(t, "faster")
 	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
-	wants(t, e.Remove(t.Context(), meta.Volume("missing")), snapshot.ErrPoolAway)
+	wants(t, e.Remove(t.Context(), meta.Volume("missing")), pool.ErrAway)
 	must(t, os.Remove(fast))
 	must(t, e.Remove(t.Context(), meta.Volume("missing")))
 }
 
 // trap is a Host that does something at the next look at a volume, and then no more.
 type trap struct {
-	snapshot.Host
+	pool.Host
 	set atomic.Pointer[func()]
 }
 
 type trapped struct {
-	snapshot.Filesystem
+	pool.Filesystem
 	*trap
 }
 
-func (h *trap) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+func (h *trap) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 	filesystem, err := h.Host.Open(ctx, name)
 	return trapped{filesystem, h}, err
 }
 
-func (p trapped) Record(slot snapshot.Slot) ([]byte, error) {
-	if slot.Area != snapshot.AreaRemoving {
+func (p trapped) Record(slot pool.Slot) ([]byte, error) {
+	if slot.Area != pool.AreaRemoving {
 		if spring := p.set.Swap(nil); spring != nil {
 			(*spring)()
 		}
@@ -443,9 +430,9 @@ func TestErasedInPlace(t *testing.T) {
 	n.AddPool(t, "fast")
 	var stuck atomic.Bool // areas cannot be synced
 	var synced atomic.Int32
-	host := snaptest.Around(n.host, func(s snaptest.Step, do func() error) error {
+	host := pooltest.Around(n.host, func(s pooltest.Step, do func() error) error {
 		switch {
-		case s.Pool != snapshot.DefaultPool:
+		case s.Pool != pool.Default:
 		case s.Method == "Move":
 			return unix.ENOSPC // as with metadata full
 		case s.Method == "Sync" && s.Slot.Name == "":
@@ -608,7 +595,7 @@ func TestCost(t *testing.T) {
 			})
 			step("stat and usage", 0, func(id string) error {
 				_, err := e.Usage(ctx, meta.Volume(id))
-				if errors.Is(err, snapshot.ErrNoQuota) {
+				if errors.Is(err, pool.ErrNoQuota) {
 					err = nil
 				}
 				return errors.Join(err, second(e.Stat(ctx, meta.Volume(id))), second(e.Capacity(ctx, "")))
@@ -630,7 +617,7 @@ func TestPowerCut(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, mode)
 			steps, foreign := 0, 0
-			e := open(t, snaptest.Around(n.host, func(_ snaptest.Step, do func() error) error {
+			e := open(t, pooltest.Around(n.host, func(_ pooltest.Step, do func() error) error {
 				if steps++; steps == foreign {
 					n.Pool("default").Commit()
 				}
@@ -686,7 +673,7 @@ func (n *node) clear(t *testing.T, e *snapshot.Engine, o operation) {
 // afterPowerCut compares what a power cut leaves with what has been answered.
 func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine) {
 	t.Helper()
-	host, err := snapshot.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
+	host, err := pool.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
 	must(t, err)
 	cut := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 	want, got := contents(t, e), contents(t, cut)
@@ -696,7 +683,7 @@ func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine) {
 	findings, err := cut.Plan(t.Context())
 	must(t, err)
 	for _, f := range findings {
-		if f.Repair != "" && f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+		if f.Repair != "" && f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 			t.Errorf("after a power cut: planned %v", f)
 		}
 	}
@@ -741,7 +728,7 @@ func TestFullPool(t *testing.T) {
 	t.Parallel()
 	n := &node{state: btrfstest.Mount(t, btrfstest.Size(256*mib)), mode: btrfs.QuotaNone, disks: map[string]string{}}
 	var err error
-	n.host, err = snapshot.NewHost(n.state, n.mode)
+	n.host, err = pool.NewHost(n.state, n.mode)
 	must(t, err)
 	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
 	ctx := t.Context()
@@ -757,7 +744,7 @@ func TestFullPool(t *testing.T) {
 	wants(t, err, unix.ENOSPC)
 	n.Pool("default").Commit()
 	_, err = e.Prepare(ctx, sized("new", 64*mib), meta.Ref{})
-	wants(t, err, snapshot.ErrNoSpace)
+	wants(t, err, pool.ErrNoSpace)
 	wants(t, second(e.Stat(ctx, meta.Volume("new"))), snapshot.ErrNotFound)
 	must(t, e.Remove(ctx, meta.Snapshot("snap")))
 	must(t, e.Remove(ctx, meta.Volume("large")))
@@ -782,7 +769,7 @@ func TestInspect(t *testing.T) {
 				must(t, n.fill(name, mib))
 				must(t, second(e.Commit(ctx, snapshot.Spec{Name: name}, name)))
 			}
-			half := snapshot.Slot{Area: "active", Name: "half"}
+			half := pool.Slot{Area: "active", Name: "half"}
 			record, err := meta.Record{ID: "half", Name: "half", Kind: meta.Active, State: meta.Creating, Size: mib}.Encode()
 			must(t, err)
 			must(t, n.Pool("default").PlantSlot(half, record))
@@ -821,7 +808,7 @@ func TestPlainDirectoryInSlot(t *testing.T) {
 	} {
 		must(t, os.Mkdir(slot, 0o700))
 		must(t, plant(filepath.Join(slot, "fs")))
-		wants(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})), snapshot.ErrForeign)
+		wants(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})), pool.ErrForeign)
 		wants(t, second(e.Stat(t.Context(), meta.Volume("pvc"))), snapshot.ErrNotFound)
 		_, err := e.Reconcile(t.Context())
 		must(t, err)
@@ -914,7 +901,7 @@ func TestReadOnlyAtStart(t *testing.T) {
 	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
 	go e.Run(t.Context())
 	spec := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
-	wants(t, second(e.Prepare(t.Context(), spec, meta.Ref{})), snapshot.ErrReadOnly)
+	wants(t, second(e.Prepare(t.Context(), spec, meta.Ref{})), pool.ErrReadOnly)
 	n.Pool("fast").SetReadOnly(false)
 	eventually(t, func() bool { return second(e.Prepare(t.Context(), spec, meta.Ref{})) == nil })
 	usage, err := e.Usage(t.Context(), meta.Volume("pvc"))
@@ -981,7 +968,7 @@ func TestPropertiesSurvivePowerCut(t *testing.T) {
 				copied := snapshot.Spec{Name: fmt.Sprintf("copy-%v", want.NoDataCow), Parameters: want}
 				must(t, second(e.Prepare(t.Context(), copied, meta.Volume("pvc"))))
 				must(t, then(t.Context(), e, copied))
-				host, err := snapshot.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
+				host, err := pool.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
 				must(t, err)
 				after := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 				mount, err := after.Mounts(t.Context(), copied.Name)

@@ -7,26 +7,10 @@
 //	active     a read-write volume (Prepare)
 //	committed  a snapshot of a volume, read-only (Commit)
 //	view       a read-only volume of a snapshot (View)
-//	pool       a directory on btrfs with an ID of its own; holds all of these
-//	area       a directory of a pool: one for each kind, and removing
-//	slot       <area>/<id>, the directory that bears the record and holds the
-//	           subvolume fs
-//	ledger     the records of all slots of a pool; with the subvolumes, the truth
-//	index      a file over all ledgers (package meta); a cache, and the memory of
+//	index      a file over all ledgers (package index); a cache, and the memory of
 //	           pools that are away
 //
-// # Layout
-//
-//	<state>/
-//	├── index.db
-//	├── known/<pool ID>             the name of each pool that ever was in use
-//	└── pools/
-//	    └── <pool>/                 a btrfs is mounted here; default may be a subvolume or directory
-//	        ├── pool.json           ID of the pool, version of this layout
-//	        ├── active/<id>/fs      <id>/ bears the record as an xattr, out of
-//	        ├── committed/<id>/fs   reach of the pods, which see fs only
-//	        ├── view/<id>/fs
-//	        └── removing/<kind>-<id>/fs
+// Package pool has the terms of a pool and its layout: area, slot, ledger.
 //
 // # What a crash leaves
 //
@@ -106,8 +90,7 @@
 //
 // # Concurrency
 //
-// A pool whose disk does not answer is left out by a guard around its Filesystem:
-// see guard.
+// A pool whose disk does not answer is left out: see pool.Pool.
 //
 // Nobody waits. What is made, changed or removed is locked by its ID, the source
 // of a copy shared; a second operation gets ErrBusy. Queries lock nothing: they

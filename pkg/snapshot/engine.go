@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -19,11 +18,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
-
-// DefaultPool is the pool of a request that names none, where there is one of
-// that name or no choice.
-const DefaultPool = "default"
 
 // defaultMaintenance is the time between two looks at the quota of every pool.
 const defaultMaintenance = 30 * time.Second
@@ -35,7 +31,7 @@ const retryBroken = time.Second
 // It is safe for concurrent use: operations on different volumes never wait for
 // each other, two on the same one do not wait either (ErrBusy).
 type Engine struct {
-	host  Host
+	host  pool.Host
 	index *index.Index // nil for Inspect
 	locks locks
 
@@ -48,37 +44,33 @@ type Engine struct {
 
 	onChange func(meta.Ref) // nil: nobody wants to know
 	wake     chan struct{}  // has Run look at the pools
-	patience patience       // with each pool
+	patience pool.Patience  // with each pool
 	troubles troubles
 
 	maintenance time.Duration // between two looks at the quota of a pool
 
-	mu       sync.RWMutex     // protects what follows; never held across I/O
-	pools    map[string]*pool // by name
-	broken   map[string]error // what looks like a pool and is none, by name
-	denied   map[string]error // pools to be kept out of use, by ID
-	attempts map[string]error // to take pools into use, that are under way, by name: what one that lasts too long means
+	mu       sync.RWMutex           // protects what follows; never held across I/O
+	pools    map[string]*servedPool // by name
+	broken   map[string]error       // what looks like a pool and is none, by name
+	denied   map[string]error       // pools to be kept out of use, by ID
+	attempts map[string]error       // to take pools into use, that are under way, by name: what one that lasts too long means
 }
 
 // pool is one pool in use. Its name and Filesystem do not change.
-type pool struct {
-	name string
-	Filesystem
-	guard *guard // is the Filesystem
+type servedPool struct {
+	*pool.Pool
 
 	tending   sync.Mutex  // held while it is maintained; whoever finds it held does without
 	returned  atomic.Bool // after a silence: what operations left half done meanwhile is to be completed
 	leftovers leftovers
-	commits   commits
 	erased    erased
 	unread    atomic.Bool // could not be read when the index was made anew
 	nested    nested
-	outside   outsideLook
 	rescans   atomic.Uint64 // begun since the pool is in use
 
-	right  looked    // the last look that found nothing wrong; under tending
-	faults []Problem // that were logged; under tending, as is note
-	note   string    // that was logged
+	right  looked         // the last look that found nothing wrong; under tending
+	faults []pool.Problem // that were logged; under tending, as is note
+	note   string         // that was logged
 }
 
 // An Option is a setting of an Engine.
@@ -88,10 +80,7 @@ type Option func(*Engine)
 // silent, and left out until it answers: 5 s without this option.
 func Patience(d time.Duration) Option {
 	return func(e *Engine) {
-		e.patience.look = d
-		e.patience.walk = max(e.patience.walk, d)
-		e.patience.step = max(e.patience.step, d)
-		e.patience.thaw = max(e.patience.thaw, d/5)
+		e.patience = e.patience.WithLook(d)
 	}
 }
 
@@ -99,10 +88,10 @@ func Patience(d time.Duration) Option {
 // returns an engine that serves them. The index belongs to the engine from then
 // on. A pool that cannot be used does not keep Open from serving the others, nor does one
 // whose disk does not answer.
-func Open(ctx context.Context, host Host, index *index.Index, options ...Option) (*Engine, error) {
+func Open(ctx context.Context, host pool.Host, index *index.Index, options ...Option) (*Engine, error) {
 	e := &Engine{
-		host: host, index: index, wake: make(chan struct{}, 1), patience: defaultPatience, maintenance: defaultMaintenance,
-		pools: map[string]*pool{}, broken: map[string]error{}, attempts: map[string]error{},
+		host: host, index: index, wake: make(chan struct{}, 1), patience: pool.DefaultPatience, maintenance: defaultMaintenance,
+		pools: map[string]*servedPool{}, broken: map[string]error{}, attempts: map[string]error{},
 	}
 	for _, option := range options {
 		option(e)
@@ -117,8 +106,7 @@ func Open(ctx context.Context, host Host, index *index.Index, options ...Option)
 // nothing by itself, for looking at them beside a running driver: for Inventory,
 // Plan and Pools. Reconcile may be called where no driver runs.
 func Inspect(ctx context.Context, stateDir string) (*Engine, error) {
-	host := &node{pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true, poll: pollPools}
-	return Open(ctx, host, nil)
+	return Open(ctx, pool.PassiveHost(stateDir), nil)
 }
 
 // Close releases the index. Operations under way must have ended.
@@ -169,19 +157,19 @@ func (e *Engine) refresh(ctx context.Context) error {
 		return fmt.Errorf("look for pools: %w", err)
 	}
 	pools := e.allPools()
-	alive := each(pools, (*pool).alive)
+	alive := each(pools, (*servedPool).alive)
 	for i, p := range pools {
-		if err := alive[i]; err != nil || !slices.Contains(names, p.name) {
-			e.drop(ctx, p, cmp.Or(err, refused[p.name]))
+		if err := alive[i]; err != nil || !slices.Contains(names, p.Name) {
+			e.drop(ctx, p, cmp.Or(err, refused[p.Name]))
 		} else if err := e.deniedFor(p); err != nil {
 			e.drop(ctx, p, err)
 		}
 	}
 	e.forget(names, refused)
 	fresh := e.openPools(ctx, names)
-	for i, err := range each(fresh, func(p *pool) error { return e.takePool(ctx, p, fresh) }) {
+	for i, err := range each(fresh, func(p *servedPool) error { return e.takePool(ctx, p, fresh) }) {
 		if err != nil {
-			e.refuse(ctx, fresh[i].name, err)
+			e.refuse(ctx, fresh[i].Name, err)
 		}
 	}
 	for name, err := range refused {
@@ -208,39 +196,39 @@ func each[P, T any](pools []P, fn func(P) T) []T {
 
 // alive fails for a pool that is not there any more. One that is silent stays in use: it
 // may answer again at any moment, and the node would lose and gain its topology for it.
-func (p *pool) alive() error {
+func (p *servedPool) alive() error {
 	err := p.Alive()
-	if errors.Is(err, ErrSilent) {
+	if errors.Is(err, pool.ErrSilent) {
 		return nil
 	}
 	return err
 }
 
 // openPools opens those that are not in use.
-func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*pool) {
+func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*servedPool) {
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
 		e.mu.RLock()
 		defer e.mu.RUnlock()
 		return e.pools[name] != nil
 	})
-	opened := each(names, func(name string) *pool {
+	opened := each(names, func(name string) *servedPool {
 		p, err := e.openPool(ctx, name)
 		if err != nil {
 			e.refuse(ctx, name, err)
 		}
 		return p
 	})
-	return slices.DeleteFunc(opened, func(p *pool) bool { return p == nil })
+	return slices.DeleteFunc(opened, func(p *servedPool) bool { return p == nil })
 }
 
 // openPool looks at a pool first: opening it may take as long as its filesystem takes to
 // turn quota on, and one that is silent or frozen is not to hold up the others for as long.
-func (e *Engine) openPool(ctx context.Context, name string) (*pool, error) {
+func (e *Engine) openPool(ctx context.Context, name string) (*servedPool, error) {
 	if err := e.lookAtPool(ctx, name); err != nil {
 		return nil, err
 	}
-	opened := make(chan Filesystem, 1) // nobody reads it when the attempt is given up
-	err := e.attempt(name, silentNow(name, "Open"), time.After(e.patience.step), nil, func() error {
+	opened := make(chan pool.Filesystem, 1) // nobody reads it when the attempt is given up
+	err := e.attempt(name, pool.SilentError(name, "Open", time.Now()), time.After(e.patience.Step), nil, func() error {
 		filesystem, err := e.host.Open(ctx, name)
 		opened <- filesystem
 		return err
@@ -249,29 +237,26 @@ func (e *Engine) openPool(ctx context.Context, name string) (*pool, error) {
 		return nil, err
 	}
 	filesystem := <-opened
-	g := newGuard(name, filesystem, e.patience)
-	p := &pool{name: name, Filesystem: g, guard: g, erased: erased{turn: make(chan struct{}, 1)}}
-	g.changed = func() { e.answered(ctx, p) }
+	p := &servedPool{Pool: pool.New(name, filesystem, e.patience), erased: erased{turn: make(chan struct{}, 1)}}
+	p.OnSilence(func() { e.answered(ctx, p) })
 	return p, nil
 }
 
 // takePool is addPool for a pool that may become silent meanwhile.
-func (e *Engine) takePool(ctx context.Context, p *pool, fresh []*pool) error {
-	silent, _ := p.guard.state()
-	return e.attempt(p.name, silentNow(p.name, "Reconcile"), nil, silent, func() error { return e.addPool(ctx, p, fresh) })
+func (e *Engine) takePool(ctx context.Context, p *servedPool, fresh []*servedPool) error {
+	silent, _ := p.Silence()
+	return e.attempt(p.Name, pool.SilentError(p.Name, "Reconcile", time.Now()), nil, silent, func() error { return e.addPool(ctx, p, fresh) })
 }
 
 // lookAtPool fails for a pool that cannot be opened now: its disk does not answer, or its
 // filesystem is frozen. Who only looks may open a frozen one.
 func (e *Engine) lookAtPool(ctx context.Context, name string) error {
-	err := e.attempt(name, silentNow(name, "Look"), time.After(e.patience.look), nil, func() error { return e.host.Look(ctx, name) })
+	err := e.attempt(name, pool.SilentError(name, "Look", time.Now()), time.After(e.patience.Look), nil, func() error { return e.host.Look(ctx, name) })
 	if err != nil || e.index == nil {
 		return err
 	}
-	return e.attempt(name, frozenSince(name, time.Now()), time.After(e.patience.look), nil, func() error { return e.host.Thawed(name) })
+	return e.attempt(name, pool.FrozenError(name, time.Now()), time.After(e.patience.Look), nil, func() error { return e.host.Thawed(name) })
 }
-
-func silentNow(name, method string) error { return silentSince(name, what{method: method}, time.Now()) }
 
 // attempt makes one step of taking a pool into use, and does not wait for it any more when
 // the time is over or the pool is found silent: it returns late then. No other is begun
@@ -304,20 +289,20 @@ func (e *Engine) attempt(name string, late error, timeout <-chan time.Time, sile
 }
 
 // addPool reconciles a pool and takes it into use. fresh are all that could be.
-func (e *Engine) addPool(ctx context.Context, p *pool, fresh []*pool) error {
+func (e *Engine) addPool(ctx context.Context, p *servedPool, fresh []*servedPool) error {
 	if err := errors.Join(e.deniedFor(p), e.onlyOne(p, fresh)); err != nil {
 		return err
 	}
 	if e.index != nil {
 		if err := e.adopt(ctx, p); err != nil {
-			return fmt.Errorf("pool %q: reconcile: %w", p.name, err)
+			return fmt.Errorf("pool %q: reconcile: %w", p.Name, err)
 		}
 	}
 	e.mu.Lock()
-	e.pools[p.name] = p
-	delete(e.broken, p.name)
+	e.pools[p.Name] = p
+	delete(e.broken, p.Name)
 	e.mu.Unlock()
-	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", p.name, "poolID", p.PoolID())
+	klog.FromContext(ctx).V(2).Info("Pool in use", "pool", p.Name, "poolID", p.PoolID())
 	e.changed(meta.Ref{})
 	return nil
 }
@@ -325,22 +310,22 @@ func (e *Engine) addPool(ctx context.Context, p *pool, fresh []*pool) error {
 // onlyOne refuses a pool whose ID another one has: of a disk and its copy one can be
 // used, which is the one that is, or the one that was under its name. Where neither
 // is known nobody can say which is the copy.
-func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
+func (e *Engine) onlyOne(p *servedPool, fresh []*servedPool) error {
 	for _, other := range append(e.allPools(), fresh...) {
-		if other.name == p.name || other.PoolID() != p.PoolID() {
+		if other.Name == p.Name || other.PoolID() != p.PoolID() {
 			continue
 		}
 		known, err := e.host.Known()
 		inUse := e.inUse(p.PoolID())
 		switch {
-		case !inUse && known[p.PoolID()] == p.name:
+		case !inUse && known[p.PoolID()] == p.Name:
 			continue
-		case inUse || known[p.PoolID()] == other.name:
+		case inUse || known[p.PoolID()] == other.Name:
 			return fmt.Errorf("pool %q: has the ID %s of pool %q: a copy of its disk? remove pool.json and the volumes of one of them",
-				p.name, p.PoolID(), other.name)
+				p.Name, p.PoolID(), other.Name)
 		}
 		return errors.Join(fmt.Errorf("pool %q: has the ID %s, and so has pool %q: a disk and its copy? neither is used, since nobody can know which is which; unmount the copy",
-			p.name, p.PoolID(), other.name), err)
+			p.Name, p.PoolID(), other.Name), err)
 	}
 	return nil
 }
@@ -348,13 +333,13 @@ func (e *Engine) onlyOne(p *pool, fresh []*pool) error {
 // adopt reconciles a pool that is taken into use. Operations that began in it before it
 // was opened again may go on: what they hold is passed over, and its limit looked at by
 // maintain.
-func (e *Engine) adopt(ctx context.Context, p *pool) error {
+func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
 	// What a driver that was killed left undurable is not known. One that is read-only is
 	// opened again when it can be written.
-	if err := errors.Join(p.Sync(Slot{}), p.syncErased(true)); errors.Is(err, unix.EROFS) {
+	if err := errors.Join(p.Sync(pool.Slot{}), p.syncErased(true)); errors.Is(err, unix.EROFS) {
 		p.erased.unsynced = false
 	} else if err != nil {
-		klog.FromContext(ctx).Error(err, "The pool's directories cannot be synced, what was deleted before may not be gone durably", "pool", p.name)
+		klog.FromContext(ctx).Error(err, "The pool's directories cannot be synced, what was deleted before may not be gone durably", "pool", p.Name)
 	}
 	// What the kernel still needs of what was destroyed before is swept when it lets go of
 	// it, by whoever runs then. It is asked before the repair, which removes what it has
@@ -372,22 +357,22 @@ func (e *Engine) adopt(ctx context.Context, p *pool) error {
 	}
 	logFindings(ctx, findings)
 	e.indexed(ctx, e.syncPool(p))
-	if err := e.host.Remember(p.PoolID(), p.name); err != nil {
-		klog.FromContext(ctx).Error(err, "Pool cannot be remembered for when it is away and the index is lost", "pool", p.name)
+	if err := e.host.Remember(p.PoolID(), p.Name); err != nil {
+		klog.FromContext(ctx).Error(err, "Pool cannot be remembered for when it is away and the index is lost", "pool", p.Name)
 	}
 	return nil
 }
 
 // drop takes a pool out of use. Whoever asks for it in the meantime gets the reason, if
 // there is one.
-func (e *Engine) drop(ctx context.Context, p *pool, reason error) {
+func (e *Engine) drop(ctx context.Context, p *servedPool, reason error) {
 	e.mu.Lock()
-	delete(e.pools, p.name)
+	delete(e.pools, p.Name)
 	if reason != nil {
-		e.broken[p.name] = reason
+		e.broken[p.Name] = reason
 	}
 	e.mu.Unlock()
-	klog.FromContext(ctx).Info("Pool is gone", "pool", p.name, "poolID", p.PoolID(), "reason", reason)
+	klog.FromContext(ctx).Info("Pool is gone", "pool", p.Name, "poolID", p.PoolID(), "reason", reason)
 	e.changed(meta.Ref{})
 }
 
@@ -418,21 +403,21 @@ func (e *Engine) forget(names []string, refused map[string]error) {
 }
 
 // allPools returns the pools in use, by name.
-func (e *Engine) allPools() []*pool {
+func (e *Engine) allPools() []*servedPool {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	all := make([]*pool, 0, len(e.pools))
+	all := make([]*servedPool, 0, len(e.pools))
 	for _, p := range e.pools {
 		all = append(all, p)
 	}
-	slices.SortFunc(all, func(a, b *pool) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(all, func(a, b *servedPool) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
 
 // hold keeps all pools open for an operation, which does not know yet in which of
 // them it has to look.
 func (e *Engine) hold() (release func()) {
-	releases := each(e.allPools(), func(p *pool) func() { return p.Hold() })
+	releases := each(e.allPools(), func(p *servedPool) func() { return p.Hold() })
 	return func() {
 		for _, release := range releases {
 			release()
@@ -440,14 +425,14 @@ func (e *Engine) hold() (release func()) {
 	}
 }
 
-// pool returns the pool of a name; an empty name stands for DefaultPool, or, where there
+// pool returns the pool of a name; an empty name stands for pool.Default, or, where there
 // is none of that name, not even one that cannot be used, for the only pool there is.
-func (e *Engine) pool(name string) (*pool, error) {
+func (e *Engine) pool(name string) (*servedPool, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	wanted := name
 	if wanted == "" {
-		wanted = DefaultPool
+		wanted = pool.Default
 	}
 	if p, ok := e.pools[wanted]; ok {
 		return p, nil
@@ -470,11 +455,11 @@ func (e *Engine) pool(name string) (*pool, error) {
 
 // located is a slot and its record, in the pool that holds it.
 type located struct {
-	*pool
-	Filesystem // the pool's; from begin on a patient one
-	slot       Slot
-	record     meta.Record
-	coming     *coming // to a commit; nil where none was announced
+	pool   *servedPool
+	fs     pool.Filesystem // the pool's; from begin on a patient one
+	slot   pool.Slot
+	record meta.Record
+	ticket *pool.Ticket // to a commit; nil where none was announced
 }
 
 // find looks a volume or snapshot up in the ledgers of all pools. Where none of them
@@ -489,8 +474,8 @@ func (e *Engine) search(ref meta.Ref, absent func(meta.Ref) error) (located, err
 	var found []located
 	var sick unaskedError
 	pools := e.allPools()
-	for i, looked := range each(pools, func(p *pool) lookedUp { return p.lookUp(ref) }) {
-		if errors.Is(looked.err, ErrPoolAway) { // a sick disk stops only what may be on it
+	for i, looked := range each(pools, func(p *servedPool) lookedUp { return p.lookUp(ref) }) {
+		if errors.Is(looked.err, pool.ErrAway) { // a sick disk stops only what may be on it
 			sick.add(pools[i], fmt.Errorf("%s: %w", ref, looked.err))
 		} else if looked.err != nil {
 			return located{}, fmt.Errorf("%s: %w", ref, looked.err)
@@ -507,7 +492,7 @@ func (e *Engine) search(ref meta.Ref, absent func(meta.Ref) error) (located, err
 		}
 		return located{}, cmp.Or(e.steady(pools, ref), err)
 	}
-	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].name, found[1].name, ErrAmbiguous)
+	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].pool.Name, found[1].pool.Name, ErrAmbiguous)
 }
 
 // lookedUp is what one pool holds of an ID.
@@ -516,9 +501,9 @@ type lookedUp struct {
 	err   error
 }
 
-func (p *pool) lookUp(ref meta.Ref) (looked lookedUp) {
+func (p *servedPool) lookUp(ref meta.Ref) (looked lookedUp) {
 	for _, kind := range ref.Class.Kinds() {
-		l, err := p.read(slotOf(kind, ref.ID))
+		l, err := p.read(pool.SlotOf(kind, ref.ID))
 		switch {
 		case err == nil:
 			looked.found = append(looked.found, l)
@@ -537,7 +522,7 @@ func (l *located) begin() error {
 	if err := l.pool.Thawed(); err != nil {
 		return fmt.Errorf("%s: %w", l.slot, err)
 	}
-	l.Filesystem = l.guard.patiently()
+	l.fs = l.pool.Patiently()
 	return nil
 }
 
@@ -548,7 +533,7 @@ type unaskedError struct {
 	err   error
 }
 
-func (u *unaskedError) add(p *pool, err error) {
+func (u *unaskedError) add(p *servedPool, err error) {
 	u.pools, u.err = append(u.pools, p.PoolID()), errors.Join(u.err, err)
 }
 
@@ -558,8 +543,8 @@ func (u *unaskedError) Unwrap() error          { return u.err }
 
 // read returns the record of a slot; fs.ErrNotExist for none, and also for an
 // empty directory, which a crash left before it wrote the record.
-func (p *pool) read(slot Slot) (located, error) {
-	l := located{pool: p, Filesystem: p.Filesystem, slot: slot}
+func (p *servedPool) read(slot pool.Slot) (located, error) {
+	l := located{pool: p, fs: p.Filesystem, slot: slot}
 	data, err := p.Record(slot)
 	switch {
 	case err != nil:
@@ -569,10 +554,10 @@ func (p *pool) read(slot Slot) (located, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return l, fs.ErrNotExist
 		}
-		if errors.Is(err, ErrSilent) { // nobody knows what is there
+		if errors.Is(err, pool.ErrSilent) { // nobody knows what is there
 			return l, err
 		}
-		return l, fmt.Errorf("%s in pool %q: %w: move it away", slot, p.name, ErrForeign)
+		return l, fmt.Errorf("%s in pool %q: %w: move it away", slot, p.Name, pool.ErrForeign)
 	}
 	err = l.decode(data)
 	return l, err
@@ -581,16 +566,16 @@ func (p *pool) read(slot Slot) (located, error) {
 // decode reads the record.
 func (l *located) decode(data []byte) (err error) {
 	if l.record, err = meta.DecodeRecord(data); err != nil {
-		return fmt.Errorf("%s in pool %q: %w: %w", l.slot, l.name, ErrUnreadable, err)
+		return fmt.Errorf("%s in pool %q: %w: %w", l.slot, l.pool.Name, ErrUnreadable, err)
 	}
-	if of := slotOf(l.record.Kind, l.record.ID); of != l.slot {
-		return fmt.Errorf("%s in pool %q: %w: it is that of %s", l.slot, l.name, ErrUnreadable, of)
+	if of := pool.SlotOf(l.record.Kind, l.record.ID); of != l.slot {
+		return fmt.Errorf("%s in pool %q: %w: it is that of %s", l.slot, l.pool.Name, ErrUnreadable, of)
 	}
 	return nil
 }
 
 func (e *Engine) inUse(poolID string) bool {
-	return slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.PoolID() == poolID })
+	return slices.ContainsFunc(e.allPools(), func(p *servedPool) bool { return p.PoolID() == poolID })
 }
 
 // lookup returns what the index knows of ref, and notices when that fails.
@@ -647,7 +632,7 @@ func (l *located) entry() (meta.Entry, error) {
 
 // subvolume is Info; ErrLost where there is none.
 func (l *located) subvolume() (btrfs.SubvolumeInfo, error) {
-	info, err := l.Info(l.slot)
+	info, err := l.fs.Info(l.slot)
 	if errors.Is(err, fs.ErrNotExist) {
 		return info, l.lost()
 	}
@@ -665,7 +650,7 @@ func (e *Engine) note(ctx context.Context, entry meta.Entry) {
 }
 
 // unnote takes an entry out of the index.
-func (e *Engine) unnote(ctx context.Context, p *pool, ref meta.Ref) {
+func (e *Engine) unnote(ctx context.Context, p *servedPool, ref meta.Ref) {
 	defer e.changed(ref)
 	indexing := e.indexingOf(p.PoolID())
 	indexing.RLock()
@@ -681,7 +666,7 @@ func (e *Engine) syncIndex() error {
 	}
 	e.indexBehind.Store(false) // before: what fails meanwhile sets it again
 	for _, p := range e.allPools() {
-		if err := e.syncPool(p); err != nil && !errors.Is(err, ErrPoolAway) {
+		if err := e.syncPool(p); err != nil && !errors.Is(err, pool.ErrAway) {
 			e.indexBehind.Store(true)
 			return err
 		}
@@ -694,7 +679,7 @@ func (e *Engine) indexingOf(poolID string) *sync.RWMutex {
 	return indexing.(*sync.RWMutex)
 }
 
-func (e *Engine) syncPool(p *pool) error {
+func (e *Engine) syncPool(p *servedPool) error {
 	indexing := e.indexingOf(p.PoolID())
 	indexing.Lock()
 	defer indexing.Unlock()
@@ -703,7 +688,7 @@ func (e *Engine) syncPool(p *pool) error {
 	if err != nil {
 		return err
 	}
-	_, err = e.index.SyncPool(p.PoolID(), index.PoolState{Name: p.name, Unlisted: unlisted}, entries)
+	_, err = e.index.SyncPool(p.PoolID(), index.PoolState{Name: p.Name, Unlisted: unlisted}, entries)
 	return err
 }
 

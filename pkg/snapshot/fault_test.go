@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -14,8 +15,9 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 func wants(t testing.TB, err, target error) {
@@ -65,7 +67,7 @@ func TestUndoCutShort(t *testing.T) {
 func TestSickPool(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
-	sick := snaptest.NewFilesystem(btrfs.QuotaFull)
+	sick := pooltest.NewFilesystem(btrfs.QuotaFull)
 	w.host.Add("a-sick", sick)
 	w.close()
 	w.open()
@@ -77,20 +79,20 @@ func TestSickPool(t *testing.T) {
 	must(t, second(w.e.Stat(ctx, meta.Volume("base"))))
 	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base"))) // again
 	must(t, second(w.e.Resize(ctx, "base", snapshot.Range{Required: 9 * mib})))
-	wants(t, second(w.e.Stat(ctx, meta.Volume("missing"))), snapshot.ErrPoolAway)
-	wants(t, w.e.Remove(ctx, meta.Volume("missing")), snapshot.ErrPoolAway)
+	wants(t, second(w.e.Stat(ctx, meta.Volume("missing"))), pool.ErrAway)
+	wants(t, w.e.Remove(ctx, meta.Volume("missing")), pool.ErrAway)
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
 
 	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
 	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("snap"))))
-	for _, pool := range []string{"", "a-sick"} { // it is known to be there; it may be there
+	for _, name := range []string{"", "a-sick"} { // it is known to be there; it may be there
 		spec := there
-		spec.Pool = pool
-		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+		spec.Pool = name
+		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
 		spec.Name, spec.Pool = "elsewhere", "a-sick"
-		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), snapshot.ErrPoolAway)
+		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
 	}
-	wants(t, second(w.e.Prepare(ctx, sized("copy", mib), meta.Volume("missing"))), snapshot.ErrPoolAway)
+	wants(t, second(w.e.Prepare(ctx, sized("copy", mib), meta.Volume("missing"))), pool.ErrAway)
 	w.tellsWhatItCan("a-sick")
 
 	sick.Fail("Record", nil)
@@ -171,7 +173,7 @@ func TestSameDiskTwice(t *testing.T) {
 	must(t, err)
 	unusable := 0
 	for _, f := range findings {
-		if f.Problem == snapshot.Unusable {
+		if f.Problem == pool.Unusable {
 			unusable++
 		}
 	}
@@ -191,7 +193,7 @@ func TestSameDiskTwiceAtStart(t *testing.T) {
 		for range 2 {
 			w.close()
 			w.open()
-			if ids := w.e.PoolIDs(); len(ids) != 1 || ids[snapshot.DefaultPool] == "" {
+			if ids := w.e.PoolIDs(); len(ids) != 1 || ids[pool.Default] == "" {
 				t.Errorf("beside %s: in use: %v", copied, ids)
 			}
 		}
@@ -331,8 +333,8 @@ func TestIndexDamagedInUse(t *testing.T) {
 }
 
 // nesting returns a host on which a pod makes a nested subvolume just before a snapshot.
-func nesting(host *snaptest.Host) snapshot.Host {
-	return snaptest.Around(host, func(s snaptest.Step, do func() error) error {
+func nesting(host *pooltest.Host) pool.Host {
+	return pooltest.Around(host, func(s pooltest.Step, do func() error) error {
 		if s.Method == "Snapshot" {
 			if err := host.Pool(s.Pool).Nest(active("pvc"), "late"); err != nil {
 				return err
@@ -346,7 +348,7 @@ func nesting(host *snaptest.Host) snapshot.Host {
 // the snapshot without a word.
 func TestNestedMeanwhile(t *testing.T) {
 	t.Parallel()
-	host := snaptest.NewHost(btrfs.QuotaNone)
+	host := pooltest.NewHost(btrfs.QuotaNone)
 	e := open(t, nesting(host), filepath.Join(t.TempDir(), "index.db"))
 	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
 	wants(t, second(e.Commit(t.Context(), snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrNested)
@@ -369,8 +371,8 @@ func TestNestedMeanwhileCutShort(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			host := snaptest.NewHost(btrfs.QuotaNone)
-			pool := host.Pool(snapshot.DefaultPool)
+			host := pooltest.NewHost(btrfs.QuotaNone)
+			pool := host.Pool(pool.Default)
 			e := open(t, nesting(host), filepath.Join(t.TempDir(), "index.db"))
 			must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
 			pool.Fail("Destroy", unix.EBUSY)
@@ -405,7 +407,7 @@ func TestCutShortWithoutSource(t *testing.T) {
 	w := newWorld(t, btrfs.QuotaFull)
 	defer w.close()
 	ctx := t.Context()
-	slot := snapshot.Slot{Area: "committed", Name: "new"}
+	slot := pool.Slot{Area: "committed", Name: "new"}
 	record, err := meta.Record{ID: "new", Name: "new", Kind: meta.Committed, State: meta.Creating, Size: 5 * mib, Source: meta.Volume("base")}.Encode()
 	must(t, err)
 	must(t, w.fs.PlantSlot(slot, record))
@@ -428,13 +430,13 @@ func TestCutShortWithoutSource(t *testing.T) {
 func TestUnreadableIsRemembered(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
-	fast := snaptest.NewFilesystem(btrfs.QuotaFull)
+	fast := pooltest.NewFilesystem(btrfs.QuotaFull)
 	w.host.Add("fast", fast)
 	w.close()
 	w.open()
 	ctx := t.Context()
 	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}, meta.Ref{})))
-	slot := snapshot.Slot{Area: snapshot.Area(meta.Active), Name: "pvc"}
+	slot := pool.Slot{Area: pool.Area(meta.Active), Name: "pvc"}
 	record, err := fast.Record(slot)
 	must(t, err)
 	must(t, fast.SetRecord(slot, []byte("noise")))
@@ -444,8 +446,8 @@ func TestUnreadableIsRemembered(t *testing.T) {
 	w.host.Detach("fast")
 	w.close()
 	w.open()
-	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
-	wants(t, second(w.e.Stat(ctx, meta.Volume("pvc"))), snapshot.ErrPoolAway)
+	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), pool.ErrAway)
+	wants(t, second(w.e.Stat(ctx, meta.Volume("pvc"))), pool.ErrAway)
 	must(t, w.e.Remove(ctx, meta.Snapshot("pvc"))) // it was not there
 	w.host.Attach("fast")
 	must(t, fast.SetRecord(slot, record))
@@ -485,7 +487,7 @@ func notGone(t *testing.T, e *snapshot.Engine, id string) {
 func TestForgottenPool(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
-	fast := snaptest.NewFilesystem(btrfs.QuotaFull)
+	fast := pooltest.NewFilesystem(btrfs.QuotaFull)
 	w.host.Add("fast", fast)
 	w.close()
 	w.open()
@@ -495,17 +497,17 @@ func TestForgottenPool(t *testing.T) {
 	w.host.Detach("fast")
 	w.close()
 	w.open()
-	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrPoolAway)
+	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), pool.ErrAway)
 	must(t, w.e.Remove(ctx, meta.Volume("missing"))) // it was not there: the index knows
 	must(t, w.e.Close())
-	wants(t, w.e.Remove(ctx, meta.Volume("missing")), snapshot.ErrPoolAway) // and cannot be read
+	wants(t, w.e.Remove(ctx, meta.Volume("missing")), pool.ErrAway) // and cannot be read
 
 	must(t, os.Remove(w.index))
 	w.open()
 	for _, name := range []string{"pvc", "missing"} {
 		notGone(t, w.e, name)
 	}
-	wants(t, w.e.Remove(ctx, meta.Snapshot("missing")), snapshot.ErrPoolAway)
+	wants(t, w.e.Remove(ctx, meta.Snapshot("missing")), pool.ErrAway)
 	record, err := meta.Record{ID: "cut-short", Name: "cut-short", Kind: meta.Active, State: meta.Creating, Size: mib}.Encode()
 	must(t, err)
 	must(t, w.fs.PlantSlot(active("cut-short"), record)) // it may have been asked for before the pool went
@@ -526,4 +528,41 @@ func TestForgottenPool(t *testing.T) {
 	defer w.close()
 	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
 	must(t, w.e.Remove(ctx, meta.Volume("pvc"))) // again
+}
+
+// TestQueriesOfASickDisk: whatever is asked, and whichever call the kernel answers with an
+// error, the error says that the pool is away.
+func TestQueriesOfASickDisk(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	defer w.close()
+	base := meta.Volume("base")
+	queries := map[string]func(context.Context) error{
+		"Stat":       func(ctx context.Context) error { return second(w.e.Stat(ctx, base)) },
+		"Mounts":     func(ctx context.Context) error { return second(w.e.Mounts(ctx, "base")) },
+		"Usage":      func(ctx context.Context) error { return second(w.e.Usage(ctx, base)) },
+		"Room":       func(ctx context.Context) error { return second(w.e.Room(ctx, base)) },
+		"Nested":     func(ctx context.Context) error { return second(w.e.Nested(ctx, "base")) },
+		"Conditions": func(ctx context.Context) error { return second(w.e.Conditions(ctx, "base")) },
+		"Capacity":   func(ctx context.Context) error { return second(w.e.Capacity(ctx, "")) },
+	}
+	failed := map[string]bool{}
+	for _, method := range []string{"Record", "Info", "Usage", "Room", "Nested", "SwapFiles"} {
+		for _, errno := range []error{unix.EIO, unix.ESTALE} {
+			w.fs.Fail(method, errno)
+			for name, query := range queries {
+				err := query(t.Context())
+				if err != nil && !errors.Is(err, pool.ErrAway) {
+					t.Errorf("%s, when %s answers %v: %v", name, method, errno, err)
+				}
+				failed[name] = failed[name] || err != nil
+			}
+			w.fs.Fail(method, nil)
+		}
+	}
+	for name := range queries {
+		if !failed[name] {
+			t.Errorf("%s never failed", name)
+		}
+	}
 }

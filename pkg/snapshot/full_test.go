@@ -19,6 +19,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -29,7 +30,7 @@ func newSmallNode(t *testing.T, mode btrfs.QuotaMode, mkfs ...string) *node {
 	t.Helper()
 	n := &node{state: btrfstest.Mount(t, btrfstest.Size(256*mib), btrfstest.MkfsArgs(mkfs...)), mode: mode, disks: map[string]string{}}
 	var err error
-	n.host, err = snapshot.NewHost(n.state, mode)
+	n.host, err = pool.NewHost(n.state, mode)
 	must(t, err)
 	return n
 }
@@ -81,11 +82,11 @@ func fillMetadata(dir string) error {
 
 // blind is a Host whose pools always seem to have room, so that it is the kernel
 // that says no, at whatever step.
-type blind struct{ snapshot.Host }
+type blind struct{ pool.Host }
 
-type blindPool struct{ snapshot.Filesystem }
+type blindPool struct{ pool.Filesystem }
 
-func (h blind) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+func (h blind) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 	filesystem, err := h.Host.Open(ctx, name)
 	return blindPool{filesystem}, err
 }
@@ -178,7 +179,7 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 			"view":     second(e.View(ctx, snapshot.Spec{Name: "new"}, meta.Snapshot("snap"))),
 			"snapshot": second(e.Commit(ctx, snapshot.Spec{Name: "new"}, "pvc")),
 		} {
-			if !errors.Is(err, snapshot.ErrNoSpace) || errors.Is(err, snapshot.ErrUnfinished) {
+			if !errors.Is(err, pool.ErrNoSpace) || errors.Is(err, snapshot.ErrUnfinished) {
 				t.Errorf("%s: %v", what, err)
 				continue
 			}
@@ -188,7 +189,7 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 				}
 			}
 		}
-		wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 64 * mib})), snapshot.ErrNoSpace)
+		wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 64 * mib})), pool.ErrNoSpace)
 	}
 	refuses(e, `pool "default"`, "free", "delete")
 	must(t, second(e.Prepare(ctx, sized("pvc", 16*mib), meta.Ref{}))) // again
@@ -202,7 +203,7 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 			"clone":    second(eyeless.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Volume("pvc"))),
 			"snapshot": second(eyeless.Commit(ctx, snapshot.Spec{Name: "new"}, "pvc")),
 		} {
-			if !errors.Is(err, snapshot.ErrNoSpace) || errors.Is(err, snapshot.ErrUnfinished) {
+			if !errors.Is(err, pool.ErrNoSpace) || errors.Is(err, snapshot.ErrUnfinished) {
 				t.Errorf("%s, by the kernel: %v", what, err)
 			}
 		}
@@ -275,7 +276,7 @@ func TestFillingUp(t *testing.T) {
 						switch {
 						case err == nil:
 							made.Add(1)
-						case errors.Is(err, snapshot.ErrNoSpace):
+						case errors.Is(err, pool.ErrNoSpace):
 							refused.Add(1)
 						default:
 							t.Error(err)

@@ -8,22 +8,23 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 // roomy is a Host whose pools have a given room.
 type roomy struct {
-	*snaptest.Host
+	*pooltest.Host
 	room btrfs.Room
 }
 
 type roomyPool struct {
-	snapshot.Filesystem
+	pool.Filesystem
 	room btrfs.Room
 }
 
-func (h roomy) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+func (h roomy) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 	filesystem, err := h.Host.Open(ctx, name)
 	return roomyPool{filesystem, h.room}, err
 }
@@ -60,7 +61,7 @@ func TestHeadroom(t *testing.T) {
 // volume fits.
 func creates(t *testing.T, room btrfs.Room, size int64, fits bool) {
 	t.Helper()
-	e := open(t, roomy{snaptest.NewHost(btrfs.QuotaNone), room}, filepath.Join(t.TempDir(), "index.db"))
+	e := open(t, roomy{pooltest.NewHost(btrfs.QuotaNone), room}, filepath.Join(t.TempDir(), "index.db"))
 	capacity, err := e.Capacity(t.Context(), "")
 	if must(t, err); capacity.MaximumSize >= size != fits {
 		t.Errorf("tells %+v", capacity)
@@ -70,6 +71,6 @@ func creates(t *testing.T, room btrfs.Room, size int64, fits bool) {
 		must(t, err)
 		return
 	}
-	wants(t, err, snapshot.ErrNoSpace)
+	wants(t, err, pool.ErrNoSpace)
 	wants(t, second(e.Stat(t.Context(), meta.Volume("pvc"))), snapshot.ErrNotFound)
 }

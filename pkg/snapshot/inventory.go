@@ -7,15 +7,16 @@ import (
 	"io/fs"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // Item is what a look at one slot shows, for people.
 type Item struct {
 	meta.Entry
-	Path   string `json:"path"`   // within the pool
-	Status string `json:"status"` // see slotState
-	Detail string `json:"detail,omitempty"`
-	Usage  *Usage `json:"usage,omitempty"` // nil where nobody counts
+	Path   string      `json:"path"`   // within the pool
+	Status string      `json:"status"` // see slotState
+	Detail string      `json:"detail,omitempty"`
+	Usage  *pool.Usage `json:"usage,omitempty"` // nil where nobody counts
 	// Nested are the subvolumes that pods have made inside, one level deep.
 	Nested []string `json:"nested,omitempty"`
 }
@@ -40,9 +41,9 @@ func (e *Engine) Inventory(context.Context) ([]Item, error) {
 	for _, p := range e.allPools() {
 		found, err := p.items()
 		items = append(items, found...)
-		if errors.Is(err, ErrPoolAway) {
+		if errors.Is(err, pool.ErrAway) {
 			items = append(items, Item{
-				Entry:  meta.Entry{Pool: p.name, PoolID: p.PoolID()},
+				Entry:  meta.Entry{Pool: p.Name, PoolID: p.PoolID()},
 				Status: statuses[slotUnreadable], Detail: err.Error(),
 			})
 			err = nil
@@ -54,7 +55,7 @@ func (e *Engine) Inventory(context.Context) ([]Item, error) {
 	return items, nil
 }
 
-func (p *pool) items() (items []Item, err error) {
+func (p *servedPool) items() (items []Item, err error) {
 	slots, err := p.scan()
 	for _, s := range slots {
 		item, err := s.item()
@@ -62,7 +63,7 @@ func (p *pool) items() (items []Item, err error) {
 			continue // removed since the scan
 		}
 		if err != nil {
-			return items, fmt.Errorf("%s in pool %q: %w", s.slot, p.name, err)
+			return items, fmt.Errorf("%s in pool %q: %w", s.slot, p.Name, err)
 		}
 		items = append(items, item)
 	}
@@ -75,18 +76,18 @@ func (s *scanned) item() (Item, error) {
 		item.Detail = s.err.Error()
 	}
 	if item.ID == "" { // no record
-		ref, _ := s.slot.ref()
+		ref, _ := s.slot.Ref()
 		item.ID = ref.ID
 	}
 	if s.info.ID == 0 {
 		return item, nil
 	}
 	var err error
-	if item.Nested, err = s.Nested(s.slot); err != nil {
+	if item.Nested, err = s.fs.Nested(s.slot); err != nil {
 		return item, err
 	}
-	usage, err := s.usageOf(s.info.ID)
-	if errors.Is(err, ErrNoQuota) {
+	usage, err := s.pool.usageOf(s.info.ID)
+	if errors.Is(err, pool.ErrNoQuota) {
 		return item, nil
 	}
 	item.Usage = &usage

@@ -12,6 +12,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // leftovers are destroyed subvolumes whose accounting the kernel may keep: for
@@ -68,7 +69,7 @@ func every(ctx context.Context, interval time.Duration, do func()) {
 
 // everyPool calls visit for each pool at each tick until ctx ends. The calls run side by
 // side, so that a pool whose disk does not answer holds up no other.
-func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit func(context.Context, *pool)) {
+func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit func(context.Context, *servedPool)) {
 	every(ctx, interval, func() {
 		for _, p := range e.allPools() {
 			go visit(ctx, p)
@@ -78,7 +79,7 @@ func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit fu
 
 // maintainIndex writes to the index what could not be written before.
 func (e *Engine) maintainIndex(ctx context.Context) {
-	if slices.ContainsFunc(e.allPools(), func(p *pool) bool { return p.unread.Load() }) {
+	if slices.ContainsFunc(e.allPools(), func(p *servedPool) bool { return p.unread.Load() }) {
 		e.indexBehind.Store(true)
 	}
 	e.indexed(ctx, e.index.Flush())
@@ -88,16 +89,16 @@ func (e *Engine) maintainIndex(ctx context.Context) {
 }
 
 // tend maintains a pool, unless that is under way.
-func (e *Engine) tend(ctx context.Context, p *pool) {
+func (e *Engine) tend(ctx context.Context, p *servedPool) {
 	if !p.tending.TryLock() {
 		return
 	}
 	defer p.tending.Unlock()
-	if _, silence := p.guard.state(); silence != nil || ctx.Err() != nil {
+	if _, silence := p.Silence(); silence != nil || ctx.Err() != nil {
 		return
 	}
 	if err := p.Thawed(); err != nil {
-		e.complain(ctx, "Pool is not maintained", p.name, err)
+		e.complain(ctx, "Pool is not maintained", p.Name, err)
 		return
 	}
 	if p.returned.Swap(false) {
@@ -105,7 +106,7 @@ func (e *Engine) tend(ctx context.Context, p *pool) {
 		logFindings(ctx, findings)
 		if err != nil {
 			p.returned.Store(true)
-			e.complain(ctx, "What was left half done cannot be completed", p.name, err)
+			e.complain(ctx, "What was left half done cannot be completed", p.Name, err)
 		}
 	}
 	e.maintainPool(ctx, p)
@@ -115,10 +116,10 @@ func (e *Engine) tend(ctx context.Context, p *pool) {
 // maintainPool forgets the accounting of what is gone, writes to the index what somebody has
 // put into a slot, sets limits that are wrong, and has a full quota that has become
 // inconsistent, whose limits are void, counted anew. Its cost is that of reading the root and the quota tree.
-func (e *Engine) maintainPool(ctx context.Context, p *pool) {
+func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 	complain := func(err error, message string) {
-		if !errors.Is(err, ErrSilent) { // which is said already
-			e.complain(ctx, message, p.name, err)
+		if !errors.Is(err, pool.ErrSilent) { // which is said already
+			e.complain(ctx, message, p.Name, err)
 		}
 	}
 	for subvolume := range p.leftovers.all() {
@@ -143,14 +144,14 @@ func (e *Engine) maintainPool(ctx context.Context, p *pool) {
 		return
 	}
 	if needsRescan(status) {
-		klog.FromContext(ctx).Info("Quota is inconsistent, limits are void until it has been rescanned", "pool", p.name, "rescanError", p.rescan())
+		klog.FromContext(ctx).Info("Quota is inconsistent, limits are void until it has been rescanned", "pool", p.Name, "rescanError", p.rescan())
 		e.changed(meta.Ref{})
 	}
 }
 
 // looked is what a look at a pool showed: the subvolumes in its slots, and the limits.
 type looked struct {
-	slots  map[Slot]uint64
+	slots  map[pool.Slot]uint64
 	limits map[uint64]int64
 }
 
@@ -164,7 +165,7 @@ type known struct {
 // index: somebody has put another one into a slot, or one back, has changed a limit, turned
 // quota off and on again, or an operation passed a volume by as its pool was opened again.
 // While neither changes, it costs no more than reading both.
-func (e *Engine) mend(ctx context.Context, p *pool) error {
+func (e *Engine) mend(ctx context.Context, p *servedPool) error {
 	census, err := p.Census()
 	if err != nil {
 		return err
@@ -186,7 +187,7 @@ func (e *Engine) mend(ctx context.Context, p *pool) error {
 }
 
 // mendAll mends the slots that look wrong, and reports whether none was.
-func (e *Engine) mendAll(ctx context.Context, p *pool, now looked) (right bool, err error) {
+func (e *Engine) mendAll(ctx context.Context, p *servedPool, now looked) (right bool, err error) {
 	indexed, err := e.knownOf(p)
 	if err != nil {
 		return false, err
@@ -206,8 +207,8 @@ func (e *Engine) mendAll(ctx context.Context, p *pool, now looked) (right bool, 
 }
 
 // odd reports whether the limit of a volume may be wrong.
-func (p *pool) odd(slot Slot, k known, limits map[uint64]int64) bool {
-	if slot.Area != Area(meta.Active) || limits == nil || limits[k.subvolume] == k.size {
+func (p *servedPool) odd(slot pool.Slot, k known, limits map[uint64]int64) bool {
+	if slot.Area != pool.Area(meta.Active) || limits == nil || limits[k.subvolume] == k.size {
 		return false
 	}
 	_, nests := p.nested.in(k.subvolume)
@@ -215,11 +216,11 @@ func (p *pool) odd(slot Slot, k known, limits map[uint64]int64) bool {
 }
 
 // knownOf returns what the index says of a pool.
-func (e *Engine) knownOf(p *pool) (map[Slot]known, error) {
-	all := map[Slot]known{}
+func (e *Engine) knownOf(p *servedPool) (map[pool.Slot]known, error) {
+	all := map[pool.Slot]known{}
 	add := func(entry meta.Entry) bool {
 		if entry.PoolID == p.PoolID() {
-			all[slotOf(entry.Kind, entry.ID)] = known{entry.SubvolumeID, entry.Size}
+			all[pool.SlotOf(entry.Kind, entry.ID)] = known{entry.SubvolumeID, entry.Size}
 		}
 		return true
 	}
@@ -233,8 +234,8 @@ func (e *Engine) knownOf(p *pool) (map[Slot]known, error) {
 // mendSlot looks at a slot with its lock held, writes what lies in it to the index if that
 // says otherwise, and sets its limit if that is wrong. It reports whether it did, or
 // whether somebody is at it; an error if the limit cannot be set.
-func (e *Engine) mendSlot(ctx context.Context, p *pool, slot Slot) (mended bool, err error) {
-	ref, named := slot.ref()
+func (e *Engine) mendSlot(ctx context.Context, p *servedPool, slot pool.Slot) (mended bool, err error) {
+	ref, named := slot.Ref()
 	if !named {
 		return false, nil
 	}
@@ -248,7 +249,7 @@ func (e *Engine) mendSlot(ctx context.Context, p *pool, slot Slot) (mended bool,
 		return false, nil // gone, or for people: check reports it
 	}
 	if entry := entryOf(p, s.record, s.info); !e.indexHas(entry) {
-		klog.FromContext(ctx).Info("Somebody has exchanged a subvolume, or put it back", "pool", p.name, "path", slot.String(), "subvolume", entry.SubvolumeID)
+		klog.FromContext(ctx).Info("Somebody has exchanged a subvolume, or put it back", "pool", p.Name, "path", slot.String(), "subvolume", entry.SubvolumeID)
 		e.note(ctx, entry)
 		mended = true
 	}
@@ -285,12 +286,12 @@ func (e *Engine) notice(ctx context.Context, l located, entry meta.Entry) {
 		_, err = e.mendSlot(ctx, l.pool, l.slot)
 	}
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Limit cannot be set", "pool", l.name, "path", l.slot.String())
+		klog.FromContext(ctx).Error(err, "Limit cannot be set", "pool", l.pool.Name, "path", l.slot.String())
 	}
 }
 
 // rescan has the quota counted anew.
-func (p *pool) rescan() error {
+func (p *servedPool) rescan() error {
 	err := p.Rescan()
 	if err == nil {
 		p.rescans.Add(1)

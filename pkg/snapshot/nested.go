@@ -12,6 +12,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 const (
@@ -31,8 +32,8 @@ type nested struct {
 	full       time.Time // when all was looked at
 	next       time.Time // no look before
 
-	mu   sync.Mutex       // protects held
-	held map[uint64]Usage // by the ID of each volume that nests: what Bound returned
+	mu   sync.Mutex            // protects held
+	held map[uint64]pool.Usage // by the ID of each volume that nests: what Bound returned
 }
 
 // volumes returns the number of volumes that nest.
@@ -44,7 +45,7 @@ func (n *nested) volumes() int {
 
 // in returns what is held by those in a volume, as of the last look, and whether there are
 // any.
-func (n *nested) in(volume uint64) (Usage, bool) {
+func (n *nested) in(volume uint64) (pool.Usage, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	held, nests := n.held[volume]
@@ -52,7 +53,7 @@ func (n *nested) in(volume uint64) (Usage, bool) {
 }
 
 // set notes a look at a volume, and reports whether it began or ceased to nest.
-func (n *nested) set(volume uint64, held Usage, nests bool) (changed bool) {
+func (n *nested) set(volume uint64, held pool.Usage, nests bool) (changed bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	_, did := n.held[volume]
@@ -60,7 +61,7 @@ func (n *nested) set(volume uint64, held Usage, nests bool) (changed bool) {
 	case !nests:
 		delete(n.held, volume)
 	case n.held == nil:
-		n.held = map[uint64]Usage{volume: held}
+		n.held = map[uint64]pool.Usage{volume: held}
 	default:
 		n.held[volume] = held
 	}
@@ -68,7 +69,7 @@ func (n *nested) set(volume uint64, held Usage, nests bool) (changed bool) {
 }
 
 // keep forgets the volumes that are not among these.
-func (n *nested) keep(slots map[uint64]Slot) {
+func (n *nested) keep(slots map[uint64]pool.Slot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for volume := range n.held {
@@ -95,14 +96,14 @@ func (e *Engine) Nested(_ context.Context, volume string) ([]string, error) {
 // made anything since the last look, that costs one system call, which reads nothing from a
 // disk. Pods choose what a look costs, so a pool rests in proportion. It does nothing where
 // a look is under way.
-func (e *Engine) lookForNested(ctx context.Context, p *pool) {
+func (e *Engine) lookForNested(ctx context.Context, p *servedPool) {
 	n := &p.nested
 	if !n.looking.TryLock() {
 		return
 	}
 	defer n.looking.Unlock()
 	began := time.Now()
-	if _, silence := p.guard.state(); silence != nil {
+	if _, silence := p.Silence(); silence != nil {
 		return
 	}
 	if began.Before(n.next) || n.volumes() == 0 && began.Sub(n.full) < e.maintenance && !p.nestsAnew(ctx) {
@@ -114,18 +115,18 @@ func (e *Engine) lookForNested(ctx context.Context, p *pool) {
 		err = e.boundNested(ctx, p)
 	}
 	n.next = time.Now().Add(nestedRest * time.Since(began))
-	if err != nil && !errors.Is(err, ErrPoolAway) && !errors.Is(err, ErrFrozen) { // which others say
-		e.complain(ctx, "Nested subvolumes cannot be bounded", p.name, err)
+	if err != nil && !errors.Is(err, pool.ErrAway) && !errors.Is(err, pool.ErrFrozen) { // which others say
+		e.complain(ctx, "Nested subvolumes cannot be bounded", p.Name, err)
 		n.next = time.Now().Add(e.maintenance)
 	}
 }
 
 // nestsAnew reports whether somebody has nested a subvolume since the last looks.
-func (p *pool) nestsAnew(ctx context.Context) bool {
+func (p *servedPool) nestsAnew(ctx context.Context) bool {
 	n := &p.nested
 	census, err := p.NestedSince(n.from + 1)
 	if err != nil {
-		klog.FromContext(ctx).V(2).Info("New subvolumes cannot be looked for", "pool", p.name, "reason", err)
+		klog.FromContext(ctx).V(2).Info("New subvolumes cannot be looked for", "pool", p.Name, "reason", err)
 		return false
 	}
 	n.from, n.last = n.last, max(n.last, census.Last)
@@ -133,15 +134,15 @@ func (p *pool) nestsAnew(ctx context.Context) bool {
 }
 
 // boundNested has each volume and what pods have nested in it hold no more than its size.
-func (e *Engine) boundNested(ctx context.Context, p *pool) error {
+func (e *Engine) boundNested(ctx context.Context, p *servedPool) error {
 	census, err := p.Census()
 	if err != nil {
 		return err
 	}
 	p.nested.from, p.nested.last = p.nested.last, census.Last
-	hosts, slots := census.hosts(), map[uint64]Slot{}
+	hosts, slots := census.Hosts(), map[uint64]pool.Slot{}
 	for slot, volume := range census.Slots {
-		if slot.Area != Area(meta.Active) {
+		if slot.Area != pool.Area(meta.Active) {
 			continue
 		}
 		slots[volume] = slot
@@ -154,9 +155,9 @@ func (e *Engine) boundNested(ctx context.Context, p *pool) error {
 }
 
 // boundIn bounds one volume. What is gone meanwhile is no error.
-func (p *pool) boundIn(ctx context.Context, slot Slot, volume uint64, subvolumes []uint64) error {
+func (p *servedPool) boundIn(ctx context.Context, slot pool.Slot, volume uint64, subvolumes []uint64) error {
 	l, err := p.read(slot)
-	var held Usage
+	var held pool.Usage
 	if err == nil {
 		held, err = p.Bound(volume, l.record.Size, subvolumes)
 	}
@@ -167,13 +168,13 @@ func (p *pool) boundIn(ctx context.Context, slot Slot, volume uint64, subvolumes
 		return fmt.Errorf("%s: %w", slot, err)
 	}
 	if p.nested.set(volume, held, len(subvolumes) > 0) {
-		klog.FromContext(ctx).Info("Pods have begun to nest subvolumes in a volume, or ceased to", "pool", p.name, "volumeID", slot.Name, "subvolumes", len(subvolumes))
+		klog.FromContext(ctx).Info("Pods have begun to nest subvolumes in a volume, or ceased to", "pool", p.Name, "volumeID", slot.Name, "subvolumes", len(subvolumes))
 	}
 	return nil
 }
 
 // usageOf returns what a volume or snapshot holds, with what is nested in it.
-func (p *pool) usageOf(subvolume uint64) (Usage, error) {
+func (p *servedPool) usageOf(subvolume uint64) (pool.Usage, error) {
 	usage, err := p.Usage(subvolume)
 	held, _ := p.nested.in(subvolume)
 	usage.Used += held.Used
@@ -183,8 +184,8 @@ func (p *pool) usageOf(subvolume uint64) (Usage, error) {
 
 // setLimit gives a volume its size, less what is nested in it holds.
 func (l *located) setLimit(subvolume uint64) error {
-	held, _ := l.nested.in(subvolume)
-	return l.SetLimit(subvolume, max(1, l.record.Size-held.Used)) // 0 reads as none
+	held, _ := l.pool.nested.in(subvolume)
+	return l.fs.SetLimit(subvolume, max(1, l.record.Size-held.Used)) // 0 reads as none
 }
 
 // limitWrong reports whether a limit is not that of the volume, which under full quota is
@@ -193,10 +194,10 @@ func (l *located) limitWrong(subvolume uint64, have int64) bool {
 	if have == l.record.Size {
 		return false
 	}
-	_, nests := l.nested.in(subvolume)
+	_, nests := l.pool.nested.in(subvolume)
 	if !nests {
-		status, err := l.QuotaStatus()
-		paths, failed := l.Nested(l.slot)
+		status, err := l.fs.QuotaStatus()
+		paths, failed := l.fs.Nested(l.slot)
 		nests = err == nil && failed == nil && status.Mode == btrfs.QuotaFull && len(paths) > 0
 	}
 	return !nests || have == 0 || have > l.record.Size

@@ -12,6 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
@@ -19,7 +20,7 @@ import (
 // TestBtrfs runs the suite on real filesystems.
 func TestBtrfs(t *testing.T) {
 	t.Parallel()
-	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, snapshot.QuotaAuto, btrfs.QuotaSimple} {
+	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, pool.QuotaAuto, btrfs.QuotaSimple} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			snaptest.Run(t, func(t testing.TB) snaptest.Env { return newNode(t, mode) })
@@ -31,7 +32,7 @@ func TestBtrfs(t *testing.T) {
 type node struct {
 	state string // directory
 	mode  btrfs.QuotaMode
-	host  snapshot.Host
+	host  pool.Host
 	disks map[string]string // where the filesystems of other pools are mounted for good
 }
 
@@ -45,7 +46,7 @@ func newNode(t testing.TB, mode btrfs.QuotaMode, options ...btrfstest.Option) *n
 	t.Helper()
 	n := &node{state: btrfstest.Mount(t, options...), mode: mode, disks: map[string]string{}}
 	var err error
-	n.host, err = snapshot.NewHost(n.state, mode)
+	n.host, err = pool.NewHost(n.state, mode)
 	must(t, err)
 	return n
 }
@@ -58,7 +59,7 @@ func (n *node) start(t testing.TB, options ...snapshot.Option) *snapshot.Engine 
 
 // open returns an engine that is closed when the test ends, unless that is done
 // already.
-func open(t testing.TB, host snapshot.Host, path string, options ...snapshot.Option) *snapshot.Engine {
+func open(t testing.TB, host pool.Host, path string, options ...snapshot.Option) *snapshot.Engine {
 	t.Helper()
 	index, _, err := index.Open(path)
 	must(t, err)
@@ -68,10 +69,10 @@ func open(t testing.TB, host snapshot.Host, path string, options ...snapshot.Opt
 	return e
 }
 
-func (n *node) Host() snapshot.Host { return n.host }
+func (n *node) Host() pool.Host { return n.host }
 
 func (n *node) Mode() btrfs.QuotaMode {
-	if n.mode == snapshot.QuotaAuto {
+	if n.mode == pool.QuotaAuto {
 		return btrfs.QuotaFull
 	}
 	return n.mode
@@ -109,16 +110,16 @@ func (n *node) Detach(t testing.TB, name string) {
 // hands in a pool on disk.
 type hands struct{ pool, mountPoint string }
 
-func (h hands) slot(at snapshot.Slot) string { return filepath.Join(h.pool, string(at.Area), at.Name) }
-func (h hands) fs(at snapshot.Slot) string   { return filepath.Join(h.slot(at), "fs") }
-func (h hands) data(at snapshot.Slot) string { return filepath.Join(h.fs(at), "data") }
+func (h hands) slot(at pool.Slot) string { return filepath.Join(h.pool, string(at.Area), at.Name) }
+func (h hands) fs(at pool.Slot) string   { return filepath.Join(h.slot(at), "fs") }
+func (h hands) data(at pool.Slot) string { return filepath.Join(h.fs(at), "data") }
 
-func (h hands) Write(at snapshot.Slot, data string) error {
+func (h hands) Write(at pool.Slot, data string) error {
 	return os.WriteFile(h.data(at), []byte(data), 0o644)
 }
 
 // Read takes a subvolume without the file for an empty one.
-func (h hands) Read(at snapshot.Slot) (string, error) {
+func (h hands) Read(at pool.Slot) (string, error) {
 	if _, err := btrfs.Info(h.fs(at)); err != nil {
 		return "", err
 	}
@@ -129,13 +130,13 @@ func (h hands) Read(at snapshot.Slot) (string, error) {
 	return string(data), err
 }
 
-func (h hands) Nest(at snapshot.Slot, name string) error {
+func (h hands) Nest(at pool.Slot, name string) error {
 	return btrfs.Create(filepath.Join(h.fs(at), name))
 }
 
-func (h hands) Vanish(at snapshot.Slot) error { return btrfs.Destroy(h.fs(at)) }
+func (h hands) Vanish(at pool.Slot) error { return btrfs.Destroy(h.fs(at)) }
 
-func (h hands) PlantSlot(at snapshot.Slot, record []byte) error {
+func (h hands) PlantSlot(at pool.Slot, record []byte) error {
 	if err := os.Mkdir(h.slot(at), 0o700); err != nil && !os.IsExist(err) {
 		return err
 	}
@@ -145,14 +146,14 @@ func (h hands) PlantSlot(at snapshot.Slot, record []byte) error {
 	return unix.Setxattr(h.slot(at), meta.LedgerXattr, record, 0)
 }
 
-func (h hands) PlantSubvolume(at snapshot.Slot, data string) error {
+func (h hands) PlantSubvolume(at pool.Slot, data string) error {
 	if err := btrfs.Create(h.fs(at)); err != nil {
 		return err
 	}
 	return h.Write(at, data)
 }
 
-func (h hands) PlantFile(at snapshot.Slot) error {
+func (h hands) PlantFile(at pool.Slot) error {
 	f, err := os.OpenFile(filepath.Join(h.slot(at), "file"), os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -160,11 +161,11 @@ func (h hands) PlantFile(at snapshot.Slot) error {
 	return f.Close()
 }
 
-func (h hands) RemoveFile(at snapshot.Slot) error {
+func (h hands) RemoveFile(at pool.Slot) error {
 	return os.Remove(filepath.Join(h.slot(at), "file"))
 }
 
-func (h hands) SetWritable(at snapshot.Slot, writable bool) error {
+func (h hands) SetWritable(at pool.Slot, writable bool) error {
 	return btrfs.SetReadOnly(h.fs(at), !writable)
 }
 

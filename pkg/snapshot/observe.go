@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // OnChange has fn called for every volume and snapshot that was made, changed or
@@ -65,13 +67,13 @@ func (e *Engine) complain(ctx context.Context, message, pool string, err error) 
 
 // answered is called when a pool has become silent, or answers again. What operations
 // could not end meanwhile is completed then, as at a start.
-func (e *Engine) answered(ctx context.Context, p *pool) {
-	if _, silence := p.guard.state(); silence != nil {
-		klog.FromContext(ctx).Error(silence, "Pool does not answer", "pool", p.name)
+func (e *Engine) answered(ctx context.Context, p *servedPool) {
+	if _, silence := p.Silence(); silence != nil {
+		klog.FromContext(ctx).Error(silence, "Pool does not answer", "pool", p.Name)
 		e.changed(meta.Ref{})
 		return
 	}
-	klog.FromContext(ctx).Info("Pool answers again", "pool", p.name)
+	klog.FromContext(ctx).Info("Pool answers again", "pool", p.Name)
 	p.returned.Store(true)
 	e.changed(meta.Ref{})
 	if e.index != nil && ctx.Err() == nil && slices.Contains(e.allPools(), p) {
@@ -83,7 +85,7 @@ func (e *Engine) answered(ctx context.Context, p *pool) {
 func (e *Engine) Answering() error {
 	var silent []error
 	for _, p := range e.allPools() {
-		_, silence := p.guard.state()
+		_, silence := p.Silence()
 		if silence == nil {
 			return nil
 		}
@@ -92,7 +94,7 @@ func (e *Engine) Answering() error {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	for _, reason := range e.broken {
-		if errors.Is(reason, ErrSilent) {
+		if errors.Is(reason, pool.ErrSilent) {
 			silent = append(silent, reason)
 		}
 	}
@@ -118,11 +120,11 @@ func (e *Engine) Deny(reasons map[string]error) {
 }
 
 // deniedFor returns why a pool is denied, nil if it is not.
-func (e *Engine) deniedFor(p *pool) error {
+func (e *Engine) deniedFor(p *servedPool) error {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	if reason := e.denied[p.PoolID()]; reason != nil {
-		return fmt.Errorf("pool %q: %w", p.name, reason)
+		return fmt.Errorf("pool %q: %w", p.Name, reason)
 	}
 	return nil
 }
@@ -142,4 +144,50 @@ func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc
 		}
 	}()
 	return ctx, func() { cancel(); <-ended }
+}
+
+// faultFindings makes findings of the faults, which are for people to mend. Quota and what
+// cannot be read have findings of their own.
+func (p *servedPool) faultFindings() []Finding {
+	var findings []Finding
+	for _, f := range p.status().Faults() {
+		if f.Problem != pool.Unusable && f.Problem != pool.QuotaInconsistent {
+			findings = append(findings, Finding{Pool: p.Name, Problem: f.Problem, Detail: f.Detail})
+		}
+	}
+	return findings
+}
+
+// logFaults is logNews, unless the pool is being maintained, which ends with it.
+func (p *servedPool) logFaults(ctx context.Context) {
+	if p.tending.TryLock() {
+		defer p.tending.Unlock()
+		p.logNews(ctx)
+	}
+}
+
+// logNews logs what has become wrong with a pool, or is no longer, since the last call.
+func (p *servedPool) logNews(ctx context.Context) {
+	logger := klog.FromContext(ctx).WithValues("pool", p.Name)
+	status := p.status()
+	if status.Silent {
+		return // which is said already
+	}
+	if note := status.Note(); note != p.note {
+		logger.Info(cmp.Or(note, "The filesystem of the pool's file has room for all of it again"))
+		p.note = note
+	}
+	var now []pool.Problem
+	for _, f := range status.Faults() {
+		now = append(now, f.Problem)
+		if !slices.Contains(p.faults, f.Problem) {
+			logger.Error(nil, "Pool has a fault", "problem", f.Problem, "detail", f.Detail)
+		}
+	}
+	for _, problem := range p.faults {
+		if !slices.Contains(now, problem) {
+			logger.Info("Pool has a fault no longer", "problem", problem)
+		}
+	}
+	p.faults = now
 }

@@ -3,17 +3,10 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"io/fs"
-	"path"
 	"slices"
-	"strings"
-	"sync"
-	"time"
 
-	"golang.org/x/sys/unix"
-
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // When the filesystem around a pool is rolled back, a snapshot takes the place of the
@@ -22,52 +15,22 @@ import (
 // below the subvolume that was moved aside. Only an administrator can know which of both
 // is to be used from now on. So the driver moves nothing, and says where the data is.
 
-// freshOutside is how long a look outside is believed. Whoever asks for a thousand lost
-// volumes, one by one, does not read the root tree for each.
-const freshOutside = time.Second
-
-// outsideLook is what the last look outside of a pool has found.
-type outsideLook struct {
-	mu    sync.Mutex // protects what follows, and is held during the look
-	at    time.Time
-	found []OutsideSubvolume
-}
-
-// lookOutside is Outside, or what that returned a moment ago.
-func (p *pool) lookOutside() ([]OutsideSubvolume, error) {
-	p.outside.mu.Lock()
-	defer p.outside.mu.Unlock()
-	if time.Since(p.outside.at) < freshOutside {
-		return p.outside.found, nil
-	}
-	return p.outside.look(p.Filesystem)
-}
-
-// look asks the filesystem. The caller holds mu.
-func (o *outsideLook) look(filesystem Filesystem) ([]OutsideSubvolume, error) {
-	found, err := filesystem.Outside()
-	if err == nil {
-		o.found, o.at = found, time.Now()
-	}
-	return found, err
-}
-
 // lost is the error for a slot without a subvolume whose record says that there was one.
 func (l *located) lost() error {
 	ref := l.record.Ref()
 	o, found, err := l.findOutside()
 	if found {
-		return fmt.Errorf("%s: %w: %s", ref, ErrOutside, o.wayBack())
+		return fmt.Errorf("%s: %w: %s", ref, ErrOutside, o.WayBack())
 	}
 	if err != nil { // nobody knows
-		return fmt.Errorf("%s: its record in pool %q is there, its data is not, and cannot be looked for outside of the pool: %w", ref, l.name, err)
+		return fmt.Errorf("%s: its record in pool %q is there, its data is not, and cannot be looked for outside of the pool: %w", ref, l.pool.Name, err)
 	}
-	return fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it", ref, l.name, ErrLost)
+	return fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it", ref, l.pool.Name, ErrLost)
 }
 
 // findOutside returns where the subvolume of a lost slot is, if it lies outside of the pool.
-func (l *located) findOutside() (o OutsideSubvolume, found bool, err error) {
-	all, err := l.lookOutside()
+func (l *located) findOutside() (o pool.OutsideSubvolume, found bool, err error) {
+	all, err := l.pool.RecentOutside()
 	if at := slices.IndexFunc(all, l.madeAs); at >= 0 {
 		return all[at], true, err
 	}
@@ -76,156 +39,30 @@ func (l *located) findOutside() (o OutsideSubvolume, found bool, err error) {
 
 // madeAs reports whether a subvolume is the one that was made for l, and not another that
 // had the same name.
-func (l *located) madeAs(o OutsideSubvolume) bool {
+func (l *located) madeAs(o pool.OutsideSubvolume) bool {
 	record, err := meta.DecodeRecord(o.Record)
-	return err == nil && o.Slot == slotOf(l.record.Kind, l.record.ID) && record.Name == l.record.Name && record.Created.Equal(l.record.Created)
-}
-
-// wayBack says where a subvolume is, and how to bring it back. One that is read-only
-// cannot be moved; it is copied.
-func (o OutsideSubvolume) wayBack() string {
-	from, to := shellQuote(o.Path), shellQuote(o.Home)
-	how := fmt.Sprintf("mv -T %s %s", from, to)
-	if o.Slot.Area != Area(meta.Active) {
-		how = fmt.Sprintf("rmdir %s && btrfs subvolume snapshot -r %s %s", to, from, to)
-	}
-	return fmt.Sprintf("its subvolume is in another snapshot of the filesystem, which was rolled back; to bring it back mount the filesystem with subvolid=5 and run there: %s", how)
+	return err == nil && o.Slot == pool.SlotOf(l.record.Kind, l.record.ID) && record.Name == l.record.Name && record.Created.Equal(l.record.Created)
 }
 
 // planOutside reports what lies outside of the pool for which no slot in it stands: one that
 // is lost, or has a copy of it that was brought back. What cannot be read there keeps nobody
 // from what is in the pool.
-func (p *pool) planOutside(slots []scanned) ([]action, error) {
-	p.outside.mu.Lock()
-	all, err := p.outside.look(p.Filesystem)
-	p.outside.mu.Unlock()
-	if errors.Is(err, ErrSilent) {
+func (p *servedPool) planOutside(slots []scanned) ([]action, error) {
+	all, err := p.Outside()
+	if errors.Is(err, pool.ErrSilent) {
 		return nil, err
 	}
 	var actions []action
 	if err != nil {
-		actions = append(actions, action{Finding: Finding{Pool: p.name, Problem: Damaged,
+		actions = append(actions, action{Finding: Finding{Pool: p.Name, Problem: Damaged,
 			Detail: fmt.Sprintf("subvolumes outside of the pool cannot be looked through for its own: %v; mend the filesystem", err)}})
 	}
 	for _, o := range all {
 		if slices.ContainsFunc(slots, func(s scanned) bool { return s.madeAs(o) }) {
 			continue
 		}
-		actions = append(actions, action{Finding: Finding{Pool: p.name, Path: o.Slot.String(), Problem: OutsidePool,
+		actions = append(actions, action{Finding: Finding{Pool: p.Name, Path: o.Slot.String(), Problem: OutsidePool,
 			Detail: fmt.Sprintf("subvolume %s of the filesystem was made in this pool, which has no record of it now; copy out what is wanted, and delete that subvolume", o.Path)}})
 	}
 	return actions, nil
-}
-
-// shellQuote returns a path as one word of a shell's.
-func shellQuote(path string) string {
-	if !strings.ContainsFunc(path, func(r rune) bool { return !strings.ContainsRune(plainInShell, r) }) {
-		return path
-	}
-	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
-}
-
-const plainInShell = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-"
-
-func (d *disk) Outside() (found []OutsideSubvolume, err error) {
-	err = d.inRoot(func(root string) error {
-		around, err := btrfs.Around(root)
-		if err != nil {
-			return err
-		}
-		entries, err := btrfs.EntriesSince(root, 0)
-		if err != nil {
-			return err
-		}
-		home, err := btrfs.PathFromTop(root)
-		if err != nil {
-			return err
-		}
-		var unread error
-		areas := areasOutside{}
-		for _, entry := range entries {
-			if entry.Parent == around || entry.Name != subvolumeName {
-				continue
-			}
-			is, err := d.outsideAt(root, entry, areas)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // in no slot of this pool, or gone
-			}
-			if err != nil {
-				unread = fmt.Errorf("subvolume %d: %w", entry.ID, err) // one of them says enough
-				continue
-			}
-			is.Home = path.Join(home, is.Slot.String(), subvolumeName)
-			found = append(found, is)
-		}
-		return unread
-	})
-	return found, err
-}
-
-// outsideAt returns what a subvolume outside of the pool is to it; fs.ErrNotExist for
-// nothing. The record is asked for first: a pod can make all the rest.
-func (d *disk) outsideAt(root string, entry btrfs.Entry, areas areasOutside) (is OutsideSubvolume, err error) {
-	if is.Record, err = recordAt(root, entry); err != nil {
-		return is, err
-	}
-	in, name, err := btrfs.ParentDirectory(root, entry.Parent, entry.Directory)
-	if err != nil {
-		return is, err
-	}
-	area, err := areas.of(d, root, directory{entry.Parent, in})
-	if err != nil {
-		return is, err
-	}
-	is.Slot = Slot{area, name}
-	is.Path, err = btrfs.PathOf(root, entry.ID)
-	return is, err
-}
-
-// recordAt returns the record of the directory that holds a subvolume, wherever it lies.
-func recordAt(root string, entry btrfs.Entry) ([]byte, error) {
-	dir, err := btrfs.OpenDirectory(root, entry.Parent, entry.Directory)
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
-	record := make([]byte, 2*meta.MaxRecordSize)
-	n, err := unix.Fgetxattr(int(dir.Fd()), meta.LedgerXattr, record)
-	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ERANGE) {
-		return nil, fs.ErrNotExist
-	}
-	return record[:max(n, 0)], err
-}
-
-// directory is one of any subvolume.
-type directory struct{ subvolume, inode uint64 }
-
-// areasOutside says which directories outside of a pool are areas of it; "" for others.
-type areasOutside map[directory]Area
-
-// of returns which area a directory is; fs.ErrNotExist for none.
-func (known areasOutside) of(d *disk, root string, at directory) (Area, error) {
-	area, ok := known[at]
-	if !ok {
-		in, name, err := btrfs.ParentDirectory(root, at.subvolume, at.inode)
-		if err == nil && d.hasID(root, directory{at.subvolume, in}) && Area(name) != AreaRemoving && slices.Contains(areas, Area(name)) {
-			area = Area(name)
-		}
-		known[at] = area
-	}
-	if area == "" {
-		return "", fs.ErrNotExist
-	}
-	return area, nil
-}
-
-// hasID reports whether a directory outside of the pool has the ID of the pool.
-func (d *disk) hasID(root string, at directory) bool {
-	dir, err := btrfs.OpenDirectory(root, at.subvolume, at.inode)
-	if err != nil {
-		return false
-	}
-	defer dir.Close()
-	id, err := d.readIdentity(fdPath(int(dir.Fd())))
-	return err == nil && id.ID == d.id
 }

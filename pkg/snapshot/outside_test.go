@@ -15,6 +15,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -45,7 +46,7 @@ func (r *rootFilesystem) path(name string) string { return filepath.Join(r.top, 
 
 func (r *rootFilesystem) start() {
 	r.Helper()
-	host, err := snapshot.NewHost(r.in("@", ""), r.mode)
+	host, err := pool.NewHost(r.in("@", ""), r.mode)
 	must(r, err)
 	r.e = open(r, host, r.in("@", "index.db"))
 }
@@ -86,7 +87,7 @@ func (r *rootFilesystem) findings() map[string]string {
 	must(r, err)
 	all := map[string]string{}
 	for _, f := range found {
-		if f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+		if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 			all[fmt.Sprintf("%s: %s", f.Path, f.Problem)] = f.Detail
 		}
 	}
@@ -213,7 +214,7 @@ func TestRollBackOfASubvolume(t *testing.T) {
 	if !strings.Contains(fmt.Sprint(err), "mv -T") {
 		t.Errorf("not said what to do: %v", err)
 	}
-	wants(t, r.e.Remove(ctx, meta.Volume("db")), snapshot.ErrPoolAway)
+	wants(t, r.e.Remove(ctx, meta.Volume("db")), pool.ErrAway)
 	must(t, r.e.Close())
 	r.moveBack("pools/default")
 	r.start()
@@ -249,7 +250,7 @@ func TestRollBackOfTheIndex(t *testing.T) {
 	r.moveBack("pools/default")
 	for range 2 {
 		r.start()
-		wants(t, r.e.Remove(ctx, meta.Volume("late")), snapshot.ErrPoolAway)
+		wants(t, r.e.Remove(ctx, meta.Volume("late")), pool.ErrAway)
 		must(t, r.e.Close())
 	}
 }
@@ -263,7 +264,7 @@ func TestRollBackToBeforeThePool(t *testing.T) {
 	r.start()
 	must(t, second(r.e.Prepare(ctx, sized("late", mib), meta.Ref{})))
 	must(t, r.e.Close())
-	must(t, os.Remove(filepath.Join(r.in("@", "known"), r.e.PoolIDs()[snapshot.DefaultPool])))
+	must(t, os.Remove(filepath.Join(r.in("@", "known"), r.e.PoolIDs()[pool.Default])))
 	must(t, os.Remove(r.in("@", "index.db")))
 	must(t, btrfs.Snapshot(r.path("before"), r.path("@"), true))
 	r.rollBack("before")
@@ -289,7 +290,7 @@ func TestOutsideUnread(t *testing.T) {
 	must(t, second(w.e.Stat(ctx, meta.Volume("base"))))
 	for _, id := range []string{"lost", "outside"} {
 		err := second(w.e.Stat(ctx, meta.Volume(id)))
-		if wants(t, err, snapshot.ErrPoolAway); errors.Is(err, snapshot.ErrLost) {
+		if wants(t, err, pool.ErrAway); errors.Is(err, snapshot.ErrLost) {
 			t.Errorf("%s: %v", id, err)
 		}
 	}

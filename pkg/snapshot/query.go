@@ -1,7 +1,6 @@
 package snapshot
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // Mount says what to bind-mount for a volume.
@@ -31,24 +31,7 @@ type Capacity struct {
 	MinimumSize int64 `json:"minimumSize"` // of one volume
 }
 
-// PoolStatus is what there is to say of a pool.
-type PoolStatus struct {
-	Name    string            `json:"name"`
-	ID      string            `json:"id,omitempty"`
-	Error   string            `json:"error,omitempty"`  // why it cannot be used
-	Silent  bool              `json:"silent,omitempty"` // its disk does not answer: see ErrSilent
-	Space   btrfs.Space       `json:"space,omitzero"`
-	Quota   btrfs.QuotaStatus `json:"quota,omitzero"`
-	Devices []btrfs.Device    `json:"devices,omitempty"`
-	// Rescans is how often, since the pool is in use, its quota was found inconsistent
-	// and was rescanned.
-	Rescans uint64 `json:"rescans,omitempty"`
-	// Nesting is the number of volumes in which pods have made subvolumes, as of the
-	// last look at them, a second or more ago.
-	Nesting int `json:"nesting,omitempty"`
-}
-
-// Stat returns a volume or snapshot; ErrNotFound, ErrLost or ErrPoolAway where
+// Stat returns a volume or snapshot; ErrNotFound, ErrLost or pool.ErrAway where
 // it cannot. It takes no lock: what is being made is found as soon as its subvolume is.
 func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 	defer e.hold()()
@@ -57,7 +40,7 @@ func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 		return meta.Entry{}, err
 	}
 	if l.record.State == meta.Creating {
-		if _, err := l.Info(l.slot); errors.Is(err, fs.ErrNotExist) {
+		if _, err := l.fs.Info(l.slot); errors.Is(err, fs.ErrNotExist) {
 			return meta.Entry{}, e.absent(ref)
 		}
 	}
@@ -76,7 +59,7 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 		return Mount{}, err
 	}
 	e.notice(ctx, l, entryOf(l.pool, l.record, info))
-	mount := Mount{Source: l.SlotPath(l.slot), ReadOnly: l.record.Kind.ReadOnly()}
+	mount := Mount{Source: l.fs.SlotPath(l.slot), ReadOnly: l.record.Kind.ReadOnly()}
 	if info.ReadOnly && !mount.ReadOnly {
 		mount.MadeReadOnly = l.madeReadOnly()
 	}
@@ -85,19 +68,19 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 
 // Usage returns what a volume or snapshot holds; ErrNoQuota where its pool does
 // not count.
-func (e *Engine) Usage(_ context.Context, ref meta.Ref) (Usage, error) {
+func (e *Engine) Usage(_ context.Context, ref meta.Ref) (pool.Usage, error) {
 	defer e.hold()()
 	l, err := e.find(ref)
 	if err != nil {
-		return Usage{}, err
+		return pool.Usage{}, err
 	}
 	entry, err := l.entry()
 	if err != nil {
-		return Usage{}, err
+		return pool.Usage{}, err
 	}
-	usage, err := l.usageOf(entry.SubvolumeID)
+	usage, err := l.pool.usageOf(entry.SubvolumeID)
 	if err != nil {
-		return Usage{}, fmt.Errorf("%s: %w", ref, err)
+		return pool.Usage{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	return usage, nil
 }
@@ -167,11 +150,11 @@ func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
 	if err != nil {
 		return Capacity{}, err
 	}
-	room, err := p.Room()
+	available, err := p.Available()
 	if err != nil {
 		return Capacity{}, err
 	}
-	left := beyondHeadroom(room) / MinSize * MinSize
+	left := available / MinSize * MinSize
 	return Capacity{Available: left, MaximumSize: left, MinimumSize: MinSize}, nil
 }
 
@@ -191,14 +174,14 @@ func (e *Engine) Pool(name string) (inUse, id string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	return p.name, p.PoolID(), nil
+	return p.Name, p.PoolID(), nil
 }
 
 // PoolIDs returns the IDs of the pools in use, by name.
 func (e *Engine) PoolIDs() map[string]string {
 	ids := map[string]string{}
 	for _, p := range e.allPools() {
-		ids[p.name] = p.PoolID()
+		ids[p.Name] = p.PoolID()
 	}
 	return ids
 }
@@ -216,30 +199,22 @@ func (e *Engine) Forget(poolID string) error { return e.host.Forget(poolID) }
 
 // Pools returns the state of every pool, also of those that cannot be used,
 // ordered by name.
-func (e *Engine) Pools(context.Context) []PoolStatus {
-	all := each(e.allPools(), (*pool).status)
+func (e *Engine) Pools(context.Context) []pool.Status {
+	all := each(e.allPools(), (*servedPool).status)
 	e.mu.RLock()
 	for name, err := range e.broken {
-		all = append(all, PoolStatus{Name: name, Error: err.Error(), Silent: errors.Is(err, ErrSilent)})
+		all = append(all, pool.Status{Name: name, Error: err.Error(), Silent: errors.Is(err, pool.ErrSilent)})
 	}
 	e.mu.RUnlock()
-	slices.SortFunc(all, func(a, b PoolStatus) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b pool.Status) int { return strings.Compare(a.Name, b.Name) })
 	return all
 }
 
-func (p *pool) status() PoolStatus {
-	s := PoolStatus{Name: p.name, ID: p.PoolID(), Rescans: p.rescans.Load(), Nesting: p.nested.volumes()}
-	var errSpace, errQuota, errDevices error
-	s.Space, errSpace = p.Space()
-	s.Quota, errQuota = p.QuotaStatus()
-	s.Devices, errDevices = p.Devices()
-	err := errors.Join(errSpace, errQuota, errDevices)
-	if errors.Is(err, ErrSilent) { // said once is enough, and of what it said before nothing is known
-		_, silence := p.guard.state()
-		return PoolStatus{Name: p.name, ID: p.PoolID(), Error: cmp.Or(silence, err).Error(), Silent: true}
-	}
-	if err != nil {
-		s.Error = err.Error()
+// status is Status with what the engine knows.
+func (p *servedPool) status() pool.Status {
+	s := p.Status()
+	if !s.Silent {
+		s.Rescans, s.Nesting = p.rescans.Load(), p.nested.volumes()
 	}
 	return s
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -586,7 +587,7 @@ func exchangeQuota(t *testing.T, path string, mode btrfs.QuotaMode) {
 func TestAutoKeepsMode(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	n := newNode(t, snapshot.QuotaAuto)
+	n := newNode(t, pool.QuotaAuto)
 	must(t, btrfs.EnableQuota(n.state, btrfs.QuotaSimple))
 	e := n.start(t, often)
 	volume, err := e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})
@@ -603,8 +604,8 @@ func TestAutoKeepsMode(t *testing.T) {
 	exchangeQuota(t, n.state, btrfs.QuotaFull)
 	// Before it is noticed.
 	must(t, e.Remove(ctx, meta.Volume("gone")))
-	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 8 * mib})), snapshot.ErrPoolAway)
-	wants(t, second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), snapshot.ErrPoolAway)
+	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 8 * mib})), pool.ErrAway)
+	wants(t, second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), pool.ErrAway)
 	if _, err := btrfs.QgroupOf(n.state, btrfs.NewQgroupID(1, volume.SubvolumeID)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a group of simple quota under full: %v", err)
 	}
@@ -626,18 +627,18 @@ func TestNoLimitInAnotherMode(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, mode)
-			pool, err := n.host.Open(t.Context(), snapshot.DefaultPool)
+			opened, err := n.host.Open(t.Context(), pool.Default)
 			must(t, err)
 			at := active("pvc")
-			must(t, errors.Join(pool.Mkdir(at), pool.Create(at)))
-			must(t, btrfs.Create(filepath.Join(pool.SlotPath(at), "nested")))
-			info, err := pool.Info(at)
+			must(t, errors.Join(opened.Mkdir(at), opened.Create(at)))
+			must(t, btrfs.Create(filepath.Join(opened.SlotPath(at), "nested")))
+			info, err := opened.Info(at)
 			must(t, err)
-			nested, err := btrfs.Info(filepath.Join(pool.SlotPath(at), "nested"))
+			nested, err := btrfs.Info(filepath.Join(opened.SlotPath(at), "nested"))
 			must(t, err)
 			exchangeQuota(t, n.state, other)
-			wants(t, pool.SetLimit(info.ID, mib), snapshot.ErrPoolAway)
-			wants(t, second(pool.Bound(info.ID, mib, []uint64{nested.ID})), snapshot.ErrPoolAway)
+			wants(t, opened.SetLimit(info.ID, mib), pool.ErrAway)
+			wants(t, second(opened.Bound(info.ID, mib, []uint64{nested.ID})), pool.ErrAway)
 			must(t, btrfs.WalkQgroups(n.state, func(group btrfs.Qgroup) error {
 				if group.MaxReferenced != btrfs.NoLimit || group.ID.Level() > 0 {
 					t.Errorf("group %s has the limit %d", group.ID, group.MaxReferenced)
@@ -654,7 +655,7 @@ func TestSweepKeepsQuotaConsistent(t *testing.T) {
 	t.Parallel()
 	// Where there is no sync the kernel commits by itself, here every second.
 	n := newNode(t, btrfs.QuotaFull, btrfstest.MountOptions("commit=1"))
-	pool, err := n.host.Open(t.Context(), snapshot.DefaultPool)
+	pool, err := n.host.Open(t.Context(), pool.Default)
 	must(t, err)
 	data := make([]byte, 160<<10)
 	for i := range 40 {

@@ -13,56 +13,50 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
-
-// Problem names what is wrong with a place on disk.
-type Problem string
 
 const (
 	// UnfinishedCreate is a slot whose making was cut short. Repair: completed
 	// where the subvolume is there, undone where it is not.
-	UnfinishedCreate Problem = "UnfinishedCreate"
+	UnfinishedCreate pool.Problem = "UnfinishedCreate"
 	// UnfinishedRemove is a slot whose removal was cut short. Repair: completed.
-	UnfinishedRemove Problem = "UnfinishedRemove"
+	UnfinishedRemove pool.Problem = "UnfinishedRemove"
 	// WrongLimit is a volume whose limit is not its size. Repair: set again.
-	WrongLimit Problem = "WrongLimit"
+	WrongLimit pool.Problem = "WrongLimit"
 	// StaleQuota is accounting of subvolumes that are gone. Repair: removed.
-	StaleQuota Problem = "StaleQuota"
-	// QuotaInconsistent means that limits are void. Repair: rescan.
-	QuotaInconsistent Problem = "QuotaInconsistent"
+	StaleQuota pool.Problem = "StaleQuota"
 	// Lost is a record whose subvolume is gone. Never made anew, as empty.
-	Lost Problem = "Lost"
+	Lost pool.Problem = "Lost"
 	// Damaged is a record whose subvolume is there and cannot be read. Kept.
-	Damaged Problem = "Damaged"
+	Damaged pool.Problem = "Damaged"
 	// OutsidePool is a volume or snapshot of the pool that lies outside of it, on the same
 	// filesystem, and for which nothing in the pool stands. Kept.
-	OutsidePool Problem = "OutsidePool"
+	OutsidePool pool.Problem = "OutsidePool"
 	// Foreign is something that nobody declared. Kept. In the slot of a volume or snapshot
 	// it stops that from being removed.
-	Foreign Problem = "Foreign"
+	Foreign pool.Problem = "Foreign"
 	// UnreadableRecord is a record that is damaged, of a later version, or in
 	// the wrong place. Kept.
-	UnreadableRecord Problem = "UnreadableRecord"
+	UnreadableRecord pool.Problem = "UnreadableRecord"
 	// Writable is a snapshot or view that somebody made writable. Kept: its
 	// content may have changed.
-	Writable Problem = "Writable"
+	Writable pool.Problem = "Writable"
 	// ReadOnlyVolume is a volume that its owner, or somebody else, made read-only. Kept.
-	ReadOnlyVolume Problem = "ReadOnlyVolume"
-	// Unusable is a directory that should be a pool and cannot be used.
-	Unusable Problem = "Unusable"
+	ReadOnlyVolume pool.Problem = "ReadOnlyVolume"
 	// Duplicate is an ID that is in two pools.
-	Duplicate Problem = "Duplicate"
+	Duplicate pool.Problem = "Duplicate"
 )
 
 // Finding is one thing that is not as it should be.
 type Finding struct {
-	Pool     string  `json:"pool"`
-	Path     string  `json:"path,omitempty"` // within the pool
-	Problem  Problem `json:"problem"`
-	Detail   string  `json:"detail"`
-	Repair   string  `json:"repair,omitempty"` // what reconciling does; empty where it is for people
-	Repaired bool    `json:"repaired"`
-	Error    string  `json:"error,omitempty"` // why the repair failed
+	Pool     string       `json:"pool"`
+	Path     string       `json:"path,omitempty"` // within the pool
+	Problem  pool.Problem `json:"problem"`
+	Detail   string       `json:"detail"`
+	Repair   string       `json:"repair,omitempty"` // what reconciling does; empty where it is for people
+	Repaired bool         `json:"repaired"`
+	Error    string       `json:"error,omitempty"` // why the repair failed
 	// Routine is set for what every driver does by itself in the course of its work, and
 	// that harms nobody until then: it is no fault.
 	Routine bool `json:"routine,omitempty"`
@@ -71,7 +65,7 @@ type Finding struct {
 // action is a finding with its repair; none for what is only reported.
 type action struct {
 	Finding
-	slot Slot // zero for what concerns the whole pool
+	slot pool.Slot // zero for what concerns the whole pool
 	run  func() error
 }
 
@@ -80,7 +74,7 @@ type action struct {
 // sweep of a running engine does next: the kernel is late to let go of what was destroyed,
 // and the accounting of it is stale from then until the sweep.
 func (e *Engine) Plan(context.Context) ([]Finding, error) {
-	return e.eachPool(func(p *pool) ([]Finding, error) {
+	return e.eachPool(func(p *servedPool) ([]Finding, error) {
 		var findings []Finding
 		actions, err := p.plan()
 		for _, a := range actions {
@@ -97,7 +91,7 @@ func (e *Engine) Plan(context.Context) ([]Finding, error) {
 // Each finding says what came of it. It may run beside other operations: what
 // one of them holds is passed over.
 func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
-	findings, err := e.eachPool(func(p *pool) ([]Finding, error) {
+	findings, err := e.eachPool(func(p *servedPool) ([]Finding, error) {
 		if err := p.Thawed(); err != nil {
 			return nil, err
 		}
@@ -106,7 +100,7 @@ func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
 	return findings, errors.Join(err, e.syncIndex())
 }
 
-func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) {
+func (e *Engine) eachPool(fn func(*servedPool) ([]Finding, error)) ([]Finding, error) {
 	findings := e.unusable()
 	var errs []error
 	type looked struct {
@@ -114,15 +108,15 @@ func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) 
 		err      error
 	}
 	pools := e.allPools()
-	results := each(pools, func(p *pool) looked {
+	results := each(pools, func(p *servedPool) looked {
 		findings, err := fn(p)
 		return looked{append(findings, p.faultFindings()...), err}
 	})
 	for i, p := range pools {
 		err := results[i].err
 		findings = append(findings, results[i].findings...)
-		if errors.Is(err, ErrPoolAway) || errors.Is(err, ErrFrozen) { // the others are no worse for it
-			findings = append(findings, Finding{Pool: p.name, Problem: Unusable, Detail: err.Error()})
+		if errors.Is(err, pool.ErrAway) || errors.Is(err, pool.ErrFrozen) { // the others are no worse for it
+			findings = append(findings, Finding{Pool: p.Name, Problem: pool.Unusable, Detail: err.Error()})
 			err = nil
 		}
 		errs = append(errs, err)
@@ -132,7 +126,7 @@ func (e *Engine) eachPool(fn func(*pool) ([]Finding, error)) ([]Finding, error) 
 }
 
 // repair runs the plan of one pool.
-func (e *Engine) repair(ctx context.Context, p *pool) ([]Finding, error) {
+func (e *Engine) repair(ctx context.Context, p *servedPool) ([]Finding, error) {
 	actions, err := p.plan()
 	if err != nil {
 		return nil, err
@@ -150,12 +144,12 @@ func (e *Engine) repair(ctx context.Context, p *pool) ([]Finding, error) {
 // confirm looks at the slot of a finding again with its lock held, since what
 // was under way at the first look may have ended by now, and hands what is
 // still wrong to fn.
-func (e *Engine) confirm(p *pool, a action, fn func(action)) {
-	if a.slot == (Slot{}) {
+func (e *Engine) confirm(p *servedPool, a action, fn func(action)) {
+	if a.slot == (pool.Slot{}) {
 		fn(a)
 		return
 	}
-	ref, _ := a.slot.ref()
+	ref, _ := a.slot.Ref()
 	release, err := e.locks.acquire(ref, meta.Ref{})
 	if err != nil {
 		return
@@ -172,7 +166,7 @@ func (e *Engine) confirm(p *pool, a action, fn func(action)) {
 
 // limitOf returns the limit of one subvolume, in bytes, 0 for none; false where
 // the pool has no limits.
-func (p *pool) limitOf(subvolume uint64) (int64, bool) {
+func (p *servedPool) limitOf(subvolume uint64) (int64, bool) {
 	usage, err := p.Usage(subvolume)
 	return usage.Limit, err == nil
 }
@@ -203,7 +197,7 @@ func (e *Engine) unusable() []Finding {
 	defer e.mu.RUnlock()
 	var findings []Finding
 	for name, err := range e.broken {
-		findings = append(findings, Finding{Pool: name, Problem: Unusable, Detail: err.Error()})
+		findings = append(findings, Finding{Pool: name, Problem: pool.Unusable, Detail: err.Error()})
 	}
 	slices.SortFunc(findings, func(a, b Finding) int { return cmp.Compare(a.Pool, b.Pool) })
 	return findings
@@ -216,7 +210,7 @@ func (e *Engine) duplicates() ([]Finding, error) {
 	var findings []Finding
 	for _, p := range e.allPools() {
 		slots, err := p.scan()
-		if errors.Is(err, ErrPoolAway) {
+		if errors.Is(err, pool.ErrAway) {
 			continue // reported already
 		}
 		if err != nil {
@@ -227,12 +221,12 @@ func (e *Engine) duplicates() ([]Finding, error) {
 				continue
 			}
 			ref := s.record.Ref()
-			if other, ok := first[ref]; ok && other != p.name {
-				findings = append(findings, Finding{Pool: p.name, Path: s.slot.String(), Problem: Duplicate,
+			if other, ok := first[ref]; ok && other != p.Name {
+				findings = append(findings, Finding{Pool: p.Name, Path: s.slot.String(), Problem: Duplicate,
 					Detail: fmt.Sprintf("%s is also in pool %q; remove one of them", ref, other)})
 				continue
 			}
-			first[ref] = p.name
+			first[ref] = p.Name
 		}
 	}
 	return findings, nil
@@ -262,16 +256,16 @@ type scanned struct {
 
 // scan reads every slot of the pool, ordered by path. Slots that vanish while it
 // runs are left out.
-func (p *pool) scan() ([]scanned, error) {
+func (p *servedPool) scan() ([]scanned, error) {
 	var all []scanned
-	for _, area := range areas {
+	for _, area := range pool.Areas {
 		names, err := p.List(area)
 		if err != nil {
 			return nil, err
 		}
 		slices.Sort(names)
 		for _, name := range names {
-			s, err := p.look(Slot{area, name})
+			s, err := p.look(pool.Slot{Area: area, Name: name})
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
@@ -285,26 +279,26 @@ func (p *pool) scan() ([]scanned, error) {
 }
 
 // look classifies one slot.
-func (p *pool) look(slot Slot) (scanned, error) {
-	s := scanned{located: located{pool: p, Filesystem: p.Filesystem, slot: slot}}
+func (p *servedPool) look(slot pool.Slot) (scanned, error) {
+	s := scanned{located: located{pool: p, fs: p.Filesystem, slot: slot}}
 	data, err := p.Record(slot)
 	if err != nil {
 		return s, err
 	}
 	info, err := p.Info(slot)
 	there := err == nil
-	if errors.Is(err, ErrSilent) { // nobody knows what is there
+	if errors.Is(err, pool.ErrSilent) { // nobody knows what is there
 		return s, err
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	s.info, s.err = info, cause(err)
-	_, named := slot.ref()
+	s.info, s.err = info, pool.Cause(err)
+	_, named := slot.Ref()
 	switch {
 	case !named, data == nil && err != nil:
 		s.state = slotForeign
-	case slot.Area == AreaRemoving && data != nil:
+	case slot.Area == pool.AreaRemoving && data != nil:
 		s.state = slotRemoving
 	case data == nil && there:
 		s.state = slotForeign
@@ -320,12 +314,12 @@ func (p *pool) look(slot Slot) (scanned, error) {
 // classifyBare distinguishes a slot without a record and a subvolume, as a crash leaves it,
 // from what else is there.
 func (s *scanned) classifyBare() error {
-	names, err := s.Beside(s.slot)
+	names, err := s.fs.Beside(s.slot)
 	s.state = slotDeclared
-	if s.slot.Area == AreaRemoving {
+	if s.slot.Area == pool.AreaRemoving {
 		s.state = slotRemoving
 	}
-	if len(names) > 0 || errors.Is(err, ErrForeign) {
+	if len(names) > 0 || errors.Is(err, pool.ErrForeign) {
 		s.state, err = slotForeign, nil
 	}
 	return err
@@ -352,14 +346,14 @@ func (s *scanned) classify(record []byte, there bool) {
 
 // entries returns what the index should say of the pool, also of what cannot be read, as
 // far as its record says; and what is there beside them, to which somebody has to see.
-func (p *pool) entries() (entries []meta.Entry, unlisted []meta.Ref, err error) {
+func (p *servedPool) entries() (entries []meta.Entry, unlisted []meta.Ref, err error) {
 	slots, err := p.scan()
 	for _, s := range slots {
 		switch s.state {
 		case slotReady, slotDamaged:
 			entries = append(entries, entryOf(p, s.record, s.info))
 		case slotHalf, slotUnreadable:
-			if ref, named := s.slot.ref(); named {
+			if ref, named := s.slot.Ref(); named {
 				unlisted = append(unlisted, ref)
 			}
 		}
@@ -368,7 +362,7 @@ func (p *pool) entries() (entries []meta.Entry, unlisted []meta.Ref, err error) 
 }
 
 // plan compares the pool with its ledger.
-func (p *pool) plan() ([]action, error) {
+func (p *servedPool) plan() ([]action, error) {
 	slots, err := p.scan()
 	if err != nil {
 		return nil, err
@@ -396,7 +390,7 @@ func (p *pool) plan() ([]action, error) {
 // repaired while something that is not ours lies in it.
 func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) []action {
 	all := s.judgeState(limit)
-	names, err := s.Beside(s.slot)
+	names, err := s.fs.Beside(s.slot)
 	if err != nil || len(names) == 0 || s.state == slotForeign {
 		return all
 	}
@@ -407,9 +401,9 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) []action {
 }
 
 // fault is one thing that is wrong with the slot, and what mends it.
-func (s *scanned) fault(problem Problem, detail, repair string, run func() error) action {
+func (s *scanned) fault(problem pool.Problem, detail, repair string, run func() error) action {
 	return action{slot: s.slot, run: run, Finding: Finding{
-		Pool: s.name, Path: s.slot.String(), Problem: problem, Detail: detail, Repair: repair}}
+		Pool: s.pool.Name, Path: s.slot.String(), Problem: problem, Detail: detail, Repair: repair}}
 }
 
 // judgeState says what is wrong with a slot by its state.
@@ -454,7 +448,7 @@ func (s *scanned) judgeReady(limit func(subvolume uint64) (int64, bool)) (all []
 func (s *scanned) lostDetail() string {
 	o, found, err := s.findOutside()
 	if found {
-		return "its data is not lost: " + o.wayBack()
+		return "its data is not lost: " + o.WayBack()
 	}
 	if err != nil {
 		return fmt.Sprintf("its record is there, its data is not, and cannot be looked for outside of the pool (%v)", err)
@@ -480,7 +474,7 @@ func (s *scanned) finish() error {
 
 // undeclare takes an empty slot away. Files in it are somebody's, and stay.
 func (s *scanned) undeclare() error {
-	err := s.Rmdir(s.slot)
+	err := s.fs.Rmdir(s.slot)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -488,7 +482,7 @@ func (s *scanned) undeclare() error {
 }
 
 // planQuota looks at what belongs to no single slot.
-func (p *pool) planQuota() ([]action, error) {
+func (p *servedPool) planQuota() ([]action, error) {
 	var actions []action
 	known := p.leftovers.all()
 	stale, err := p.StaleQuota()
@@ -501,7 +495,7 @@ func (p *pool) planQuota() ([]action, error) {
 	})
 	if len(stale) > 0 {
 		actions = append(actions, action{
-			Finding: Finding{Pool: p.name, Problem: StaleQuota, Routine: true, Repair: "remove",
+			Finding: Finding{Pool: p.Name, Problem: StaleQuota, Routine: true, Repair: "remove",
 				Detail: fmt.Sprintf("accounting of %d subvolumes that are gone; a driver removes it by itself", len(stale))},
 			run: func() error { return p.forgetAll(stale) },
 		})
@@ -512,7 +506,7 @@ func (p *pool) planQuota() ([]action, error) {
 	}
 	if needsRescan(status) {
 		actions = append(actions, action{
-			Finding: Finding{Pool: p.name, Problem: QuotaInconsistent, Detail: "limits are void until it has been rescanned", Repair: "rescan"},
+			Finding: Finding{Pool: p.Name, Problem: pool.QuotaInconsistent, Detail: "limits are void until it has been rescanned", Repair: "rescan"},
 			run:     p.rescan,
 		})
 	}
@@ -521,7 +515,7 @@ func (p *pool) planQuota() ([]action, error) {
 
 // forgetAll removes stale accounting; what the kernel still needs is tried
 // again by maintain.
-func (p *pool) forgetAll(subvolumes []uint64) error {
+func (p *servedPool) forgetAll(subvolumes []uint64) error {
 	for _, subvolume := range subvolumes {
 		if err := p.ForgetQuota(subvolume); err != nil {
 			p.leftovers.add(subvolume)

@@ -11,6 +11,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // Remove removes a volume or snapshot, whatever was made from it or it was made
@@ -26,7 +27,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 
 	pools := e.allPools()
 	earlier := e.finishRemovals(ctx, ref)
-	if earlier != nil && !errors.Is(earlier, ErrPoolAway) {
+	if earlier != nil && !errors.Is(earlier, pool.ErrAway) {
 		return earlier
 	}
 	l, err := e.find(ref)
@@ -56,7 +57,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 // before it destroyed anything.
 func unremoved(ref meta.Ref, err error) error {
 	err = fmt.Errorf("%s: %w", ref, err)
-	if errors.Is(err, ErrForeign) || errors.Is(err, ErrHeld) || errors.Is(err, errUntouched) {
+	if errors.Is(err, pool.ErrForeign) || errors.Is(err, pool.ErrHeld) || errors.Is(err, errUntouched) {
 		return err
 	}
 	return unfinished(err)
@@ -69,13 +70,13 @@ var errUntouched = errors.New("nothing was removed")
 // remove renames the slot out of its area, the point of no return, and erases
 // it there.
 func (l *located) remove(ctx context.Context) error {
-	l.coming = l.commits.announce()
-	defer l.coming.leave()
+	l.ticket = l.pool.Commits.Begin()
+	defer l.ticket.Done()
 	if err := l.unobstructed(); err != nil {
 		return err
 	}
-	at, to := l.slot, l.slot.removing()
-	err := l.Move(at, to)
+	at, to := l.slot, l.slot.Removing()
+	err := l.fs.Move(at, to)
 	if errors.Is(err, unix.ENOSPC) {
 		return l.removeInPlace()
 	}
@@ -92,7 +93,7 @@ func (l *located) remove(ctx context.Context) error {
 		}
 		return l.sync()
 	})
-	if errors.Is(err, ErrHeld) {
+	if errors.Is(err, pool.ErrHeld) {
 		return l.putBack(at, err)
 	}
 	return err
@@ -100,8 +101,8 @@ func (l *located) remove(ctx context.Context) error {
 
 // putBack returns the slot to its area when the kernel does not let go of the subvolume:
 // what cannot be removed now stays in use.
-func (l *located) putBack(at Slot, held error) error {
-	err := l.Move(l.slot, at)
+func (l *located) putBack(at pool.Slot, held error) error {
+	err := l.fs.Move(l.slot, at)
 	if err == nil {
 		l.slot = at
 		err = l.sync()
@@ -115,14 +116,14 @@ func (l *located) putBack(at Slot, held error) error {
 // unobstructed fails for a slot that could not be taken away when its subvolume is
 // destroyed, because of something in it that is not ours.
 func (l *located) unobstructed() error {
-	names, err := l.Beside(l.slot)
+	names, err := l.fs.Beside(l.slot)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil || len(names) == 0 {
 		return err
 	}
-	return fmt.Errorf("%s in pool %q: %w: %s", l.slot, l.name, ErrForeign, obstacle(names))
+	return fmt.Errorf("%s in pool %q: %w: %s", l.slot, l.pool.Name, pool.ErrForeign, obstacle(names))
 }
 
 // obstacle names what stands in the way of a removal.
@@ -146,7 +147,7 @@ func (l *located) removeInPlace() error {
 	if err := l.erase(func() error { return nil }); err != nil {
 		return err
 	}
-	return l.syncErased(true)
+	return l.pool.syncErased(true)
 }
 
 // erased remembers whether slots were erased in their areas that may not be gone durably.
@@ -157,20 +158,20 @@ type erased struct {
 
 // syncErased makes durable that slots are gone from their areas, if some were erased there
 // since it last did, or now.
-func (p *pool) syncErased(now bool) error {
-	silent, _ := p.guard.state()
+func (p *servedPool) syncErased(now bool) error {
+	silent, _ := p.Silence()
 	select {
 	case p.erased.turn <- struct{}{}:
 		defer func() { <-p.erased.turn }()
 	case <-silent:
-		return p.guard.refusal(what{method: "Sync"})
+		return p.SilentError("Sync")
 	}
 	if !now && !p.erased.unsynced {
 		return nil
 	}
 	var err error
-	for _, area := range areas {
-		err = errors.Join(err, p.Sync(Slot{Area: area}))
+	for _, area := range pool.Areas {
+		err = errors.Join(err, p.Sync(pool.Slot{Area: area}))
 	}
 	p.erased.unsynced = err != nil
 	return err
@@ -189,11 +190,11 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 	var away error
 	for _, p := range e.allPools() {
 		if err := p.syncErased(false); err != nil { // which stops only what may have been erased there
-			away = errors.Join(away, unfinished(fmt.Errorf("%s: %w: %w", ref, ErrPoolAway, err)))
+			away = errors.Join(away, unfinished(fmt.Errorf("%s: %w: %w", ref, pool.ErrAway, err)))
 			continue
 		}
 		for _, kind := range ref.Class.Kinds() {
-			slot := slotOf(kind, ref.ID).removing()
+			slot := pool.SlotOf(kind, ref.ID).Removing()
 			s, err := p.look(slot)
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
@@ -202,7 +203,7 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 				away = errors.Join(away, unfinished(fmt.Errorf("%s: %w", ref, err)))
 				continue
 			case s.err == nil && s.state == slotForeign:
-				return fmt.Errorf("%s: %s in pool %q: %w: move it away", ref, slot, p.name, ErrForeign)
+				return fmt.Errorf("%s: %s in pool %q: %w: move it away", ref, slot, p.Name, pool.ErrForeign)
 			}
 			if err := s.begin(); err != nil {
 				away = errors.Join(away, unfinished(fmt.Errorf("%s: %w", ref, err)))
@@ -241,7 +242,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	if size == old {
 		return entry, l.assure(entry)
 	}
-	if err := l.room(size - old); err != nil {
+	if err := l.pool.CheckRoom(size - old); err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	if err := ctx.Err(); err != nil {
@@ -250,7 +251,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	l.record.Size = size
 	entry, err = l.complete(false)
 	if err == nil {
-		err = l.Sync(l.slot) // of the record alone, which the log takes: there is no commit to share
+		err = l.fs.Sync(l.slot) // of the record alone, which the log takes: there is no commit to share
 	}
 	if err != nil {
 		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, err))

@@ -13,6 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -21,7 +22,7 @@ import (
 func TestCommitsShared(t *testing.T) {
 	t.Parallel()
 	state := btrfstest.Mount(t, noCommits)
-	host, err := snapshot.NewHost(state, btrfs.QuotaNone)
+	host, err := pool.NewHost(state, btrfs.QuotaNone)
 	must(t, err)
 	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 	ctx := t.Context()

@@ -18,8 +18,9 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot/snaptest"
 )
 
 // hang is when a test that waits gives up.
@@ -31,13 +32,13 @@ const impatient = time.Second
 // duo is a node with a pool that answers, and one beside it whose disk is to be silent.
 type duo struct {
 	*world
-	slow    *snaptest.Filesystem
+	slow    *pooltest.Filesystem
 	unwatch func()
 }
 
 func newDuo(t *testing.T, options ...snapshot.Option) *duo {
 	t.Helper()
-	d := &duo{world: newWorld(t, btrfs.QuotaFull), slow: snaptest.NewFilesystem(btrfs.QuotaFull)}
+	d := &duo{world: newWorld(t, btrfs.QuotaFull), slow: pooltest.NewFilesystem(btrfs.QuotaFull)}
 	d.host.Add("slow", d.slow)
 	d.close()
 	d.open(options...)
@@ -64,7 +65,7 @@ func newDuo(t *testing.T, options ...snapshot.Option) *duo {
 func (d *duo) watch(t *testing.T) {
 	e, stop := d.e, make(chan struct{})
 	var watching sync.WaitGroup
-	for name, fs := range map[string]*snaptest.Filesystem{"slow": d.slow, snapshot.DefaultPool: d.fs} {
+	for name, fs := range map[string]*pooltest.Filesystem{"slow": d.slow, pool.Default: d.fs} {
 		watching.Go(func() {
 			last, regain := 0, func() {}
 			defer func() { regain() }()
@@ -74,7 +75,7 @@ func (d *duo) watch(t *testing.T) {
 					return
 				case <-time.After(time.Millisecond):
 				}
-				waiting := fs.Waiting(snaptest.AllMethods) - fs.Waiting("Thawed") // a filesystem that is frozen is not silent
+				waiting := fs.Waiting(pooltest.AllMethods) - fs.Waiting("Thawed") // a filesystem that is frozen is not silent
 				if waiting != last {
 					last, still = waiting, 0
 				}
@@ -119,7 +120,7 @@ func comes(t *testing.T, what string, is func() bool) {
 
 // methods are those of a Filesystem that ask the disk.
 func methods() (names []string) {
-	all := reflect.TypeFor[snapshot.Filesystem]()
+	all := reflect.TypeFor[pool.Filesystem]()
 	for i := range all.NumMethod() {
 		if name := all.Method(i).Name; !slices.Contains([]string{"PoolID", "SlotPath", "MountOptions"}, name) {
 			names = append(names, name)
@@ -212,7 +213,7 @@ var unasked = []string{"HeldQuota", "Outside", "NestedSince", "Bound"}
 // whichever call it does not answer.
 func TestSilentPool(t *testing.T) {
 	t.Parallel()
-	for _, method := range append(methods(), snaptest.AllMethods) {
+	for _, method := range append(methods(), pooltest.AllMethods) {
 		t.Run(method, func(t *testing.T) {
 			t.Parallel()
 			d := newDuo(t)
@@ -255,7 +256,7 @@ func (d *duo) complete(t *testing.T) {
 	comes(t, "nothing is wrong in the pool", func() bool {
 		findings, err := d.e.Plan(ctx)
 		return err == nil && !slices.ContainsFunc(findings, func(f snapshot.Finding) bool {
-			return f.Pool == "slow" && f.Path != "active/vanished" && f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent
+			return f.Pool == "slow" && f.Path != "active/vanished" && f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent
 		})
 	})
 }
@@ -266,9 +267,9 @@ func TestSilentIsTold(t *testing.T) {
 	d := newDuo(t)
 	defer d.slow.Answer()
 	ctx := t.Context()
-	d.slow.Silence(snaptest.AllMethods)
-	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), snapshot.ErrSilent)
-	waiting := d.slow.Waiting(snaptest.AllMethods)
+	d.slow.Silence(pooltest.AllMethods)
+	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), pool.ErrSilent)
+	waiting := d.slow.Waiting(pooltest.AllMethods)
 	for what, err := range map[string]error{
 		"stat":           second(d.e.Stat(ctx, meta.Volume("there"))),
 		"stat, missing":  second(d.e.Stat(ctx, meta.Volume("missing"))),
@@ -281,11 +282,11 @@ func TestSilentIsTold(t *testing.T) {
 		"delete missing": d.e.Remove(ctx, meta.Volume("missing")),
 		"capacity":       second(d.e.Capacity(ctx, "slow")),
 	} {
-		if !errors.Is(err, snapshot.ErrPoolAway) {
+		if !errors.Is(err, pool.ErrAway) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if now := d.slow.Waiting(snaptest.AllMethods); now > waiting {
+	if now := d.slow.Waiting(pooltest.AllMethods); now > waiting {
 		t.Errorf("%d calls wait, %d did before they were refused", now, waiting)
 	}
 	all := d.e.Pools(ctx)
@@ -297,20 +298,20 @@ func TestSilentIsTold(t *testing.T) {
 	}
 	findings, err := d.e.Plan(ctx)
 	must(t, err)
-	if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == snapshot.Unusable }) {
+	if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == pool.Unusable }) {
 		t.Errorf("found %v", findings)
 	}
 	must(t, d.e.Answering()) // the other does
-	d.fs.Silence(snaptest.AllMethods)
+	d.fs.Silence(pooltest.AllMethods)
 	defer d.fs.Answer()
-	wants(t, second(d.e.Stat(ctx, meta.Volume("base"))), snapshot.ErrSilent)
-	wants(t, d.e.Answering(), snapshot.ErrSilent)
+	wants(t, second(d.e.Stat(ctx, meta.Volume("base"))), pool.ErrSilent)
+	wants(t, d.e.Answering(), pool.ErrSilent)
 }
 
 // TestSilentAtStart: the others are served, and the pool when it answers.
 func TestSilentAtStart(t *testing.T) {
 	t.Parallel()
-	for _, method := range append(methods(), snaptest.AllMethods) {
+	for _, method := range append(methods(), pooltest.AllMethods) {
 		t.Run(method, func(t *testing.T) {
 			t.Parallel()
 			d := newDuo(t)
@@ -341,55 +342,6 @@ func TestSilentAtStart(t *testing.T) {
 	}
 }
 
-// TestPatienceEnds: a look-up is given up after a time. A step is not, but it makes the pool
-// silent. When all have returned the pool answers.
-func TestPatienceEnds(t *testing.T) {
-	t.Parallel()
-	look := func(pool snapshot.Filesystem) error { return second(pool.Record(active("pvc"))) }
-	for method, do := range map[string]func(snapshot.Filesystem) error{
-		"Record": look,
-		"Limits": func(pool snapshot.Filesystem) error { return second(pool.Limits()) },
-		"Mkdir":  func(pool snapshot.Filesystem) error { return pool.Mkdir(active("pvc")) },
-	} {
-		fs := snaptest.NewFilesystem(btrfs.QuotaFull)
-		t.Cleanup(fs.Answer)
-		pool := snapshot.Guarded(fs, time.Millisecond)
-		fs.Silence(method)
-		ended := make(chan error, 1)
-		go func() { ended <- do(pool) }()
-		comes(t, method+" waits", func() bool { return fs.Waiting(method) == 1 })
-		if method != "Mkdir" {
-			returns(t, method, func() { wants(t, <-ended, snapshot.ErrSilent) })
-		}
-		comes(t, "it is silent with "+method, func() bool { return errors.Is(look(pool), snapshot.ErrSilent) })
-		if n := fs.Waiting(method); n != 1 || len(ended) > 0 {
-			t.Errorf("%d calls of %s wait, wanted one", n, method)
-		}
-		fs.Answer()
-		if method == "Mkdir" {
-			returns(t, method, func() { must(t, <-ended) })
-		}
-		comes(t, "it answers after "+method, func() bool { err := look(pool); return err == nil || errors.Is(err, os.ErrNotExist) })
-	}
-}
-
-// TestSilenceIsBounded: no number of requests has more than so many threads wait.
-func TestSilenceIsBounded(t *testing.T) {
-	t.Parallel()
-	fs := snaptest.NewFilesystem(btrfs.QuotaFull)
-	defer fs.Answer()
-	pool := snapshot.Guarded(fs, impatient)
-	fs.Silence(snaptest.AllMethods)
-	var all sync.WaitGroup
-	for range 4 * snapshot.MostAsking {
-		all.Go(func() { wants(t, second(pool.Record(active("there"))), snapshot.ErrSilent) })
-	}
-	returns(t, "requests", all.Wait)
-	if n := fs.Waiting(snaptest.AllMethods); n == 0 || n > snapshot.MostAsking {
-		t.Errorf("%d calls wait", n)
-	}
-}
-
 // TestSlowCommit: an operation under way is not given up, whatever it waits for, and its
 // ID stays locked.
 func TestSlowCommit(t *testing.T) {
@@ -406,7 +358,7 @@ func TestSlowCommit(t *testing.T) {
 			comes(t, "the operation waits", func() bool { return d.slow.Waiting(method) > 0 })
 			comes(t, "the pool is silent", func() bool { return d.e.Pools(ctx)[1].Silent })
 			wants(t, second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})), snapshot.ErrBusy)
-			wants(t, second(d.e.Prepare(ctx, inSlow("other-one"), meta.Ref{})), snapshot.ErrPoolAway)
+			wants(t, second(d.e.Prepare(ctx, inSlow("other-one"), meta.Ref{})), pool.ErrAway)
 			d.slow.Answer()
 			returns(t, "the operation", func() { must(t, <-made) })
 			comes(t, "what was made is served", func() bool { return second(d.e.Stat(ctx, meta.Volume("new"))) == nil })
@@ -422,7 +374,7 @@ func TestHalfDoneAfterSilence(t *testing.T) {
 	defer d.slow.Answer()
 	ctx := t.Context()
 	d.slow.Silence("Record")
-	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), snapshot.ErrSilent)
+	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), pool.ErrSilent)
 	must(t, d.slow.PlantSlot(active("half"), nil))
 	d.slow.Answer()
 	comes(t, "nothing is half done", func() bool {
@@ -433,11 +385,11 @@ func TestHalfDoneAfterSilence(t *testing.T) {
 
 // lateHost has whoever makes the index of the pool "late" anew wait in the middle.
 type lateHost struct {
-	*snaptest.Host
+	*pooltest.Host
 	reading, goOn chan struct{}
 }
 
-func (h lateHost) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+func (h lateHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 	filesystem, err := h.Host.Open(ctx, name)
 	if name != "late" || err != nil {
 		return filesystem, err
@@ -446,13 +398,13 @@ func (h lateHost) Open(ctx context.Context, name string) (snapshot.Filesystem, e
 }
 
 type latePool struct {
-	snapshot.Filesystem
+	pool.Filesystem
 	host  lateHost
 	lists atomic.Int32
 }
 
 // List waits when it is asked for the index: the first time it is for the repair.
-func (p *latePool) List(area snapshot.Area) ([]string, error) {
+func (p *latePool) List(area pool.Area) ([]string, error) {
 	if area == "active" && p.lists.Add(1) == 2 {
 		close(p.host.reading)
 		<-p.host.goOn
@@ -463,9 +415,9 @@ func (p *latePool) List(area snapshot.Area) ([]string, error) {
 // TestLateLedger: a pool whose ledger takes long to read holds up no request in another one.
 func TestLateLedger(t *testing.T) {
 	t.Parallel()
-	host := lateHost{snaptest.NewHost(btrfs.QuotaFull), make(chan struct{}), make(chan struct{})}
+	host := lateHost{pooltest.NewHost(btrfs.QuotaFull), make(chan struct{}), make(chan struct{})}
 	e := open(t, host, filepath.Join(t.TempDir(), "index.db"), snapshot.Impatience(2*hang))
-	host.Add("late", snaptest.NewFilesystem(btrfs.QuotaFull))
+	host.Add("late", pooltest.NewFilesystem(btrfs.QuotaFull))
 	var all sync.WaitGroup
 	all.Go(func() { _ = e.Refresh(t.Context()) })
 	goOn := sync.OnceFunc(func() { close(host.goOn) })
@@ -487,7 +439,7 @@ func TestHeldTooLate(t *testing.T) {
 	defer d.slow.Answer()
 	ctx := t.Context()
 	d.slow.Silence("Hold")
-	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), snapshot.ErrSilent)
+	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), pool.ErrSilent)
 	must(t, second(d.e.Stat(ctx, meta.Volume("base"))))
 	d.slow.Answer()
 	comes(t, "the pool answers", func() bool { return second(d.e.Stat(ctx, meta.Volume("there"))) == nil })
@@ -514,7 +466,7 @@ func TestFrozen(t *testing.T) {
 	} {
 		returns(t, what, func() {
 			// Only of what is there already work is left.
-			if err := do(); !errors.Is(err, snapshot.ErrFrozen) || errors.Is(err, snapshot.ErrUnfinished) != (what == "again") {
+			if err := do(); !errors.Is(err, pool.ErrFrozen) || errors.Is(err, snapshot.ErrUnfinished) != (what == "again") {
 				t.Errorf("%s: %v", what, err)
 			}
 		})
@@ -524,7 +476,7 @@ func TestFrozen(t *testing.T) {
 	returns(t, "a repair", func() {
 		findings, err := d.e.Reconcile(ctx)
 		must(t, err)
-		if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == snapshot.Unusable }) {
+		if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == pool.Unusable }) {
 			t.Errorf("found %v", findings)
 		}
 	})
@@ -543,8 +495,8 @@ func TestFrozen(t *testing.T) {
 // TestTroubleIsSaidOnce: a pool that cannot be used is no news a second time.
 func TestTroubleIsSaidOnce(t *testing.T) {
 	t.Parallel()
-	host := snaptest.NewHost(btrfs.QuotaFull)
-	host.Pool(snapshot.DefaultPool).Fail("Alive", unix.EIO)
+	host := pooltest.NewHost(btrfs.QuotaFull)
+	host.Pool(pool.Default).Fail("Alive", unix.EIO)
 	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 	changes := 0
 	e.OnChange(func(meta.Ref) { changes++ })
@@ -554,7 +506,7 @@ func TestTroubleIsSaidOnce(t *testing.T) {
 	if changes != 0 {
 		t.Errorf("told %d times", changes)
 	}
-	host.Pool(snapshot.DefaultPool).Fail("Alive", unix.ESTALE)
+	host.Pool(pool.Default).Fail("Alive", unix.ESTALE)
 	for range 5 {
 		must(t, e.Refresh(t.Context()))
 	}
@@ -583,9 +535,9 @@ func TestFrozenDisk(t *testing.T) {
 	defer thaw()
 	control(fifreeze)
 	for range 3 {
-		returns(t, "a snapshot", func() { wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), snapshot.ErrFrozen) })
+		returns(t, "a snapshot", func() { wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), pool.ErrFrozen) })
 	}
-	returns(t, "a deletion", func() { wants(t, e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrFrozen) })
+	returns(t, "a deletion", func() { wants(t, e.Remove(ctx, meta.Volume("pvc")), pool.ErrFrozen) })
 	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
 
 	must(t, e.Close())
@@ -594,8 +546,8 @@ func TestFrozenDisk(t *testing.T) {
 		returns(t, "a look at the pools", func() { must(t, e.Refresh(ctx)) })
 		comes(t, "who asks knows that it is frozen", func() bool {
 			must(t, e.Refresh(ctx)) // the disk may have been taken for silent
-			return errors.Is(second(e.Stat(ctx, meta.Volume("pvc"))), snapshot.ErrFrozen) &&
-				errors.Is(second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), snapshot.ErrFrozen)
+			return errors.Is(second(e.Stat(ctx, meta.Volume("pvc"))), pool.ErrFrozen) &&
+				errors.Is(second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), pool.ErrFrozen)
 		})
 	}
 	thaw()

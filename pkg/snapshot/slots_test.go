@@ -10,6 +10,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -179,7 +180,7 @@ func TestGroupOfAnAdministratorIsNotTaken(t *testing.T) {
 	group := btrfs.NewQgroupID(1, info.ID+1)
 	must(t, btrfs.CreateQgroup(n.state, group))
 	must(t, second(btrfs.AssignQgroup(n.state, btrfs.NewQgroupID(0, info.ID), group)))
-	wants(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})), snapshot.ErrForeign)
+	wants(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})), pool.ErrForeign)
 	entry, err := e.Prepare(ctx, sized("pvc", mib), meta.Ref{})
 	must(t, err)
 	if entry.SubvolumeID <= info.ID+1 {

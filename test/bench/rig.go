@@ -11,7 +11,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // imageSize is that of every filesystem's sparse image, in bytes.
@@ -59,7 +59,7 @@ func newRig(ctx context.Context, parent string, quota btrfs.QuotaMode, options .
 
 func (r *rig) image() string   { return filepath.Join(r.dir, "btrfs.img") }
 func (r *rig) state() string   { return filepath.Join(r.dir, "state") }
-func (r *rig) pool() string    { return filepath.Join(r.state(), "pools", snapshot.DefaultPool) }
+func (r *rig) pool() string    { return filepath.Join(r.state(), "pools", pool.Default) }
 func (r *rig) kubelet() string { return filepath.Join(r.dir, "kubelet") }
 func (r *rig) socket() string  { return filepath.Join(r.dir, "csi.sock") }
 func (r *rig) log() string     { return filepath.Join(r.dir, "driver.log") }

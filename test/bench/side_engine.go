@@ -8,6 +8,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -27,7 +28,7 @@ func openEngine(ctx context.Context, r *rig) (side, error) {
 }
 
 func newEngine(ctx context.Context, r *rig) (*engine, error) {
-	host, err := snapshot.NewHost(r.state(), r.quota)
+	host, err := pool.NewHost(r.state(), r.quota)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ func (e *engine) operations() map[string]operation {
 // stats asks what the volume holds, where anybody counts that.
 func (e *engine) stats(ctx context.Context, _ int) error {
 	_, err := e.Usage(ctx, meta.Volume(volumeName(0)))
-	if errors.Is(err, snapshot.ErrNoQuota) {
+	if errors.Is(err, pool.ErrNoQuota) {
 		return nil
 	}
 	return err

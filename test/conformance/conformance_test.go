@@ -20,6 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/test/conformance/snapshotter"
 )
@@ -113,7 +114,7 @@ func newRig(t *testing.T, mode btrfs.QuotaMode) *rig {
 }
 
 func (r *rig) open(ctx context.Context) error {
-	host, err := snapshot.NewHost(r.state, r.mode)
+	host, err := pool.NewHost(r.state, r.mode)
 	if err != nil {
 		return err
 	}

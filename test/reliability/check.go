@@ -14,7 +14,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // InFlight is what became of what was being made or removed.
@@ -60,7 +60,7 @@ func (n *node) slots(expected map[string]expectation) (map[string]meta.Record, [
 	records := map[string]meta.Record{}
 	var subvolumes []uint64
 	var errs []error
-	for _, area := range []string{string(meta.Active), string(meta.Committed), string(meta.View), string(snapshot.AreaRemoving)} {
+	for _, area := range []string{string(meta.Active), string(meta.Committed), string(meta.View), string(pool.AreaRemoving)} {
 		slots, err := os.ReadDir(filepath.Join(n.pool(), area))
 		errs = append(errs, err)
 		for _, slot := range slots {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -66,7 +67,7 @@ type process struct {
 
 func (n *node) state() string   { return filepath.Join(n.dir, "state") }
 func (n *node) index() string   { return filepath.Join(n.state(), "index.db") }
-func (n *node) pool() string    { return filepath.Join(n.state(), "pools", snapshot.DefaultPool) }
+func (n *node) pool() string    { return filepath.Join(n.state(), "pools", pool.Default) }
 func (n *node) kubelet() string { return filepath.Join(n.dir, "kubelet") }
 func (n *node) socket() string  { return filepath.Join(n.dir, "csi.sock") }
 func (n *node) logFile() string { return filepath.Join(n.dir, "driver.log") }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/disk"
 )
@@ -259,7 +260,7 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 			return wanted(err, usable("default", "1") && usable("slow", "0"), "one pool usable", text)
 		}},
 		{"pools", func(context.Context, int) error {
-			var pools []snapshot.PoolStatus
+			var pools []pool.Status
 			text, err := r.admin("/pools")
 			if err == nil {
 				err = json.Unmarshal([]byte(text), &pools)
@@ -272,7 +273,7 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 			if err == nil {
 				err = json.Unmarshal([]byte(text), &findings)
 			}
-			return wanted(err, len(findings) == 1 && findings[0].Problem == snapshot.Unusable && findings[0].Pool == "slow", "one unusable", text)
+			return wanted(err, len(findings) == 1 && findings[0].Problem == pool.Unusable && findings[0].Pool == "slow", "one unusable", text)
 		}},
 		{"NodeGetStorageHealth", func(ctx context.Context, _ int) error {
 			health, err := c.NodeGetStorageHealth(ctx, &csi.NodeGetStorageHealthRequest{})
@@ -410,7 +411,7 @@ func (r *silenceRig) askAll(ctx context.Context, t *testing.T, questions []inqui
 // back: the pool is served again, and nothing of it is lost.
 func (r *silenceRig) back(t *testing.T) {
 	r.until(t, "the pool is back", func() bool {
-		var pools []snapshot.PoolStatus
+		var pools []pool.Status
 		text, err := r.admin("/pools")
 		return err == nil && json.Unmarshal([]byte(text), &pools) == nil && len(pools) == 2 && pools[1].Error == ""
 	})

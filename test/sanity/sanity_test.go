@@ -11,6 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -38,7 +39,7 @@ func TestSanity(t *testing.T) {
 }
 
 func openEngine(t *testing.T, state string) *snapshot.Engine {
-	host, err := snapshot.NewHost(state, snapshot.QuotaAuto)
+	host, err := pool.NewHost(state, pool.QuotaAuto)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -13,7 +14,7 @@ import (
 func busy(r *rig) {
 	var taken atomic.Bool // the first is in there
 	reached, open := make(chan struct{}), make(chan struct{})
-	r.host = Around(r.host, func(s Step, do func() error) error {
+	r.host = pooltest.Around(r.host, func(s pooltest.Step, do func() error) error {
 		if s.Method == "Snapshot" && taken.CompareAndSwap(false, true) {
 			close(reached)
 			<-open

@@ -11,6 +11,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -27,7 +28,7 @@ var creation = []testCase{
 			Parameters: meta.Parameters{Compression: "zstd"},
 		}, meta.Ref{})
 		if entry.ID != "pvc-1" || entry.Kind != meta.Active || entry.State != meta.Ready || entry.Size != 5*mib ||
-			entry.Pool != snapshot.DefaultPool || entry.PoolID == "" || entry.UUID == "" || entry.ParentUUID != "" ||
+			entry.Pool != pool.Default || entry.PoolID == "" || entry.UUID == "" || entry.ParentUUID != "" ||
 			entry.SubvolumeID < 256 || entry.Labels["pvc"] != "data" || entry.Parameters.Compression != "zstd" {
 			r.Errorf("got %+v", entry)
 		}
@@ -240,8 +241,8 @@ var creation = []testCase{
 			{snapshot.Range{Required: math.MinInt64}, 0, snapshot.ErrOutOfRange},
 			{snapshot.Range{Required: math.MaxInt64}, 0, snapshot.ErrOutOfRange},
 			{snapshot.Range{Required: math.MaxInt64, Limit: math.MaxInt64}, 0, snapshot.ErrOutOfRange},
-			{snapshot.Range{Required: math.MaxInt64 - mib}, 0, snapshot.ErrNoSpace},
-			{snapshot.Range{Required: 1 << 50}, 0, snapshot.ErrNoSpace},
+			{snapshot.Range{Required: math.MaxInt64 - mib}, 0, pool.ErrNoSpace},
+			{snapshot.Range{Required: 1 << 50}, 0, pool.ErrNoSpace},
 		} {
 			name := fmt.Sprintf("pvc-%d", i)
 			entry, err := r.e.Prepare(r.Context(), snapshot.Spec{Name: name, Size: c.want}, meta.Ref{})
@@ -274,7 +275,7 @@ var creation = []testCase{
 			{snapshot.Range{Limit: 8 * mib}, 0, snapshot.ErrOutOfRange},
 			{snapshot.Range{Required: -1}, 0, snapshot.ErrOutOfRange},
 			{snapshot.Range{Required: math.MaxInt64}, 0, snapshot.ErrOutOfRange},
-			{snapshot.Range{Required: 1 << 50}, 0, snapshot.ErrNoSpace},
+			{snapshot.Range{Required: 1 << 50}, 0, pool.ErrNoSpace},
 			{snapshot.Range{Required: 20 * mib}, 20 * mib, nil},
 		} {
 			got, err := r.e.Resize(ctx, "pvc", c.want)
@@ -303,7 +304,7 @@ var creation = []testCase{
 		r.pool().Commit()
 		usage, err := r.e.Usage(r.Context(), entry.Ref())
 		if r.env.Mode() == btrfs.QuotaNone {
-			r.wants(err, snapshot.ErrNoQuota)
+			r.wants(err, pool.ErrNoQuota)
 			return
 		}
 		r.check(err)
@@ -320,13 +321,13 @@ var creation = []testCase{
 		if c.Available < gib || c.Available%mib != 0 || c.MaximumSize != c.Available || c.MinimumSize != snapshot.MinSize {
 			r.Errorf("got %+v", c)
 		}
-		named, err := r.e.Capacity(ctx, snapshot.DefaultPool)
+		named, err := r.e.Capacity(ctx, pool.Default)
 		r.check(err)
 		r.equal(named, c)
 		_, err = r.e.Capacity(ctx, "missing")
-		r.wants(err, snapshot.ErrNoPool, "missing", snapshot.DefaultPool)
+		r.wants(err, snapshot.ErrNoPool, "missing", pool.Default)
 		_, err = r.e.Prepare(ctx, sized("large", c.MaximumSize+mib), meta.Ref{})
-		r.wants(err, snapshot.ErrNoSpace)
+		r.wants(err, pool.ErrNoSpace)
 		r.pool().SetReadOnly(true)
 		defer r.pool().SetReadOnly(false)
 		c, err = r.e.Capacity(ctx, "")

@@ -5,13 +5,14 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
 // damage are the cases of a disk that is not as the engine left it.
 var damage = []testCase{
 	{"a foreign subvolume is reported and kept", func(r *rig) {
-		for _, where := range []snapshot.Slot{
+		for _, where := range []pool.Slot{
 			{Area: "active", Name: "pvc"}, {Area: "committed", Name: "snap"}, {Area: "active", Name: "no id!"},
 			{Area: "removing", Name: "active-pvc"}, {Area: "removing", Name: "whatever"},
 		} {
@@ -23,25 +24,25 @@ var damage = []testCase{
 		r.planned(want...)
 		ctx := r.Context()
 		_, err := r.e.Prepare(ctx, sized("pvc", mib), meta.Ref{})
-		r.wants(err, snapshot.ErrForeign, "active/pvc")
-		r.wants(r.stat(meta.Volume("pvc")), snapshot.ErrForeign)
-		r.wants(r.e.Remove(ctx, meta.Volume("pvc")), snapshot.ErrForeign)
-		r.wants(r.e.Remove(ctx, meta.Snapshot("snap")), snapshot.ErrForeign)
+		r.wants(err, pool.ErrForeign, "active/pvc")
+		r.wants(r.stat(meta.Volume("pvc")), pool.ErrForeign)
+		r.wants(r.e.Remove(ctx, meta.Volume("pvc")), pool.ErrForeign)
+		r.wants(r.e.Remove(ctx, meta.Snapshot("snap")), pool.ErrForeign)
 		r.reconcile()
 		r.reopen()
 		r.planned(want...)
-		for _, where := range []snapshot.Slot{{Area: "active", Name: "pvc"}, {Area: "removing", Name: "active-pvc"}} {
+		for _, where := range []pool.Slot{{Area: "active", Name: "pvc"}, {Area: "removing", Name: "active-pvc"}} {
 			data, err := r.pool().Read(where)
 			r.check(err)
 			r.equal(data, "somebody's")
 		}
 	}},
 	{"a foreign file is kept", func(r *rig) {
-		where := snapshot.Slot{Area: "active", Name: "pvc"}
+		where := pool.Slot{Area: "active", Name: "pvc"}
 		r.check(r.pool().PlantSlot(where, nil))
 		r.check(r.pool().PlantFile(where))
 		_, err := r.e.Prepare(r.Context(), sized("pvc", mib), meta.Ref{})
-		r.wants(err, snapshot.ErrForeign, "file")
+		r.wants(err, pool.ErrForeign, "file")
 		r.planned("active/pvc: Foreign")
 		r.reconcile()
 		r.wants(r.pool().PlantFile(where), errExist)
@@ -56,7 +57,7 @@ var damage = []testCase{
 			r.check(r.pool().PlantFile(where))
 			r.planned(where.String() + ": Foreign")
 			for range 2 {
-				r.wants(r.e.Remove(r.Context(), entry.Ref()), snapshot.ErrForeign, "file", "move")
+				r.wants(r.e.Remove(r.Context(), entry.Ref()), pool.ErrForeign, "file", "move")
 				r.holds(entry, "data")
 				r.reopen()
 				r.reconcile()
@@ -88,14 +89,14 @@ var damage = []testCase{
 		record, err := entry.Encode()
 		r.check(err)
 		r.remove(entry.Ref())
-		where := snapshot.Slot{Area: snapshot.AreaRemoving, Name: "active-pvc"}
+		where := pool.Slot{Area: pool.AreaRemoving, Name: "active-pvc"}
 		r.check(r.pool().PlantSlot(where, record))
 		r.check(r.pool().PlantSubvolume(where, "data"))
 		r.check(r.pool().PlantFile(where))
 		for range 2 {
 			r.planned("removing/active-pvc: Foreign", "removing/active-pvc: UnfinishedRemove")
 			r.reconcile() // promises nothing that fails
-			r.wants(r.e.Remove(r.Context(), entry.Ref()), snapshot.ErrForeign, "file", "move")
+			r.wants(r.e.Remove(r.Context(), entry.Ref()), pool.ErrForeign, "file", "move")
 			data, err := r.pool().Read(where)
 			r.check(err)
 			r.equal(data, "data")
@@ -111,16 +112,16 @@ var damage = []testCase{
 		r.planned("active/pvc: Foreign", "active/pvc: UnfinishedCreate")
 		r.reconcile()
 		_, err := r.e.Prepare(r.Context(), sized("pvc", mib), meta.Ref{})
-		r.wants(err, snapshot.ErrNotEmpty, "file")
+		r.wants(err, pool.ErrNotEmpty, "file")
 		r.check(r.pool().RemoveFile(where))
 		r.volume("pvc", "data")
 	}},
 	{"an empty slot is used", func(r *rig) {
-		r.check(r.pool().PlantSlot(snapshot.Slot{Area: "active", Name: "pvc"}, nil))
+		r.check(r.pool().PlantSlot(pool.Slot{Area: "active", Name: "pvc"}, nil))
 		r.wants(r.stat(meta.Volume("pvc")), snapshot.ErrNotFound)
 		r.planned("active/pvc: UnfinishedCreate")
 		r.volume("pvc", "data")
-		r.check(r.pool().PlantSlot(snapshot.Slot{Area: "active", Name: "other"}, nil))
+		r.check(r.pool().PlantSlot(pool.Slot{Area: "active", Name: "other"}, nil))
 		r.reconcile()
 		r.planned()
 	}},
@@ -198,7 +199,7 @@ var damage = []testCase{
 			"moved": {string(good), snapshot.ErrUnreadable},
 			"large": {strings.Repeat("x", 3*meta.MaxRecordSize), meta.ErrDamaged},
 		} {
-			where := snapshot.Slot{Area: "active", Name: name}
+			where := pool.Slot{Area: "active", Name: name}
 			r.check(r.pool().PlantSlot(where, []byte(c.record)))
 			r.check(r.pool().PlantSubvolume(where, "data"))
 			r.planned(where.String() + ": UnreadableRecord")
@@ -283,9 +284,9 @@ func declared(name string, state meta.State) []byte {
 }
 
 // declare makes a slot with the record of a volume, and no subvolume.
-func (r *rig) declare(name string, state meta.State) snapshot.Slot {
+func (r *rig) declare(name string, state meta.State) pool.Slot {
 	r.Helper()
-	where := snapshot.Slot{Area: "active", Name: meta.ID(name)}
+	where := pool.Slot{Area: "active", Name: meta.ID(name)}
 	r.check(r.pool().PlantSlot(where, declared(name, state)))
 	return where
 }

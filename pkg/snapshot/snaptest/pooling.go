@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -26,7 +27,7 @@ var pooling = []testCase{
 		spec := sized("pvc", mib)
 		spec.Pool = "fast"
 		entry := r.prepare(spec, meta.Ref{})
-		if entry.Pool != "fast" || entry.PoolID != r.e.PoolIDs()["fast"] || entry.PoolID == r.e.PoolIDs()[snapshot.DefaultPool] {
+		if entry.Pool != "fast" || entry.PoolID != r.e.PoolIDs()["fast"] || entry.PoolID == r.e.PoolIDs()[pool.Default] {
 			r.Errorf("got %+v", entry)
 		}
 		r.equal(r.prepare(sized("pvc", mib), meta.Ref{}), entry) // found without it
@@ -34,14 +35,14 @@ var pooling = []testCase{
 		if snap.Pool != "fast" {
 			r.Errorf("got %+v", snap)
 		}
-		wrong := snapshot.Spec{Name: "copy", Pool: snapshot.DefaultPool}
+		wrong := snapshot.Spec{Name: "copy", Pool: pool.Default}
 		_, err := r.e.Prepare(r.Context(), wrong, snap.Ref())
-		r.wants(err, snapshot.ErrInvalid, "fast", snapshot.DefaultPool) // never a full copy
+		r.wants(err, snapshot.ErrInvalid, "fast", pool.Default) // never a full copy
 		r.wants(r.stat(meta.Volume("copy")), snapshot.ErrNotFound)
 	}},
 	{"an unknown pool", func(r *rig) {
 		_, err := r.e.Prepare(r.Context(), snapshot.Spec{Name: "pvc", Pool: "missing"}, meta.Ref{})
-		r.wants(err, snapshot.ErrNoPool, "missing", snapshot.DefaultPool)
+		r.wants(err, snapshot.ErrNoPool, "missing", pool.Default)
 		r.wants(r.stat(meta.Volume("pvc")), snapshot.ErrNotFound)
 	}},
 	{"a volume whose pool is away is not gone", func(r *rig) {
@@ -56,17 +57,17 @@ var pooling = []testCase{
 		ctx := r.Context()
 		for range 2 {
 			r.inUse("fast", false)
-			r.wants(r.stat(entry.Ref()), snapshot.ErrPoolAway, "fast")
-			r.wants(r.e.Remove(ctx, entry.Ref()), snapshot.ErrPoolAway)
-			for _, pool := range []string{"", "fast", snapshot.DefaultPool} {
-				spec.Pool = pool
+			r.wants(r.stat(entry.Ref()), pool.ErrAway, "fast")
+			r.wants(r.e.Remove(ctx, entry.Ref()), pool.ErrAway)
+			for _, name := range []string{"", "fast", pool.Default} {
+				spec.Pool = name
 				_, err := r.e.Prepare(ctx, spec, meta.Ref{})
-				r.wants(err, snapshot.ErrPoolAway)
+				r.wants(err, pool.ErrAway)
 			}
 			_, err := r.e.Prepare(ctx, snapshot.Spec{Name: "copy"}, entry.Ref())
-			r.wants(err, snapshot.ErrPoolAway)
+			r.wants(err, pool.ErrAway)
 			_, err = r.e.Mounts(ctx, "pvc")
-			r.wants(err, snapshot.ErrPoolAway)
+			r.wants(err, pool.ErrAway)
 			r.equal(r.list(meta.Volumes), []string{})
 			_, err = r.e.Prepare(ctx, snapshot.Spec{Name: "new", Pool: "fast"}, meta.Ref{})
 			r.wants(err, snapshot.ErrNoPool)
@@ -88,9 +89,9 @@ var pooling = []testCase{
 		entry := r.prepare(spec, meta.Ref{})
 		r.env.Detach(r, "fast")
 		r.reopen()
-		r.wants(r.stat(entry.Ref()), snapshot.ErrPoolAway)
+		r.wants(r.stat(entry.Ref()), pool.ErrAway)
 		_, err := r.e.Prepare(r.Context(), spec, meta.Ref{})
-		r.wants(err, snapshot.ErrPoolAway)
+		r.wants(err, pool.ErrAway)
 		r.env.Attach(r, "fast")
 		r.reopen()
 		r.check(r.stat(entry.Ref()))
@@ -103,13 +104,13 @@ var pooling = []testCase{
 		entry := r.volume("pvc", "data")
 		reason := errors.New("another node has it")
 		r.e.Deny(map[string]error{entry.PoolID: reason})
-		r.inUse(snapshot.DefaultPool, false)
-		r.wants(r.stat(entry.Ref()), snapshot.ErrPoolAway)
-		_, err := r.e.Prepare(r.Context(), snapshot.Spec{Name: "new", Pool: snapshot.DefaultPool}, meta.Ref{})
+		r.inUse(pool.Default, false)
+		r.wants(r.stat(entry.Ref()), pool.ErrAway)
+		_, err := r.e.Prepare(r.Context(), snapshot.Spec{Name: "new", Pool: pool.Default}, meta.Ref{})
 		r.wants(err, snapshot.ErrNoPool, reason.Error())
 		r.inUse("fast", true) // others are served
 		r.e.Deny(nil)
-		r.inUse(snapshot.DefaultPool, true)
+		r.inUse(pool.Default, true)
 		r.holds(entry, "data")
 	}},
 	{"who observes is told of all that changes, and of nothing else", func(r *rig) {
@@ -142,7 +143,7 @@ var pooling = []testCase{
 		wants(snap.Ref())
 		r.e.Deny(map[string]error{entry.PoolID: errors.New("denied")})
 		r.follow()
-		r.inUse(snapshot.DefaultPool, false)
+		r.inUse(pool.Default, false)
 		r.equal(<-told, meta.Ref{})
 	}},
 	{"a volume in two pools is nobody's to choose", func(r *rig) {
@@ -156,11 +157,11 @@ var pooling = []testCase{
 		r.reconcile()
 		r.planned("active/pvc: Duplicate")
 		ctx := r.Context()
-		r.wants(r.stat(entry.Ref()), snapshot.ErrAmbiguous, "fast", snapshot.DefaultPool)
+		r.wants(r.stat(entry.Ref()), snapshot.ErrAmbiguous, "fast", pool.Default)
 		r.wants(r.e.Remove(ctx, entry.Ref()), snapshot.ErrAmbiguous)
 		_, err = r.e.Prepare(ctx, sized("pvc", 5*mib), meta.Ref{})
 		r.wants(err, snapshot.ErrAmbiguous)
-		for pool, want := range map[string]string{snapshot.DefaultPool: "one", "fast": "two"} {
+		for pool, want := range map[string]string{pool.Default: "one", "fast": "two"} {
 			data, err := r.env.Pool(pool).Read(at(entry))
 			r.check(err)
 			r.equal(data, want)
@@ -183,13 +184,13 @@ var pooling = []testCase{
 			r.check(err)
 			r.equal(r.prepare(sized("pvc", 5*mib), meta.Ref{}), entry)
 			_, err = r.e.Prepare(ctx, sized("new", mib), meta.Ref{})
-			r.wants(err, snapshot.ErrReadOnly)
+			r.wants(err, pool.ErrReadOnly)
 			_, err = r.e.Commit(ctx, snapshot.Spec{Name: "other"}, "pvc")
-			r.wants(err, snapshot.ErrReadOnly)
+			r.wants(err, pool.ErrReadOnly)
 			_, err = r.e.Resize(ctx, "pvc", snapshot.Range{Required: 9 * mib})
-			r.wants(err, snapshot.ErrReadOnly)
+			r.wants(err, pool.ErrReadOnly)
 			err = r.e.Remove(ctx, snap.Ref())
-			r.wants(err, snapshot.ErrReadOnly)
+			r.wants(err, pool.ErrReadOnly)
 			if errors.Is(err, snapshot.ErrUnfinished) {
 				r.Errorf("nothing was begun, got %v", err)
 			}

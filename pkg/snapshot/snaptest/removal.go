@@ -7,6 +7,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -94,7 +95,7 @@ var removal = []testCase{
 			entry := r.volume(name, "data")
 			record, err := entry.Encode()
 			r.check(err)
-			leftover := snapshot.Slot{Area: snapshot.AreaRemoving, Name: "active-" + entry.ID}
+			leftover := pool.Slot{Area: pool.AreaRemoving, Name: "active-" + entry.ID}
 			r.remove(entry.Ref())
 			r.check(r.pool().PlantSlot(leftover, record))
 			r.check(r.pool().PlantSubvolume(leftover, "data"))
@@ -112,7 +113,7 @@ var removal = []testCase{
 		record, err := r.volume("pvc", "data").Encode()
 		r.check(err)
 		r.remove(meta.Volume("pvc"))
-		leftover := snapshot.Slot{Area: snapshot.AreaRemoving, Name: "active-pvc"}
+		leftover := pool.Slot{Area: pool.AreaRemoving, Name: "active-pvc"}
 		r.check(r.pool().PlantSlot(leftover, record))
 		r.check(r.pool().PlantSubvolume(leftover, "old"))
 		entry := r.volume("pvc", "new")

@@ -14,12 +14,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// Env is a fresh node with the empty pool DefaultPool, of 2 GiB or more.
+// Env is a fresh node with the empty pool pool.Default, of 2 GiB or more.
 type Env interface {
-	Host() snapshot.Host
+	Host() pool.Host
 	Mode() btrfs.QuotaMode
 	// Pool returns the hands in a pool that is there.
 	Pool(name string) Hands
@@ -33,35 +35,35 @@ type Env interface {
 // Hands do in a pool what pods and administrators do, past the engine. See
 // Filesystem for each.
 type Hands interface {
-	Write(at snapshot.Slot, data string) error
-	Read(at snapshot.Slot) (string, error)
-	Nest(at snapshot.Slot, name string) error
-	Vanish(at snapshot.Slot) error
-	PlantSlot(at snapshot.Slot, record []byte) error
-	PlantSubvolume(at snapshot.Slot, data string) error
-	PlantFile(at snapshot.Slot) error
-	RemoveFile(at snapshot.Slot) error
-	SetWritable(at snapshot.Slot, writable bool) error
+	Write(at pool.Slot, data string) error
+	Read(at pool.Slot) (string, error)
+	Nest(at pool.Slot, name string) error
+	Vanish(at pool.Slot) error
+	PlantSlot(at pool.Slot, record []byte) error
+	PlantSubvolume(at pool.Slot, data string) error
+	PlantFile(at pool.Slot) error
+	RemoveFile(at pool.Slot) error
+	SetWritable(at pool.Slot, writable bool) error
 	SetReadOnly(readOnly bool)
 	// Commit brings what is counted up to date.
 	Commit()
 }
 
-var _ Hands = (*Filesystem)(nil)
+var _ Hands = (*pooltest.Filesystem)(nil)
 
 // memory is the Env over Host.
 type memory struct {
-	host *Host
+	host *pooltest.Host
 	mode btrfs.QuotaMode
 }
 
 // NewEnv returns a node whose pools are in memory.
-func NewEnv(mode btrfs.QuotaMode) Env { return &memory{NewHost(mode), mode} }
+func NewEnv(mode btrfs.QuotaMode) Env { return &memory{pooltest.NewHost(mode), mode} }
 
-func (m *memory) Host() snapshot.Host               { return m.host }
+func (m *memory) Host() pool.Host                   { return m.host }
 func (m *memory) Mode() btrfs.QuotaMode             { return m.mode }
 func (m *memory) Pool(name string) Hands            { return m.host.Pool(name) }
-func (m *memory) AddPool(_ testing.TB, name string) { m.host.Add(name, NewFilesystem(m.mode)) }
+func (m *memory) AddPool(_ testing.TB, name string) { m.host.Add(name, pooltest.NewFilesystem(m.mode)) }
 func (m *memory) Detach(_ testing.TB, name string)  { m.host.Detach(name) }
 func (m *memory) Attach(_ testing.TB, name string)  { m.host.Attach(name) }
 
@@ -91,7 +93,7 @@ func Run(t *testing.T, open func(t testing.TB) Env) {
 type rig struct {
 	*testing.T
 	env   Env
-	host  snapshot.Host
+	host  pool.Host
 	index string // path
 	e     *snapshot.Engine
 }
@@ -143,7 +145,7 @@ func (r *rig) equal(got, want any) {
 	}
 }
 
-func (r *rig) pool() Hands { return r.env.Pool(snapshot.DefaultPool) }
+func (r *rig) pool() Hands { return r.env.Pool(pool.Default) }
 
 func sized(name string, bytes int64) snapshot.Spec {
 	return snapshot.Spec{Name: name, Size: snapshot.Range{Required: bytes}}
@@ -195,7 +197,7 @@ func (r *rig) limited(entry meta.Entry) {
 	r.Helper()
 	usage, err := r.e.Usage(r.Context(), entry.Ref())
 	if r.env.Mode() == btrfs.QuotaNone {
-		r.wants(err, snapshot.ErrNoQuota)
+		r.wants(err, pool.ErrNoQuota)
 		return
 	}
 	r.check(err)
@@ -205,8 +207,8 @@ func (r *rig) limited(entry meta.Entry) {
 }
 
 // at is where an entry lives.
-func at(entry meta.Entry) snapshot.Slot {
-	return snapshot.Slot{Area: snapshot.Area(entry.Kind), Name: entry.ID}
+func at(entry meta.Entry) pool.Slot {
+	return pool.Slot{Area: pool.Area(entry.Kind), Name: entry.ID}
 }
 
 // findings returns the problems that are planned, as `path: problem`, sorted.
@@ -217,7 +219,7 @@ func (r *rig) findings() []string {
 	var lines []string
 	for _, f := range found {
 		// The kernel counts, and drops what was destroyed, in its own time.
-		if f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+		if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 			lines = append(lines, fmt.Sprintf("%s: %s", f.Path, f.Problem))
 		}
 	}
@@ -264,7 +266,7 @@ func (r *rig) settle() {
 				continue
 			}
 			err = fmt.Errorf("left to repair: %v", f)
-			if f.Problem != snapshot.StaleQuota && f.Problem != snapshot.QuotaInconsistent {
+			if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 				r.Fatal(err) // nobody's but the engine's to wait for
 			}
 		}

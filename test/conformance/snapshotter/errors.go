@@ -6,6 +6,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -14,16 +15,16 @@ import (
 var classes = []struct{ engine, class error }{
 	{snapshot.ErrUnfinished, errdefs.ErrUnavailable},
 	{snapshot.ErrBusy, errdefs.ErrUnavailable},
-	{snapshot.ErrPoolAway, errdefs.ErrUnavailable},
+	{pool.ErrAway, errdefs.ErrUnavailable},
 	{snapshot.ErrNoPool, errdefs.ErrUnavailable},
 	{snapshot.ErrNotFound, errdefs.ErrNotFound},
 	{snapshot.ErrExists, errdefs.ErrAlreadyExists},
 	{snapshot.ErrInvalid, errdefs.ErrInvalidArgument},
 	{snapshot.ErrOutOfRange, errdefs.ErrOutOfRange},
-	{snapshot.ErrNoSpace, errdefs.ErrResourceExhausted},
+	{pool.ErrNoSpace, errdefs.ErrResourceExhausted},
 	{snapshot.ErrNested, errdefs.ErrFailedPrecondition},
-	{snapshot.ErrReadOnly, errdefs.ErrFailedPrecondition},
-	{snapshot.ErrForeign, errdefs.ErrFailedPrecondition},
+	{pool.ErrReadOnly, errdefs.ErrFailedPrecondition},
+	{pool.ErrForeign, errdefs.ErrFailedPrecondition},
 	{snapshot.ErrAmbiguous, errdefs.ErrFailedPrecondition},
 	{snapshot.ErrOutside, errdefs.ErrFailedPrecondition},
 	{snapshot.ErrLost, errdefs.ErrDataLoss},

@@ -8,7 +8,7 @@ import (
 	"github.com/containerd/continuity/fs"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // Usage returns what a snapshot holds beyond its parent.
@@ -28,7 +28,7 @@ func (s *snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 		return snapshots.Usage{}, nil
 	case snapshots.KindActive:
 		usage, err := s.engine.Usage(ctx, n.ref)
-		if errors.Is(err, snapshot.ErrNoQuota) {
+		if errors.Is(err, pool.ErrNoQuota) {
 			break
 		}
 		if usage.Exclusive == 0 { // simple quota counts what was written here as used

@@ -1,4 +1,4 @@
-package snaptest
+package pooltest
 
 import (
 	"context"
@@ -7,7 +7,7 @@ import (
 	"sync"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // Host is a node whose pools are in memory.
@@ -19,12 +19,12 @@ type Host struct {
 	changed chan struct{}
 }
 
-var _ snapshot.Host = (*Host)(nil)
+var _ pool.Host = (*Host)(nil)
 
 // NewHost returns a node with the pool DefaultPool.
 func NewHost(mode btrfs.QuotaMode) *Host {
 	h := &Host{known: map[string]string{}, pools: map[string]*Filesystem{}, refused: map[string]error{}, changed: make(chan struct{}, 1)}
-	h.Add(snapshot.DefaultPool, NewFilesystem(mode))
+	h.Add(pool.Default, NewFilesystem(mode))
 	return h
 }
 
@@ -103,7 +103,7 @@ func (h *Host) Thawed(name string) error {
 	return nil
 }
 
-func (h *Host) Open(_ context.Context, name string) (snapshot.Filesystem, error) {
+func (h *Host) Open(_ context.Context, name string) (pool.Filesystem, error) {
 	f := h.Pool(name)
 	if f == nil {
 		return nil, fmt.Errorf("pool %q: no such directory", name)

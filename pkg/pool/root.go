@@ -1,4 +1,4 @@
-package snapshot
+package pool
 
 import (
 	"errors"
@@ -99,7 +99,7 @@ func (d *disk) open() (int, error) {
 	}
 	if err != nil {
 		// Not wrapped: a pool's directory that is absent is no volume that is absent.
-		return -1, fmt.Errorf("%w: %s", ErrPoolAway, err.Error())
+		return -1, fmt.Errorf("%w: %s", ErrAway, err.Error())
 	}
 	return fd, nil
 }

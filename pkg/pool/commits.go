@@ -1,4 +1,4 @@
-package snapshot
+package pool
 
 import (
 	"sync"
@@ -10,7 +10,7 @@ import (
 // others.
 const mostPatience = 25 * time.Millisecond
 
-// commits has operations of one pool that come to their fsync at about the same
+// Commits has operations of one pool that come to their fsync at about the same
 // time share a commit. The kernel lets whoever comes while a transaction is open
 // join it, but who asks for its commit closes it: by themselves, one operation after
 // the other would. So those that are ready wait for the commit under way, which
@@ -22,7 +22,7 @@ const mostPatience = 25 * time.Millisecond
 // one, and who does so while another commit is under way is with all that come until
 // that has ended (since Linux 6.6; before, with fewer). For one that has not begun there
 // is nothing to be won by waiting.
-type commits struct {
+type Commits struct {
 	mu         sync.Mutex    // protects what follows
 	coming     int           // operations announced that have not come yet
 	waiting    *group        // nil: none
@@ -40,47 +40,47 @@ type group struct {
 	led   chan struct{} // closed after the first commit
 }
 
-// coming is an operation that will commit, or fail before.
-type coming struct {
-	commits *commits
+// Ticket is an operation that will commit, or fail before.
+type Ticket struct {
+	commits *Commits
 	came    bool // protected by commits.mu
 }
 
-// announce says that an operation has begun that ends with an fsync. It has to call leave,
-// however it ends.
-func (c *commits) announce() *coming {
+// Begin returns the ticket of an operation that ends with an fsync, or before. It has to
+// call Done, however it ends.
+func (c *Commits) Begin() *Ticket {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.coming++
-	return &coming{commits: c}
+	return &Ticket{commits: c}
 }
 
-// leave has nobody wait for the operation any more.
-func (a *coming) leave() {
-	a.commits.mu.Lock()
-	defer a.commits.mu.Unlock()
-	a.come()
-	a.commits.dispatch()
+// Done has nobody wait for the operation any more.
+func (t *Ticket) Done() {
+	t.commits.mu.Lock()
+	defer t.commits.mu.Unlock()
+	t.come()
+	t.commits.dispatch()
 }
 
 // come counts the operation out of those that are on their way. The caller holds
 // commits.mu.
-func (a *coming) come() {
-	if a != nil && !a.came {
-		a.came = true
-		a.commits.coming--
+func (t *Ticket) come() {
+	if t != nil && !t.came {
+		t.came = true
+		t.commits.coming--
 	}
 }
 
 // dispatch lets the group go that waits for nobody else. The caller holds mu.
-func (c *commits) dispatch() {
+func (c *Commits) dispatch() {
 	if g := c.waiting; g != nil && c.committing == 0 && c.coming == 0 && g.size >= c.expected {
 		c.release()
 	}
 }
 
 // release lets the group go. The caller holds mu.
-func (c *commits) release() {
+func (c *Commits) release() {
 	g := c.waiting
 	c.waiting = nil
 	c.expected = g.size
@@ -88,10 +88,10 @@ func (c *commits) release() {
 	close(g.start)
 }
 
-// arrive waits for others, and returns with them.
-func (c *commits) arrive(a *coming) *group {
+// join waits for others, and returns with them.
+func (c *Commits) join(t *Ticket) *group {
 	c.mu.Lock()
-	a.come()
+	t.come()
 	if c.waiting == nil {
 		if c.committing == 0 && time.Since(c.idle) > mostPatience {
 			c.expected = 0
@@ -129,7 +129,7 @@ func happens(event <-chan struct{}, patience time.Duration) bool {
 
 // depart says that an operation has committed, and how long that took if it did
 // not find it done.
-func (c *commits) depart(took time.Duration) {
+func (c *Commits) depart(took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if took > 0 {
@@ -140,11 +140,11 @@ func (c *commits) depart(took time.Duration) {
 	c.dispatch()
 }
 
-// share runs sync, the fsync of an operation, in a group. A commit of another operation
+// Share runs sync, the fsync of an operation, in a group. A commit of another operation
 // makes durable what it is for, too, so one of the group goes first, and the others find
 // little or nothing to do.
-func (c *commits) share(a *coming, sync func() error) error {
-	g := c.arrive(a)
+func (c *Commits) Share(t *Ticket, sync func() error) error {
+	g := c.join(t)
 	if g.leads.CompareAndSwap(false, true) {
 		began := time.Now()
 		err := sync()

@@ -1,8 +1,7 @@
-package snapshot
+package pool
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -36,15 +35,19 @@ const (
 	pollPools = 10 * time.Second
 )
 
+// Default is the pool of a request that names none, where there is one of
+// that name or no choice.
+const Default = "default"
+
 // QuotaAuto takes the mode that a filesystem has, or else full.
 const QuotaAuto btrfs.QuotaMode = "auto"
 
 // poolName is what can be a StorageClass parameter and a directory.
 var poolName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
 
-// ValidPoolName reports whether name can be that of a pool: up to 63 lower-case
+// ValidName reports whether name can be that of a pool: up to 63 lower-case
 // letters, digits, dots and dashes.
-func ValidPoolName(name string) bool { return poolName.MatchString(name) }
+func ValidName(name string) bool { return poolName.MatchString(name) }
 
 // node is the real Host: every btrfs mounted at <state dir>/pools/<name> is a
 // pool, and <state dir>/pools/default is one also as a plain directory, where
@@ -76,6 +79,12 @@ func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// PassiveHost returns the pools of this machine as they are. It makes none, and turns on
+// no quota.
+func PassiveHost(stateDir string) Host {
+	return &node{pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true, poll: pollPools}
 }
 
 func (n *node) known() string { return filepath.Join(filepath.Dir(n.pools), knownDir) }
@@ -130,7 +139,7 @@ func (n *node) makeDefault() error {
 	if ok, err := btrfs.IsBtrfs(n.pools); err != nil || !ok {
 		return err
 	}
-	path := filepath.Join(n.pools, DefaultPool)
+	path := filepath.Join(n.pools, Default)
 	if _, err := os.Lstat(path); err == nil {
 		return nil
 	}
@@ -167,7 +176,7 @@ func (n *node) Pools() (names []string, refused map[string]error, err error) {
 func (n *node) acceptable(name string, dir bool) error {
 	path := filepath.Join(n.pools, name)
 	switch {
-	case !ValidPoolName(name):
+	case !ValidName(name):
 		return fmt.Errorf("pool %q: a name of up to 63 lower-case letters, digits, dots and dashes is wanted; rename %s", name, path)
 	case !dir:
 		return fmt.Errorf("pool %q: %s is no directory; mount a btrfs filesystem on a directory there", name, path)
@@ -176,7 +185,7 @@ func (n *node) acceptable(name string, dir bool) error {
 	if err != nil {
 		return fmt.Errorf("pool %q: %w", name, err)
 	}
-	if name != DefaultPool && !mounted {
+	if name != Default && !mounted {
 		return fmt.Errorf("pool %q: nothing is mounted at %s; mount a btrfs filesystem there, or remove the directory", name, path)
 	}
 	ok, err := btrfs.IsBtrfs(path)
@@ -191,7 +200,7 @@ func (n *node) acceptable(name string, dir bool) error {
 	}
 	if stub, err := btrfs.IsStub(path); stub || err != nil {
 		return errors.Join(err, fmt.Errorf("pool %q: %w: move it back: mount the filesystem with subvolid=5, find the pool with btrfs subvolume list, and run there: mv -T OLD/%s/%s NEW/%s/%s",
-			name, errRolledBack, poolsDir, name, poolsDir, name))
+			name, ErrRolledBack, poolsDir, name, poolsDir, name))
 	}
 	return n.displaced(name, path)
 }
@@ -273,104 +282,6 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 		}
 	}
 	return d, nil
-}
-
-// identity is the content of identityFile.
-type identity struct {
-	Version int    `json:"version"`
-	ID      string `json:"id"`
-}
-
-// valid reports whether the ID is in the one spelling that this package writes: it is
-// a label key of Kubernetes, and compared as text.
-func (id identity) valid() bool {
-	parsed, err := uuid.Parse(id.ID)
-	return err == nil && parsed.String() == id.ID && id.Version > 0
-}
-
-// identify reads the pool's ID, or gives it one. A pool has one of its own
-// because that of the filesystem is copied with the disk, and changed by tools.
-func (d *disk) identify(passive bool) error {
-	return d.within(func(root string) error {
-		id, err := d.readIdentity(root)
-		if errors.Is(err, os.ErrNotExist) && !passive {
-			return d.initialise(root)
-		}
-		if err != nil {
-			return err
-		}
-		if id.Version > poolVersion {
-			return fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
-		}
-		d.id = id.ID
-		if passive {
-			return nil
-		}
-		return d.makeAreas(root)
-	})
-}
-
-func (d *disk) readIdentity(root string) (id identity, err error) {
-	data, err := os.ReadFile(filepath.Join(root, identityFile))
-	if err != nil {
-		return id, err
-	}
-	if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
-		return id, fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
-	}
-	return id, nil
-}
-
-// initialise makes a pool of an empty directory. One that holds volumes and has
-// lost its ID gets no new one: PersistentVolumes name the old.
-func (d *disk) initialise(root string) error {
-	for _, area := range areas {
-		names, err := os.ReadDir(filepath.Join(root, string(area)))
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		if len(names) > 0 {
-			return fmt.Errorf("%s is missing, but %s/ is not empty; restore the file: volumes are found by its ID", identityFile, area)
-		}
-	}
-	if err := d.makeAreas(root); err != nil {
-		return err
-	}
-	d.id = uuid.NewString()
-	data, err := json.Marshal(identity{Version: poolVersion, ID: d.id})
-	if err != nil {
-		return err
-	}
-	return writeDurably(filepath.Join(root, identityFile), append(data, '\n'))
-}
-
-// makeAreas makes the areas that are missing. Only root may pass: what is in
-// them belongs to whoever the pod runs as. A file system that cannot be written
-// is served as it is.
-func (d *disk) makeAreas(root string) error {
-	for _, area := range areas {
-		if err := os.Mkdir(filepath.Join(root, string(area)), 0o700); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, unix.EROFS) {
-			return err
-		}
-	}
-	return nil
-}
-
-// writeDurably makes a file that is whole or not there after a power cut.
-func writeDurably(path string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // gone already, if all went well
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	return btrfs.Sync(filepath.Dir(path) + "/.")
 }
 
 // enableQuota turns on the mode that is wanted. A filesystem that has another

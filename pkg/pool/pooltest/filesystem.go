@@ -1,4 +1,4 @@
-package snaptest
+package pooltest
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // ErrCrash is what every call answers after a crash, until Kill or PowerCut.
@@ -51,7 +51,7 @@ type Filesystem struct {
 	waiting          map[string]int           // calls that are not answered, by method
 }
 
-var _ snapshot.Filesystem = (*Filesystem)(nil)
+var _ pool.Filesystem = (*Filesystem)(nil)
 
 // fault is what happens at a step.
 type fault struct {
@@ -64,7 +64,7 @@ type fault struct {
 
 // state is all that a commit makes durable.
 type state struct {
-	slots   map[snapshot.Slot]*slot
+	slots   map[pool.Slot]*slot
 	outside []outside
 	groups  map[uint64]int64 // accounting by subvolume: the limit, 0 for none
 	dropped map[uint64]bool  // destroyed subvolumes that the kernel still drops
@@ -76,7 +76,7 @@ type state struct {
 
 // outside is a slot that a roll back has moved out of the pool.
 type outside struct {
-	at snapshot.Slot
+	at pool.Slot
 	*slot
 }
 
@@ -102,7 +102,7 @@ type subvolume struct {
 func NewFilesystem(mode btrfs.QuotaMode) *Filesystem {
 	f := &Filesystem{ID: uuid.NewString(), Mode: mode, Size: 100 << 30, failing: map[string]error{}}
 	f.current = &state{
-		slots: map[snapshot.Slot]*slot{}, groups: map[uint64]int64{}, dropped: map[uint64]bool{},
+		slots: map[pool.Slot]*slot{}, groups: map[uint64]int64{}, dropped: map[uint64]bool{},
 		last: 255, transid: 7, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
 	}
 	f.durable = f.current.clone()
@@ -112,7 +112,7 @@ func NewFilesystem(mode btrfs.QuotaMode) *Filesystem {
 func (s *state) clone() *state {
 	c := *s
 	c.groups, c.dropped = maps.Clone(s.groups), maps.Clone(s.dropped)
-	c.slots = make(map[snapshot.Slot]*slot, len(s.slots))
+	c.slots = make(map[pool.Slot]*slot, len(s.slots))
 	for at, old := range s.slots {
 		c.slots[at] = old.clone()
 	}
@@ -281,11 +281,11 @@ func (f *Filesystem) Clean() {
 }
 
 // Census has no IDs of what is nested to tell.
-func (f *Filesystem) Census() (census snapshot.Census, err error) {
-	err = f.look("Census", snapshot.Slot{}, func(s *state) error {
-		census = snapshot.Census{Slots: map[snapshot.Slot]uint64{}, Last: s.last}
+func (f *Filesystem) Census() (census pool.Census, err error) {
+	err = f.look("Census", pool.Slot{}, func(s *state) error {
+		census = pool.Census{Slots: map[pool.Slot]uint64{}, Last: s.last}
 		for at, found := range s.slots {
-			if at.Area != snapshot.AreaRemoving && found.subvolume != nil {
+			if at.Area != pool.AreaRemoving && found.subvolume != nil {
 				census.Slots[at] = found.subvolume.ID
 			}
 		}
@@ -294,17 +294,17 @@ func (f *Filesystem) Census() (census snapshot.Census, err error) {
 	return census, err
 }
 
-func (f *Filesystem) NestedSince(uint64) (census snapshot.Census, err error) {
-	err = f.look("NestedSince", snapshot.Slot{}, func(s *state) error { census.Last = s.last; return nil })
+func (f *Filesystem) NestedSince(uint64) (census pool.Census, err error) {
+	err = f.look("NestedSince", pool.Slot{}, func(s *state) error { census.Last = s.last; return nil })
 	return census, err
 }
 
-func (f *Filesystem) Bound(id uint64, size int64, _ []uint64) (snapshot.Usage, error) {
-	return snapshot.Usage{}, f.SetLimit(id, size)
+func (f *Filesystem) Bound(id uint64, size int64, _ []uint64) (pool.Usage, error) {
+	return pool.Usage{}, f.SetLimit(id, size)
 }
 
 // step runs one that changes something.
-func (f *Filesystem) step(method string, at snapshot.Slot, do func(*state) error) error {
+func (f *Filesystem) step(method string, at pool.Slot, do func(*state) error) error {
 	f.answering(method)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -330,7 +330,7 @@ func (f *Filesystem) step(method string, at snapshot.Slot, do func(*state) error
 }
 
 // look runs one that changes nothing.
-func (f *Filesystem) look(method string, at snapshot.Slot, do func(*state) error) error {
+func (f *Filesystem) look(method string, at pool.Slot, do func(*state) error) error {
 	f.answering(method)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -345,12 +345,12 @@ func (f *Filesystem) reachable(method string) error {
 	case f.crashed:
 		return ErrCrash
 	case f.away:
-		return fmt.Errorf("%w: nothing is mounted", snapshot.ErrPoolAway)
+		return fmt.Errorf("%w: nothing is mounted", pool.ErrAway)
 	}
 	return f.failing[method]
 }
 
-func wrap(method string, at snapshot.Slot, err error) error {
+func wrap(method string, at pool.Slot, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -358,7 +358,7 @@ func wrap(method string, at snapshot.Slot, err error) error {
 }
 
 // at returns a slot.
-func (s *state) at(at snapshot.Slot) (*slot, error) {
+func (s *state) at(at pool.Slot) (*slot, error) {
 	if found, ok := s.slots[at]; ok {
 		return found, nil
 	}
@@ -366,7 +366,7 @@ func (s *state) at(at snapshot.Slot) (*slot, error) {
 }
 
 // in returns the subvolume of a slot.
-func (s *state) in(at snapshot.Slot) (*subvolume, error) {
+func (s *state) in(at pool.Slot) (*subvolume, error) {
 	found, err := s.at(at)
 	if err == nil && found.subvolume == nil {
 		err = fs.ErrNotExist
@@ -378,7 +378,7 @@ func (s *state) in(at snapshot.Slot) (*subvolume, error) {
 }
 
 // room returns the slot that a subvolume can be made in.
-func (s *state) room(at snapshot.Slot) (*slot, error) {
+func (s *state) room(at pool.Slot) (*slot, error) {
 	found, err := s.at(at)
 	if err == nil && (found.subvolume != nil || found.file || found.stub) {
 		err = fs.ErrExist
@@ -405,7 +405,7 @@ func (s *state) add(to *slot, sub subvolume) {
 	to.subvolume, to.changed = &sub, s.transid
 }
 
-func (s *state) makeSlot(at snapshot.Slot) {
+func (s *state) makeSlot(at pool.Slot) {
 	s.inode++
 	s.slots[at] = &slot{inode: s.inode}
 }
@@ -413,7 +413,7 @@ func (s *state) makeSlot(at snapshot.Slot) {
 func (f *Filesystem) PoolID() string { return f.ID }
 
 func (f *Filesystem) Alive() error {
-	return f.look("Alive", snapshot.Slot{}, func(*state) error { return nil })
+	return f.look("Alive", pool.Slot{}, func(*state) error { return nil })
 }
 
 func (f *Filesystem) Hold() (release func()) {
@@ -426,7 +426,7 @@ func (f *Filesystem) Hold() (release func()) {
 func (f *Filesystem) Held() int64 { return f.held.Load() }
 
 func (f *Filesystem) Room() (room btrfs.Room, err error) {
-	err = f.look("Room", snapshot.Slot{}, func(s *state) error {
+	err = f.look("Room", pool.Slot{}, func(s *state) error {
 		used := int64(0)
 		for _, found := range s.slots {
 			if found.subvolume != nil {
@@ -446,15 +446,15 @@ func (f *Filesystem) Space() (btrfs.Space, error) {
 }
 
 func (f *Filesystem) Devices() ([]btrfs.Device, error) {
-	return nil, f.look("Devices", snapshot.Slot{}, func(*state) error { return nil })
+	return nil, f.look("Devices", pool.Slot{}, func(*state) error { return nil })
 }
 
-func (f *Filesystem) SlotPath(at snapshot.Slot) string {
+func (f *Filesystem) SlotPath(at pool.Slot) string {
 	return path.Join("/memory", f.ID, at.String(), "fs")
 }
 
-func (f *Filesystem) List(area snapshot.Area) (names []string, err error) {
-	err = f.look("List", snapshot.Slot{Area: area}, func(s *state) error {
+func (f *Filesystem) List(area pool.Area) (names []string, err error) {
+	err = f.look("List", pool.Slot{Area: area}, func(s *state) error {
 		for at := range s.slots {
 			if at.Area == area {
 				names = append(names, at.Name)
@@ -465,7 +465,7 @@ func (f *Filesystem) List(area snapshot.Area) (names []string, err error) {
 	return names, err
 }
 
-func (f *Filesystem) Mkdir(at snapshot.Slot) error {
+func (f *Filesystem) Mkdir(at pool.Slot) error {
 	return f.step("Mkdir", at, func(s *state) error {
 		if s.slots[at] != nil {
 			return fs.ErrExist
@@ -475,21 +475,21 @@ func (f *Filesystem) Mkdir(at snapshot.Slot) error {
 	})
 }
 
-func (f *Filesystem) Rmdir(at snapshot.Slot) error {
+func (f *Filesystem) Rmdir(at pool.Slot) error {
 	return f.step("Rmdir", at, func(s *state) error {
 		found, err := s.at(at)
 		if err != nil {
 			return err
 		}
 		if found.subvolume != nil || found.file {
-			return fmt.Errorf("%w: it holds a file or a subvolume", snapshot.ErrNotEmpty)
+			return fmt.Errorf("%w: it holds a file or a subvolume", pool.ErrNotEmpty)
 		}
 		delete(s.slots, at)
 		return nil
 	})
 }
 
-func (f *Filesystem) Beside(at snapshot.Slot) (names []string, err error) {
+func (f *Filesystem) Beside(at pool.Slot) (names []string, err error) {
 	err = f.look("Beside", at, func(s *state) error {
 		found, err := s.at(at)
 		if err == nil && found.file {
@@ -500,16 +500,16 @@ func (f *Filesystem) Beside(at snapshot.Slot) (names []string, err error) {
 	return names, err
 }
 
-func (f *Filesystem) SwapFiles(at snapshot.Slot) ([]string, error) {
+func (f *Filesystem) SwapFiles(at pool.Slot) ([]string, error) {
 	return nil, f.look("SwapFiles", at, func(*state) error { return nil })
 }
 
 func (f *Filesystem) MountOptions() []string { return nil }
 
-func (f *Filesystem) Outside() (found []snapshot.OutsideSubvolume, err error) {
-	err = f.look("Outside", snapshot.Slot{}, func(s *state) error {
+func (f *Filesystem) Outside() (found []pool.OutsideSubvolume, err error) {
+	err = f.look("Outside", pool.Slot{}, func(s *state) error {
 		for _, o := range s.outside {
-			found = append(found, snapshot.OutsideSubvolume{
+			found = append(found, pool.OutsideSubvolume{
 				Slot: o.at, Record: slices.Clone(o.record), Path: path.Join("broken", o.at.String(), "fs"), Home: path.Join("pool", o.at.String(), "fs"),
 			})
 		}
@@ -518,7 +518,7 @@ func (f *Filesystem) Outside() (found []snapshot.OutsideSubvolume, err error) {
 	return found, err
 }
 
-func (f *Filesystem) Move(from, to snapshot.Slot) error {
+func (f *Filesystem) Move(from, to pool.Slot) error {
 	return f.step("Move", from, func(s *state) error {
 		found, err := s.at(from)
 		if err != nil {
@@ -533,7 +533,7 @@ func (f *Filesystem) Move(from, to snapshot.Slot) error {
 	})
 }
 
-func (f *Filesystem) Record(at snapshot.Slot) (record []byte, err error) {
+func (f *Filesystem) Record(at pool.Slot) (record []byte, err error) {
 	err = f.look("Record", at, func(s *state) error {
 		found, err := s.at(at)
 		if err == nil {
@@ -544,7 +544,7 @@ func (f *Filesystem) Record(at snapshot.Slot) (record []byte, err error) {
 	return record, err
 }
 
-func (f *Filesystem) SetRecord(at snapshot.Slot, record []byte) error {
+func (f *Filesystem) SetRecord(at pool.Slot, record []byte) error {
 	return f.step("SetRecord", at, func(s *state) error {
 		found, err := s.at(at)
 		if err == nil {
@@ -554,7 +554,7 @@ func (f *Filesystem) SetRecord(at snapshot.Slot, record []byte) error {
 	})
 }
 
-func (f *Filesystem) Sync(at snapshot.Slot) error {
+func (f *Filesystem) Sync(at pool.Slot) error {
 	return f.step("Sync", at, func(s *state) error {
 		if at.Name == "" {
 			f.syncArea(at.Area)
@@ -574,7 +574,7 @@ func (f *Filesystem) Sync(at snapshot.Slot) error {
 }
 
 // syncArea makes durable which slots are in an area.
-func (f *Filesystem) syncArea(area snapshot.Area) {
+func (f *Filesystem) syncArea(area pool.Area) {
 	for at, found := range f.current.slots {
 		if at.Area == area && found.changed == f.current.transid {
 			f.commit()
@@ -595,7 +595,7 @@ func (f *Filesystem) syncArea(area snapshot.Area) {
 
 // log makes a slot durable, with its record and under its name: not its subvolume, nor
 // what was set on that.
-func (f *Filesystem) log(at snapshot.Slot, found *slot) {
+func (f *Filesystem) log(at pool.Slot, found *slot) {
 	logged := found.clone()
 	logged.subvolume = nil
 	for was, old := range f.durable.slots {
@@ -607,7 +607,7 @@ func (f *Filesystem) log(at snapshot.Slot, found *slot) {
 	f.durable.slots[at] = logged
 }
 
-func (f *Filesystem) Create(at snapshot.Slot) error {
+func (f *Filesystem) Create(at pool.Slot) error {
 	return f.step("Create", at, func(s *state) error {
 		to, err := s.room(at)
 		if err == nil {
@@ -617,7 +617,7 @@ func (f *Filesystem) Create(at snapshot.Slot) error {
 	})
 }
 
-func (f *Filesystem) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+func (f *Filesystem) Snapshot(from, to pool.Slot, readOnly bool) error {
 	return f.step("Snapshot", to, func(s *state) error {
 		source, err := s.in(from)
 		if err != nil {
@@ -636,7 +636,7 @@ func (f *Filesystem) Snapshot(from, to snapshot.Slot, readOnly bool) error {
 	})
 }
 
-func (f *Filesystem) SyncRoot(at snapshot.Slot) error {
+func (f *Filesystem) SyncRoot(at pool.Slot) error {
 	return f.step("SyncRoot", at, func(s *state) error {
 		sub, err := s.in(at)
 		if err != nil {
@@ -655,7 +655,7 @@ func (f *Filesystem) SyncRoot(at snapshot.Slot) error {
 	})
 }
 
-func (f *Filesystem) Destroy(at snapshot.Slot) error {
+func (f *Filesystem) Destroy(at pool.Slot) error {
 	return f.step("Destroy", at, func(s *state) error {
 		sub, err := s.in(at)
 		if err != nil {
@@ -671,7 +671,7 @@ func (f *Filesystem) Destroy(at snapshot.Slot) error {
 	})
 }
 
-func (f *Filesystem) Info(at snapshot.Slot) (info btrfs.SubvolumeInfo, err error) {
+func (f *Filesystem) Info(at pool.Slot) (info btrfs.SubvolumeInfo, err error) {
 	err = f.look("Info", at, func(s *state) error {
 		sub, err := s.in(at)
 		if err == nil {
@@ -682,12 +682,12 @@ func (f *Filesystem) Info(at snapshot.Slot) (info btrfs.SubvolumeInfo, err error
 	return info, err
 }
 
-func (f *Filesystem) Nested(at snapshot.Slot) (paths []string, err error) {
+func (f *Filesystem) Nested(at pool.Slot) (paths []string, err error) {
 	f.answering("Nested")
 	return f.NestedUpTo(at, math.MaxUint64)
 }
 
-func (f *Filesystem) NestedUpTo(at snapshot.Slot, transid uint64) (paths []string, err error) {
+func (f *Filesystem) NestedUpTo(at pool.Slot, transid uint64) (paths []string, err error) {
 	err = f.look("NestedUpTo", at, func(s *state) error {
 		sub, err := s.in(at)
 		if err != nil {
@@ -703,7 +703,7 @@ func (f *Filesystem) NestedUpTo(at snapshot.Slot, transid uint64) (paths []strin
 	return paths, err
 }
 
-func (f *Filesystem) Apply(at snapshot.Slot, p meta.Parameters) error {
+func (f *Filesystem) Apply(at pool.Slot, p meta.Parameters) error {
 	return f.step("Apply", at, func(s *state) error {
 		sub, err := s.in(at)
 		if err != nil {
@@ -721,7 +721,7 @@ func (f *Filesystem) Apply(at snapshot.Slot, p meta.Parameters) error {
 }
 
 func (f *Filesystem) QuotaStatus() (status btrfs.QuotaStatus, err error) {
-	err = f.look("QuotaStatus", snapshot.Slot{}, func(*state) error {
+	err = f.look("QuotaStatus", pool.Slot{}, func(*state) error {
 		status = btrfs.QuotaStatus{Mode: f.Mode, Enabled: f.Mode != btrfs.QuotaNone, Inconsistent: f.inconsistent}
 		return nil
 	})
@@ -729,7 +729,7 @@ func (f *Filesystem) QuotaStatus() (status btrfs.QuotaStatus, err error) {
 }
 
 func (f *Filesystem) Rescan() error {
-	return f.step("Rescan", snapshot.Slot{}, func(*state) error {
+	return f.step("Rescan", pool.Slot{}, func(*state) error {
 		if f.Mode != btrfs.QuotaFull {
 			return unix.EINVAL
 		}
@@ -769,7 +769,7 @@ func (f *Filesystem) ForgetQuota(id uint64) error {
 
 // quota is step, and nothing where there is none.
 func (f *Filesystem) quota(method string, do func(*state) error) error {
-	return f.step(method, snapshot.Slot{}, func(s *state) error {
+	return f.step(method, pool.Slot{}, func(s *state) error {
 		if f.Mode == btrfs.QuotaNone {
 			return nil
 		}
@@ -778,7 +778,7 @@ func (f *Filesystem) quota(method string, do func(*state) error) error {
 }
 
 func (f *Filesystem) Limits() (limits map[uint64]int64, err error) {
-	err = f.look("Limits", snapshot.Slot{}, func(s *state) error {
+	err = f.look("Limits", pool.Slot{}, func(s *state) error {
 		if f.Mode != btrfs.QuotaNone {
 			limits = maps.Clone(s.groups)
 		}
@@ -787,12 +787,12 @@ func (f *Filesystem) Limits() (limits map[uint64]int64, err error) {
 	return limits, err
 }
 
-func (f *Filesystem) Usage(id uint64) (usage snapshot.Usage, err error) {
-	err = f.look("Usage", snapshot.Slot{}, func(s *state) error {
+func (f *Filesystem) Usage(id uint64) (usage pool.Usage, err error) {
+	err = f.look("Usage", pool.Slot{}, func(s *state) error {
 		limit, ok := s.groups[id]
 		switch {
 		case f.Mode == btrfs.QuotaNone:
-			return snapshot.ErrNoQuota
+			return pool.ErrNoQuota
 		case !ok:
 			return fs.ErrNotExist
 		}
@@ -808,7 +808,7 @@ func (f *Filesystem) Usage(id uint64) (usage snapshot.Usage, err error) {
 }
 
 func (f *Filesystem) HeldQuota() (held []uint64, err error) {
-	err = f.look("HeldQuota", snapshot.Slot{}, func(s *state) error {
+	err = f.look("HeldQuota", pool.Slot{}, func(s *state) error {
 		held = slices.Collect(maps.Keys(s.dropped))
 		return nil
 	})
@@ -816,7 +816,7 @@ func (f *Filesystem) HeldQuota() (held []uint64, err error) {
 }
 
 func (f *Filesystem) StaleQuota() (stale []uint64, err error) {
-	err = f.look("StaleQuota", snapshot.Slot{}, func(s *state) error {
+	err = f.look("StaleQuota", pool.Slot{}, func(s *state) error {
 		for id := range s.groups {
 			if f.Mode != btrfs.QuotaNone && !s.live(id) && !s.dropped[id] {
 				stale = append(stale, id)

@@ -1,8 +1,6 @@
-package snapshot
+package pool
 
 import (
-	"fmt"
-
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
@@ -41,28 +39,4 @@ func beyondHeadroom(room btrfs.Room) int64 {
 		return 0
 	}
 	return max(0, room.Available-data)
-}
-
-// room fails when the pool cannot be written, or when growth bytes more would leave
-// less than the headroom.
-func (p *pool) room(growth int64) error {
-	room, err := p.Room()
-	if err != nil {
-		return err
-	}
-	data, metadata := headroom(room.Size)
-	switch {
-	case room.ReadOnly:
-		return fmt.Errorf("pool %q: %w: %s", p.name, ErrReadOnly, PoolStatus{Space: btrfs.Space{Room: room}}.whyReadOnly(""))
-	case room.Backing != nil && (backingFull(room) || growth > room.Available-data):
-		return fmt.Errorf("pool %q: %w: the filesystem of the file %s, which the pool lies in, has %d bytes left, of which %d have to stay free, and %d are wanted: free space there",
-			p.name, ErrNoSpace, room.Backing.Path, room.Backing.Available, backingHeadroom(room), growth)
-	case room.Metadata < metadata:
-		return fmt.Errorf("pool %q: %w for metadata: %d bytes have to stay free, %d are: delete volumes, snapshots or files, "+
-			"add a device, or free chunks by btrfs balance start -dusage=20", p.name, ErrNoSpace, metadata, room.Metadata)
-	case growth > room.Available-data:
-		return fmt.Errorf("pool %q: %w: %d bytes wanted, and %d that have to stay free, of %d it has %d left: delete volumes, snapshots or files, or add a device",
-			p.name, ErrNoSpace, growth, data, room.Size, room.Available)
-	}
-	return nil
 }

@@ -1,16 +1,20 @@
-package snapshot
+package pool
 
 import (
-	"cmp"
-	"context"
 	"fmt"
-	"slices"
 	"strings"
 
-	"k8s.io/klog/v2"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
+// Problem names what is wrong with a pool, or with a place in it.
+type Problem string
+
 const (
+	// Unusable is a directory that should be a pool and cannot be used.
+	Unusable Problem = "Unusable"
+	// QuotaInconsistent means that limits are void. Repair: rescan.
+	QuotaInconsistent Problem = "QuotaInconsistent"
 	// ReadOnly is a pool that cannot be written: somebody has mounted it so, or the
 	// kernel has stopped it after an error.
 	ReadOnly Problem = "ReadOnly"
@@ -23,6 +27,23 @@ const (
 	DeviceErrors Problem = "DeviceErrors"
 )
 
+// Status is what there is to say of a pool.
+type Status struct {
+	Name    string            `json:"name"`
+	ID      string            `json:"id,omitempty"`
+	Error   string            `json:"error,omitempty"`  // why it cannot be used
+	Silent  bool              `json:"silent,omitempty"` // its disk does not answer: see ErrSilent
+	Space   btrfs.Space       `json:"space,omitzero"`
+	Quota   btrfs.QuotaStatus `json:"quota,omitzero"`
+	Devices []btrfs.Device    `json:"devices,omitempty"`
+	// Rescans is how often, since the pool is in use, its quota was found inconsistent
+	// and was rescanned.
+	Rescans uint64 `json:"rescans,omitempty"`
+	// Nesting is the number of volumes in which pods have made subvolumes, as of the
+	// last look at them, a second or more ago.
+	Nesting int `json:"nesting,omitempty"`
+}
+
 // Fault is something wrong with a pool as a whole.
 type Fault struct {
 	Problem Problem
@@ -30,7 +51,7 @@ type Fault struct {
 }
 
 // Faults returns what is wrong with a pool, the worst first, each Problem once.
-func (s PoolStatus) Faults() []Fault {
+func (s Status) Faults() []Fault {
 	var faults []Fault
 	add := func(wrong bool, problem Problem, format string, args ...any) {
 		if wrong {
@@ -48,7 +69,7 @@ func (s PoolStatus) Faults() []Fault {
 }
 
 // Note returns what should be known of a pool with no fault; empty for nothing.
-func (s PoolStatus) Note() string {
+func (s Status) Note() string {
 	if b := s.Space.Backing; b != nil {
 		return fmt.Sprintf("the file %s has %d bytes, and its filesystem has not the room for all of them: free space there; the capacity of the pool is what is left there",
 			b.Path, b.Size)
@@ -59,7 +80,7 @@ func (s PoolStatus) Note() string {
 // whyReadOnly distinguishes a filesystem that the kernel has stopped from one that somebody
 // has mounted read-only. The kernel says why it did so in its log only; what is known beside
 // that is named.
-func (s PoolStatus) whyReadOnly(failing string) string {
+func (s Status) whyReadOnly(failing string) string {
 	if !s.Space.Stopped {
 		return "the filesystem is mounted read-only: remount it read-write"
 	}
@@ -76,7 +97,7 @@ func (s PoolStatus) whyReadOnly(failing string) string {
 const stoppedByKernel = "the kernel has stopped the filesystem after an error, which its log names: when the cause is mended, " +
 	"unmount the filesystem everywhere and mount it again, or restart the node"
 
-func (s PoolStatus) backingDetail() string {
+func (s Status) backingDetail() string {
 	if s.Space.Backing == nil {
 		return ""
 	}
@@ -84,7 +105,7 @@ func (s PoolStatus) backingDetail() string {
 		"before the kernel finds none and stops the pool", s.Space.Backing.Path, backingHeadroom(s.Space.Room))
 }
 
-func (s PoolStatus) missingDevices() string {
+func (s Status) missingDevices() string {
 	var missing []string
 	for _, d := range s.Devices {
 		if d.Missing {
@@ -94,7 +115,7 @@ func (s PoolStatus) missingDevices() string {
 	return strings.Join(missing, ", ")
 }
 
-func (s PoolStatus) failingDevices() string {
+func (s Status) failingDevices() string {
 	var failing []string
 	for _, d := range s.Devices {
 		if d.Errors() > 0 {
@@ -103,50 +124,4 @@ func (s PoolStatus) failingDevices() string {
 		}
 	}
 	return strings.Join(failing, ", ")
-}
-
-// faultFindings makes findings of the faults, which are for people to mend. Quota and what
-// cannot be read have findings of their own.
-func (p *pool) faultFindings() []Finding {
-	var findings []Finding
-	for _, f := range p.status().Faults() {
-		if f.Problem != Unusable && f.Problem != QuotaInconsistent {
-			findings = append(findings, Finding{Pool: p.name, Problem: f.Problem, Detail: f.Detail})
-		}
-	}
-	return findings
-}
-
-// logFaults is logNews, unless the pool is being maintained, which ends with it.
-func (p *pool) logFaults(ctx context.Context) {
-	if p.tending.TryLock() {
-		defer p.tending.Unlock()
-		p.logNews(ctx)
-	}
-}
-
-// logNews logs what has become wrong with a pool, or is no longer, since the last call.
-func (p *pool) logNews(ctx context.Context) {
-	logger := klog.FromContext(ctx).WithValues("pool", p.name)
-	status := p.status()
-	if status.Silent {
-		return // which is said already
-	}
-	if note := status.Note(); note != p.note {
-		logger.Info(cmp.Or(note, "The filesystem of the pool's file has room for all of it again"))
-		p.note = note
-	}
-	var now []Problem
-	for _, f := range status.Faults() {
-		now = append(now, f.Problem)
-		if !slices.Contains(p.faults, f.Problem) {
-			logger.Error(nil, "Pool has a fault", "problem", f.Problem, "detail", f.Detail)
-		}
-	}
-	for _, problem := range p.faults {
-		if !slices.Contains(now, problem) {
-			logger.Info("Pool has a fault no longer", "problem", problem)
-		}
-	}
-	p.faults = now
 }

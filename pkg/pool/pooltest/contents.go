@@ -1,4 +1,4 @@
-package snaptest
+package pooltest
 
 import (
 	"fmt"
@@ -11,19 +11,19 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // What pods and administrators do, past the engine. None of it is a step.
 
-func (f *Filesystem) behind(at snapshot.Slot, do func(*state) error) error {
+func (f *Filesystem) behind(at pool.Slot, do func(*state) error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return wrap("behind the engine", at, do(f.current))
 }
 
 // Write makes data the content of a subvolume; EDQUOT beyond its limit.
-func (f *Filesystem) Write(at snapshot.Slot, data string) error {
+func (f *Filesystem) Write(at pool.Slot, data string) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err != nil {
@@ -41,7 +41,7 @@ func (f *Filesystem) Write(at snapshot.Slot, data string) error {
 }
 
 // Read returns the content of a subvolume.
-func (f *Filesystem) Read(at snapshot.Slot) (data string, err error) {
+func (f *Filesystem) Read(at pool.Slot) (data string, err error) {
 	err = f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err == nil {
@@ -53,7 +53,7 @@ func (f *Filesystem) Read(at snapshot.Slot) (data string, err error) {
 }
 
 // Nest makes a subvolume inside that of a slot.
-func (f *Filesystem) Nest(at snapshot.Slot, name string) error {
+func (f *Filesystem) Nest(at pool.Slot, name string) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err == nil {
@@ -64,7 +64,7 @@ func (f *Filesystem) Nest(at snapshot.Slot, name string) error {
 }
 
 // Vanish destroys a subvolume and leaves its slot.
-func (f *Filesystem) Vanish(at snapshot.Slot) error {
+func (f *Filesystem) Vanish(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err != nil {
@@ -79,7 +79,7 @@ func (f *Filesystem) Vanish(at snapshot.Slot) error {
 
 // RollBack leaves a slot as it is when a snapshot has taken the place of the subvolume
 // around the pool: its subvolume is outside of the pool, and a stub in its place.
-func (f *Filesystem) RollBack(at snapshot.Slot) error {
+func (f *Filesystem) RollBack(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
 		if _, err := s.in(at); err != nil {
 			return err
@@ -92,7 +92,7 @@ func (f *Filesystem) RollBack(at snapshot.Slot) error {
 
 // PlantSlot makes a slot, if there is none, with a record, or without if that
 // is nil.
-func (f *Filesystem) PlantSlot(at snapshot.Slot, record []byte) error {
+func (f *Filesystem) PlantSlot(at pool.Slot, record []byte) error {
 	return f.behind(at, func(s *state) error {
 		if s.slots[at] == nil {
 			s.makeSlot(at)
@@ -103,7 +103,7 @@ func (f *Filesystem) PlantSlot(at snapshot.Slot, record []byte) error {
 }
 
 // PlantSubvolume makes a subvolume that holds data in a slot.
-func (f *Filesystem) PlantSubvolume(at snapshot.Slot, data string) error {
+func (f *Filesystem) PlantSubvolume(at pool.Slot, data string) error {
 	return f.behind(at, func(s *state) error {
 		to, err := s.room(at)
 		if err == nil {
@@ -114,7 +114,7 @@ func (f *Filesystem) PlantSubvolume(at snapshot.Slot, data string) error {
 }
 
 // PlantFile puts what is no subvolume into a slot.
-func (f *Filesystem) PlantFile(at snapshot.Slot) error {
+func (f *Filesystem) PlantFile(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
 		to, err := s.at(at)
 		if err == nil && to.file {
@@ -135,7 +135,7 @@ func (f *Filesystem) PlantGroup(subvolume uint64) {
 }
 
 // RemoveFile removes what PlantFile has put there.
-func (f *Filesystem) RemoveFile(at snapshot.Slot) error {
+func (f *Filesystem) RemoveFile(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
 		from, err := s.at(at)
 		if err == nil {
@@ -146,7 +146,7 @@ func (f *Filesystem) RemoveFile(at snapshot.Slot) error {
 }
 
 // SetWritable clears the read-only flag of a subvolume, or sets it.
-func (f *Filesystem) SetWritable(at snapshot.Slot, writable bool) error {
+func (f *Filesystem) SetWritable(at pool.Slot, writable bool) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err == nil {
@@ -169,7 +169,7 @@ func (f *Filesystem) SetReadOnly(readOnly bool) {
 func (f *Filesystem) SyncAreas() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, area := range []snapshot.Area{snapshot.Area(meta.Active), snapshot.Area(meta.Committed), snapshot.Area(meta.View), snapshot.AreaRemoving} {
+	for _, area := range []pool.Area{pool.Area(meta.Active), pool.Area(meta.Committed), pool.Area(meta.View), pool.AreaRemoving} {
 		f.syncArea(area)
 	}
 }
@@ -187,7 +187,7 @@ func (f *Filesystem) Dump() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var lines []string
-	for _, at := range slices.SortedFunc(maps.Keys(f.current.slots), func(a, b snapshot.Slot) int {
+	for _, at := range slices.SortedFunc(maps.Keys(f.current.slots), func(a, b pool.Slot) int {
 		return strings.Compare(a.String(), b.String())
 	}) {
 		lines = append(lines, fmt.Sprintf("%s: %s", at, f.current.describe(f.current.slots[at])))

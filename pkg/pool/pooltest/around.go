@@ -1,32 +1,32 @@
-package snaptest
+package pooltest
 
 import (
 	"context"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Step is a call by which the engine changes something in a pool, or makes it durable.
+// Step is a call that changes something in a pool, or makes it durable.
 type Step struct {
 	Pool   string
-	Method string        // of snapshot.Filesystem
-	Slot   snapshot.Slot // zero for what concerns a subvolume by its ID; where a Move goes to
+	Method string    // of pool.Filesystem
+	Slot   pool.Slot // zero for what concerns a subvolume by its ID; where a Move goes to
 }
 
 // Around returns a host whose pools call around in place of each step. What do does is
 // the step itself: around may do something before it or behind it, wait, fail, or end the
 // process. Steps of several operations may come at the same time.
-func Around(host snapshot.Host, around func(s Step, do func() error) error) snapshot.Host {
+func Around(host pool.Host, around func(s Step, do func() error) error) pool.Host {
 	return &aroundHost{host, around}
 }
 
 type aroundHost struct {
-	snapshot.Host
+	pool.Host
 	around func(Step, func() error) error
 }
 
-func (h *aroundHost) Open(ctx context.Context, name string) (snapshot.Filesystem, error) {
+func (h *aroundHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 	filesystem, err := h.Host.Open(ctx, name)
 	if err != nil {
 		return nil, err
@@ -35,72 +35,72 @@ func (h *aroundHost) Open(ctx context.Context, name string) (snapshot.Filesystem
 }
 
 type aroundPool struct {
-	snapshot.Filesystem
+	pool.Filesystem
 	name   string
 	around func(Step, func() error) error
 }
 
-func (p *aroundPool) step(method string, at snapshot.Slot, do func() error) error {
+func (p *aroundPool) step(method string, at pool.Slot, do func() error) error {
 	return p.around(Step{p.name, method, at}, do)
 }
 
-func (p *aroundPool) Mkdir(s snapshot.Slot) error {
+func (p *aroundPool) Mkdir(s pool.Slot) error {
 	return p.step("Mkdir", s, func() error { return p.Filesystem.Mkdir(s) })
 }
 
-func (p *aroundPool) Rmdir(s snapshot.Slot) error {
+func (p *aroundPool) Rmdir(s pool.Slot) error {
 	return p.step("Rmdir", s, func() error { return p.Filesystem.Rmdir(s) })
 }
 
-func (p *aroundPool) Move(from, to snapshot.Slot) error {
+func (p *aroundPool) Move(from, to pool.Slot) error {
 	return p.step("Move", to, func() error { return p.Filesystem.Move(from, to) })
 }
 
-func (p *aroundPool) SetRecord(s snapshot.Slot, record []byte) error {
+func (p *aroundPool) SetRecord(s pool.Slot, record []byte) error {
 	return p.step("SetRecord", s, func() error { return p.Filesystem.SetRecord(s, record) })
 }
 
-func (p *aroundPool) Sync(s snapshot.Slot) error {
+func (p *aroundPool) Sync(s pool.Slot) error {
 	return p.step("Sync", s, func() error { return p.Filesystem.Sync(s) })
 }
 
-func (p *aroundPool) Create(s snapshot.Slot) error {
+func (p *aroundPool) Create(s pool.Slot) error {
 	return p.step("Create", s, func() error { return p.Filesystem.Create(s) })
 }
 
-func (p *aroundPool) Snapshot(from, to snapshot.Slot, readOnly bool) error {
+func (p *aroundPool) Snapshot(from, to pool.Slot, readOnly bool) error {
 	return p.step("Snapshot", to, func() error { return p.Filesystem.Snapshot(from, to, readOnly) })
 }
 
-func (p *aroundPool) Destroy(s snapshot.Slot) error {
+func (p *aroundPool) Destroy(s pool.Slot) error {
 	return p.step("Destroy", s, func() error { return p.Filesystem.Destroy(s) })
 }
 
-func (p *aroundPool) SyncRoot(s snapshot.Slot) error {
+func (p *aroundPool) SyncRoot(s pool.Slot) error {
 	return p.step("SyncRoot", s, func() error { return p.Filesystem.SyncRoot(s) })
 }
 
-func (p *aroundPool) Apply(s snapshot.Slot, parameters meta.Parameters) error {
+func (p *aroundPool) Apply(s pool.Slot, parameters meta.Parameters) error {
 	return p.step("Apply", s, func() error { return p.Filesystem.Apply(s, parameters) })
 }
 
 func (p *aroundPool) SetLimit(subvolume uint64, bytes int64) error {
-	return p.step("SetLimit", snapshot.Slot{}, func() error { return p.Filesystem.SetLimit(subvolume, bytes) })
+	return p.step("SetLimit", pool.Slot{}, func() error { return p.Filesystem.SetLimit(subvolume, bytes) })
 }
 
-func (p *aroundPool) Bound(volume uint64, size int64, nested []uint64) (held snapshot.Usage, err error) {
-	err = p.step("Bound", snapshot.Slot{}, func() error { held, err = p.Filesystem.Bound(volume, size, nested); return err })
+func (p *aroundPool) Bound(volume uint64, size int64, nested []uint64) (held pool.Usage, err error) {
+	err = p.step("Bound", pool.Slot{}, func() error { held, err = p.Filesystem.Bound(volume, size, nested); return err })
 	return held, err
 }
 
 func (p *aroundPool) LiftLimit(subvolume uint64) error {
-	return p.step("LiftLimit", snapshot.Slot{}, func() error { return p.Filesystem.LiftLimit(subvolume) })
+	return p.step("LiftLimit", pool.Slot{}, func() error { return p.Filesystem.LiftLimit(subvolume) })
 }
 
 func (p *aroundPool) ForgetQuota(subvolume uint64) error {
-	return p.step("ForgetQuota", snapshot.Slot{}, func() error { return p.Filesystem.ForgetQuota(subvolume) })
+	return p.step("ForgetQuota", pool.Slot{}, func() error { return p.Filesystem.ForgetQuota(subvolume) })
 }
 
 func (p *aroundPool) Rescan() error {
-	return p.step("Rescan", snapshot.Slot{}, p.Filesystem.Rescan)
+	return p.step("Rescan", pool.Slot{}, p.Filesystem.Rescan)
 }

@@ -1,4 +1,4 @@
-package snapshot_test
+package pool_test
 
 import (
 	"path/filepath"
@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
 // volumePaths are paths of subvolumes, and the volumes that are there.
@@ -45,7 +45,7 @@ var volumePaths = map[string]string{
 
 func TestVolumeAt(t *testing.T) {
 	for path, want := range volumePaths {
-		if id, ok := snapshot.VolumeAt(path); ok != (want != "") || ok && id != want {
+		if id, ok := pool.VolumeAt(path); ok != (want != "") || ok && id != want {
 			t.Errorf("%q: want %q, got %q, %v", path, want, id, ok)
 		}
 	}
@@ -58,7 +58,7 @@ func FuzzVolumeAt(f *testing.F) {
 		f.Add(path)
 	}
 	f.Fuzz(func(t *testing.T, path string) {
-		id, ok := snapshot.VolumeAt(path)
+		id, ok := pool.VolumeAt(path)
 		if !ok {
 			return
 		}

@@ -1,4 +1,4 @@
-package snapshot
+package pool
 
 import (
 	"errors"
@@ -16,14 +16,14 @@ func slow() error {
 
 func TestCommitsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &commits{}
+		c := &Commits{}
 		for range 10 {
 			began := time.Now()
-			a := c.announce()
-			if err := c.share(a, slow); err != nil {
+			a := c.Begin()
+			if err := c.Share(a, slow); err != nil {
 				t.Fatal(err)
 			}
-			a.leave()
+			a.Done()
 			if took := time.Since(began); took != time.Millisecond {
 				t.Errorf("one operation alone took %v, its commit takes 1ms", took)
 			}
@@ -36,22 +36,22 @@ func TestCommitsAlone(t *testing.T) {
 func TestCommitsFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
-		c := &commits{}
-		gone := c.announce()
+		c := &Commits{}
+		gone := c.Begin()
 		began := time.Now()
 		var all sync.WaitGroup
 		for range 6 {
 			all.Go(func() {
-				a := c.announce()
-				defer a.leave()
-				if err := c.share(a, func() error { return broken }); !errors.Is(err, broken) {
+				a := c.Begin()
+				defer a.Done()
+				if err := c.Share(a, func() error { return broken }); !errors.Is(err, broken) {
 					t.Errorf("got %v", err)
 				}
 			})
 		}
 		time.Sleep(time.Microsecond)
-		gone.leave()
-		gone.leave()
+		gone.Done()
+		gone.Done()
 		all.Wait()
 		if took := time.Since(began); took > 2*mostPatience {
 			t.Errorf("took %v", took)
@@ -64,20 +64,20 @@ func TestCommitsFail(t *testing.T) {
 // directory alone. So each operation of a group syncs its own slot, once it has come.
 func TestCommitsEachSyncs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := &commits{took: time.Millisecond}
-		together := c.announce()
+		c := &Commits{took: time.Millisecond}
+		together := c.Begin()
 		var all sync.WaitGroup
 		for i := range 8 {
 			all.Go(func() {
 				synced := 0
-				_ = c.share(c.announce(), func() error { synced++; return slow() })
+				_ = c.Share(c.Begin(), func() error { synced++; return slow() })
 				if synced != 1 {
 					t.Errorf("%d was answered and synced %d times", i, synced)
 				}
 			})
 		}
 		synctest.Wait()
-		together.leave()
+		together.Done()
 		all.Wait()
 		if c.expected != 8 {
 			t.Errorf("the last group had %d operations, the test is of one with 8", c.expected)

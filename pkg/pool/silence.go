@@ -1,4 +1,4 @@
-package snapshot
+package pool
 
 import (
 	"errors"
@@ -12,20 +12,25 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// patience is how long a pool may take to answer.
-type patience struct {
-	look time.Duration // a look-up
-	walk time.Duration // a call that reads a whole tree, or the mount table of the node
-	// step is for a call that changes something: it may wait for a commit, and that of a
+// Patience is how long a pool may take to answer.
+type Patience struct {
+	Look time.Duration // a look-up
+	Walk time.Duration // a call that reads a whole tree, or the mount table of the node
+	// Step is for a call that changes something: it may wait for a commit, and that of a
 	// slow disk under load takes half a minute.
-	step time.Duration
-	// thaw is how long a filesystem that is not frozen may take to let a writer in, which
+	Step time.Duration
+	// Thaw is how long a filesystem that is not frozen may take to let a writer in, which
 	// needs neither the disk nor a commit.
-	thaw time.Duration
+	Thaw time.Duration
 }
 
-// defaultPatience is that without the option Patience.
-var defaultPatience = patience{look: 5 * time.Second, walk: time.Minute, step: 2 * time.Minute, thaw: time.Second}
+// DefaultPatience is for disks of all kinds.
+var DefaultPatience = Patience{Look: 5 * time.Second, Walk: time.Minute, Step: 2 * time.Minute, Thaw: time.Second}
+
+// WithLook returns a Patience with that for a look-up, and no less for anything else.
+func (p Patience) WithLook(d time.Duration) Patience {
+	return Patience{Look: d, Walk: max(p.Walk, d), Step: max(p.Step, d), Thaw: max(p.Thaw, d/5)}
+}
 
 // mostAsking bounds the threads that wait in the kernel for look-ups in one pool.
 const mostAsking = 128
@@ -53,7 +58,7 @@ var _ Filesystem = (*guard)(nil)
 // answers is what is known of whether a disk answers.
 type answers struct {
 	pool     string
-	patience patience
+	patience Patience
 	changed  func()        // called when silence has begun or ended; nil: nobody wants to know
 	asking   chan struct{} // has an element for each look-up in the kernel
 
@@ -80,7 +85,7 @@ func (w what) String() string {
 // call is one that is under way. Its fields are protected by answers.mu.
 type call struct{ overdue, returned bool }
 
-func newGuard(pool string, filesystem Filesystem, patience patience) *guard {
+func newGuard(pool string, filesystem Filesystem, patience Patience) *guard {
 	return &guard{filesystem: filesystem, answers: &answers{
 		pool: pool, patience: patience, asking: make(chan struct{}, mostAsking), silent: make(chan struct{}),
 	}}
@@ -95,8 +100,8 @@ type failure struct {
 func (f *failure) Error() string   { return f.text }
 func (f *failure) Unwrap() []error { return []error{f.meaning, f.cause} }
 
-// cause returns an error without what it means for a request.
-func cause(err error) error {
+// Cause returns an error without what it means for a request.
+func Cause(err error) error {
 	var f *failure
 	if errors.As(err, &f) {
 		return f.cause
@@ -117,14 +122,14 @@ func (g *guard) explain(err error) error {
 	case errors.Is(err, unix.ETXTBSY):
 		meaning = ErrSwapFile
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.ESTALE):
-		meaning = ErrPoolAway
+		meaning = ErrAway
 	default:
 		return err
 	}
 	text := fmt.Sprintf("pool %q: %v: %v", g.pool, meaning, err)
-	room, failed := await(g.answers, what{method: "Room"}, g.patience.look, g.filesystem.Room)
+	room, failed := await(g.answers, what{method: "Room"}, g.patience.Look, g.filesystem.Room)
 	if failed == nil && room.Stopped {
-		text += ": " + PoolStatus{Space: btrfs.Space{Room: room}}.whyReadOnly("")
+		text += ": " + Status{Space: btrfs.Space{Room: room}}.whyReadOnly("")
 	}
 	return &failure{meaning, err, text}
 }
@@ -152,7 +157,7 @@ func (a *answers) giveUp(c *call, w what) bool {
 	c.overdue = true
 	a.overdue++
 	if a.silence == nil {
-		a.silence = silentSince(a.pool, w, time.Now())
+		a.silence = SilentError(a.pool, w.String(), time.Now())
 		close(a.silent)
 		a.notify()
 	}
@@ -179,10 +184,11 @@ func (a *answers) notify() {
 	}
 }
 
-// silentSince has a text that stays the same for as long as the silence lasts.
-func silentSince(pool string, w what, since time.Time) error {
+// SilentError is the ErrSilent of a pool in which a method is not waited for any more. Its
+// text stays the same for as long as the silence lasts.
+func SilentError(pool, method string, since time.Time) error {
 	return fmt.Errorf("pool %q: %w since %s (%s): look at the disk and for it in the kernel's log; the pool is used again when it answers",
-		pool, ErrSilent, since.UTC().Format(time.RFC3339), w)
+		pool, ErrSilent, since.UTC().Format(time.RFC3339), method)
 }
 
 // ask makes one look-up, with limited patience.
@@ -239,13 +245,13 @@ func (a *answers) refusal(w what) error {
 	if _, silence := a.state(); silence != nil {
 		return silence
 	}
-	return silentSince(a.pool, w, time.Now()) // it has answered just now, or has too much to answer
+	return SilentError(a.pool, w.String(), time.Now()) // it has answered just now, or has too much to answer
 }
 
 // step makes one call that is never given up.
 func step[T any](g *guard, w what, fn func() (T, error)) (T, error) {
 	c := &call{}
-	overdue := time.AfterFunc(g.patience.step, func() { g.giveUp(c, w) })
+	overdue := time.AfterFunc(g.patience.Step, func() { g.giveUp(c, w) })
 	value, err := fn()
 	overdue.Stop()
 	g.end(c)
@@ -254,11 +260,11 @@ func step[T any](g *guard, w what, fn func() (T, error)) (T, error) {
 
 // look, walk and change are ask and step with the words for them.
 func look[T any](g *guard, w what, fn func() (T, error)) (T, error) {
-	return ask(g, w, g.patience.look, fn)
+	return ask(g, w, g.patience.Look, fn)
 }
 
 func walk[T any](g *guard, w what, fn func() (T, error)) (T, error) {
-	return ask(g, w, g.patience.walk, fn)
+	return ask(g, w, g.patience.Walk, fn)
 }
 
 func change(g *guard, w what, fn func() error) error {
@@ -280,17 +286,18 @@ func (g *guard) Thawed() error {
 		return silence
 	}
 	t := g.thawing()
-	timeout := time.NewTimer(time.Until(t.began.Add(g.patience.thaw)))
+	timeout := time.NewTimer(time.Until(t.began.Add(g.patience.Thaw)))
 	defer timeout.Stop()
 	select {
 	case <-t.done:
 		return t.err
 	case <-timeout.C:
-		return frozenSince(g.pool, t.began)
+		return FrozenError(g.pool, t.began)
 	}
 }
 
-func frozenSince(pool string, since time.Time) error {
+// FrozenError is the ErrFrozen of a pool that lets no writer in.
+func FrozenError(pool string, since time.Time) error {
 	return fmt.Errorf("pool %q: %w since %s or before: thaw it (fsfreeze --unfreeze); no snapshot needs a freeze, each is of one instant",
 		pool, ErrFrozen, since.UTC().Format(time.RFC3339))
 }

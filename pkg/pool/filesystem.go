@@ -1,4 +1,4 @@
-package snapshot
+package pool
 
 import (
 	"context"
@@ -17,8 +17,8 @@ type Area string
 // still.
 const AreaRemoving Area = "removing"
 
-// areas are all areas of a pool.
-var areas = []Area{Area(meta.Active), Area(meta.Committed), Area(meta.View), AreaRemoving}
+// Areas are all areas of a pool.
+var Areas = []Area{Area(meta.Active), Area(meta.Committed), Area(meta.View), AreaRemoving}
 
 // Slot is the place of one subvolume: the directory <area>/<name>, which bears
 // the record, and the subvolume fs in it. Each subvolume has a directory of its
@@ -30,15 +30,15 @@ type Slot struct {
 	Name string
 }
 
-// slotOf is where the subvolume of a kind and ID lives.
-func slotOf(kind meta.Kind, id string) Slot { return Slot{Area(kind), id} }
+// SlotOf is where the subvolume of a kind and ID lives.
+func SlotOf(kind meta.Kind, id string) Slot { return Slot{Area(kind), id} }
 
-// removing is where a slot goes on its way out. The kind keeps a volume and a
+// Removing is where a slot goes on its way out. The kind keeps a volume and a
 // snapshot of one ID apart.
-func (s Slot) removing() Slot { return Slot{AreaRemoving, string(s.Area) + "-" + s.Name} }
+func (s Slot) Removing() Slot { return Slot{AreaRemoving, string(s.Area) + "-" + s.Name} }
 
-// ref is what a slot in AreaRemoving was, as far as its name says.
-func (s Slot) ref() (meta.Ref, bool) {
+// Ref is what a slot in AreaRemoving was, as far as its name says.
+func (s Slot) Ref() (meta.Ref, bool) {
 	kind, id, ok := string(s.Area), s.Name, true
 	if s.Area == AreaRemoving {
 		kind, id, ok = strings.Cut(s.Name, "-")
@@ -164,8 +164,8 @@ type Census struct {
 	Last   uint64            // the largest ID, 0 for none
 }
 
-// hosts returns what is nested in each subvolume that is not nested itself, at any depth.
-func (c Census) hosts() map[uint64][]uint64 {
+// Hosts returns what is nested in each subvolume that is not nested itself, at any depth.
+func (c Census) Hosts() map[uint64][]uint64 {
 	hosts, known := map[uint64][]uint64{}, make(map[uint64]uint64, len(c.Nested))
 	for id := range c.Nested {
 		host := c.hostOf(id, known)

@@ -1,0 +1,112 @@
+package pool
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+)
+
+// identity is the content of identityFile.
+type identity struct {
+	Version int    `json:"version"`
+	ID      string `json:"id"`
+}
+
+// valid reports whether the ID is in the one spelling that this package writes: it is
+// a label key of Kubernetes, and compared as text.
+func (id identity) valid() bool {
+	parsed, err := uuid.Parse(id.ID)
+	return err == nil && parsed.String() == id.ID && id.Version > 0
+}
+
+// identify reads the pool's ID, or gives it one. A pool has one of its own
+// because that of the filesystem is copied with the disk, and changed by tools.
+func (d *disk) identify(passive bool) error {
+	return d.within(func(root string) error {
+		id, err := d.readIdentity(root)
+		if errors.Is(err, os.ErrNotExist) && !passive {
+			return d.initialise(root)
+		}
+		if err != nil {
+			return err
+		}
+		if id.Version > poolVersion {
+			return fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
+		}
+		d.id = id.ID
+		if passive {
+			return nil
+		}
+		return d.makeAreas(root)
+	})
+}
+
+func (d *disk) readIdentity(root string) (id identity, err error) {
+	data, err := os.ReadFile(filepath.Join(root, identityFile))
+	if err != nil {
+		return id, err
+	}
+	if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
+		return id, fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
+	}
+	return id, nil
+}
+
+// initialise makes a pool of an empty directory. One that holds volumes and has
+// lost its ID gets no new one: PersistentVolumes name the old.
+func (d *disk) initialise(root string) error {
+	for _, area := range Areas {
+		names, err := os.ReadDir(filepath.Join(root, string(area)))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if len(names) > 0 {
+			return fmt.Errorf("%s is missing, but %s/ is not empty; restore the file: volumes are found by its ID", identityFile, area)
+		}
+	}
+	if err := d.makeAreas(root); err != nil {
+		return err
+	}
+	d.id = uuid.NewString()
+	data, err := json.Marshal(identity{Version: poolVersion, ID: d.id})
+	if err != nil {
+		return err
+	}
+	return writeDurably(filepath.Join(root, identityFile), append(data, '\n'))
+}
+
+// makeAreas makes the areas that are missing. Only root may pass: what is in
+// them belongs to whoever the pod runs as. A file system that cannot be written
+// is served as it is.
+func (d *disk) makeAreas(root string) error {
+	for _, area := range Areas {
+		if err := os.Mkdir(filepath.Join(root, string(area)), 0o700); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, unix.EROFS) {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeDurably makes a file that is whole or not there after a power cut.
+func writeDurably(path string, data []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // gone already, if all went well
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	return btrfs.Sync(filepath.Dir(path) + "/.")
+}

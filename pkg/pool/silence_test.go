@@ -1,0 +1,96 @@
+package pool_test
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
+)
+
+// hang is how long what would end at once is waited for.
+const hang = time.Minute
+
+func active(id string) pool.Slot { return pool.Slot{Area: "active", Name: id} }
+
+func second[T any](_ T, err error) error { return err }
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantSilent(t *testing.T, err error) {
+	t.Helper()
+	if !errors.Is(err, pool.ErrSilent) {
+		t.Errorf("got error %v, wanted %v", err, pool.ErrSilent)
+	}
+}
+
+// returns fails the test for what does not return.
+func returns(t *testing.T, what string, fn func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); fn() }()
+	select {
+	case <-done:
+	case <-time.After(hang):
+		t.Fatalf("%s hangs", what)
+	}
+}
+
+// TestPatienceEnds: a look-up is given up after a time. A step is not, but it makes the pool
+// silent. When all have returned the pool answers.
+func TestPatienceEnds(t *testing.T) {
+	t.Parallel()
+	look := func(fs pool.Filesystem) error { return second(fs.Record(active("pvc"))) }
+	for method, do := range map[string]func(pool.Filesystem) error{
+		"Record": look,
+		"Limits": func(fs pool.Filesystem) error { return second(fs.Limits()) },
+		"Mkdir":  func(fs pool.Filesystem) error { return fs.Mkdir(active("pvc")) },
+	} {
+		fs := pooltest.NewFilesystem(btrfs.QuotaFull)
+		t.Cleanup(fs.Answer)
+		guarded := pool.Guarded(fs, time.Millisecond)
+		fs.Silence(method)
+		ended := make(chan error, 1)
+		go func() { ended <- do(guarded) }()
+		btrfstest.Eventually(t, method+" waits", func() bool { return fs.Waiting(method) == 1 })
+		if method != "Mkdir" {
+			returns(t, method, func() { wantSilent(t, <-ended) })
+		}
+		btrfstest.Eventually(t, "it is silent with "+method, func() bool { return errors.Is(look(guarded), pool.ErrSilent) })
+		if n := fs.Waiting(method); n != 1 || len(ended) > 0 {
+			t.Errorf("%d calls of %s wait, wanted one", n, method)
+		}
+		fs.Answer()
+		if method == "Mkdir" {
+			returns(t, method, func() { must(t, <-ended) })
+		}
+		btrfstest.Eventually(t, "it answers after "+method, func() bool { err := look(guarded); return err == nil || errors.Is(err, os.ErrNotExist) })
+	}
+}
+
+// TestSilenceIsBounded: no number of requests has more than so many threads wait.
+func TestSilenceIsBounded(t *testing.T) {
+	t.Parallel()
+	fs := pooltest.NewFilesystem(btrfs.QuotaFull)
+	defer fs.Answer()
+	guarded := pool.Guarded(fs, time.Second)
+	fs.Silence(pooltest.AllMethods)
+	var all sync.WaitGroup
+	for range 4 * pool.MostAsking {
+		all.Go(func() { wantSilent(t, second(guarded.Record(active("there")))) })
+	}
+	returns(t, "requests", all.Wait)
+	if n := fs.Waiting(pooltest.AllMethods); n == 0 || n > pool.MostAsking {
+		t.Errorf("%d calls wait", n)
+	}
+}

@@ -1,0 +1,98 @@
+package pool
+
+import (
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+)
+
+// SwapFiles reads /proc/swaps. A path there is as the process that has made the swap file
+// active saw it: one that leads elsewhere from here, or nowhere, is of no volume. Any
+// filesystem of the node may be on the way, one that does not answer too. So the mount table
+// says which path leads into the volume, and the volume whether the file is there.
+func (d *disk) SwapFiles(s Slot) (files []string, err error) {
+	active, err := os.ReadFile("/proc/swaps")
+	if os.IsNotExist(err) {
+		return nil, nil // a kernel without swap
+	}
+	all := swapFiles(string(active))
+	if err != nil || len(all) == 0 {
+		return nil, err
+	}
+	err = d.inSubvolume(s, func(path string) error {
+		within, err := mount.Within(path, all)
+		if err != nil {
+			return err
+		}
+		files, err = thoseIn(path, all, within)
+		return err
+	})
+	return files, err
+}
+
+// thoseIn returns the files that are in a subvolume, and not in one that is nested there. It
+// asks no other filesystem.
+func thoseIn(subvolume string, files []string, within map[string]string) (found []string, err error) {
+	dir, err := unix.Open(subvolume, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	device, err := deviceOf(dir, ".")
+	for _, file := range files {
+		rel, is := within[file]
+		if !is {
+			continue
+		}
+		if of, failed := deviceOf(dir, rel); failed == nil && of == device {
+			found = append(found, file)
+		}
+	}
+	return found, err
+}
+
+// deviceOf returns the device number of a file below an open directory, to which the path
+// crosses no mount and no link.
+func deviceOf(dir int, rel string) (uint64, error) {
+	fd, err := unix.Openat2(dir, rel, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	return st.Dev, err
+}
+
+// swapFiles returns the paths of the files in /proc/swaps.
+func swapFiles(active string) (files []string) {
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(active) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[1] == "file" {
+			files = append(files, unescape.Replace(fields[0]))
+		}
+	}
+	return files
+}
+
+func (d *disk) MountOptions() []string { return d.options }
+
+// readOptions is for when the disk has just answered. Whoever reads the mount options of a
+// disk that does not answer keeps the mount table of the node locked for as long.
+func (d *disk) readOptions() error {
+	return d.inRoot(func(path string) error {
+		dir, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		d.options, err = mount.Options(dir)
+		return err
+	})
+}

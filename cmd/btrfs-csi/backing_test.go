@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // overcommitted is a driver with a loop pool of 4 GiB on a filesystem of 600 MiB.
@@ -61,8 +62,8 @@ func (o *overcommitted) hostRoom() int64 {
 }
 
 func (o *overcommitted) ask(name string, size int64) error {
-	_, err := o.client.CreateVolume(o.t.Context(), &csi.CreateVolumeRequest{
-		Name: name, VolumeCapabilities: []*csi.VolumeCapability{writer}, CapacityRange: &csi.CapacityRange{RequiredBytes: size},
+	_, err := o.CreateVolume(o.t.Context(), &csi.CreateVolumeRequest{
+		Name: name, VolumeCapabilities: []*csi.VolumeCapability{testkit.Writer}, CapacityRange: &csi.CapacityRange{RequiredBytes: size},
 	})
 	return err
 }
@@ -82,11 +83,11 @@ func (o *overcommitted) told(problem, reason, ofVolume string) {
 	o.t.Helper()
 	o.says(problem, 0, "pools")
 	o.says(problem, 1, "check")
-	health, err := o.node.NodeGetStorageHealth(o.t.Context(), &csi.NodeGetStorageHealthRequest{})
+	health, err := o.NodeGetStorageHealth(o.t.Context(), &csi.NodeGetStorageHealthRequest{})
 	if err != nil || !strings.Contains(health.String(), reason) {
 		o.t.Errorf("storage health: %v, %v", health, err)
 	}
-	volume, err := o.client.ControllerGetVolumeHealth(o.t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: "data"})
+	volume, err := o.ControllerGetVolumeHealth(o.t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: "data"})
 	if err != nil || !strings.Contains(volume.String(), ofVolume) {
 		o.t.Errorf("volume health: %v, %v", volume, err)
 	}
@@ -96,9 +97,9 @@ func (o *overcommitted) told(problem, reason, ofVolume string) {
 // logs waits until the log has a text.
 func (o *overcommitted) logs(text string) {
 	o.t.Helper()
-	for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(o.log.String(), text); time.Sleep(100 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(o.LogText(), text); time.Sleep(100 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			o.t.Fatalf("%q is not in the log: %s", text, o.log)
+			o.t.Fatalf("%q is not in the log: %s", text, o.LogText())
 		}
 	}
 }
@@ -113,7 +114,7 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	o.logs("its filesystem has not the room")
 	o.says(image, 0, "pools")
 	o.says("Nothing is wrong", 0, "check")
-	capacity, err := o.client.GetCapacity(t.Context(), &csi.GetCapacityRequest{})
+	capacity, err := o.GetCapacity(t.Context(), &csi.GetCapacityRequest{})
 	if err != nil || capacity.GetAvailableCapacity() == 0 || capacity.GetAvailableCapacity() > o.hostRoom() {
 		t.Errorf("capacity is %v, %v; the filesystem below has %d bytes left", capacity, err, o.hostRoom())
 	}
@@ -136,7 +137,7 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	}
 	o.told("ReadOnly", "PoolReadOnly", "the kernel has stopped")
 	o.says("the kernel has stopped", 0, "pools")
-	_, err = o.client.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "data"})
+	_, err = o.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "data"})
 	o.refused(err, codes.Unavailable, "the kernel has stopped")
 	if err := o.ask("late", 32*mebi); err == nil || !strings.Contains(err.Error(), "the kernel has stopped") {
 		t.Errorf("made on a filesystem that has stopped: %v", err)
@@ -155,7 +156,7 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	if err := o.ask("again", 32*mebi); err != nil {
 		t.Error(err)
 	}
-	if _, err := o.client.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
+	if _, err := o.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
 		t.Error(err)
 	}
 }
@@ -205,8 +206,8 @@ func TestNoRoomForALoopPool(t *testing.T) {
 	state := btrfstest.Ext4(t, 200*mebi)
 	d := startDriver(t, state, "--loop-pool=4Gi")
 	d.stop(t)
-	if !strings.Contains(d.log.String(), "the filesystem of "+state+" has") {
-		t.Errorf("the log does not say why: %s", d.log)
+	if !strings.Contains(d.LogText(), "the filesystem of "+state+" has") {
+		t.Errorf("the log does not say why: %s", d.LogText())
 	}
 	if left, _ := filepath.Glob(filepath.Join(state, "*.img*")); len(left) > 0 {
 		t.Errorf("made %q", left)

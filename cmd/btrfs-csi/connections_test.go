@@ -24,7 +24,7 @@ func TestHoarderOfConnections(t *testing.T) {
 	address := freeAddress(t)
 	d := startDriver(t, btrfstest.Mount(t), "--http="+address)
 	descriptors := func() int {
-		open, err := os.ReadDir(filepath.Join("/proc", fmt.Sprint(d.Process.Pid), "fd"))
+		open, err := os.ReadDir(filepath.Join("/proc", fmt.Sprint(d.Cmd.Process.Pid), "fd"))
 		if err != nil {
 			t.Fatal(err)
 		}

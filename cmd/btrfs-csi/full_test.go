@@ -39,11 +39,14 @@ func TestFullStateDirectory(t *testing.T) {
 	}{{"blocks", fillBlocks, false}, {"inodes", fillInodes, true}} {
 		t.Run(test.name, func(t *testing.T) {
 			state := stateOnExt4(t)
-			socket := filepath.Join(state, "csi.sock")
-			if test.noInode {
-				socket = filepath.Join(t.TempDir(), "csi.sock")
+			start := func() *running {
+				n := newNode(t, state)
+				if !test.noInode {
+					n.Socket = filepath.Join(state, "csi.sock")
+				}
+				return startDriverOn(t, n)
 			}
-			d := startDriverAt(t, socket, state)
+			d := start()
 			for i := range 3 {
 				d.createVolume(t, fmt.Sprintf("pvc-%d", i))
 			}
@@ -55,14 +58,14 @@ func TestFullStateDirectory(t *testing.T) {
 				t.Fatalf("there is room: %v", err)
 			}
 			for i := range 3 { // more starts than one
-				d = startDriverAt(t, socket, state)
+				d = start()
 				d.wantVolumes(t, 3-i)
-				if _, err := d.client.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: fmt.Sprintf("pvc-%d", i)}); err != nil {
+				if _, err := d.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: fmt.Sprintf("pvc-%d", i)}); err != nil {
 					t.Error(err)
 				}
 				d.wantVolumes(t, 2-i)
-				if told := strings.Contains(d.log.String(), "No room for the socket"); told != test.noInode {
-					t.Errorf("told that there is no room for admin.sock: %v\n%s", told, d.log)
+				if told := strings.Contains(d.LogText(), "No room for the socket"); told != test.noInode {
+					t.Errorf("told that there is no room for admin.sock: %v\n%s", told, d.LogText())
 				}
 				d.stop(t)
 			}
@@ -87,7 +90,7 @@ func stateOnExt4(t *testing.T) string {
 
 func (r *running) wantVolumes(t *testing.T, want int) {
 	t.Helper()
-	list, err := r.client.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+	list, err := r.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
 	if err != nil || len(list.GetEntries()) != want {
 		t.Errorf("%d volumes are listed (%v), want %d", len(list.GetEntries()), err, want)
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // orderFile names a file that says after which step a driver kills itself, and in what
@@ -79,27 +80,28 @@ type thing struct {
 
 // victim is a driver that is killed again and again, and what it has acknowledged.
 type victim struct {
-	t                     *testing.T
-	state, order, kubelet string
-	quota                 string
-	driver                *running
-	there                 map[string]thing
+	testkit.Node
+	t      *testing.T
+	order  string
+	quota  string
+	driver *running
+	there  map[string]thing
 }
 
 func newVictim(t *testing.T, quota string) *victim {
 	v := &victim{
-		t: t, state: btrfstest.Mount(t), order: filepath.Join(t.TempDir(), "order"), kubelet: t.TempDir(),
+		Node: newNode(t, btrfstest.Mount(t)), t: t, order: filepath.Join(t.TempDir(), "order"),
 		quota: quota, there: map[string]thing{},
 	}
 	t.Cleanup(func() { // what a test that failed has left
-		paths, _ := filepath.Glob(v.kubelet + "/*")
+		paths, _ := filepath.Glob(v.Kubelet + "/*")
 		for _, path := range paths {
 			btrfstest.UnmountAll(t, path)
 		}
 	})
 	t.Setenv(orderFile, v.order)
 	v.start()
-	v.make("base", nil, writer, thing{"active", "", 16 * mebi})
+	v.make("base", nil, testkit.Writer, thing{"active", "", 16 * mebi})
 	v.write("base", "old")
 	v.snapshot("snap", "base")
 	v.write("base", "new")
@@ -108,18 +110,18 @@ func newVictim(t *testing.T, quota string) *victim {
 
 func (v *victim) start() {
 	v.t.Helper()
-	v.driver = startDriver(v.t, v.state, "--kubelet-dir="+v.kubelet, "--quota="+v.quota)
+	v.driver = startDriverOn(v.t, v.Node, "--quota="+v.quota)
 }
 
 func (v *victim) must(err error) {
 	v.t.Helper()
 	if err != nil {
-		v.t.Fatalf("%v\n%s", err, v.driver.log)
+		v.t.Fatalf("%v\n%s", err, v.driver.LogText())
 	}
 }
 
 func (v *victim) path(id string, x thing) string {
-	return filepath.Join(v.state, "pools/default", x.area, id, "fs")
+	return filepath.Join(v.State, "pools/default", x.area, id, "fs")
 }
 
 // write puts data into a volume, durably.
@@ -131,16 +133,8 @@ func (v *victim) write(id, data string) {
 	v.must(os.WriteFile(filepath.Join(v.path(id, x), "data"), []byte(data), 0o600))
 }
 
-var (
-	writer = demoCapability
-	reader = &csi.VolumeCapability{
-		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
-		AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY},
-	}
-)
-
 func (v *victim) ask(id string, source *csi.VolumeContentSource, capability *csi.VolumeCapability) error {
-	_, err := v.driver.client.CreateVolume(v.t.Context(), &csi.CreateVolumeRequest{
+	_, err := v.driver.CreateVolume(v.t.Context(), &csi.CreateVolumeRequest{
 		Name: id, VolumeContentSource: source, VolumeCapabilities: []*csi.VolumeCapability{capability},
 		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 * mebi},
 	})
@@ -154,7 +148,7 @@ func (v *victim) make(id string, source *csi.VolumeContentSource, capability *cs
 }
 
 func (v *victim) take(id, volume string) error {
-	_, err := v.driver.client.CreateSnapshot(v.t.Context(), &csi.CreateSnapshotRequest{Name: id, SourceVolumeId: volume})
+	_, err := v.driver.CreateSnapshot(v.t.Context(), &csi.CreateSnapshotRequest{Name: id, SourceVolumeId: volume})
 	return err
 }
 
@@ -168,12 +162,12 @@ func (v *victim) snapshot(id, volume string) {
 func (v *victim) listed() map[string]int64 {
 	v.t.Helper()
 	found := map[string]int64{}
-	volumes, err := v.driver.client.ListVolumes(v.t.Context(), &csi.ListVolumesRequest{})
+	volumes, err := v.driver.ListVolumes(v.t.Context(), &csi.ListVolumesRequest{})
 	v.must(err)
 	for _, e := range volumes.GetEntries() {
 		found[e.GetVolume().GetVolumeId()] = e.GetVolume().GetCapacityBytes()
 	}
-	snapshots, err := v.driver.client.ListSnapshots(v.t.Context(), &csi.ListSnapshotsRequest{})
+	snapshots, err := v.driver.ListSnapshots(v.t.Context(), &csi.ListSnapshotsRequest{})
 	v.must(err)
 	for _, e := range snapshots.GetEntries() {
 		found[e.GetSnapshot().GetSnapshotId()] = e.GetSnapshot().GetSizeBytes()
@@ -186,7 +180,7 @@ func (v *victim) slots() map[string]thing {
 	v.t.Helper()
 	found := map[string]thing{}
 	for _, area := range []string{"active", "committed", "view", "removing"} {
-		slots, err := os.ReadDir(filepath.Join(v.state, "pools/default", area))
+		slots, err := os.ReadDir(filepath.Join(v.State, "pools/default", area))
 		v.must(err)
 		for _, s := range slots {
 			x := thing{area: area}
@@ -223,7 +217,7 @@ func (v *victim) verify(when, id string, absent bool, allowed ...thing) {
 		v.t.Errorf("%s: there is\n%+v, want\n%+v", when, disk, want)
 	}
 	var findings []snapshot.Finding
-	v.must(askDriver(v.t.Context(), v.state, http.MethodGet, "/check", &findings))
+	v.must(askDriver(v.t.Context(), v.State, http.MethodGet, "/check", &findings))
 	if len(findings) > 0 {
 		v.t.Errorf("%s: check finds %v", when, findings)
 	}
@@ -242,11 +236,12 @@ func (v *victim) killedAt(step int, id string, do func() error) bool {
 	if code := status.Code(err); code != codes.Unavailable {
 		v.t.Fatalf("step %d: the driver is killed, and answers %v", step, err)
 	}
-	_ = v.driver.Wait()
-	if s, ok := v.driver.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != unix.SIGKILL {
-		v.t.Fatalf("step %d: the driver ended with %v\n%s", step, v.driver.ProcessState, v.driver.log)
+	<-v.driver.Ended()
+	v.driver.stopped = true
+	if s, ok := v.driver.Cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != unix.SIGKILL {
+		v.t.Fatalf("step %d: the driver ended with %v\n%s", step, v.driver.Cmd.ProcessState, v.driver.LogText())
 	}
-	_ = v.driver.conn.Close()
+	_ = v.driver.Close()
 	v.start()
 	return true
 }
@@ -263,27 +258,27 @@ type operation struct {
 const grown = 32 * mebi
 
 func someVolume(v *victim, id string) {
-	v.make(id, fromSnapshot("snap"), writer, thing{"active", "old", 16 * mebi})
+	v.make(id, testkit.FromSnapshot("snap"), testkit.Writer, thing{"active", "old", 16 * mebi})
 }
 
 var operations = []operation{
-	{"create", nil, func(v *victim, id string) error { return v.ask(id, nil, writer) }, &thing{"active", "", 16 * mebi}, 6},
+	{"create", nil, func(v *victim, id string) error { return v.ask(id, nil, testkit.Writer) }, &thing{"active", "", 16 * mebi}, 6},
 	{"snapshot", nil, func(v *victim, id string) error { return v.take(id, "base") }, &thing{"committed", "new", 16 * mebi}, 4},
-	{"clone", nil, func(v *victim, id string) error { return v.ask(id, fromVolume("base"), writer) }, &thing{"active", "new", 16 * mebi}, 5},
-	{"restore", nil, func(v *victim, id string) error { return v.ask(id, fromSnapshot("snap"), writer) }, &thing{"active", "old", 16 * mebi}, 5},
-	{"view", nil, func(v *victim, id string) error { return v.ask(id, fromSnapshot("snap"), reader) }, &thing{"view", "old", 16 * mebi}, 4},
+	{"clone", nil, func(v *victim, id string) error { return v.ask(id, testkit.FromVolume("base"), testkit.Writer) }, &thing{"active", "new", 16 * mebi}, 5},
+	{"restore", nil, func(v *victim, id string) error { return v.ask(id, testkit.FromSnapshot("snap"), testkit.Writer) }, &thing{"active", "old", 16 * mebi}, 5},
+	{"view", nil, func(v *victim, id string) error { return v.ask(id, testkit.FromSnapshot("snap"), testkit.Reader) }, &thing{"view", "old", 16 * mebi}, 4},
 	{"expand", someVolume, func(v *victim, id string) error {
-		_, err := v.driver.client.ControllerExpandVolume(v.t.Context(), &csi.ControllerExpandVolumeRequest{
+		_, err := v.driver.ControllerExpandVolume(v.t.Context(), &csi.ControllerExpandVolumeRequest{
 			VolumeId: id, CapacityRange: &csi.CapacityRange{RequiredBytes: grown},
 		})
 		return err
 	}, &thing{"active", "old", grown}, 3},
 	{"delete-volume", someVolume, func(v *victim, id string) error {
-		_, err := v.driver.client.DeleteVolume(v.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+		_, err := v.driver.DeleteVolume(v.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
 		return err
 	}, nil, 4},
 	{"delete-snapshot", func(v *victim, id string) { v.snapshot(id, "base") }, func(v *victim, id string) error {
-		_, err := v.driver.client.DeleteSnapshot(v.t.Context(), &csi.DeleteSnapshotRequest{SnapshotId: id})
+		_, err := v.driver.DeleteSnapshot(v.t.Context(), &csi.DeleteSnapshotRequest{SnapshotId: id})
 		return err
 	}, nil, 4},
 }
@@ -351,34 +346,15 @@ func TestUmask(t *testing.T) {
 	}
 }
 
-func (v *victim) staging(id string) string { return filepath.Join(v.kubelet, "staging-"+id) }
-func (v *victim) target(id string) string  { return filepath.Join(v.kubelet, "target-"+id) }
-
-func stage(v *victim, id string) error {
-	if err := os.MkdirAll(v.staging(id), 0o750); err != nil {
-		return err
-	}
-	_, err := v.driver.node.NodeStageVolume(v.t.Context(), &csi.NodeStageVolumeRequest{
-		VolumeId: id, StagingTargetPath: v.staging(id), VolumeCapability: writer,
-	})
-	return err
+func (v *victim) mount(id string) {
+	v.t.Helper()
+	_, err := v.driver.Mount(v.t.Context(), id, testkit.Writer)
+	v.must(err)
 }
 
-func publish(v *victim, id string) error {
-	_, err := v.driver.node.NodePublishVolume(v.t.Context(), &csi.NodePublishVolumeRequest{
-		VolumeId: id, StagingTargetPath: v.staging(id), TargetPath: v.target(id), VolumeCapability: writer,
-	})
-	return err
-}
-
-func unpublish(v *victim, id string) error {
-	_, err := v.driver.node.NodeUnpublishVolume(v.t.Context(), &csi.NodeUnpublishVolumeRequest{VolumeId: id, TargetPath: v.target(id)})
-	return err
-}
-
-func unstage(v *victim, id string) error {
-	_, err := v.driver.node.NodeUnstageVolume(v.t.Context(), &csi.NodeUnstageVolumeRequest{VolumeId: id, StagingTargetPath: v.staging(id)})
-	return err
+func (v *victim) unmount(id string) {
+	v.t.Helper()
+	v.must(v.driver.Unmount(v.t.Context(), id))
 }
 
 // mounts is how often something is mounted at a path.
@@ -395,31 +371,34 @@ func mounts(t *testing.T, path string) int {
 // table. Asked again it mounts once, or leaves no mount and no directory; the data, and
 // what was mounted before, stay.
 func TestKilledAtEveryMount(t *testing.T) {
-	v := newVictim(t, "full")
+	v, ctx := newVictim(t, "full"), t.Context()
 	for step := 1; step <= 2; step++ {
 		id := fmt.Sprintf("mounted-%d", step)
 		someVolume(v, id)
 		for _, o := range []struct {
 			name            string
-			do              func(*victim, string) error
+			do              func() error
 			staged, present int // mounts after it
 		}{
-			{"stage", stage, 1, 0}, {"publish", publish, 1, 1}, {"unpublish", unpublish, 1, 0}, {"unstage", unstage, 0, 0},
+			{"stage", func() error { return v.driver.Stage(ctx, id, testkit.Writer) }, 1, 0},
+			{"publish", func() error { return v.driver.Publish(ctx, id, testkit.Writer) }, 1, 1},
+			{"unpublish", func() error { return v.driver.Unpublish(ctx, id) }, 1, 0},
+			{"unstage", func() error { return v.driver.Unstage(ctx, id) }, 0, 0},
 		} {
 			when := fmt.Sprintf("%s, killed at step %d", o.name, step)
-			if !v.killedAt(step, id+o.name, func() error { return o.do(v, id) }) {
+			if !v.killedAt(step, id+o.name, o.do) {
 				t.Fatalf("%s: it lives", when)
 			}
 			v.verify(when, "", false)
-			v.must(o.do(v, id))
-			if staged, present := mounts(t, v.staging(id)), mounts(t, v.target(id)); staged != o.staged || present != o.present {
+			v.must(o.do())
+			if staged, present := mounts(t, v.Staging(id)), mounts(t, v.Target(id)); staged != o.staged || present != o.present {
 				t.Errorf("%s, asked again: mounted %d and %d times, want %d and %d", when, staged, present, o.staged, o.present)
 			}
-			if data, err := os.ReadFile(filepath.Join(v.target(id), "data")); o.present == 1 && string(data) != "old" {
+			if data, err := os.ReadFile(filepath.Join(v.Target(id), "data")); o.present == 1 && string(data) != "old" {
 				t.Errorf("%s, asked again: published with %q, %v", when, data, err)
 			}
 		}
-		if _, err := os.Lstat(v.target(id)); !errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(v.Target(id)); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the target is left: %v", err)
 		}
 	}

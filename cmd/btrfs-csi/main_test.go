@@ -22,9 +22,6 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
@@ -32,14 +29,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// asCommand makes the test binary be the command: what the tests start is a real
+// commandVariable makes the test binary be the command: what the tests start is a real
 // process, with the race detector in it.
-const asCommand = "BTRFS_CSI_TEST_AS_COMMAND"
+const commandVariable = "BTRFS_CSI_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asCommand) == "1" {
+	if os.Getenv(commandVariable) == "1" {
 		becomeMortal()
 		becomeDisturbed()
 		main()
@@ -50,12 +48,11 @@ func TestMain(m *testing.M) {
 
 // command prepares a run of the command.
 func command(ctx context.Context, args ...string) *exec.Cmd {
-	self, err := os.Executable()
-	if err != nil {
-		panic(err)
-	}
-	cmd := exec.CommandContext(ctx, self, args...)
-	cmd.Env = append(os.Environ(), asCommand+"=1", "GORACE=atexit_sleep_ms=0") // else each end takes a second
+	return asCommand(exec.CommandContext(ctx, os.Args[0], args...))
+}
+
+func asCommand(cmd *exec.Cmd) *exec.Cmd {
+	cmd.Env = append(os.Environ(), commandVariable+"=1", "GORACE=atexit_sleep_ms=0") // else each end takes a second
 	return cmd
 }
 
@@ -75,76 +72,47 @@ func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 
 // running is a driver that serves.
 type running struct {
-	*exec.Cmd
-	log    *log
-	conn   *grpc.ClientConn
-	client csi.ControllerClient
-	node   csi.NodeClient
+	*testkit.Driver
+	stopped bool
 }
 
-// log is what a driver has said, also while it goes on.
-type log struct {
-	mu   sync.Mutex // protects text
-	text bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.Write(p)
-}
-
-func (l *log) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.text.String()
+// newNode returns a node with a state directory.
+func newNode(t *testing.T, stateDir string) testkit.Node {
+	t.Helper()
+	n := testkit.NewNode(t.TempDir())
+	n.State = stateDir
+	if err := os.Mkdir(n.Kubelet, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // startDriver runs serve and waits until it is ready.
 func startDriver(t *testing.T, stateDir string, args ...string) *running {
 	t.Helper()
-	return startDriverAt(t, filepath.Join(t.TempDir(), "csi.sock"), stateDir, args...)
+	return startDriverOn(t, newNode(t, stateDir), args...)
 }
 
-func startDriverAt(t *testing.T, socket, stateDir string, args ...string) *running {
+func startDriverOn(t *testing.T, n testkit.Node, args ...string) *running {
 	t.Helper()
-	r := &running{log: &log{}}
-	r.Cmd = command(context.Background(), append([]string{
-		"serve", "--node-id=test", "--state-dir=" + stateDir, "--endpoint=unix://" + socket, "--kubelet-dir=" + t.TempDir(),
-	}, args...)...)
-	r.Stdout, r.Stderr = r.log, r.log
-	r.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // no driver outlives the test
-	if err := r.Start(); err != nil {
+	d, err := n.Start(t.Context(), asCommand(n.Command(os.Args[0], args...)))
+	if err != nil {
 		t.Fatal(err)
 	}
+	r := &running{Driver: d}
 	t.Cleanup(func() { r.stop(t) })
-	var err error
-	// A second is grpc's least patience after a failed attempt.
-	quick := grpc.ConnectParams{MinConnectTimeout: 10 * time.Second, Backoff: backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1, MaxDelay: 5 * time.Millisecond}}
-	if r.conn, err = grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(quick)); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), btrfstest.Patience)
-	defer cancel()
-	if _, err := csi.NewIdentityClient(r.conn).Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true)); err != nil {
-		t.Fatalf("driver is not ready: %v\n%s", err, r.log)
-	}
-	r.client, r.node = csi.NewControllerClient(r.conn), csi.NewNodeClient(r.conn)
 	return r
 }
 
 // stop ends the driver as a kubelet does, and fails the test unless it ends well.
 func (r *running) stop(t *testing.T) {
 	t.Helper()
-	if r.ProcessState != nil {
+	if r.stopped {
 		return
 	}
-	_ = r.Process.Signal(unix.SIGTERM)
-	if err := r.Wait(); err != nil {
-		t.Errorf("driver ended with %v\n%s", err, r.log)
-	}
-	if r.conn != nil {
-		_ = r.conn.Close()
+	r.stopped = true
+	if err := r.End(unix.SIGTERM); err != nil || !r.Cmd.ProcessState.Success() {
+		t.Errorf("driver ended with %v, %v\n%s", r.Cmd.ProcessState, err, r.LogText())
 	}
 }
 
@@ -155,8 +123,8 @@ func (r *running) createVolume(t *testing.T, name string) {
 
 func (r *running) create(t *testing.T, name string, parameters map[string]string, source *csi.VolumeContentSource) {
 	t.Helper()
-	_, err := r.client.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
-		Name: name, VolumeCapabilities: []*csi.VolumeCapability{demoCapability}, Parameters: parameters, VolumeContentSource: source,
+	_, err := r.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
+		Name: name, VolumeCapabilities: []*csi.VolumeCapability{testkit.Writer}, Parameters: parameters, VolumeContentSource: source,
 		CapacityRange: &csi.CapacityRange{RequiredBytes: 16 << 20},
 	})
 	if err != nil {
@@ -240,7 +208,7 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	if got := sizeOf(); got != 2<<30 {
 		t.Errorf("grown while unmounted: size is %d, want 2 GiB", got)
 	}
-	list, err := d.client.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
+	list, err := d.ListVolumes(t.Context(), &csi.ListVolumesRequest{})
 	if err != nil || len(list.GetEntries()) != 1 || list.GetEntries()[0].GetVolume().GetVolumeId() != "kept" {
 		t.Errorf("volumes are %v, %v, want the one that was made first", list, err)
 	}
@@ -291,7 +259,7 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 		return err == nil && space.Size == 1<<30
 	})
 	if !mounted {
-		t.Fatalf("not mounted when it could be: %s", d.log)
+		t.Fatalf("not mounted when it could be: %s", d.LogText())
 	}
 	d.stop(t)
 
@@ -358,13 +326,13 @@ func TestTreeOfANameThatCameAgain(t *testing.T) {
 	d := startDriver(t, state)
 	d.createVolume(t, "data")
 	ctx := t.Context()
-	if _, err := d.client.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "data"}); err != nil {
+	if _, err := d.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "data"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
+	if _, err := d.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
 		t.Fatal(err)
 	}
-	d.create(t, "data", nil, fromSnapshot("snap"))
+	d.create(t, "data", nil, testkit.FromSnapshot("snap"))
 	stdout, _, _ := run(t, "tree", "--state-dir", state)
 	at := -1
 	for _, want := range []string{"(data) ", "└── snap ", "    └── data "} {
@@ -398,16 +366,16 @@ func TestHistory(t *testing.T) {
 		return ids
 	}
 	d.create(t, "data", map[string]string{"csi.storage.k8s.io/pvc/name": "claim", "csi.storage.k8s.io/pvc/namespace": "shop"}, nil)
-	if _, err := d.client.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "data"}); err != nil {
+	if _, err := d.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "data"}); err != nil {
 		t.Fatal(err)
 	}
 	if ids := history(); len(ids) != 0 {
 		t.Errorf("nothing is deleted, and listed: %q", ids)
 	}
-	if _, err := d.client.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: "snap"}); err != nil {
+	if _, err := d.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: "snap"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
+	if _, err := d.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "data"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
@@ -436,7 +404,7 @@ func TestInspectWithAndWithoutDriver(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state)
 	d.createVolume(t, "pvc-1")
-	if _, err := d.client.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "snap-1", SourceVolumeId: "pvc-1"}); err != nil {
+	if _, err := d.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "snap-1", SourceVolumeId: "pvc-1"}); err != nil {
 		t.Fatal(err)
 	}
 	look := func(t *testing.T) {

@@ -11,54 +11,49 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // TestServeInAVolume runs a driver with its state directory in a published volume of
 // another one, as with kind, or with CI in a claim.
 func TestServeInAVolume(t *testing.T) {
 	outer := newVictim(t, "full")
-	outer.make("outer", nil, writer, thing{"active", "", 16 * mebi})
-	outer.must(stage(outer, "outer"))
-	outer.must(publish(outer, "outer"))
-	inner := &victim{t: t, state: outer.target("outer"), kubelet: t.TempDir(), quota: "none", there: map[string]thing{}}
+	outer.make("outer", nil, testkit.Writer, thing{"active", "", 16 * mebi})
+	outer.mount("outer")
+	inner := &victim{Node: newNode(t, outer.Target("outer")), t: t, quota: "none", there: map[string]thing{}}
 	t.Cleanup(func() {
-		btrfstest.UnmountAll(t, inner.staging("inner"))
-		btrfstest.UnmountAll(t, inner.target("inner"))
+		btrfstest.UnmountAll(t, inner.Staging("inner"))
+		btrfstest.UnmountAll(t, inner.Target("inner"))
 	})
 	inner.start()
-	inner.make("inner", nil, writer, thing{"active", "", 16 * mebi})
+	inner.make("inner", nil, testkit.Writer, thing{"active", "", 16 * mebi})
 	inner.write("inner", "kept")
-	inner.must(stage(inner, "inner"))
-	inner.must(publish(inner, "inner"))
+	inner.mount("inner")
 
-	wantInUse(t, inner, "inner", inner.kubelet)
-	wantInUse(t, outer, "outer", outer.kubelet)
+	wantInUse(t, inner, "inner", inner.Kubelet)
+	wantInUse(t, outer, "outer", outer.Kubelet)
 	inner.driver.stop(t)
-	outer.must(unpublish(outer, "outer"))
-	outer.must(unstage(outer, "outer"))
-	wantInUse(t, outer, "outer", inner.kubelet) // in use by what is mounted of it alone
-	data, err := os.ReadFile(filepath.Join(inner.target("inner"), "data"))
+	outer.unmount("outer")
+	wantInUse(t, outer, "outer", inner.Kubelet) // in use by what is mounted of it alone
+	data, err := os.ReadFile(filepath.Join(inner.Target("inner"), "data"))
 	if err != nil || string(data) != "kept" {
 		t.Errorf("inner has %q, %v", data, err)
 	}
 
-	outer.must(stage(outer, "outer"))
-	outer.must(publish(outer, "outer"))
+	outer.mount("outer")
 	inner.start()
-	inner.must(unpublish(inner, "inner"))
-	inner.must(unstage(inner, "inner"))
-	if staged, published := mounts(t, inner.staging("inner")), mounts(t, inner.target("inner")); staged+published > 0 {
+	inner.unmount("inner")
+	if staged, published := mounts(t, inner.Staging("inner")), mounts(t, inner.Target("inner")); staged+published > 0 {
 		t.Errorf("inner is mounted %d and %d times", staged, published)
 	}
 	inner.must(deleteVolume(inner, "inner"))
 	inner.driver.stop(t)
-	outer.must(unpublish(outer, "outer"))
-	outer.must(unstage(outer, "outer"))
+	outer.unmount("outer")
 	outer.must(deleteVolume(outer, "outer"))
 }
 
 func deleteVolume(v *victim, id string) error {
-	_, err := v.driver.client.DeleteVolume(v.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+	_, err := v.driver.DeleteVolume(v.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
 	return err
 }
 

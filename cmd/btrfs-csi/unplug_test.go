@@ -17,6 +17,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 func tool(t *testing.T, name string, args ...string) {
@@ -62,25 +63,25 @@ func newUnpluggable(t *testing.T) *unpluggable {
 	btrfstest.RequireRoot(t)
 	dir := t.TempDir()
 	u := &unpluggable{
-		victim: &victim{t: t, state: filepath.Join(dir, "state"), kubelet: t.TempDir(), quota: "full", there: map[string]thing{}},
+		victim: &victim{Node: newNode(t, filepath.Join(dir, "state")), t: t, quota: "full", there: map[string]thing{}},
 		image:  filepath.Join(dir, "sick.img"), http: freeAddress(t),
 	}
-	u.sick = filepath.Join(u.state, "pools/sick")
+	u.sick = filepath.Join(u.State, "pools/sick")
 	for image, pool := range map[string]string{filepath.Join(dir, "well.img"): "default", u.image: "sick"} {
 		tool(t, "truncate", "--size=512M", image)
 		tool(t, "mkfs.btrfs", "-q", image)
-		path := filepath.Join(u.state, "pools", pool)
+		path := filepath.Join(u.State, "pools", pool)
 		plug(t, image, path)
 		t.Cleanup(func() { btrfstest.UnmountAll(t, path) })
 	}
 	t.Cleanup(func() {
-		paths, _ := filepath.Glob(u.kubelet + "/*")
+		paths, _ := filepath.Glob(u.Kubelet + "/*")
 		for _, path := range paths {
 			btrfstest.UnmountAll(t, path)
 		}
 	})
-	u.driver = startDriver(t, u.state, "--kubelet-dir="+u.kubelet, "--http="+u.http)
-	info, err := u.driver.node.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
+	u.driver = startDriverOn(t, u.Node, "--http="+u.http)
+	info, err := u.driver.NodeGetInfo(t.Context(), &csi.NodeGetInfoRequest{})
 	u.must(err)
 	u.topology = info.GetAccessibleTopology()
 	return u
@@ -99,18 +100,18 @@ func freeAddress(t *testing.T) string {
 // createIn makes a volume in a pool, publishes it and writes into it, durably.
 func (u *unpluggable) createIn(pool, id string) {
 	u.t.Helper()
-	_, err := u.driver.client.CreateVolume(u.t.Context(), &csi.CreateVolumeRequest{
-		Name: id, VolumeCapabilities: []*csi.VolumeCapability{writer}, Parameters: map[string]string{"pool": pool},
+	_, err := u.driver.CreateVolume(u.t.Context(), &csi.CreateVolumeRequest{
+		Name: id, VolumeCapabilities: []*csi.VolumeCapability{testkit.Writer}, Parameters: map[string]string{"pool": pool},
 		AccessibilityRequirements: &csi.TopologyRequirement{Requisite: []*csi.Topology{u.topology}},
 		CapacityRange:             &csi.CapacityRange{RequiredBytes: 16 * mebi},
 	})
 	u.must(err)
-	u.must(errors.Join(stage(u.victim, id), publish(u.victim, id)))
+	u.mount(id)
 	u.must(u.writeTo(id, "known"))
 }
 
 func (u *unpluggable) writeTo(id, name string) error {
-	f, err := os.Create(filepath.Join(u.target(id), name))
+	f, err := os.Create(filepath.Join(u.Target(id), name))
 	if err != nil {
 		return err
 	}
@@ -120,8 +121,8 @@ func (u *unpluggable) writeTo(id, name string) error {
 
 func (u *unpluggable) deleteFrom(id string) {
 	u.t.Helper()
-	u.must(errors.Join(unpublish(u.victim, id), unstage(u.victim, id)))
-	_, err := u.driver.client.DeleteVolume(u.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+	u.unmount(id)
+	_, err := u.driver.DeleteVolume(u.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
 	u.must(err)
 }
 
@@ -143,7 +144,7 @@ func TestUnplugged(t *testing.T) {
 	}
 	u.served()
 	u.told()
-	u.must(errors.Join(unpublish(u.victim, "pvc-sick"), unstage(u.victim, "pvc-sick")))
+	u.unmount("pvc-sick")
 	u.served()
 
 	u.must(btrfstest.Unmount(u.sick))
@@ -162,7 +163,7 @@ func (u *unpluggable) served() {
 	u.t.Helper()
 	ctx := u.t.Context()
 	u.createIn("default", "pvc-new")
-	u.must(u.ask("pvc-plain", nil, writer))
+	u.must(u.ask("pvc-plain", nil, testkit.Writer))
 	u.must(u.take("snap-new", "pvc-well"))
 	sizes := u.listed()
 	for _, id := range []string{"pvc-well", "pvc-new", "pvc-plain", "snap-new"} {
@@ -170,31 +171,31 @@ func (u *unpluggable) served() {
 			u.t.Errorf("%s is not listed: %v", id, sizes)
 		}
 	}
-	data, err := os.ReadFile(filepath.Join(u.target("pvc-well"), "known"))
+	data, err := os.ReadFile(filepath.Join(u.Target("pvc-well"), "known"))
 	if string(data) != "data of pvc-well" {
 		u.t.Errorf("the volume that is well holds %q, %v", data, err)
 	}
 	u.deleteFrom("pvc-new")
-	_, err = u.driver.client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "pvc-plain"})
+	_, err = u.driver.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "pvc-plain"})
 	u.must(err)
-	_, err = u.driver.client.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: "snap-new"})
+	_, err = u.driver.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: "snap-new"})
 	u.must(err)
 }
 
 // told wants every way of looking to name the pool that is sick, and that alone.
 func (u *unpluggable) told() {
 	u.t.Helper()
-	health, err := u.driver.node.NodeGetStorageHealth(u.t.Context(), &csi.NodeGetStorageHealthRequest{})
+	health, err := u.driver.NodeGetStorageHealth(u.t.Context(), &csi.NodeGetStorageHealthRequest{})
 	u.must(err)
 	if text := health.String(); !strings.Contains(text, `pool \"sick\"`) || strings.Contains(text, `pool \"default\"`) {
 		u.t.Errorf("health is %s", text)
 	}
-	volume, err := u.driver.client.ControllerGetVolumeHealth(u.t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: "pvc-sick"})
+	volume, err := u.driver.ControllerGetVolumeHealth(u.t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: "pvc-sick"})
 	u.must(err)
 	if len(volume.GetVolumeHealth().GetHealthStatuses()) == 0 {
 		u.t.Error("the volume is healthy")
 	}
-	stdout, _, _ := run(u.t, "pools", "-o", "json", "--state-dir", u.state)
+	stdout, _, _ := run(u.t, "pools", "-o", "json", "--state-dir", u.State)
 	var rows []poolRow
 	u.must(json.Unmarshal([]byte(stdout), &rows))
 	if len(rows) != 2 || rows[0].Status != "Ready" || rows[1].Name != "sick" || rows[1].Status == "Ready" {
@@ -246,11 +247,12 @@ func (u *unpluggable) back() {
 	u.t.Helper()
 	var err error
 	btrfstest.Comes(func() bool {
-		err = stage(u.victim, "pvc-sick")
+		err = u.driver.Stage(u.t.Context(), "pvc-sick", testkit.Writer)
 		return err == nil
 	})
-	u.must(errors.Join(err, publish(u.victim, "pvc-sick")))
-	data, err := os.ReadFile(filepath.Join(u.target("pvc-sick"), "known"))
+	u.must(err)
+	u.must(u.driver.Publish(u.t.Context(), "pvc-sick", testkit.Writer))
+	data, err := os.ReadFile(filepath.Join(u.Target("pvc-sick"), "known"))
 	if string(data) != "data of pvc-sick" {
 		u.t.Errorf("the volume is back with %q, %v", data, err)
 	}

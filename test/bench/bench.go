@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // part is a piece of the benchmark that can be run by itself.
@@ -65,12 +66,12 @@ func build(ctx context.Context, binary string) error {
 		return fmt.Errorf("find the driver's source: run this in test/bench, or name a binary with --binary: %w", err)
 	}
 	source := string(out[:len(out)-1])
-	return command(ctx, "go", "build", "-C", source, "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo", "-o", binary, "./cmd/btrfs-csi")
+	return testkit.Run(ctx, "go", "build", "-C", source, "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo", "-o", binary, "./cmd/btrfs-csi")
 }
 
 // close removes what was made, but nothing that is still mounted.
 func (b *bench) close() error {
-	if left, err := mountsBelow(b.dir); err != nil || len(left) > 0 {
+	if left, err := testkit.MountsIn(b.dir); err != nil || len(left) > 0 {
 		return fmt.Errorf("unmount %q and remove %s by hand (%w)", left, b.dir, errors.Join(err, unix.EBUSY))
 	}
 	return os.RemoveAll(b.dir)

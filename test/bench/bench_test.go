@@ -14,6 +14,8 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit/plot"
 )
 
 func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
@@ -27,7 +29,7 @@ func smallest(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		left, err := mountsBelow(b.dir)
+		left, err := testkit.MountsIn(b.dir)
 		if err != nil || len(left) > 0 {
 			t.Errorf("still mounted: %q (%v)", left, err)
 		}
@@ -167,21 +169,21 @@ func TestReached(t *testing.T) {
 }
 
 func TestCostSlope(t *testing.T) {
-	curve := func(f func(x float64) float64) (all []point) {
+	curve := func(f func(x float64) float64) (all []plot.Point) {
 		for _, x := range []float64{10, 100, 1000} {
-			all = append(all, point{x, f(x)})
+			all = append(all, plot.Point{X: x, Y: f(x)})
 		}
 		return all
 	}
 	for name, test := range map[string]struct {
-		points []point
+		points []plot.Point
 		better string
 		want   float64
 	}{
 		"flat":        {curve(func(float64) float64 { return 7 }), lower, 0},
 		"linear cost": {curve(func(x float64) float64 { return 3 * x }), lower, 1},
 		"rate falls":  {curve(func(x float64) float64 { return 1 / math.Sqrt(x) }), higher, 0.5},
-		"one point":   {[]point{{1, 1}}, lower, 0},
+		"one point":   {[]plot.Point{{X: 1, Y: 1}}, lower, 0},
 	} {
 		if got := costSlope(test.points, test.better); math.Abs(got-test.want) > 1e-9 {
 			t.Errorf("%s: %g, wanted %g", name, got, test.want)

@@ -14,6 +14,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // filesEach is how many files makeFiles puts into one directory.
@@ -43,7 +44,7 @@ func makeFiles(ctx context.Context, root string, files, size int) error {
 
 // volumePath is where a pool keeps the content of a volume.
 func (r *rig) volumePath(volume string) string {
-	return filepath.Join(r.pool(), string(meta.Active), volume, "fs")
+	return filepath.Join(r.Pool(), string(meta.Active), volume, "fs")
 }
 
 // full opens a driver with a volume, number 0, that holds so many files.
@@ -70,10 +71,10 @@ func removal(files, rounds int, want float64) part {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
-		path := func(round int) string { return filepath.Join(s.pool(), cloneName(round)) }
+		path := func(round int) string { return filepath.Join(s.Pool(), cloneName(round)) }
 		ours := contender{
 			prepare: func(round int) error {
-				return d.create(ctx, cloneName(round), fromVolume(volumeName(0)), capability)
+				return d.create(ctx, cloneName(round), testkit.FromVolume(volumeName(0)), testkit.Writer)
 			},
 			act: func(round int) error { return d.delete(ctx, cloneName(round)) },
 		}
@@ -101,11 +102,11 @@ func copying(files, size, rounds int) part {
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
 		ours := contender{act: func(round int) error {
-			return d.create(ctx, cloneName(round), fromVolume(volumeName(0)), capability)
+			return d.create(ctx, cloneName(round), testkit.FromVolume(volumeName(0)), testkit.Writer)
 		}}
 		peer := contender{act: func(round int) error {
-			to := filepath.Join(s.pool(), cloneName(round))
-			return errors.Join(command(ctx, "cp", "-a", "--reflink=never", s.volumePath(volumeName(0)), to), btrfstest.Sync(s.pool()))
+			to := filepath.Join(s.Pool(), cloneName(round))
+			return errors.Join(testkit.Run(ctx, "cp", "-a", "--reflink=never", s.volumePath(volumeName(0)), to), btrfstest.Sync(s.Pool()))
 		}}
 		r := row{
 			Topic: topicContents, Operation: fmt.Sprintf("clone of %d MiB in %d files", total, files), Inflight: 1, Quota: string(btrfs.QuotaNone),

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // load is one way to read and write, as fio is told: an amount, not a time, since
@@ -99,15 +100,15 @@ func (d dataPath) run(ctx context.Context, b *bench) (_ []row, err error) {
 // prepare makes the places, each with a file.
 func (d dataPath) prepare(ctx context.Context, s *stand) (map[string]string, error) {
 	driver := s.side.(*driver)
-	paths := map[string]string{placeSubvolume: filepath.Join(s.pool(), "plain"), placeDirectory: filepath.Join(s.pool(), "bare")}
-	err := driver.create(ctx, volumeName(0), nil, capability)
+	paths := map[string]string{placeSubvolume: filepath.Join(s.Pool(), "plain"), placeDirectory: filepath.Join(s.Pool(), "bare")}
+	err := driver.create(ctx, volumeName(0), nil, testkit.Writer)
 	if err != nil {
 		return nil, err
 	}
-	if paths[placeVolume], err = driver.publish(ctx, volumeName(0)); err != nil {
+	if paths[placeVolume], err = driver.Mount(ctx, volumeName(0), testkit.Writer); err != nil {
 		return nil, err
 	}
-	err = errors.Join(btrfs.Create(paths[placeSubvolume]), os.Mkdir(paths[placeDirectory], 0o755), os.Mkdir(filepath.Join(s.pool(), "snapshots"), 0o755))
+	err = errors.Join(btrfs.Create(paths[placeSubvolume]), os.Mkdir(paths[placeDirectory], 0o755), os.Mkdir(filepath.Join(s.Pool(), "snapshots"), 0o755))
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +126,7 @@ func (d dataPath) snapshot(ctx context.Context, b *bench, s *stand, paths map[st
 		if made%100 == 0 {
 			b.progress("snapshot %d of %d", made, d.snapshots)
 		}
-		plain := filepath.Join(s.pool(), "snapshots", fmt.Sprint(made))
+		plain := filepath.Join(s.Pool(), "snapshots", fmt.Sprint(made))
 		err := errors.Join(driver.snapshot(ctx, made, 0), btrfs.Snapshot(plain, paths[placeSubvolume], true),
 			scribble(dataIn(paths[placeVolume])), scribble(dataIn(paths[placeSubvolume])), ctx.Err())
 		if err != nil {

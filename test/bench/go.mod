@@ -8,12 +8,12 @@ require (
 	github.com/container-storage-interface/spec v1.13.0
 	github.com/spf13/cobra v1.10.2
 	golang.org/x/sys v0.49.0
-	google.golang.org/grpc v1.85.0
 )
 
 require (
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
+	google.golang.org/grpc v1.85.0 // indirect
 )
 
 require (

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // volumesGrow holds sides with many volumes against themselves with few. The first is
@@ -68,14 +69,14 @@ func (b *bench) process(ctx context.Context, c contestant, quota btrfs.QuotaMode
 			return err
 		}
 		d := s.side.(*driver)
-		start.add(c.existing, float64(d.ready.Microseconds())/1000)
+		start.add(c.existing, float64(d.Ready.Microseconds())/1000)
 		for _, name := range []string{opCreate, opSnapshot, opClear} {
 			if _, err := perform(ctx, d.operations()[name], 64, limit{512, math.MaxInt64}); err != nil {
 				return err
 			}
 		}
-		used, errMemory := residentMiB(d.process.Process.Pid)
-		open, errFiles := openFiles(d.process.Process.Pid)
+		used, errMemory := residentMiB(d.Cmd.Process.Pid)
+		open, errFiles := openFiles(d.Cmd.Process.Pid)
 		if err := errors.Join(errMemory, errFiles); err != nil {
 			return err
 		}
@@ -166,11 +167,11 @@ func lineageGrows(quota btrfs.QuotaMode, counts ...int) part {
 		defer func() { err = errors.Join(err, s.close()) }()
 		d := s.side.(*driver)
 		file := filepath.Join(s.volumePath(volumeName(0)), "data")
-		if err := errors.Join(d.create(ctx, volumeName(0), nil, capability), writeNoise(1<<20, file)); err != nil {
+		if err := errors.Join(d.create(ctx, volumeName(0), nil, testkit.Writer), writeNoise(1<<20, file)); err != nil {
 			return nil, err
 		}
 		made, err := b.series(ctx, "generation", most, nil, func(i int) error {
-			return d.create(ctx, volumeName(i+1), fromVolume(volumeName(i)), capability)
+			return d.create(ctx, volumeName(i+1), testkit.FromVolume(volumeName(i)), testkit.Writer)
 		})
 		if err != nil {
 			return nil, err

@@ -12,13 +12,14 @@ import (
 	"strings"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit/plot"
 )
 
 // document is benchmarks.md while it is written.
 type document struct {
 	strings.Builder
 	dir   string
-	plots map[string][]panel // by file name
+	plots map[string][]plot.Panel // by file name
 }
 
 // writeDocs writes benchmarks.md and its plots into a directory: all that is there
@@ -27,7 +28,7 @@ func writeDocs(dir string, rows []row) error {
 	if len(rows) == 0 {
 		return errors.New("no rows: there is nothing to report")
 	}
-	d := document{dir: dir, plots: map[string][]panel{}}
+	d := document{dir: dir, plots: map[string][]plot.Panel{}}
 	d.introduction(rows)
 	d.required(rows)
 	d.bounds(rows)
@@ -41,7 +42,7 @@ func writeDocs(dir string, rows []row) error {
 	}
 	err := os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(d.String()), 0o644)
 	for name, panels := range d.plots {
-		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(plot(panels)), 0o644))
+		err = errors.Join(err, os.WriteFile(filepath.Join(dir, name), []byte(plot.SVG(panels, 3)), 0o644))
 	}
 	return err
 }
@@ -49,7 +50,7 @@ func writeDocs(dir string, rows []row) error {
 func (d *document) line(format string, args ...any) { fmt.Fprintf(d, format+"\n", args...) }
 
 // show puts a plot into the document.
-func (d *document) show(name, about string, panels []panel) {
+func (d *document) show(name, about string, panels []plot.Panel) {
 	if len(panels) == 0 {
 		return
 	}
@@ -246,23 +247,23 @@ func sidesOf(rows []row) (names []string) {
 }
 
 // overInflight has a panel for each operation; none where one number was in flight.
-func overInflight(rows []row) (panels []panel) {
+func overInflight(rows []row) (panels []plot.Panel) {
 	for _, same := range groups(rows, func(r row) string { return r.Operation }) {
-		p := panel{title: same[0].Operation, x: "in flight", y: same[0].Unit}
+		p := plot.Panel{Log: true, Title: same[0].Operation, X: "in flight", Y: same[0].Unit}
 		for _, side := range sidesOf(same) {
-			l := line{name: side}
+			l := plot.Line{Name: side}
 			for _, r := range same {
 				value, ok := r.Ours, r.OursName == side
 				if r.PeerName == side {
 					value, ok = r.Peer, true
 				}
-				if at := (point{float64(r.Inflight), value}); ok && !slices.Contains(l.points, at) {
-					l.points = append(l.points, at)
+				if at := (plot.Point{X: float64(r.Inflight), Y: value}); ok && !slices.Contains(l.Points, at) {
+					l.Points = append(l.Points, at)
 				}
 			}
-			p.lines = append(p.lines, l)
+			p.Lines = append(p.Lines, l)
 		}
-		if len(p.xValues()) > 1 {
+		if len(p.Measured()) > 1 {
 			panels = append(panels, p)
 		}
 	}
@@ -276,16 +277,16 @@ func (d *document) contents(rows []row) {
 	}
 	d.line("\n## What a volume holds\n\nA removal answers when the volume is gone for good; its space comes back when the kernel has dropped its files.\n")
 	d.line("| operation | ours | peer | unit | ratio | rounds |\n|---|---|---|---|---|---|")
-	removals := panel{title: "delete of a volume", x: "files", y: milliseconds.name, lines: []line{{name: sideDriver}, {name: sideLibrary}}}
+	removals := plot.Panel{Log: true, Title: "delete of a volume", X: "files", Y: milliseconds.name, Lines: []plot.Line{{Name: sideDriver}, {Name: sideLibrary}}}
 	for _, r := range rows {
 		d.line("| %s | %s | %s %s | %s | %s | %s to %s |", r.Operation, number(r.Ours), r.PeerName, number(r.Peer), r.Unit, number(r.Ratio), number(r.RatioMin), number(r.RatioMax))
 		if r.PeerName == sideLibrary {
-			removals.lines[0].points = append(removals.lines[0].points, point{r.X, r.Ours})
-			removals.lines[1].points = append(removals.lines[1].points, point{r.X, r.Peer})
+			removals.Lines[0].Points = append(removals.Lines[0].Points, plot.Point{X: r.X, Y: r.Ours})
+			removals.Lines[1].Points = append(removals.Lines[1].Points, plot.Point{X: r.X, Y: r.Peer})
 		}
 	}
-	if len(removals.lines[0].points) > 1 {
-		d.show("contents", "the removal of a volume over its files", []panel{removals})
+	if len(removals.Lines[0].Points) > 1 {
+		d.show("contents", "the removal of a volume over its files", []plot.Panel{removals})
 	}
 }
 
@@ -296,24 +297,24 @@ func (d *document) dataPath(rows []row) {
 	}
 	d.line("\n## Data path\n\nfio with one job, psync and the page cache, in a published volume and beside it on the same filesystem. Volume and subvolume have as many snapshots, each with other data.\n")
 	d.line("| load | quota | snapshots | volume | peer | unit | ratio | rounds |\n|---|---|---|---|---|---|---|---|")
-	var panels []panel
+	var panels []plot.Panel
 	for _, r := range rows {
 		d.line("| %s | %s | %s | %s | %s %s | %s | %s | %s to %s |", r.Operation, r.Quota, number(r.X), number(r.Ours), r.PeerName, number(r.Peer), r.Unit, number(r.Ratio), number(r.RatioMin), number(r.RatioMax))
 	}
 	for _, same := range groups(rows, func(r row) string { return r.Operation }) {
-		p := panel{title: same[0].Operation, x: "snapshots of the volume (0 at 1)", y: same[0].Unit}
+		p := plot.Panel{Log: true, Title: same[0].Operation, X: "snapshots of the volume (0 at 1)", Y: same[0].Unit}
 		for _, mode := range groups(same, func(r row) string { return r.Quota + r.PeerName }) {
 			if mode[0].PeerName != placeSubvolume {
 				continue
 			}
-			ours, peer := line{name: "published volume, quota " + mode[0].Quota}, line{name: "plain subvolume, quota " + mode[0].Quota}
+			ours, peer := plot.Line{Name: "published volume, quota " + mode[0].Quota}, plot.Line{Name: "plain subvolume, quota " + mode[0].Quota}
 			for _, r := range mode {
-				ours.points = append(ours.points, point{max(1, r.X), r.Ours})
-				peer.points = append(peer.points, point{max(1, r.X), r.Peer})
+				ours.Points = append(ours.Points, plot.Point{X: max(1, r.X), Y: r.Ours})
+				peer.Points = append(peer.Points, plot.Point{X: max(1, r.X), Y: r.Peer})
 			}
-			p.lines = append(p.lines, ours, peer)
+			p.Lines = append(p.Lines, ours, peer)
 		}
-		if len(p.xValues()) > 1 {
+		if len(p.Measured()) > 1 {
 			panels = append(panels, p)
 		}
 	}
@@ -331,21 +332,21 @@ func (d *document) growth(rows []row) {
 		what := over[0].XName
 		d.line("\n### Over the number of %s\n", what)
 		d.line("| operation | at once | of | quota | unit | values | last to first | slope | |\n|---|---|---|---|---|---|---|---|---|")
-		var panels []panel
+		var panels []plot.Panel
 		for _, same := range groups(over, func(r row) string { return fmt.Sprint(r.Operation, "/", r.Inflight) }) {
 			title := same[0].Operation
 			if same[0].Inflight > 0 {
 				title = fmt.Sprintf("%s, %d at once", title, same[0].Inflight)
 			}
-			p := panel{title: title, x: what, y: same[0].Unit}
+			p := plot.Panel{Log: true, Title: title, X: what, Y: same[0].Unit}
 			for _, curve := range groups(same, func(r row) string { return r.OursName + r.Quota }) {
-				l := line{name: curve[0].OursName + ", quota " + curve[0].Quota, points: pointsOf(curve)}
-				p.lines = append(p.lines, l)
-				slope := costSlope(l.points, curve[0].Better)
-				more := costRatio(l.points, curve[0].Better)
+				l := plot.Line{Name: curve[0].OursName + ", quota " + curve[0].Quota, Points: pointsOf(curve)}
+				p.Lines = append(p.Lines, l)
+				slope := costSlope(l.Points, curve[0].Better)
+				more := costRatio(l.Points, curve[0].Better)
 				d.line("| %s | %s | %s | %s | %s | %s | %.2f | %.2f | %s |", curve[0].Operation, several(curve[0].Inflight), curve[0].OursName, curve[0].Quota, curve[0].Unit, values(curve), more, slope, why(curve[0], more, same))
 			}
-			if len(p.xValues()) > 1 {
+			if len(p.Measured()) > 1 {
 				panels = append(panels, p)
 			}
 		}
@@ -353,11 +354,11 @@ func (d *document) growth(rows []row) {
 	}
 }
 
-func pointsOf(rows []row) (all []point) {
+func pointsOf(rows []row) (all []plot.Point) {
 	for _, r := range rows {
-		all = append(all, point{r.X, r.Ours})
+		all = append(all, plot.Point{X: r.X, Y: r.Ours})
 	}
-	slices.SortFunc(all, func(a, b point) int { return cmp.Compare(a.x, b.x) })
+	slices.SortFunc(all, func(a, b plot.Point) int { return cmp.Compare(a.X, b.X) })
 	return all
 }
 
@@ -371,13 +372,13 @@ func values(rows []row) string {
 
 // costSlope is the exponent with which a cost grows, by least squares over the
 // logarithms. A rate is the inverse of a cost.
-func costSlope(points []point, better string) float64 {
+func costSlope(points []plot.Point, better string) float64 {
 	var n, sumX, sumY, sumXX, sumXY float64
 	for _, p := range points {
-		if p.x <= 0 || p.y <= 0 {
+		if p.X <= 0 || p.Y <= 0 {
 			continue
 		}
-		x, y := math.Log(p.x), math.Log(p.y)
+		x, y := math.Log(p.X), math.Log(p.Y)
 		n, sumX, sumY, sumXX, sumXY = n+1, sumX+x, sumY+y, sumXX+x*x, sumXY+x*y
 	}
 	spread := n*sumXX - sumX*sumX
@@ -392,11 +393,11 @@ func costSlope(points []point, better string) float64 {
 }
 
 // costRatio is how much more the last point costs than the first.
-func costRatio(points []point, better string) float64 {
-	if len(points) == 0 || points[0].y == 0 || points[len(points)-1].y == 0 {
+func costRatio(points []plot.Point, better string) float64 {
+	if len(points) == 0 || points[0].Y == 0 || points[len(points)-1].Y == 0 {
 		return 0
 	}
-	ratio := points[len(points)-1].y / points[0].y
+	ratio := points[len(points)-1].Y / points[0].Y
 	if better == higher {
 		return 1 / ratio
 	}

@@ -20,7 +20,7 @@ func openAdapter(ctx context.Context, r *rig) (side, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := snapshotter.New(ctx, e.Engine, r.state())
+	s, err := snapshotter.New(ctx, e.Engine, r.State)
 	if err != nil {
 		return nil, errors.Join(err, e.close())
 	}

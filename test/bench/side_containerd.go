@@ -17,7 +17,7 @@ type containerd struct{ snapshots.Snapshotter }
 // openContainerd opens containerd's own for btrfs, with its database where it
 // wants it, on the filesystem.
 func openContainerd(_ context.Context, r *rig) (side, error) {
-	s, err := btrfs.NewSnapshotter(filepath.Join(r.pool(), "containerd"))
+	s, err := btrfs.NewSnapshotter(filepath.Join(r.Pool(), "containerd"))
 	if err != nil {
 		return nil, err
 	}

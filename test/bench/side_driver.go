@@ -2,43 +2,18 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"sync/atomic"
-	"syscall"
-	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// driver is btrfs-csi as it is deployed: a process of its own, asked over gRPC.
+// driver is btrfs-csi as it is deployed.
 type driver struct {
-	rig     *rig
-	process *exec.Cmd
-	ended   chan struct{} // closed when the process has ended
-	waitErr error         // why that could not be waited for; set before ended is closed
-	conn    *grpc.ClientConn
-	ready   time.Duration // from the start of the process until it served
-	size    atomic.Int64  // the last size that a volume was expanded to
-
-	csi.ControllerClient
-	csi.NodeClient
-}
-
-var capability = &csi.VolumeCapability{
-	AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
-	AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
-}
-
-var readOnlyCapability = &csi.VolumeCapability{
-	AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
-	AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY},
+	*testkit.Driver
+	size atomic.Int64 // the last size that a volume was expanded to
 }
 
 // openDriver returns an opener that starts a binary.
@@ -46,91 +21,31 @@ func openDriver(binary string) opener {
 	return func(ctx context.Context, r *rig) (side, error) { return startDriver(ctx, r, binary) }
 }
 
-func startDriver(ctx context.Context, r *rig, binary string) (_ *driver, err error) {
-	d := &driver{rig: r}
-	d.size.Store(volumeSize)
-	log, err := os.OpenFile(r.log(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+func startDriver(ctx context.Context, r *rig, binary string) (*driver, error) {
+	process, err := r.Start(ctx, r.Command(binary, "--quota="+string(r.quota)))
 	if err != nil {
 		return nil, err
 	}
-	defer log.Close()
-	d.process = exec.Command(binary, "serve", "--node-id=bench", "--endpoint=unix://"+r.socket(), "--state-dir="+r.state(),
-		"--kubelet-dir="+r.kubelet(), "--quota="+string(r.quota))
-	d.process.Stdout, d.process.Stderr = log, log
-	// Ctrl-C is for the benchmark, which then stops the driver; and none outlives it.
-	d.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	begin := time.Now()
-	if err := d.process.Start(); err != nil {
-		return nil, err
-	}
-	d.ended = make(chan struct{})
-	go func() {
-		defer close(d.ended)
-		_, d.waitErr = d.process.Process.Wait()
-	}()
-	if err := d.connect(ctx); err != nil {
-		text, _ := os.ReadFile(r.log())
-		return nil, errors.Join(fmt.Errorf("driver is not ready: %w; it said: %s", err, text), d.close())
-	}
-	d.ready = time.Since(begin)
+	d := &driver{Driver: process}
+	d.size.Store(volumeSize)
 	return d, nil
 }
 
-// connect waits until the driver serves, or has ended.
-func (d *driver) connect(ctx context.Context) (err error) {
-	quick := grpc.ConnectParams{
-		Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1, MaxDelay: time.Millisecond},
-		MinConnectTimeout: stopTime, // else it is the delay, too, within which a connection has to be made
-	}
-	d.conn, err = grpc.NewClient("unix://"+d.rig.socket(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(quick))
-	if err != nil {
-		return err
-	}
-	d.ControllerClient, d.NodeClient = csi.NewControllerClient(d.conn), csi.NewNodeClient(d.conn)
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	go func() {
-		defer cancel()
-		select {
-		case <-d.ended:
-		case <-ctx.Done():
-		}
-	}()
-	probe, err := csi.NewIdentityClient(d.conn).Probe(ctx, &csi.ProbeRequest{}, grpc.WaitForReady(true))
-	if err == nil && !probe.GetReady().GetValue() {
-		err = errors.New("it says that it is not")
-	}
-	return err
-}
-
-// stopTime is how long the driver may take to end before it is killed.
-const stopTime = 2 * time.Minute
-
-func (d *driver) close() error {
-	err := d.process.Process.Signal(os.Interrupt)
-	impatience := time.AfterFunc(stopTime, func() { _ = d.process.Process.Kill() })
-	defer impatience.Stop()
-	<-d.ended
-	err = errors.Join(err, d.waitErr)
-	if d.conn != nil {
-		err = errors.Join(err, d.conn.Close())
-	}
-	return err
-}
+func (d *driver) close() error { return d.End(os.Interrupt) }
 
 func (d *driver) operations() map[string]operation {
 	return map[string]operation{
-		opCreate:        func(ctx context.Context, i int) error { return d.create(ctx, volumeName(i), nil, capability) },
+		opCreate:        func(ctx context.Context, i int) error { return d.create(ctx, volumeName(i), nil, testkit.Writer) },
 		opSnapshot:      func(ctx context.Context, i int) error { return d.snapshot(ctx, i, i) },
 		opSnapshotAgain: func(ctx context.Context, i int) error { return d.snapshot(ctx, i, 0) },
 		opClone: func(ctx context.Context, i int) error {
-			return d.create(ctx, cloneName(i), fromVolume(volumeName(i)), capability)
+			return d.create(ctx, cloneName(i), testkit.FromVolume(volumeName(i)), testkit.Writer)
 		},
 		opRestore: func(ctx context.Context, i int) error {
-			return d.create(ctx, restoredName(i), fromSnapshot(snapshotName(i)), capability)
+			return d.create(ctx, restoredName(i), testkit.FromSnapshot(snapshotName(i)), testkit.Writer)
 		},
 		opView: func(ctx context.Context, i int) error {
-			return d.create(ctx, viewName(i), fromSnapshot(snapshotName(i)), readOnlyCapability)
+			return d.create(ctx, viewName(i), testkit.FromSnapshot(snapshotName(i)), testkit.Reader)
 		},
 		opDelete:         func(ctx context.Context, i int) error { return d.delete(ctx, cloneName(i)) },
 		opDeleteSnapshot: d.deleteSnapshot,
@@ -144,7 +59,7 @@ func (d *driver) operations() map[string]operation {
 			if i > 0 {
 				return nil
 			}
-			_, err := d.publish(ctx, volumeName(0))
+			_, err := d.Mount(ctx, volumeName(0), testkit.Writer)
 			return err
 		},
 		opTidy:  d.tidy,
@@ -160,14 +75,6 @@ func (d *driver) create(ctx context.Context, name string, source *csi.VolumeCont
 	}
 	_, err := d.CreateVolume(ctx, request)
 	return err
-}
-
-func fromSnapshot(id string) *csi.VolumeContentSource {
-	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: id}}}
-}
-
-func fromVolume(id string) *csi.VolumeContentSource {
-	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: id}}}
 }
 
 func (d *driver) snapshot(ctx context.Context, i, of int) error {
@@ -189,14 +96,14 @@ func (d *driver) deleteSnapshot(ctx context.Context, i int) error {
 // something to do.
 func (d *driver) expand(ctx context.Context, i int) error {
 	_, err := d.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
-		VolumeId: volumeName(i), VolumeCapability: capability,
+		VolumeId: volumeName(i), VolumeCapability: testkit.Writer,
 		CapacityRange: &csi.CapacityRange{RequiredBytes: d.size.Add(1 << 20)},
 	})
 	return err
 }
 
 func (d *driver) stats(ctx context.Context, _ int) error {
-	_, err := d.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: volumeName(0), VolumePath: d.target(volumeName(0))})
+	_, err := d.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: volumeName(0), VolumePath: d.Target(volumeName(0))})
 	return err
 }
 
@@ -211,7 +118,7 @@ func (d *driver) tidy(ctx context.Context, i int) error {
 
 func (d *driver) clear(ctx context.Context, i int) error {
 	if i == 0 {
-		if err := d.unpublish(ctx, volumeName(0)); err != nil {
+		if err := d.Unmount(ctx, volumeName(0)); err != nil {
 			return err
 		}
 	}
@@ -222,38 +129,4 @@ func (d *driver) clear(ctx context.Context, i int) error {
 		return err
 	}
 	return d.deleteSnapshot(ctx, i)
-}
-
-func (d *driver) target(volume string) string {
-	return filepath.Join(d.rig.kubelet(), "target-"+volume)
-}
-
-func (d *driver) staging(volume string) string {
-	return filepath.Join(d.rig.kubelet(), "staging-"+volume)
-}
-
-// publish mounts a volume as a kubelet does for a pod, and returns where.
-func (d *driver) publish(ctx context.Context, volume string) (string, error) {
-	if err := os.MkdirAll(d.staging(volume), 0o750); err != nil {
-		return "", err
-	}
-	_, err := d.NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{
-		VolumeId: volume, StagingTargetPath: d.staging(volume), VolumeCapability: capability,
-	})
-	if err != nil {
-		return "", err
-	}
-	_, err = d.NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
-		VolumeId: volume, StagingTargetPath: d.staging(volume), TargetPath: d.target(volume), VolumeCapability: capability,
-	})
-	return d.target(volume), err
-}
-
-func (d *driver) unpublish(ctx context.Context, volume string) error {
-	_, err := d.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: volume, TargetPath: d.target(volume)})
-	if err != nil {
-		return err
-	}
-	_, err = d.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: volume, StagingTargetPath: d.staging(volume)})
-	return err
 }

@@ -28,11 +28,11 @@ func openEngine(ctx context.Context, r *rig) (side, error) {
 }
 
 func newEngine(ctx context.Context, r *rig) (*engine, error) {
-	host, err := pool.NewHost(r.state(), r.quota)
+	host, err := pool.NewHost(r.State, r.quota)
 	if err != nil {
 		return nil, err
 	}
-	index, _, err := index.Open(filepath.Join(r.state(), "index.db"))
+	index, _, err := index.Open(filepath.Join(r.State, "index.db"))
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,7 @@ type raw struct {
 
 func openRaw(separate bool) opener {
 	return func(_ context.Context, r *rig) (side, error) {
-		root := filepath.Join(r.pool(), "raw")
+		root := filepath.Join(r.Pool(), "raw")
 		return raw{root, separate}, os.MkdirAll(root, 0o700)
 	}
 }

@@ -54,7 +54,7 @@ func systemCalls() part {
 // traced counts the system calls of the driver while fn runs.
 func (s *stand) traced(ctx context.Context, fn func() error) (float64, error) {
 	out := filepath.Join(s.dir, "strace")
-	cmd := exec.CommandContext(ctx, "strace", "-f", "-c", "-o", out, "-p", strconv.Itoa(s.side.(*driver).process.Process.Pid))
+	cmd := exec.CommandContext(ctx, "strace", "-f", "-c", "-o", out, "-p", strconv.Itoa(s.side.(*driver).Cmd.Process.Pid))
 	said, err := cmd.StderrPipe()
 	if err != nil {
 		return 0, err

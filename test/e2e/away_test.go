@@ -12,13 +12,12 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/google/uuid"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // What can be asked of a driver without the API server.
@@ -58,12 +57,12 @@ func controllerOf(t *testing.T, node *cluster.Node) csi.ControllerClient {
 	t.Helper()
 	// As the lab sees it.
 	socket := filepath.Join(filepath.Dir(lab.LogDir()), node.Name, "disk/kubelet/plugins", driverName, "csi.sock")
-	connection, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	client, err := testkit.Dial(socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { connection.Close() })
-	return csi.NewControllerClient(connection)
+	t.Cleanup(func() { client.Close() })
+	return client
 }
 
 // servesAlone makes a volume and a snapshot of it, as the sidecars would. A driver that has

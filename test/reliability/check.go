@@ -46,7 +46,7 @@ func (n *node) check(ctx context.Context, expected map[string]expectation) (InFl
 			errs = append(errs, fmt.Errorf("%s is lost", id))
 		}
 	}
-	list, err := n.client.Load().list(ctx)
+	list, err := list(ctx, n.driver.Load())
 	errs = append(errs, err)
 	if err == nil {
 		errs = append(errs, compareIndex(found, list))
@@ -61,10 +61,10 @@ func (n *node) slots(expected map[string]expectation) (map[string]meta.Record, [
 	var subvolumes []uint64
 	var errs []error
 	for _, area := range []string{string(meta.Active), string(meta.Committed), string(meta.View), string(pool.AreaRemoving)} {
-		slots, err := os.ReadDir(filepath.Join(n.pool(), area))
+		slots, err := os.ReadDir(filepath.Join(n.Pool(), area))
 		errs = append(errs, err)
 		for _, slot := range slots {
-			path := filepath.Join(n.pool(), area, slot.Name())
+			path := filepath.Join(n.Pool(), area, slot.Name())
 			e, ok := expected[slot.Name()]
 			if !ok || string(e.object.kind) != area {
 				errs = append(errs, fmt.Errorf("%s/%s should not be there: %s", area, slot.Name(), slot.Name()))
@@ -125,7 +125,7 @@ func propertiesOf(path string) (p meta.Parameters, err error) {
 // compareSubvolumes fails for a subvolume that is in no slot.
 func (n *node) compareSubvolumes(known []uint64) error {
 	var strays []uint64
-	err := btrfs.WalkSubvolumeIDs(n.pool(), func(id uint64) error {
+	err := btrfs.WalkSubvolumeIDs(n.Pool(), func(id uint64) error {
 		if !slices.Contains(known, id) {
 			strays = append(strays, id)
 		}
@@ -164,10 +164,10 @@ func (n *node) checkMounts(m *model) error {
 		return err
 	}
 	var errs []error
-	if root := points[n.pool()]; root != "/" {
+	if root := points[n.Pool()]; root != "/" {
 		errs = append(errs, fmt.Errorf("%q is mounted as the pool, wanted is / once", root))
 	}
-	delete(points, n.pool())
+	delete(points, n.Pool())
 	if m != nil {
 		errs = append(errs, n.takeWanted(points, m))
 	}
@@ -221,7 +221,7 @@ func (n *node) sweep(ctx context.Context) error {
 	if err := n.settle(ctx); err != nil {
 		return err
 	}
-	if err := errors.Join(n.stop(), n.start(ctx)); err != nil {
+	if err := errors.Join(n.stop(), n.serve(ctx)); err != nil {
 		return err
 	}
 	return n.staleQuota()
@@ -245,7 +245,7 @@ func (n *node) staleQuota() error {
 		return nil
 	}
 	subvolumes := map[uint64]bool{fsTree: true}
-	err := btrfs.WalkSubvolumeIDs(n.pool(), func(id uint64) error {
+	err := btrfs.WalkSubvolumeIDs(n.Pool(), func(id uint64) error {
 		subvolumes[id] = true
 		return nil
 	})
@@ -253,7 +253,7 @@ func (n *node) staleQuota() error {
 		return err
 	}
 	var stale []string
-	err = btrfs.WalkQgroups(n.pool(), func(q btrfs.Qgroup) error {
+	err = btrfs.WalkQgroups(n.Pool(), func(q btrfs.Qgroup) error {
 		held := n.quota == btrfs.QuotaSimple && q.Referenced > 0
 		if !subvolumes[q.ID.Subvolume()] && !held {
 			stale = append(stale, q.ID.String())
@@ -272,5 +272,5 @@ const fsTree = 5
 // settle returns when the kernel's cleaner has dropped every tree that was destroyed, and
 // the accounting that goes with it.
 func (n *node) settle(ctx context.Context) error {
-	return btrfstest.Settle(ctx, n.pool(), btrfs.DyingIDs)
+	return btrfstest.Settle(ctx, n.Pool(), btrfs.DyingIDs)
 }

@@ -41,13 +41,7 @@ func (l *leg) cut(ctx context.Context) (err error) {
 		return err
 	}
 
-	n := &node{
-		binary: l.node.binary, dir: filepath.Join(filepath.Dir(l.node.dir), fmt.Sprintf("cut-%d", l.cuts)), image: image,
-		quota: l.node.quota, counts: l.node.counts,
-	}
-	if err := os.Mkdir(n.dir, 0o700); err != nil {
-		return err
-	}
+	n := newNode(l.node.binary, filepath.Join(filepath.Dir(l.node.dir), fmt.Sprintf("cut-%d", l.cuts)), image, l.node.quota, l.node.counts)
 	defer func() { err = errors.Join(err, n.close()) }()
 	kind := indexKinds[l.report.Cuts%len(indexKinds)]
 	when = fmt.Sprintf("after power cut %d at %d to %d, %s, with %s", l.report.Cuts, during.from, during.to, when, kind.name)
@@ -56,7 +50,7 @@ func (l *leg) cut(ctx context.Context) (err error) {
 	}
 	t, err := n.check(ctx, l.expect(during))
 	if err = errors.Join(err, n.checkMounts(nil)); err != nil {
-		return fmt.Errorf("%s: %w\nits driver's last words:\n%s", when, err, n.lastWords())
+		return fmt.Errorf("%s: %w\nits driver's last words:\n%s", when, err, n.LastWords())
 	}
 	l.report.AtCuts.add(t)
 	if l.report.Cuts%3 == 0 { // not a divisor of the number of kinds
@@ -69,8 +63,8 @@ func (l *leg) cut(ctx context.Context) (err error) {
 
 // empty removes all that there is, and checks that nothing is left.
 func (n *node) empty(ctx context.Context) error {
-	c := n.client.Load()
-	list, err := c.list(ctx)
+	c := n.driver.Load()
+	list, err := list(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -96,7 +90,7 @@ func (l *leg) again(ctx context.Context) error {
 	}
 	l.report.Kills++
 	l.shut()
-	return l.node.start(ctx)
+	return l.node.serve(ctx)
 }
 
 // instantCopy copies the image at a random instant: in the midst of the load, or right
@@ -142,7 +136,7 @@ func (n *node) boot(ctx context.Context, kind indexKind, torn, closed string) er
 	if err := kind.place(n.index(), torn, closed); err != nil {
 		return err
 	}
-	return n.start(ctx)
+	return n.serve(ctx)
 }
 
 // indexKind is what a power cut may leave of the index, which is never synced. torn is

@@ -16,6 +16,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // TestChecksFindDamage does by hand what a driver must never do, and has the checks
@@ -46,7 +47,7 @@ func TestChecksFindDamage(t *testing.T) {
 		}, "is lost"},
 		{"a limit is lost", func(_ *object, subvolume string) error {
 			info, err := btrfs.Info(subvolume)
-			return errors.Join(err, btrfs.LimitQgroup(l.node.pool(), btrfs.NewQgroupID(0, info.ID), btrfs.NoLimit))
+			return errors.Join(err, btrfs.LimitQgroup(l.node.Pool(), btrfs.NewQgroupID(0, info.ID), btrfs.NoLimit))
 		}, "WrongLimit"},
 		{"a class is lost from a record", func(_ *object, subvolume string) error {
 			return changeRecord(filepath.Dir(subvolume), func(r *meta.Record) { r.Parameters.Compression += "lzo" })
@@ -71,7 +72,7 @@ func TestChecksFindDamage(t *testing.T) {
 			return unix.Mount(subvolume, l.node.target(o), "", unix.MS_BIND, "")
 		}, " and /active/"},
 		{"a mount for the kubelet is a stray", func(o *object, subvolume string) error {
-			stray := filepath.Join(l.node.kubelet(), "stray")
+			stray := filepath.Join(l.node.Kubelet, "stray")
 			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
 		}, "stray mount"},
 		{"a stray mount", func(_ *object, subvolume string) error { // the kubelet knows nothing of it
@@ -81,14 +82,14 @@ func TestChecksFindDamage(t *testing.T) {
 		{"a second loop device on the pool", func(*object, string) error { return attachLoop(t, l.node.image) },
 			fmt.Sprintf("%q %q", l.node.image, l.node.image)},
 		{"a stray loop device", func(*object, string) error {
-			file := filepath.Join(l.node.state(), "stray.img")
-			return errors.Join(sparse(file, mib), attachLoop(t, file))
+			file := filepath.Join(l.node.State, "stray.img")
+			return errors.Join(testkit.Sparse(file, mib), attachLoop(t, file))
 		}, "stray.img"},
 		{"a subvolume is a stray", func(*object, string) error {
-			return btrfs.Create(filepath.Join(l.node.pool(), "stray"))
+			return btrfs.Create(filepath.Join(l.node.Pool(), "stray"))
 		}, "are in no slot"},
 		{"the log tells of a race", func(*object, string) error {
-			return os.WriteFile(l.node.logFile(), append(make([]byte, l.node.log), "\nWARNING: DATA RACE\n"...), 0o600)
+			return os.WriteFile(l.node.Log, append(make([]byte, l.node.logRead), "\nWARNING: DATA RACE\n"...), 0o600)
 		}, "driver: WARNING: DATA RACE"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -129,7 +130,7 @@ func attachLoop(t *testing.T, file string) error {
 	out, err := exec.Command("losetup", "--find", "--show", file).Output()
 	if err == nil {
 		t.Cleanup(func() {
-			if err := command(context.Background(), "losetup", "--detach", strings.TrimSpace(string(out))); err != nil {
+			if err := testkit.Run(context.Background(), "losetup", "--detach", strings.TrimSpace(string(out))); err != nil {
 				t.Error(err)
 			}
 		})
@@ -143,7 +144,7 @@ func TestStaleQuotaIsFound(t *testing.T) {
 		if err := l.node.checkQuota(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := btrfs.CreateQgroup(l.node.pool(), btrfs.NewQgroupID(1, 4711)); err != nil {
+		if err := btrfs.CreateQgroup(l.node.Pool(), btrfs.NewQgroupID(1, 4711)); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.node.staleQuota(); err == nil || !strings.Contains(err.Error(), "1/4711") {
@@ -166,7 +167,7 @@ func TestQuotaAfterAKill(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if err := errors.Join(l.node.kill(), l.node.start(ctx), l.node.settle(ctx)); err != nil {
+			if err := errors.Join(l.node.kill(), l.node.serve(ctx), l.node.settle(ctx)); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := l.node.check(ctx, nil); err != nil {
@@ -190,7 +191,7 @@ func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
 	c := &counts{requests: map[string]*Answers{}, repairs: map[string]int{}}
 	l := &leg{
 		model: newModel(), gate: newGate(), report: &Report{counts: c}, random: rand.New(rand.NewPCG(1, 1)),
-		node: &node{binary: binary, dir: filepath.Join(dir, "node"), image: filepath.Join(dir, "pool.img"), quota: quota, counts: c},
+		node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "pool.img"), quota, c),
 	}
 	l.open(1)
 	t.Cleanup(func() {
@@ -199,7 +200,7 @@ func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
 		}
 	})
 	ctx := t.Context()
-	if err := errors.Join(newPool(ctx, l.node.image), os.Mkdir(l.node.dir, 0o700), l.node.open(ctx), l.node.start(ctx)); err != nil {
+	if err := errors.Join(newPool(ctx, l.node.image), l.node.open(ctx), l.node.serve(ctx)); err != nil {
 		t.Fatal(err)
 	}
 	return l

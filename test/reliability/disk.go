@@ -5,13 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 const (
@@ -30,13 +31,11 @@ func newShelf(ctx context.Context, dir string) (*shelf, error) {
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := sparse(s.image, shelfSize); err != nil {
+	xfs := testkit.Loop{File: s.image, Type: "xfs"}
+	if err := xfs.Make(ctx, shelfSize, "-m", "reflink=1"); err != nil {
 		return nil, err
 	}
-	if err := command(ctx, "mkfs.xfs", "-q", "-K", "-m", "reflink=1", s.image); err != nil {
-		return nil, err
-	}
-	return s, mountLoop(ctx, "xfs", s.image, s.dir)
+	return s, xfs.Mount(ctx, s.dir)
 }
 
 func (s *shelf) close() error {
@@ -45,18 +44,7 @@ func (s *shelf) close() error {
 
 // newPool makes an image of an empty pool.
 func newPool(ctx context.Context, image string) error {
-	if err := sparse(image, poolSize); err != nil {
-		return err
-	}
-	return command(ctx, "mkfs.btrfs", "-q", "-K", image)
-}
-
-func sparse(path string, size int64) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Truncate(size), f.Close())
+	return testkit.Loop{File: image}.Make(ctx, poolSize)
 }
 
 // reflink copies a file as it is at one instant: XFS lets nobody write to it
@@ -78,63 +66,18 @@ func reflink(from, to string) error {
 	return target.Close()
 }
 
-// mountLoop mounts an image. Its loop device is freed by the last unmount. Direct
-// I/O keeps a second copy of everything out of the page cache, where it can be had.
-func mountLoop(ctx context.Context, fsType, image, at string) error {
-	return mountLoopWith(ctx, "on", fsType, image, at)
-}
-
-// mountLoopWith is mountLoop with direct I/O on or off at first.
-func mountLoopWith(ctx context.Context, directIO, fsType, image, at string) (err error) {
-	for range 5 { // others may take the free device that it saw first
-		var out []byte
-		out, err = exec.CommandContext(ctx, "losetup", "--find", "--show", "--direct-io="+directIO, image).Output()
-		if err != nil {
-			directIO, err = "off", fmt.Errorf("losetup %s: %w", image, err)
-			continue
-		}
-		device := strings.TrimSpace(string(out))
-		err = command(ctx, "mount", "-t", fsType, device, at)
-		always := context.WithoutCancel(ctx)
-		if err != nil && fsType == "btrfs" {
-			// Of a filesystem that is mounted already, and this is its copy, the kernel now
-			// and then refuses the second, and holds it for what is on the device from then on.
-			err = errors.Join(err, command(always, "btrfs", "device", "scan", "--forget", device))
-		}
-		if detached := command(always, "losetup", "--detach", device); err == nil || detached != nil {
-			return errors.Join(err, detached)
-		}
-	}
-	return err
-}
-
-// command runs a program and tells what it said when it fails.
-func command(ctx context.Context, name string, args ...string) error {
-	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
-	}
-	return nil
-}
-
-// mounted is what is mounted below a directory: the root within its filesystem, by
-// path. A path that is mounted twice has both.
+// mountedBelow returns what is mounted below a directory: the root within its filesystem,
+// by path. A path that is mounted twice has both.
 func mountedBelow(dir string) (map[string]string, error) {
-	table, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	points := map[string]string{}
-	for line := range strings.Lines(string(table)) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 || !strings.HasPrefix(fields[4], dir+"/") {
-			continue
+	for _, m := range mounts {
+		if other, twice := points[m.Mountpoint]; twice {
+			m.Root = other + " and " + m.Root
 		}
-		if other, twice := points[fields[4]]; twice {
-			fields[3] = other + " and " + fields[3]
-		}
-		points[fields[4]] = fields[3]
+		points[m.Mountpoint] = m.Root
 	}
-	return points, nil
+	return points, err
 }
 
 // loops returns the files that loop devices are on, each as often as one is.

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // mostObjects is how many volumes, and how many snapshots, there are at a time, about.
@@ -215,12 +216,12 @@ func (r *rivals[T]) add(answer T, err error) {
 
 // insist sends a request until it is answered for good: with success, or with a code
 // after which nobody asks again.
-func (w *worker) insist(ctx context.Context, what string, o *object, send func(context.Context, *client) error) error {
+func (w *worker) insist(ctx context.Context, what string, o *object, send func(context.Context, *testkit.Driver) error) error {
 	return w.insistOn(ctx, what, o, final, send)
 }
 
 // insistOn is insist where something else counts as an answer.
-func (w *worker) insistOn(ctx context.Context, what string, o *object, answered func(error) bool, send func(context.Context, *client) error) error {
+func (w *worker) insistOn(ctx context.Context, what string, o *object, answered func(error) bool, send func(context.Context, *testkit.Driver) error) error {
 	began := time.Now()
 	for attempt := 0; ; attempt++ {
 		var err error
@@ -235,8 +236,8 @@ func (w *worker) insistOn(ctx context.Context, what string, o *object, answered 
 		if answered(err) {
 			return err
 		}
-		if fell := w.node.fell.Load(); fell != nil {
-			return *fell
+		if err := w.node.fell(); err != nil {
+			return err
 		}
 		if time.Since(began) > patience {
 			at, atErr := w.node.goroutines()
@@ -249,14 +250,14 @@ func (w *worker) insistOn(ctx context.Context, what string, o *object, answered 
 
 // send sends a request once. Some callers have no patience: their request goes on
 // behind their back, or is broken off somewhere.
-func (w *worker) send(ctx context.Context, what string, send func(context.Context, *client) error) error {
+func (w *worker) send(ctx context.Context, what string, send func(context.Context, *testkit.Driver) error) error {
 	deadline := patience
 	if w.random.IntN(12) == 0 {
 		deadline = time.Duration(w.random.IntN(15_000)) * time.Microsecond
 	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
-	c := w.node.client.Load()
+	c := w.node.driver.Load()
 	if c == nil {
 		return status.Error(codes.Unavailable, "no driver")
 	}
@@ -292,10 +293,10 @@ func (w *worker) note(o *object, what string, err error) {
 
 // Paths of the kubelet.
 
-func (n *node) staging(o *object) string { return filepath.Join(n.kubelet(), "staging-"+o.id) }
-func (n *node) target(o *object) string  { return filepath.Join(n.kubelet(), "target-"+o.id) }
+func (n *node) staging(o *object) string { return n.Staging(o.id) }
+func (n *node) target(o *object) string  { return n.Target(o.id) }
 
 // subvolume is where an object is on disk.
 func (n *node) subvolume(o *object) string {
-	return filepath.Join(n.pool(), string(o.kind), o.id, "fs")
+	return filepath.Join(n.Pool(), string(o.kind), o.id, "fs")
 }

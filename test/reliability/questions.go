@@ -14,13 +14,14 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // question changes nothing, and the model knows the answer.
 type question struct {
 	what string
 	fits func(*object) bool
-	ask  func(ctx context.Context, c *client, n *node, o *object, size int64) error
+	ask  func(ctx context.Context, c *testkit.Driver, n *node, o *object, size int64) error
 }
 
 // look asks something of one volume or snapshot.
@@ -44,7 +45,7 @@ func (w *worker) lookAround(ctx context.Context, _ *object) error {
 
 func (w *worker) askFor(ctx context.Context, questions []question, o *object, size int64) error {
 	q := questions[w.random.IntN(len(questions))]
-	err := w.insist(ctx, q.what, o, func(ctx context.Context, c *client) error { return q.ask(ctx, c, w.node, o, size) })
+	err := w.insist(ctx, q.what, o, func(ctx context.Context, c *testkit.Driver) error { return q.ask(ctx, c, w.node, o, size) })
 	if err != nil && o != nil {
 		err = fmt.Errorf("%s of %s: %w", q.what, o.id, err)
 	}
@@ -54,19 +55,19 @@ func (w *worker) askFor(ctx context.Context, questions []question, o *object, si
 // questions are asked of an object that nobody changes meanwhile. Those that are named by
 // more than their method repeat what was done already.
 var questions = []question{
-	{"ControllerGetVolume", (*object).isVolume, func(ctx context.Context, c *client, n *node, o *object, size int64) error {
+	{"ControllerGetVolume", (*object).isVolume, func(ctx context.Context, c *testkit.Driver, n *node, o *object, size int64) error {
 		response, err := c.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: o.id})
 		return answers(err, response.GetVolume(), volumeOf(o, size, n.poolID()))
 	}},
-	{"ControllerGetVolumeHealth", (*object).isVolume, func(ctx context.Context, c *client, _ *node, o *object, _ int64) error {
+	{"ControllerGetVolumeHealth", (*object).isVolume, func(ctx context.Context, c *testkit.Driver, _ *node, o *object, _ int64) error {
 		response, err := c.ControllerGetVolumeHealth(ctx, &csi.ControllerGetVolumeHealthRequest{VolumeId: o.id})
 		return answers(err, response.GetVolumeHealth(), &csi.VolumeHealth{VolumeId: o.id})
 	}},
-	{"NodeGetVolumeHealth", (*object).isVolume, func(ctx context.Context, c *client, _ *node, o *object, _ int64) error {
+	{"NodeGetVolumeHealth", (*object).isVolume, func(ctx context.Context, c *testkit.Driver, _ *node, o *object, _ int64) error {
 		response, err := c.NodeGetVolumeHealth(ctx, &csi.NodeGetVolumeHealthRequest{VolumeId: o.id})
 		return answers(err, response.GetVolumeHealth(), &csi.VolumeHealth{VolumeId: o.id})
 	}},
-	{"ValidateVolumeCapabilities", (*object).isVolume, func(ctx context.Context, c *client, n *node, o *object, _ int64) error {
+	{"ValidateVolumeCapabilities", (*object).isVolume, func(ctx context.Context, c *testkit.Driver, n *node, o *object, _ int64) error {
 		can := []*csi.VolumeCapability{capabilityOf(o)}
 		of := map[string]string{"poolID": n.poolID(), "storage.kubernetes.io/identity": "kept"}
 		response, err := c.ValidateVolumeCapabilities(ctx, &csi.ValidateVolumeCapabilitiesRequest{
@@ -76,16 +77,16 @@ var questions = []question{
 			VolumeCapabilities: can, Parameters: o.parameters, VolumeContext: of,
 		}})
 	}},
-	{"ValidateVolumeCapabilities", (*object).isVolume, func(ctx context.Context, c *client, _ *node, o *object, _ int64) error {
+	{"ValidateVolumeCapabilities", (*object).isVolume, func(ctx context.Context, c *testkit.Driver, _ *node, o *object, _ int64) error {
 		response, err := c.ValidateVolumeCapabilities(ctx, &csi.ValidateVolumeCapabilitiesRequest{
-			VolumeId: o.id, VolumeCapabilities: []*csi.VolumeCapability{withMode(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)},
+			VolumeId: o.id, VolumeCapabilities: []*csi.VolumeCapability{testkit.Capability(csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER)},
 		})
 		if err == nil && (response.GetConfirmed() != nil || response.GetMessage() == "") {
 			err = fmt.Errorf("got %v for writers on many nodes", response)
 		}
 		return err
 	}},
-	{"NodeGetVolumeStats", (*object).isMounted, func(ctx context.Context, c *client, n *node, o *object, size int64) error {
+	{"NodeGetVolumeStats", (*object).isMounted, func(ctx context.Context, c *testkit.Driver, n *node, o *object, size int64) error {
 		response, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: o.id, VolumePath: n.target(o)})
 		if err != nil {
 			return err
@@ -99,38 +100,38 @@ var questions = []question{
 		}
 		return nil
 	}},
-	{"CreateVolume again", (*object).isVolume, func(ctx context.Context, c *client, n *node, o *object, size int64) error {
+	{"CreateVolume again", (*object).isVolume, func(ctx context.Context, c *testkit.Driver, n *node, o *object, size int64) error {
 		response, err := c.CreateVolume(ctx, createRequest(o, nil))
 		return answers(err, response.GetVolume(), volumeOf(o, size, n.poolID()))
 	}},
-	{"ControllerExpandVolume to less", (*object).isWritable, func(ctx context.Context, c *client, n *node, o *object, size int64) error {
+	{"ControllerExpandVolume to less", (*object).isWritable, func(ctx context.Context, c *testkit.Driver, n *node, o *object, size int64) error {
 		now, err := expandTo(ctx, c, o, n, mib, false)
 		if err == nil && now != size {
 			err = fmt.Errorf("it has %d bytes now, wanted are %d", now, size)
 		}
 		return err
 	}},
-	{"NodeStageVolume again", (*object).isMounted, func(ctx context.Context, c *client, n *node, o *object, _ int64) error {
-		_, err := c.NodeStageVolume(ctx, stageRequest(n, o))
+	{"NodeStageVolume again", (*object).isMounted, func(ctx context.Context, c *testkit.Driver, n *node, o *object, _ int64) error {
+		_, err := c.NodeStageVolume(ctx, n.StageRequest(o.id, capabilityOf(o)))
 		return err
 	}},
-	{"NodePublishVolume again", (*object).isMounted, func(ctx context.Context, c *client, n *node, o *object, _ int64) error {
-		_, err := c.NodePublishVolume(ctx, publishRequest(n, o))
+	{"NodePublishVolume again", (*object).isMounted, func(ctx context.Context, c *testkit.Driver, n *node, o *object, _ int64) error {
+		_, err := c.NodePublishVolume(ctx, n.PublishRequest(o.id, capabilityOf(o)))
 		return err
 	}},
-	{"NodeUnpublishVolume again", (*object).isUnmounted, func(ctx context.Context, c *client, n *node, o *object, _ int64) error {
+	{"NodeUnpublishVolume again", (*object).isUnmounted, func(ctx context.Context, c *testkit.Driver, n *node, o *object, _ int64) error {
 		_, err := c.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: o.id, TargetPath: n.target(o)})
 		return err
 	}},
-	{"NodeUnstageVolume again", (*object).isUnmounted, func(ctx context.Context, c *client, n *node, o *object, _ int64) error {
+	{"NodeUnstageVolume again", (*object).isUnmounted, func(ctx context.Context, c *testkit.Driver, n *node, o *object, _ int64) error {
 		_, err := c.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: o.id, StagingTargetPath: n.staging(o)})
 		return err
 	}},
-	{"GetSnapshot", (*object).isSnapshot, func(ctx context.Context, c *client, _ *node, o *object, size int64) error {
+	{"GetSnapshot", (*object).isSnapshot, func(ctx context.Context, c *testkit.Driver, _ *node, o *object, size int64) error {
 		response, err := c.GetSnapshot(ctx, &csi.GetSnapshotRequest{SnapshotId: o.id})
 		return answers(err, response.GetSnapshot(), snapshotOf(o, size, response.GetSnapshot().GetCreationTime()))
 	}},
-	{"ListSnapshots of one", (*object).isSnapshot, func(ctx context.Context, c *client, _ *node, o *object, size int64) error {
+	{"ListSnapshots of one", (*object).isSnapshot, func(ctx context.Context, c *testkit.Driver, _ *node, o *object, size int64) error {
 		response, err := c.ListSnapshots(ctx, &csi.ListSnapshotsRequest{SnapshotId: o.id, SourceVolumeId: o.source.id})
 		if n := len(response.GetEntries()); err == nil && (n != 1 || response.GetNextToken() != "") {
 			return fmt.Errorf("got %v", response)
@@ -141,7 +142,7 @@ var questions = []question{
 		s := response.GetEntries()[0].GetSnapshot()
 		return answers(nil, s, snapshotOf(o, size, s.GetCreationTime()))
 	}},
-	{"CreateSnapshot again", (*object).isSnapshot, func(ctx context.Context, c *client, _ *node, o *object, size int64) error {
+	{"CreateSnapshot again", (*object).isSnapshot, func(ctx context.Context, c *testkit.Driver, _ *node, o *object, size int64) error {
 		response, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: o.name, SourceVolumeId: o.source.id})
 		return answers(err, response.GetSnapshot(), snapshotOf(o, size, response.GetSnapshot().GetCreationTime()))
 	}},
@@ -149,41 +150,41 @@ var questions = []question{
 
 // nodeQuestions are asked of the driver. What it can do is compared by sanity.
 var nodeQuestions = []question{
-	{"Probe", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"Probe", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		response, err := c.Probe(ctx, &csi.ProbeRequest{})
 		if err == nil && !response.GetReady().GetValue() {
 			err = errors.New("a driver that serves says that it is not ready")
 		}
 		return err
 	}},
-	{"GetPluginInfo", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"GetPluginInfo", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		response, err := c.GetPluginInfo(ctx, &csi.GetPluginInfoRequest{})
 		if err == nil && response.GetName() != driverName {
 			err = fmt.Errorf("got %v", response)
 		}
 		return err
 	}},
-	{"GetPluginCapabilities", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"GetPluginCapabilities", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		_, err := c.GetPluginCapabilities(ctx, &csi.GetPluginCapabilitiesRequest{})
 		return err
 	}},
-	{"ControllerGetCapabilities", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"ControllerGetCapabilities", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		_, err := c.ControllerGetCapabilities(ctx, &csi.ControllerGetCapabilitiesRequest{})
 		return err
 	}},
-	{"NodeGetCapabilities", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"NodeGetCapabilities", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		_, err := c.NodeGetCapabilities(ctx, &csi.NodeGetCapabilitiesRequest{})
 		return err
 	}},
-	{"NodeGetInfo", nil, func(ctx context.Context, c *client, n *node, _ *object, _ int64) error {
+	{"NodeGetInfo", nil, func(ctx context.Context, c *testkit.Driver, n *node, _ *object, _ int64) error {
 		response, err := c.NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
-		return answers(err, response, &csi.NodeGetInfoResponse{NodeId: nodeID, AccessibleTopology: topologyOf(n.poolID())})
+		return answers(err, response, &csi.NodeGetInfoResponse{NodeId: testkit.NodeID, AccessibleTopology: topologyOf(n.poolID())})
 	}},
-	{"NodeGetStorageHealth", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"NodeGetStorageHealth", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		response, err := c.NodeGetStorageHealth(ctx, &csi.NodeGetStorageHealthRequest{})
 		return answers(err, response, &csi.NodeGetStorageHealthResponse{})
 	}},
-	{"GetCapacity", nil, func(ctx context.Context, c *client, n *node, _ *object, _ int64) error {
+	{"GetCapacity", nil, func(ctx context.Context, c *testkit.Driver, n *node, _ *object, _ int64) error {
 		response, err := c.GetCapacity(ctx, &csi.GetCapacityRequest{AccessibleTopology: topologyOf(n.poolID())})
 		if err != nil {
 			return err
@@ -194,11 +195,11 @@ var nodeQuestions = []question{
 		}
 		return nil
 	}},
-	{"GetCapacity of another pool", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"GetCapacity of another pool", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		response, err := c.GetCapacity(ctx, &csi.GetCapacityRequest{Parameters: map[string]string{"pool": "absent"}})
 		return answers(err, response, &csi.GetCapacityResponse{})
 	}},
-	{"GetCapacity elsewhere", nil, func(ctx context.Context, c *client, _ *node, _ *object, _ int64) error {
+	{"GetCapacity elsewhere", nil, func(ctx context.Context, c *testkit.Driver, _ *node, _ *object, _ int64) error {
 		response, err := c.GetCapacity(ctx, &csi.GetCapacityRequest{AccessibleTopology: topologyOf("elsewhere")})
 		return answers(err, response, &csi.GetCapacityResponse{})
 	}},
@@ -217,7 +218,7 @@ const driverName = "btrfs-csi.github.io"
 
 // poolID reads that of the pool; empty where it cannot.
 func (n *node) poolID() string {
-	data, err := os.ReadFile(filepath.Join(n.pool(), "pool.json"))
+	data, err := os.ReadFile(filepath.Join(n.Pool(), "pool.json"))
 	if err != nil {
 		return ""
 	}
@@ -259,12 +260,12 @@ func (w *worker) list(ctx context.Context, _ *object) error {
 	}
 	var found []listed
 	var during window
-	err := w.insist(ctx, what, nil, func(ctx context.Context, c *client) (err error) {
+	err := w.insist(ctx, what, nil, func(ctx context.Context, c *testkit.Driver) (err error) {
 		during.from = w.here()
 		if what == "ListVolumes" {
-			found, err = c.listVolumes(ctx, page)
+			found, err = listVolumes(ctx, c, page)
 		} else {
-			found, err = c.listSnapshots(ctx, page, of)
+			found, err = listSnapshots(ctx, c, page, of)
 		}
 		during.to = w.here()
 		return err
@@ -284,17 +285,17 @@ type listed struct {
 }
 
 // list returns all volumes and snapshots.
-func (c *client) list(ctx context.Context) ([]listed, error) {
+func list(ctx context.Context, c *testkit.Driver) ([]listed, error) {
 	const page = 7
-	volumes, err := c.listVolumes(ctx, page)
+	volumes, err := listVolumes(ctx, c, page)
 	if err != nil {
 		return nil, err
 	}
-	snapshots, err := c.listSnapshots(ctx, page, "")
+	snapshots, err := listSnapshots(ctx, c, page, "")
 	return append(volumes, snapshots...), err
 }
 
-func (c *client) listVolumes(ctx context.Context, page int32) ([]listed, error) {
+func listVolumes(ctx context.Context, c *testkit.Driver, page int32) ([]listed, error) {
 	return pages(page, func(token string) (all []listed, next string, err error) {
 		response, err := c.ListVolumes(ctx, &csi.ListVolumesRequest{MaxEntries: page, StartingToken: token})
 		for _, e := range response.GetEntries() {
@@ -307,7 +308,7 @@ func (c *client) listVolumes(ctx context.Context, page int32) ([]listed, error) 
 }
 
 // listSnapshots lists those of a volume; of all where that is empty.
-func (c *client) listSnapshots(ctx context.Context, page int32, of string) ([]listed, error) {
+func listSnapshots(ctx context.Context, c *testkit.Driver, page int32, of string) ([]listed, error) {
 	return pages(page, func(token string) (all []listed, next string, err error) {
 		response, err := c.ListSnapshots(ctx, &csi.ListSnapshotsRequest{MaxEntries: page, StartingToken: token, SourceVolumeId: of})
 		for _, e := range response.GetEntries() {

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 const mib = 1 << 20
@@ -49,7 +50,7 @@ func (w *worker) copier(kind meta.Kind) func(context.Context, *object) error {
 }
 
 func (w *worker) makeVolume(ctx context.Context, o *object, size *csi.CapacityRange) error {
-	return w.make(ctx, o, "CreateVolume", func(ctx context.Context, c *client) (offspring, error) {
+	return w.make(ctx, o, "CreateVolume", func(ctx context.Context, c *testkit.Driver) (offspring, error) {
 		response, err := c.CreateVolume(ctx, createRequest(o, size))
 		return madeVolume(response.GetVolume()), err
 	})
@@ -63,7 +64,7 @@ func createRequest(o *object, size *csi.CapacityRange) *csi.CreateVolumeRequest 
 }
 
 func (w *worker) makeSnapshot(ctx context.Context, o *object) error {
-	return w.make(ctx, o, "CreateSnapshot", func(ctx context.Context, c *client) (offspring, error) {
+	return w.make(ctx, o, "CreateSnapshot", func(ctx context.Context, c *testkit.Driver) (offspring, error) {
 		response, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: o.name, SourceVolumeId: o.source.id})
 		return madeSnapshot(response.GetSnapshot()), err
 	})
@@ -80,7 +81,7 @@ func (w *worker) contend(ctx context.Context, _ *object) error {
 	var won rivals[int64]
 	err := w.together(ctx, 2*len(sizes), func(ctx context.Context, w *worker) error {
 		size := sizes[int(asked.Add(1))%len(sizes)]
-		err := w.insist(ctx, "CreateVolume of two sizes", o, func(ctx context.Context, c *client) error {
+		err := w.insist(ctx, "CreateVolume of two sizes", o, func(ctx context.Context, c *testkit.Driver) error {
 			response, err := c.CreateVolume(ctx, createRequest(o, &csi.CapacityRange{RequiredBytes: size, LimitBytes: size}))
 			return answers(err, response.GetVolume(), volumeOf(o, size, w.node.poolID()))
 		})
@@ -116,11 +117,11 @@ func madeSnapshot(s *csi.Snapshot) offspring {
 
 // make asks for an object, at times several times at once. Only for a copy whose source
 // is being removed may the answer be a refusal.
-func (w *worker) make(ctx context.Context, o *object, what string, send func(context.Context, *client) (offspring, error)) error {
+func (w *worker) make(ctx context.Context, o *object, what string, send func(context.Context, *testkit.Driver) (offspring, error)) error {
 	var gotten rivals[offspring]
 	err := w.together(ctx, w.several(), func(ctx context.Context, w *worker) error {
 		var m offspring
-		err := w.insist(ctx, what, o, func(ctx context.Context, c *client) (err error) {
+		err := w.insist(ctx, what, o, func(ctx context.Context, c *testkit.Driver) (err error) {
 			m, err = send(ctx, c)
 			return err
 		})
@@ -165,7 +166,7 @@ func (w *worker) remove(ctx context.Context, o *object) error {
 		what = "DeleteSnapshot"
 	}
 	err := w.together(ctx, w.several(), func(ctx context.Context, w *worker) error {
-		return w.insist(ctx, what, o, func(ctx context.Context, c *client) (err error) {
+		return w.insist(ctx, what, o, func(ctx context.Context, c *testkit.Driver) (err error) {
 			if o.isSnapshot() {
 				_, err = c.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: o.id})
 			} else {
@@ -190,7 +191,7 @@ func (w *worker) expand(ctx context.Context, o *object) error {
 	w.ask(o, &grown.span, "expand to %d", size)
 	byNode := o.isMounted() && w.random.IntN(3) == 0
 	what := map[bool]string{false: "ControllerExpandVolume", true: "NodeExpandVolume"}[byNode]
-	err := w.insist(ctx, what, o, func(ctx context.Context, c *client) error {
+	err := w.insist(ctx, what, o, func(ctx context.Context, c *testkit.Driver) error {
 		now, err := expandTo(ctx, c, o, w.node, size, byNode)
 		if err == nil && now != size {
 			err = fmt.Errorf("it has %d bytes now, wanted are %d", now, size)
@@ -204,7 +205,7 @@ func (w *worker) expand(ctx context.Context, o *object) error {
 	return nil
 }
 
-func expandTo(ctx context.Context, c *client, o *object, n *node, size int64, byNode bool) (int64, error) {
+func expandTo(ctx context.Context, c *testkit.Driver, o *object, n *node, size int64, byNode bool) (int64, error) {
 	wanted := &csi.CapacityRange{RequiredBytes: size}
 	if byNode {
 		response, err := c.NodeExpandVolume(ctx, &csi.NodeExpandVolumeRequest{VolumeId: o.id, VolumePath: n.target(o), CapacityRange: wanted})
@@ -218,35 +219,19 @@ func expandTo(ctx context.Context, c *client, o *object, n *node, size int64, by
 
 // mount stages and publishes a volume, and looks through the mount.
 func (w *worker) mount(ctx context.Context, o *object) error {
-	staging, target := w.node.staging(o), w.node.target(o)
-	if err := os.MkdirAll(staging, 0o750); err != nil {
-		return err
-	}
-	err := w.place(ctx, "NodeStageVolume", o, &o.staged, present, func(ctx context.Context, c *client) error {
-		_, err := c.NodeStageVolume(ctx, stageRequest(w.node, o))
-		return err
+	err := w.place(ctx, "NodeStageVolume", o, &o.staged, present, func(ctx context.Context, c *testkit.Driver) error {
+		return c.Stage(ctx, o.id, capabilityOf(o))
 	})
 	if err != nil {
 		return err
 	}
-	err = w.place(ctx, "NodePublishVolume", o, &o.published, present, func(ctx context.Context, c *client) error {
-		_, err := c.NodePublishVolume(ctx, publishRequest(w.node, o))
-		return err
+	err = w.place(ctx, "NodePublishVolume", o, &o.published, present, func(ctx context.Context, c *testkit.Driver) error {
+		return c.Publish(ctx, o.id, capabilityOf(o))
 	})
 	if err != nil {
 		return err
 	}
-	return w.touch(ctx, func() error { return w.peruse(o, target) })
-}
-
-func stageRequest(n *node, o *object) *csi.NodeStageVolumeRequest {
-	return &csi.NodeStageVolumeRequest{VolumeId: o.id, StagingTargetPath: n.staging(o), VolumeCapability: capabilityOf(o)}
-}
-
-func publishRequest(n *node, o *object) *csi.NodePublishVolumeRequest {
-	return &csi.NodePublishVolumeRequest{
-		VolumeId: o.id, StagingTargetPath: n.staging(o), TargetPath: n.target(o), VolumeCapability: capabilityOf(o),
-	}
+	return w.touch(ctx, func() error { return w.peruse(o, w.node.target(o)) })
 }
 
 // peruse looks at a volume as a pod does.
@@ -268,26 +253,23 @@ func (w *worker) peruse(o *object, target string) error {
 }
 
 func (w *worker) unmount(ctx context.Context, o *object) error {
-	staging, target := w.node.staging(o), w.node.target(o)
-	err := w.place(ctx, "NodeUnpublishVolume", o, &o.published, absent, func(ctx context.Context, c *client) error {
-		_, err := c.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: o.id, TargetPath: target})
-		return err
+	err := w.place(ctx, "NodeUnpublishVolume", o, &o.published, absent, func(ctx context.Context, c *testkit.Driver) error {
+		return c.Unpublish(ctx, o.id)
 	})
 	if err != nil {
 		return err
 	}
-	err = w.place(ctx, "NodeUnstageVolume", o, &o.staged, absent, func(ctx context.Context, c *client) error {
-		_, err := c.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: o.id, StagingTargetPath: staging})
-		return err
+	err = w.place(ctx, "NodeUnstageVolume", o, &o.staged, absent, func(ctx context.Context, c *testkit.Driver) error {
+		return c.Unstage(ctx, o.id)
 	})
 	if err != nil {
 		return err
 	}
-	return os.Remove(staging)
+	return os.Remove(w.node.staging(o))
 }
 
 // place changes a mount.
-func (w *worker) place(ctx context.Context, what string, o *object, p *presence, then presence, send func(context.Context, *client) error) error {
+func (w *worker) place(ctx context.Context, what string, o *object, p *presence, then presence, send func(context.Context, *testkit.Driver) error) error {
 	set := func(to presence) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -372,25 +354,14 @@ func sourceOf(o *object) *csi.VolumeContentSource {
 	case o.source == nil:
 		return nil
 	case o.source.isSnapshot():
-		return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
-			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: o.source.id},
-		}}
+		return testkit.FromSnapshot(o.source.id)
 	}
-	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{
-		Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: o.source.id},
-	}}
+	return testkit.FromVolume(o.source.id)
 }
 
 func capabilityOf(o *object) *csi.VolumeCapability {
 	if o.kind == meta.View {
-		return withMode(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
+		return testkit.Capability(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
 	}
-	return withMode(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
-}
-
-func withMode(mode csi.VolumeCapability_AccessMode_Mode) *csi.VolumeCapability {
-	return &csi.VolumeCapability{
-		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
-		AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode},
-	}
+	return testkit.Capability(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
 }

@@ -109,10 +109,11 @@ func runLeg(ctx context.Context, o Options, quota btrfs.QuotaMode, report *Repor
 	}
 	l := &leg{
 		model: newModel(), gate: newGate(), options: o, report: report,
-		node:   &node{binary: o.Binary, dir: filepath.Join(dir, "node"), image: image, quota: quota, counts: report.counts, disturbed: o.Disturbed, seed: o.Seed},
+		node:   newNode(o.Binary, filepath.Join(dir, "node"), image, quota, report.counts),
 		random: rand.New(rand.NewPCG(o.Seed, 0)),
 	}
-	if err := errors.Join(newPool(ctx, image), os.Mkdir(l.node.dir, 0o700)); err != nil {
+	l.node.disturbed, l.node.seed = o.Disturbed, o.Seed
+	if err := newPool(ctx, image); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.node.close()) }()
@@ -127,7 +128,7 @@ func runLeg(ctx context.Context, o Options, quota btrfs.QuotaMode, report *Repor
 
 // run starts the driver and the workers, and ends with an empty pool.
 func (l *leg) run(ctx context.Context) error {
-	if err := l.node.start(ctx); err != nil {
+	if err := l.node.serve(ctx); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -215,7 +216,7 @@ func (l *leg) kill(ctx context.Context) error {
 	l.report.Kills++
 	l.shut()
 	for l.random.IntN(4) == 0 {
-		if err := l.node.launch(); err != nil {
+		if err := l.node.begin(); err != nil {
 			return err
 		}
 		time.Sleep(time.Duration(l.random.Int64N(int64(l.node.ready))))
@@ -225,7 +226,7 @@ func (l *leg) kill(ctx context.Context) error {
 		l.report.Kills++
 		l.report.KillsAtStart++
 	}
-	if err := l.node.start(ctx); err != nil {
+	if err := l.node.serve(ctx); err != nil {
 		return err
 	}
 	t, err := l.node.check(ctx, l.expect(l.instant()))
@@ -267,7 +268,7 @@ func (l *leg) restart(ctx context.Context) error {
 	if err := copyIndex(l.node.index(), l.closed); err != nil {
 		return err
 	}
-	if err := l.node.start(ctx); err != nil {
+	if err := l.node.serve(ctx); err != nil {
 		return err
 	}
 	return l.settled(ctx, "after a restart")
@@ -282,7 +283,7 @@ func (l *leg) finish(ctx context.Context, load *load) error {
 	if err := l.node.checkQuota(ctx); err != nil {
 		return fmt.Errorf("at the end: %w", err)
 	}
-	if err := l.node.start(ctx); err != nil {
+	if err := l.node.serve(ctx); err != nil {
 		return err
 	}
 	w := load.worker(0)
@@ -320,5 +321,5 @@ func (l *leg) explain(err error) error {
 			stories = append(stories, l.story(id))
 		}
 	}
-	return fmt.Errorf("%w\n%s\nthe driver's last words:\n%s", err, strings.Join(stories, "\n"), l.node.lastWords())
+	return fmt.Errorf("%w\n%s\nthe driver's last words:\n%s", err, strings.Join(stories, "\n"), l.node.LastWords())
 }

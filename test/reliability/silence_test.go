@@ -26,6 +26,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/disk"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // slowVolumes is how many volumes the silent pool has: more than a few blocks of its trees.
@@ -35,8 +36,8 @@ const slowVolumes = 600
 // node is served, all that tells of pools tells, and when the disk answers nothing is lost
 // and nothing has to be restarted.
 func TestSilentDisk(t *testing.T) {
-	for _, directIO := range []string{"on", "off"} {
-		t.Run("direct I/O "+directIO, func(t *testing.T) { newSilenceRig(t, directIO).run(t) })
+	for _, buffered := range []bool{false, true} {
+		t.Run(fmt.Sprintf("buffered=%v", buffered), func(t *testing.T) { newSilenceRig(t, buffered).run(t) })
 	}
 }
 
@@ -48,30 +49,29 @@ type silenceRig struct {
 	data map[string]string
 }
 
-func newSilenceRig(t *testing.T, directIO string) *silenceRig {
+func newSilenceRig(t *testing.T, buffered bool) *silenceRig {
 	btrfstest.RequireRoot(t)
 	binary, _, err := build(t.Context())
 	no(t, err)
 	dir := t.TempDir()
-	r := &silenceRig{node: &node{binary: binary, dir: filepath.Join(dir, "node"), image: filepath.Join(dir, "default.img"), quota: btrfs.QuotaFull, counts: &counts{}}}
+	r := &silenceRig{node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "default.img"), btrfs.QuotaFull, &counts{})}
 	r.http = freeAddress(t)
 	r.flags = []string{"--pool-timeout=1s", "--http=" + r.http}
-	no(t, os.Mkdir(r.dir, 0o700))
 	no(t, newPool(t.Context(), r.image))
 	no(t, os.Mkdir(filepath.Join(dir, "disk"), 0o700))
 	r.disk, err = disk.New(filepath.Join(dir, "disk"), 1<<30)
 	no(t, err)
-	no(t, command(t.Context(), "mkfs.btrfs", "-q", "-K", r.disk.Below()))
+	no(t, testkit.Run(t.Context(), "mkfs.btrfs", "-q", "-K", r.disk.Below()))
 	t.Cleanup(func() { r.end(t) })
 	no(t, r.disk.Start())
 	no(t, r.open(t.Context()))
 	no(t, os.Mkdir(r.slow(), 0o700))
-	no(t, mountLoopWith(t.Context(), directIO, "btrfs", r.disk.Path(), r.slow()))
-	no(t, r.start(t.Context()))
+	no(t, testkit.Loop{File: r.disk.Path(), Buffered: buffered}.Mount(t.Context(), r.slow()))
+	no(t, r.serve(t.Context()))
 	return r
 }
 
-func (r *silenceRig) slow() string { return filepath.Join(r.state(), "pools", "slow") }
+func (r *silenceRig) slow() string { return filepath.Join(r.State, "pools", "slow") }
 
 // end leaves nothing behind, whatever has happened.
 func (r *silenceRig) end(t *testing.T) {
@@ -104,32 +104,25 @@ func freeAddress(t *testing.T) string {
 
 func (r *silenceRig) run(t *testing.T) {
 	r.fill(t)
-	pid := r.process.cmd.Process.Pid
+	pid := r.process.Cmd.Process.Pid
 	r.duringSilence(t, append(r.served(t), r.refused()...))
 	r.back(t)
-	if fell := r.fell.Load(); fell != nil || r.process.cmd.Process.Pid != pid {
+	if fell := r.fell(); fell != nil || r.process.Cmd.Process.Pid != pid {
 		t.Fatalf("the driver did not go on: %v", fell)
 	}
 	r.restartsDuringSilence(t)
 	r.back(t)
 }
 
-var capability = &csi.VolumeCapability{
-	AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
-	AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
-}
-
 func (r *silenceRig) createIn(ctx context.Context, pool, name, from string) error {
 	request := &csi.CreateVolumeRequest{
-		Name: name, Parameters: map[string]string{"pool": pool}, VolumeCapabilities: []*csi.VolumeCapability{capability},
+		Name: name, Parameters: map[string]string{"pool": pool}, VolumeCapabilities: []*csi.VolumeCapability{testkit.Writer},
 		CapacityRange: &csi.CapacityRange{RequiredBytes: 8 * mib},
 	}
 	if from != "" {
-		request.VolumeContentSource = &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
-			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: from},
-		}}
+		request.VolumeContentSource = testkit.FromSnapshot(from)
 	}
-	_, err := r.client.Load().CreateVolume(ctx, request)
+	_, err := r.driver.Load().CreateVolume(ctx, request)
 	return err
 }
 
@@ -139,7 +132,7 @@ const attempts = 5
 
 // fill makes what there is when the disk falls silent.
 func (r *silenceRig) fill(t *testing.T) {
-	ctx, c := t.Context(), r.client.Load()
+	ctx, c := t.Context(), r.driver.Load()
 	g, grouped := errgroup.WithContext(ctx)
 	g.SetLimit(16)
 	for i := range slowVolumes {
@@ -162,31 +155,16 @@ func (r *silenceRig) fill(t *testing.T) {
 	_, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: "base"})
 	no(t, err)
 	for _, name := range append(names, "slow-0") {
-		no(t, os.MkdirAll(r.stagingOf(name), 0o700))
+		no(t, os.MkdirAll(r.Staging(name), 0o700))
 		if strings.HasPrefix(name, "staged") {
 			continue
 		}
-		no(t, r.stage(ctx, name))
+		no(t, c.Stage(ctx, name, testkit.Writer))
 		if strings.HasPrefix(name, "published") {
 			continue
 		}
-		no(t, r.publish(ctx, name))
+		no(t, c.Publish(ctx, name, testkit.Writer))
 	}
-}
-
-func (r *silenceRig) stagingOf(id string) string { return filepath.Join(r.kubelet(), "staging-"+id) }
-func (r *silenceRig) targetOf(id string) string  { return filepath.Join(r.kubelet(), "target-"+id) }
-
-func (r *silenceRig) stage(ctx context.Context, id string) error {
-	_, err := r.client.Load().NodeStageVolume(ctx, &csi.NodeStageVolumeRequest{VolumeId: id, StagingTargetPath: r.stagingOf(id), VolumeCapability: capability})
-	return err
-}
-
-func (r *silenceRig) publish(ctx context.Context, id string) error {
-	_, err := r.client.Load().NodePublishVolume(ctx, &csi.NodePublishVolumeRequest{
-		VolumeId: id, StagingTargetPath: r.stagingOf(id), TargetPath: r.targetOf(id), VolumeCapability: capability,
-	})
-	return err
 }
 
 // inquiry is made while the disk is silent. It fails for any but the right answer.
@@ -197,7 +175,7 @@ type inquiry struct {
 
 // served are those that have nothing to do with the silent pool, or tell of it.
 func (r *silenceRig) served(t *testing.T) []inquiry {
-	c := r.client.Load()
+	c := r.driver.Load()
 	id := func(kind string, attempt int) string { return fmt.Sprintf("%s-%d", kind, attempt) }
 	return []inquiry{
 		{"CreateVolume", func(ctx context.Context, n int) error { return r.createIn(ctx, "default", id("new", n), "") }},
@@ -207,10 +185,7 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 			return err
 		}},
 		{"DeleteVolume", func(ctx context.Context, n int) error {
-			_, err := c.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: id("deleted", n), TargetPath: r.targetOf(id("deleted", n))})
-			if err == nil {
-				_, err = c.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: id("deleted", n), StagingTargetPath: r.stagingOf(id("deleted", n))})
-			}
+			err := c.Unmount(ctx, id("deleted", n))
 			if err == nil {
 				_, err = c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: id("deleted", n)})
 			}
@@ -220,14 +195,13 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 			_, err := c.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{VolumeId: "grown", CapacityRange: &csi.CapacityRange{RequiredBytes: int64(9+n) * mib}})
 			return err
 		}},
-		{"NodeStageVolume", func(ctx context.Context, n int) error { return r.stage(ctx, id("staged", n)) }},
-		{"NodePublishVolume", func(ctx context.Context, n int) error { return r.publish(ctx, id("published", n)) }},
+		{"NodeStageVolume", func(ctx context.Context, n int) error { return c.Stage(ctx, id("staged", n), testkit.Writer) }},
+		{"NodePublishVolume", func(ctx context.Context, n int) error { return c.Publish(ctx, id("published", n), testkit.Writer) }},
 		{"NodeUnpublishVolume", func(ctx context.Context, n int) error {
-			_, err := c.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: id("unpublished", n), TargetPath: r.targetOf(id("unpublished", n))})
-			return err
+			return c.Unpublish(ctx, id("unpublished", n))
 		}},
 		{"NodeGetVolumeStats", func(ctx context.Context, _ int) error {
-			_, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: "base", VolumePath: r.targetOf("base")})
+			_, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: "base", VolumePath: r.Target("base")})
 			return err
 		}},
 		{"ControllerGetVolumeHealth", func(ctx context.Context, _ int) error {
@@ -239,7 +213,7 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 			return wanted(err, capacity.GetAvailableCapacity() > 0, "some", capacity)
 		}},
 		{"ListVolumes", func(ctx context.Context, _ int) error {
-			all, err := c.list(ctx)
+			all, err := list(ctx, c)
 			return wanted(err, len(all) > slowVolumes, "all volumes", len(all))
 		}},
 		{"Probe", func(ctx context.Context, _ int) error {
@@ -292,7 +266,7 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 
 // refused are those that the silent pool would have to answer.
 func (r *silenceRig) refused() []inquiry {
-	c := r.client.Load()
+	c := r.driver.Load()
 	refuse := func(what string, ask func(ctx context.Context) error) inquiry {
 		return inquiry{what + " in the silent pool", func(ctx context.Context, _ int) error {
 			if err := ask(ctx); status.Code(err) != codes.Unavailable {
@@ -312,7 +286,7 @@ func (r *silenceRig) refused() []inquiry {
 			return err
 		}),
 		refuse("NodeGetVolumeStats", func(ctx context.Context) error {
-			_, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: "slow-0", VolumePath: r.targetOf("slow-0")})
+			_, err := c.NodeGetVolumeStats(ctx, &csi.NodeGetVolumeStatsRequest{VolumeId: "slow-0", VolumePath: r.Target("slow-0")})
 			return err
 		}),
 		{"ControllerGetVolumeHealth in the silent pool", func(ctx context.Context, _ int) error {
@@ -346,7 +320,7 @@ func (r *silenceRig) get(path string) (string, error) {
 
 // forget has the kernel read from the disk what it is asked next.
 func (r *silenceRig) forget(t *testing.T) {
-	for _, pool := range []string{r.pool(), r.slow()} {
+	for _, pool := range []string{r.Pool(), r.slow()} {
 		dir, err := os.Open(pool)
 		no(t, err)
 		no(t, errors.Join(unix.Syncfs(int(dir.Fd())), dir.Close()))
@@ -383,7 +357,7 @@ func (r *silenceRig) askAll(ctx context.Context, t *testing.T, questions []inqui
 	// Who asks first finds that the disk is silent. What tells of that is asked behind.
 	first, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	_, err := r.client.Load().ControllerGetVolume(first, &csi.ControllerGetVolumeRequest{VolumeId: "slow-300"})
+	_, err := r.driver.Load().ControllerGetVolume(first, &csi.ControllerGetVolumeRequest{VolumeId: "slow-300"})
 	if status.Code(err) != codes.Unavailable {
 		t.Logf("the first to ask got %v", err)
 		return questions
@@ -415,7 +389,7 @@ func (r *silenceRig) back(t *testing.T) {
 		text, err := r.admin("/pools")
 		return err == nil && json.Unmarshal([]byte(text), &pools) == nil && len(pools) == 2 && pools[1].Error == ""
 	})
-	ctx, c := t.Context(), r.client.Load()
+	ctx, c := t.Context(), r.driver.Load()
 	g, grouped := errgroup.WithContext(ctx)
 	g.SetLimit(16)
 	for i := range slowVolumes {
@@ -442,7 +416,7 @@ func (r *silenceRig) back(t *testing.T) {
 func (r *silenceRig) until(t *testing.T, what string, is func() bool) {
 	for deadline := time.Now().Add(patience); !is(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("never: %s; the driver's last words:\n%s", what, r.lastWords())
+			t.Fatalf("never: %s; the driver's last words:\n%s", what, r.LastWords())
 		}
 	}
 }
@@ -457,13 +431,13 @@ func (r *silenceRig) restartsDuringSilence(t *testing.T) {
 		first := r.process
 		err := r.restart(t.Context(), attempt)
 		late := r.disk.Answer()
-		<-first.ended
+		<-first.Ended()
 		if err == nil && late == nil {
 			return
 		}
-		t.Logf("%v, %v; the drivers said:\n%s", err, late, r.lastWords())
+		t.Logf("%v, %v; the drivers said:\n%s", err, late, r.LastWords())
 		if r.process == nil {
-			no(t, r.start(t.Context()))
+			no(t, r.serve(t.Context()))
 		}
 	}
 	t.Error("no driver was restarted while the disk was silent")
@@ -474,11 +448,10 @@ func (r *silenceRig) restart(ctx context.Context, attempt int) error {
 	ctx, cancel := context.WithTimeout(ctx, disk.MostSilence)
 	defer cancel()
 	for i := range 3 {
-		_, _ = r.client.Load().ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: fmt.Sprintf("slow-%d", 200+i)})
+		_, _ = r.driver.Load().ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: fmt.Sprintf("slow-%d", 200+i)})
 	}
 	first := r.process
-	first.doomed.Store(true)
-	if err := first.cmd.Process.Signal(unix.SIGTERM); err != nil {
+	if err := first.Signal(unix.SIGTERM); err != nil {
 		return err
 	}
 	for r.held() {
@@ -488,7 +461,7 @@ func (r *silenceRig) restart(ctx context.Context, attempt int) error {
 		time.Sleep(10 * time.Millisecond)
 	}
 	r.process = nil
-	if err := r.start(ctx); err != nil {
+	if err := r.serve(ctx); err != nil {
 		return err
 	}
 	return r.createIn(ctx, "default", fmt.Sprintf("restarted-%d", attempt), "")
@@ -496,7 +469,7 @@ func (r *silenceRig) restart(ctx context.Context, attempt int) error {
 
 // held reports whether a driver has the state directory for itself.
 func (r *silenceRig) held() bool {
-	lock, err := os.Open(filepath.Join(r.state(), "lock"))
+	lock, err := os.Open(filepath.Join(r.State, "lock"))
 	if err != nil {
 		return false
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // SoakOptions say how long to soak a driver, and in what.
@@ -135,7 +136,7 @@ func inDirectory(parent, name string, fn func(dir string) error) error {
 		return err
 	}
 	err = fn(dir)
-	points, tableErr := mountedBelow(dir)
+	points, tableErr := testkit.MountsIn(dir)
 	if tableErr != nil || len(points) > 0 {
 		return errors.Join(err, tableErr, fmt.Errorf("%s is left behind: %d mounts are below it", dir, len(points)))
 	}

@@ -71,7 +71,7 @@ func (l *leg) look(ctx context.Context, began time.Time) error {
 
 // sample looks at the driver's process.
 func (n *node) sample() (s Sample, err error) {
-	proc := fmt.Sprintf("/proc/%d", n.process.cmd.Process.Pid)
+	proc := fmt.Sprintf("/proc/%d", n.process.Cmd.Process.Pid)
 	descriptors, err := os.ReadDir(proc + "/fd")
 	s.Descriptors = len(descriptors)
 	if err != nil {

@@ -1,0 +1,94 @@
+package testkit
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+)
+
+// Capability returns that of a mounted volume.
+func Capability(mode csi.VolumeCapability_AccessMode_Mode, mountFlags ...string) *csi.VolumeCapability {
+	return &csi.VolumeCapability{
+		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{MountFlags: mountFlags}},
+		AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode},
+	}
+}
+
+// What most volumes are made and mounted with.
+var (
+	Writer = Capability(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
+	Reader = Capability(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
+)
+
+// FromSnapshot returns the source of a restore.
+func FromSnapshot(id string) *csi.VolumeContentSource {
+	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: id}}}
+}
+
+// FromVolume returns the source of a clone.
+func FromVolume(id string) *csi.VolumeContentSource {
+	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: id}}}
+}
+
+// Staging returns where the kubelet has a volume staged.
+func (n Node) Staging(volume string) string { return filepath.Join(n.Kubelet, "staging-"+volume) }
+
+// Target returns where the kubelet has a volume published for the one pod that uses it.
+func (n Node) Target(volume string) string { return filepath.Join(n.Kubelet, "target-"+volume) }
+
+// StageRequest returns what the kubelet asks for first.
+func (n Node) StageRequest(volume string, capability *csi.VolumeCapability) *csi.NodeStageVolumeRequest {
+	return &csi.NodeStageVolumeRequest{VolumeId: volume, StagingTargetPath: n.Staging(volume), VolumeCapability: capability}
+}
+
+// PublishRequest returns what the kubelet asks for next.
+func (n Node) PublishRequest(volume string, capability *csi.VolumeCapability) *csi.NodePublishVolumeRequest {
+	return &csi.NodePublishVolumeRequest{
+		VolumeId: volume, StagingTargetPath: n.Staging(volume), TargetPath: n.Target(volume), VolumeCapability: capability,
+	}
+}
+
+// Stage stages a volume in a directory that the kubelet makes.
+func (d *Driver) Stage(ctx context.Context, volume string, capability *csi.VolumeCapability) error {
+	if err := os.MkdirAll(d.Staging(volume), 0o750); err != nil {
+		return err
+	}
+	_, err := d.NodeStageVolume(ctx, d.StageRequest(volume, capability))
+	return err
+}
+
+// Publish publishes a volume that is staged.
+func (d *Driver) Publish(ctx context.Context, volume string, capability *csi.VolumeCapability) error {
+	_, err := d.NodePublishVolume(ctx, d.PublishRequest(volume, capability))
+	return err
+}
+
+// Unpublish undoes Publish.
+func (d *Driver) Unpublish(ctx context.Context, volume string) error {
+	_, err := d.NodeUnpublishVolume(ctx, &csi.NodeUnpublishVolumeRequest{VolumeId: volume, TargetPath: d.Target(volume)})
+	return err
+}
+
+// Unstage undoes Stage.
+func (d *Driver) Unstage(ctx context.Context, volume string) error {
+	_, err := d.NodeUnstageVolume(ctx, &csi.NodeUnstageVolumeRequest{VolumeId: volume, StagingTargetPath: d.Staging(volume)})
+	return err
+}
+
+// Mount mounts a volume as the kubelet does for a pod, and returns where.
+func (d *Driver) Mount(ctx context.Context, volume string, capability *csi.VolumeCapability) (string, error) {
+	if err := d.Stage(ctx, volume, capability); err != nil {
+		return "", err
+	}
+	return d.Target(volume), d.Publish(ctx, volume, capability)
+}
+
+// Unmount undoes Mount. A volume that is not mounted is none of its errors.
+func (d *Driver) Unmount(ctx context.Context, volume string) error {
+	if err := d.Unpublish(ctx, volume); err != nil {
+		return err
+	}
+	return d.Unstage(ctx, volume)
+}

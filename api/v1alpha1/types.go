@@ -127,7 +127,7 @@ type PoolSpec struct {
 
 // PoolStatus is what the node finds.
 type PoolStatus struct {
-	// State is Away, Unusable, ReadOnly, DeviceMissing, BackingFull, QuotaInconsistent,
+	// State is Away, Silent, Unusable, ReadOnly, DeviceMissing, BackingFull, QuotaInconsistent,
 	// DeviceErrors, or Ready: the first of them that is true.
 	// +optional
 	State string `json:"state,omitempty"`

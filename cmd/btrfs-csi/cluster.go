@@ -75,14 +75,13 @@ func (n *mirrored) Used(ctx context.Context, ref meta.Ref) (int64, bool) {
 	return usage.Used, err == nil
 }
 
-// Pools returns of each pool what the command pools prints.
 func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 	var reports []mirror.PoolReport
 	for _, p := range n.engine.Pools(ctx) {
-		row := poolRowOf(p)
+		state, message := p.State()
 		reports = append(reports, mirror.PoolReport{
-			Name: row.Name, ID: row.ID, State: row.Status, Message: row.Detail, Quota: row.Quota,
-			Size: row.Size, Available: row.Available, Rescans: p.Rescans,
+			Name: p.Name, ID: p.ID, State: state, Message: message, Quota: string(p.Quota.Mode),
+			Size: p.Space.Size, Available: p.Space.Available, Rescans: p.Rescans,
 		})
 	}
 	return reports

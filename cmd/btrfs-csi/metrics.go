@@ -137,7 +137,7 @@ func collectPool(ch chan<- prometheus.Metric, p pool.Status) {
 	gauge(descInconsistent, flagValue(p.Quota.Inconsistent), string(p.Quota.Mode))
 	gauge(descNesting, float64(p.Nesting))
 	ch <- prometheus.MustNewConstMetric(descRescans, prometheus.CounterValue, float64(p.Rescans), p.Name, p.ID)
-	gauge(descMissing, float64(poolRowOf(p).DevicesMissing))
+	gauge(descMissing, float64(p.DevicesMissing()))
 	for _, d := range p.Devices {
 		name := d.Path
 		if d.Missing { // the kernel has one name for all

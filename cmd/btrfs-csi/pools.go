@@ -85,16 +85,8 @@ func poolRowOf(p pool.Status) poolRow {
 		Name: p.Name, ID: p.ID, Size: p.Space.Size, Available: p.Space.Available,
 		MetadataSize: p.Space.MetadataTotal, MetadataUsed: p.Space.MetadataUsed, Unallocated: p.Space.Unallocated,
 		Quota: string(p.Quota.Mode), QuotaInconsistent: p.Quota.Inconsistent, QuotaRescans: p.Rescans, Nesting: p.Nesting, ReadOnly: p.Space.ReadOnly, Error: p.Error,
+		DevicesMissing: p.DevicesMissing(), DeviceErrors: p.DeviceErrors(),
 	}
-	for _, d := range p.Devices {
-		if d.Missing {
-			r.DevicesMissing++
-		}
-		r.DeviceErrors += d.Errors()
-	}
-	r.Status, r.Detail = "Ready", p.Note()
-	if faults := p.Faults(); len(faults) > 0 {
-		r.Status, r.Detail = string(faults[0].Problem), faults[0].Detail
-	}
+	r.Status, r.Detail = p.State()
 	return r
 }

@@ -1,11 +1,11 @@
 package driver
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 
@@ -23,7 +23,7 @@ var lostTable = []struct {
 }{
 	{snapshot.ErrOutside, csi.VolumeHealthErrorType_INACCESSIBLE, "SubvolumeOutsidePool"},
 	{snapshot.ErrLost, csi.VolumeHealthErrorType_DATA_LOSS, "SubvolumeLost"},
-	{pool.ErrSilent, csi.VolumeHealthErrorType_INACCESSIBLE, silent}, // which is a pool that is away, too
+	{pool.ErrSilent, csi.VolumeHealthErrorType_INACCESSIBLE, pool.Silent.Reason()}, // which is a pool that is away, too
 	{pool.ErrAway, csi.VolumeHealthErrorType_INACCESSIBLE, "PoolAway"},
 	{snapshot.ErrUnreadable, csi.VolumeHealthErrorType_INACCESSIBLE, "RecordUnreadable"},
 	{snapshot.ErrAmbiguous, csi.VolumeHealthErrorType_INACCESSIBLE, "FoundInTwoPools"},
@@ -78,72 +78,48 @@ func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth
 	for _, c := range conditions {
 		add(csi.VolumeHealthErrorType_DEGRADED, c.Reason, c.Message)
 	}
-	for _, pool := range s.engine.Pools(ctx) {
-		if pool.ID != entry.PoolID {
+	for _, p := range s.engine.Pools(ctx) {
+		if p.ID != entry.PoolID {
 			continue
 		}
-		for _, f := range faultsOf(pool) {
-			add(csi.VolumeHealthErrorType_DEGRADED, f.reason, f.message)
+		for _, c := range p.Conditions() {
+			add(csi.VolumeHealthErrorType_DEGRADED, c.Problem.Reason(), named(p.Name, c.Message))
 		}
 	}
 	return health, nil
 }
 
-// NodeGetStorageHealth reports the faults of all pools. CSI allows each reason once, so
-// one entry names all pools that have the fault.
+// NodeGetStorageHealth reports the conditions of all pools. CSI allows each reason once, so
+// one entry names all pools that have the problem.
 func (s *node) NodeGetStorageHealth(ctx context.Context, _ *csi.NodeGetStorageHealthRequest) (*csi.NodeGetStorageHealthResponse, error) {
 	response := &csi.NodeGetStorageHealthResponse{}
-	for _, pool := range s.engine.Pools(ctx) {
-		for _, f := range faultsOf(pool) {
-			addBackend(response, f)
+	for _, p := range s.engine.Pools(ctx) {
+		for _, c := range p.Conditions() {
+			addBackend(response, c.Problem, named(p.Name, c.Message))
 		}
 	}
 	return response, nil
 }
 
-func addBackend(response *csi.NodeGetStorageHealthResponse, f fault) {
+func addBackend(response *csi.NodeGetStorageHealthResponse, problem pool.Problem, message string) {
 	status := csi.StorageHealthErrorType_STORAGE_DEGRADED
-	if f.reason == unusable || f.reason == silent {
+	if problem == pool.Unusable || problem == pool.Silent {
 		status = csi.StorageHealthErrorType_STORAGE_UNREACHABLE
 	}
 	at := slices.IndexFunc(response.BackendHealth, func(b *csi.NodeGetStorageHealthResponse_StorageBackendHealth) bool {
-		return b.Reason == f.reason
+		return b.Reason == problem.Reason()
 	})
 	if at >= 0 {
-		response.BackendHealth[at].Message += "; " + f.message
+		response.BackendHealth[at].Message += "; " + message
 		return
 	}
 	response.BackendHealth = append(response.BackendHealth, &csi.NodeGetStorageHealthResponse_StorageBackendHealth{
-		Status: status, Reason: f.reason, Message: f.message,
+		Status: status, Reason: problem.Reason(), Message: message,
 	})
 }
 
-// fault is something wrong with a pool.
-type fault struct{ reason, message string }
-
-// unusable is the reason of a pool that cannot be used at all.
-const unusable = "PoolUnusable"
-
-// silent is the reason of a pool whose disk does not answer.
-const silent = "PoolSilent"
-
-// reasons are the problems of a pool in use that have another name as a reason.
-var reasons = map[pool.Problem]string{
-	pool.Unusable: "PoolUnreadable",
-	pool.ReadOnly: "PoolReadOnly",
-}
-
-// faultsOf returns what is wrong with a pool, each reason once.
-func faultsOf(pool pool.Status) []fault {
-	if pool.Silent {
-		return []fault{{silent, pool.Error}}
-	}
-	if pool.ID == "" {
-		return []fault{{unusable, fmt.Sprintf("pool %q: %s", pool.Name, pool.Error)}}
-	}
-	var faults []fault
-	for _, f := range pool.Faults() {
-		faults = append(faults, fault{cmp.Or(reasons[f.Problem], string(f.Problem)), fmt.Sprintf("pool %q: %s", pool.Name, f.Detail)})
-	}
-	return faults
+// named has a message begin with the pool that it is about, where it does not already.
+func named(name, message string) string {
+	prefix := fmt.Sprintf("pool %q: ", name)
+	return prefix + strings.TrimPrefix(message, prefix)
 }

@@ -1,5 +1,5 @@
 // Package pool is one btrfs filesystem, or a directory of it, as a pool of volumes: its
-// identity, its directories, the records in them, quota, room and faults. It knows nothing of
+// identity, its directories, the records in them, quota, room, state and conditions. It knows nothing of
 // what a volume goes through: see package snapshot.
 //
 // # Terms

@@ -1,6 +1,7 @@
 package pool
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -11,6 +12,8 @@ import (
 type Problem string
 
 const (
+	// Silent is a pool whose disk does not answer: see ErrSilent.
+	Silent Problem = "Silent"
 	// Unusable is a directory that should be a pool and cannot be used.
 	Unusable Problem = "Unusable"
 	// QuotaInconsistent means that limits are void. Repair: rescan.
@@ -44,18 +47,39 @@ type Status struct {
 	Nesting int `json:"nesting,omitempty"`
 }
 
-// Fault is something wrong with a pool as a whole.
-type Fault struct {
-	Problem Problem
-	Detail  string // what was found, and what to do. It holds no number that changes all the time
+// ProblemOf returns the Problem of a pool that cannot be used for a reason.
+func ProblemOf(reason error) Problem {
+	if errors.Is(reason, ErrSilent) {
+		return Silent
+	}
+	return Unusable
 }
 
-// Faults returns what is wrong with a pool, the worst first, each Problem once.
-func (s Status) Faults() []Fault {
-	var faults []Fault
+// Reason names the problem where the reader does not know that it is one of a pool: in the
+// health of a volume or a node.
+func (p Problem) Reason() string {
+	switch p {
+	case Silent, Unusable, ReadOnly:
+		return "Pool" + string(p)
+	}
+	return string(p)
+}
+
+// Condition is something wrong with a pool as a whole.
+type Condition struct {
+	Problem Problem
+	Message string // what was found, and what to do. It has no number that changes all the time
+}
+
+// Conditions returns what is wrong with a pool, the worst first, each Problem once.
+func (s Status) Conditions() []Condition {
+	if s.Silent { // nothing else is known
+		return []Condition{{Silent, s.Error}}
+	}
+	var all []Condition
 	add := func(wrong bool, problem Problem, format string, args ...any) {
 		if wrong {
-			faults = append(faults, Fault{problem, fmt.Sprintf(format, args...)})
+			all = append(all, Condition{problem, fmt.Sprintf(format, args...)})
 		}
 	}
 	missing, failing := s.missingDevices(), s.failingDevices()
@@ -65,10 +89,36 @@ func (s Status) Faults() []Fault {
 	add(backingFull(s.Space.Room), BackingFull, "%s", s.backingDetail())
 	add(s.Quota.Inconsistent, QuotaInconsistent, "limits of volumes are void until the quota has been rescanned, which the driver does")
 	add(failing != "", DeviceErrors, "devices had errors: %s: check them, then reset the counters with btrfs device stats --reset", failing)
-	return faults
+	return all
 }
 
-// Note returns what should be known of a pool with no fault; empty for nothing.
+// State returns the worst Problem of the pool and what to do, or "Ready" and Note.
+func (s Status) State() (state, message string) {
+	if all := s.Conditions(); len(all) > 0 {
+		return string(all[0].Problem), all[0].Message
+	}
+	return "Ready", s.Note()
+}
+
+// DevicesMissing returns the number of devices that are not there.
+func (s Status) DevicesMissing() (n int) {
+	for _, d := range s.Devices {
+		if d.Missing {
+			n++
+		}
+	}
+	return n
+}
+
+// DeviceErrors returns the sum of all error counters of all devices.
+func (s Status) DeviceErrors() (n uint64) {
+	for _, d := range s.Devices {
+		n += d.Errors()
+	}
+	return n
+}
+
+// Note returns what should be known of a pool that nothing is wrong with; empty for nothing.
 func (s Status) Note() string {
 	if b := s.Space.Backing; b != nil {
 		return fmt.Sprintf("the file %s has %d bytes, and its filesystem has not the room for all of them: free space there; the capacity of the pool is what is left there",

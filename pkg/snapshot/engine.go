@@ -68,9 +68,9 @@ type servedPool struct {
 	nested    nested
 	rescans   atomic.Uint64 // begun since the pool is in use
 
-	right  looked         // the last look that found nothing wrong; under tending
-	faults []pool.Problem // that were logged; under tending, as is note
-	note   string         // that was logged
+	right    looked         // the last look that found nothing wrong; under tending
+	problems []pool.Problem // that were logged; under tending, as is note
+	note     string         // that was logged
 }
 
 // An Option is a setting of an Engine.
@@ -121,7 +121,7 @@ func (e *Engine) Close() error {
 // ctx ends.
 func (e *Engine) Run(ctx context.Context) {
 	for _, p := range e.allPools() {
-		go p.logFaults(ctx)
+		go p.logProblems(ctx)
 	}
 	go e.everyPool(ctx, e.maintenance, e.tend)
 	go e.everyPool(ctx, nestedInterval, e.lookForNested)

@@ -146,20 +146,20 @@ func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc
 	return ctx, func() { cancel(); <-ended }
 }
 
-// faultFindings makes findings of the faults, which are for people to mend. Quota and what
-// cannot be read have findings of their own.
-func (p *servedPool) faultFindings() []Finding {
+// conditionFindings makes findings of the pool's conditions, which are for people to mend.
+// Quota and what cannot be read have findings of their own.
+func (p *servedPool) conditionFindings() []Finding {
 	var findings []Finding
-	for _, f := range p.status().Faults() {
-		if f.Problem != pool.Unusable && f.Problem != pool.QuotaInconsistent {
-			findings = append(findings, Finding{Pool: p.Name, Problem: f.Problem, Detail: f.Detail})
+	for _, c := range p.status().Conditions() {
+		if c.Problem != pool.Unusable && c.Problem != pool.Silent && c.Problem != pool.QuotaInconsistent {
+			findings = append(findings, Finding{Pool: p.Name, Problem: c.Problem, Detail: c.Message})
 		}
 	}
 	return findings
 }
 
-// logFaults is logNews, unless the pool is being maintained, which ends with it.
-func (p *servedPool) logFaults(ctx context.Context) {
+// logProblems is logNews, unless the pool is being maintained, which ends with it.
+func (p *servedPool) logProblems(ctx context.Context) {
 	if p.tending.TryLock() {
 		defer p.tending.Unlock()
 		p.logNews(ctx)
@@ -178,16 +178,16 @@ func (p *servedPool) logNews(ctx context.Context) {
 		p.note = note
 	}
 	var now []pool.Problem
-	for _, f := range status.Faults() {
-		now = append(now, f.Problem)
-		if !slices.Contains(p.faults, f.Problem) {
-			logger.Error(nil, "Pool has a fault", "problem", f.Problem, "detail", f.Detail)
+	for _, c := range status.Conditions() {
+		now = append(now, c.Problem)
+		if !slices.Contains(p.problems, c.Problem) {
+			logger.Error(nil, "Pool has a problem", "problem", c.Problem, "detail", c.Message)
 		}
 	}
-	for _, problem := range p.faults {
+	for _, problem := range p.problems {
 		if !slices.Contains(now, problem) {
-			logger.Info("Pool has a fault no longer", "problem", problem)
+			logger.Info("Pool has a problem no longer", "problem", problem)
 		}
 	}
-	p.faults = now
+	p.problems = now
 }

@@ -203,7 +203,7 @@ func (e *Engine) Pools(context.Context) []pool.Status {
 	all := each(e.allPools(), (*servedPool).status)
 	e.mu.RLock()
 	for name, err := range e.broken {
-		all = append(all, pool.Status{Name: name, Error: err.Error(), Silent: errors.Is(err, pool.ErrSilent)})
+		all = append(all, pool.Status{Name: name, Error: err.Error(), Silent: pool.ProblemOf(err) == pool.Silent})
 	}
 	e.mu.RUnlock()
 	slices.SortFunc(all, func(a, b pool.Status) int { return strings.Compare(a.Name, b.Name) })

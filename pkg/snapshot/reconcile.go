@@ -110,13 +110,13 @@ func (e *Engine) eachPool(fn func(*servedPool) ([]Finding, error)) ([]Finding, e
 	pools := e.allPools()
 	results := each(pools, func(p *servedPool) looked {
 		findings, err := fn(p)
-		return looked{append(findings, p.faultFindings()...), err}
+		return looked{append(findings, p.conditionFindings()...), err}
 	})
 	for i, p := range pools {
 		err := results[i].err
 		findings = append(findings, results[i].findings...)
 		if errors.Is(err, pool.ErrAway) || errors.Is(err, pool.ErrFrozen) { // the others are no worse for it
-			findings = append(findings, Finding{Pool: p.Name, Problem: pool.Unusable, Detail: err.Error()})
+			findings = append(findings, Finding{Pool: p.Name, Problem: pool.ProblemOf(err), Detail: err.Error()})
 			err = nil
 		}
 		errs = append(errs, err)
@@ -197,7 +197,7 @@ func (e *Engine) unusable() []Finding {
 	defer e.mu.RUnlock()
 	var findings []Finding
 	for name, err := range e.broken {
-		findings = append(findings, Finding{Pool: name, Problem: pool.Unusable, Detail: err.Error()})
+		findings = append(findings, Finding{Pool: name, Problem: pool.ProblemOf(err), Detail: err.Error()})
 	}
 	slices.SortFunc(findings, func(a, b Finding) int { return cmp.Compare(a.Pool, b.Pool) })
 	return findings

@@ -247,7 +247,7 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 			if err == nil {
 				err = json.Unmarshal([]byte(text), &findings)
 			}
-			return wanted(err, len(findings) == 1 && findings[0].Problem == pool.Unusable && findings[0].Pool == "slow", "one unusable", text)
+			return wanted(err, len(findings) == 1 && findings[0].Problem == pool.Silent && findings[0].Pool == "slow", "one silent", text)
 		}},
 		{"NodeGetStorageHealth", func(ctx context.Context, _ int) error {
 			health, err := c.NodeGetStorageHealth(ctx, &csi.NodeGetStorageHealthRequest{})

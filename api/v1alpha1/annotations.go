@@ -41,7 +41,7 @@ const (
 	AnnotationCondemnedSince = annotationPrefix + "condemned-since"
 )
 
-// AnnotationTakenFrom is an annotation of a Pool: the node that had the claim when another
-// took it, since it was not ready, or somebody had deleted the Pool. It gets it back
-// when it has the pool still.
+// AnnotationTakenFrom is an annotation of a Pool: the node that owned it when another one
+// took it over, since that was not ready, or somebody had deleted the Pool. It gets the pool
+// back if it still has it.
 const AnnotationTakenFrom = annotationPrefix + "taken-from"

@@ -12,16 +12,18 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
 // connect makes the clients of the cluster that kubeconfig names, else of that
 // which kubectl would take, or which the pod runs in.
-func connect(kubeconfig string, qps float32, burst int) (*mirror.Clients, error) {
+func connect(kubeconfig string, qps float32, burst int) (*client.Clients, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
 	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
@@ -29,16 +31,16 @@ func connect(kubeconfig string, qps float32, burst int) (*mirror.Clients, error)
 		return nil, fmt.Errorf("reach the cluster: %w", err)
 	}
 	config.QPS, config.Burst = qps, burst
-	return mirror.Connect(rest.AddUserAgent(config, "btrfs-csi/"+version))
+	return client.Connect(rest.AddUserAgent(config, "btrfs-csi/"+version))
 }
 
-// mirrored is the node as the mirror sees it.
-type mirrored struct {
+// localNode is this node as the controllers of the cluster see it.
+type localNode struct {
 	engine engine
 	driver *driver.Driver
 }
 
-// engine is what mirrored needs of *snapshot.Engine. It has no Remove: the cluster deletes
+// engine is what localNode needs of *snapshot.Engine. It has no Remove: the cluster deletes
 // through the driver, which looks at the mounts first.
 type engine interface {
 	Stat(ctx context.Context, ref meta.Ref) (meta.Entry, error)
@@ -51,35 +53,35 @@ type engine interface {
 	Deny(reasons map[string]error)
 }
 
-var _ mirror.Node = (*mirrored)(nil)
+var _ cluster.Node = (*localNode)(nil)
 
-func (n *mirrored) Look(ctx context.Context, ref meta.Ref) (meta.Entry, mirror.State) {
+func (n *localNode) Look(ctx context.Context, ref meta.Ref) (meta.Entry, node.State) {
 	entry, err := n.engine.Stat(ctx, ref)
 	switch {
 	case err == nil:
-		return entry, mirror.Ready
+		return entry, node.Ready
 	case errors.Is(err, snapshot.ErrNotFound), errors.Is(err, snapshot.ErrForgotten): // of what may be in which pool the cluster forgets nothing
-		return entry, mirror.Gone
+		return entry, node.Gone
 	case errors.Is(err, snapshot.ErrLost):
-		return entry, mirror.Lost
+		return entry, node.Lost
 	}
-	return entry, mirror.Away
+	return entry, node.Away
 }
 
-func (n *mirrored) Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error {
+func (n *localNode) Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error {
 	return n.engine.Walk(ctx, class, "", fn)
 }
 
-func (n *mirrored) Used(ctx context.Context, ref meta.Ref) (int64, bool) {
+func (n *localNode) Used(ctx context.Context, ref meta.Ref) (int64, bool) {
 	usage, err := n.engine.Usage(ctx, ref)
 	return usage.Used, err == nil
 }
 
-func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
-	var reports []mirror.PoolReport
+func (n *localNode) Pools(ctx context.Context) []node.Pool {
+	var reports []node.Pool
 	for _, p := range n.engine.Pools(ctx) {
 		state, message := p.State()
-		reports = append(reports, mirror.PoolReport{
+		reports = append(reports, node.Pool{
 			Name: p.Name, ID: p.ID, State: state, Message: message, Quota: string(p.Quota.Mode),
 			Size: p.Space.Size, Available: p.Space.Available, Rescans: p.Rescans,
 		})
@@ -87,7 +89,7 @@ func (n *mirrored) Pools(ctx context.Context) []mirror.PoolReport {
 	return reports
 }
 
-func (n *mirrored) Away(ctx context.Context) []string {
+func (n *localNode) Away(ctx context.Context) []string {
 	away, err := n.engine.Away()
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Pools that are away cannot be read")
@@ -95,13 +97,13 @@ func (n *mirrored) Away(ctx context.Context) []string {
 	return slices.Sorted(maps.Keys(away))
 }
 
-func (n *mirrored) Forget(ctx context.Context, poolID string) {
+func (n *localNode) Forget(ctx context.Context, poolID string) {
 	if err := n.engine.Forget(poolID); err != nil {
 		klog.FromContext(ctx).Error(err, "Pool cannot be forgotten", "poolID", poolID)
 	}
 }
 
-func (n *mirrored) Expand(ctx context.Context, volume string, size int64) (int64, error) {
+func (n *localNode) Expand(ctx context.Context, volume string, size int64) (int64, error) {
 	entry, err := n.engine.Resize(ctx, volume, snapshot.Range{Required: size})
 	if err != nil {
 		return 0, status.Error(driver.Code(err), err.Error())
@@ -109,24 +111,16 @@ func (n *mirrored) Expand(ctx context.Context, volume string, size int64) (int64
 	return entry.Size, nil
 }
 
-func (n *mirrored) Deny(reasons map[string]error) { n.engine.Deny(reasons) }
+func (n *localNode) Deny(reasons map[string]error) { n.engine.Deny(reasons) }
 
 // Remove deletes as a request of CSI would: what is mounted is not deleted.
-func (n *mirrored) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }
+func (n *localNode) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }
 
 // otherNodes is the cluster as the driver sees it.
-type otherNodes struct{ mirror *mirror.Manager }
+type otherNodes struct{ *cluster.Manager }
 
 var _ driver.Cluster = otherNodes{}
 
-func (c otherNodes) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
-	return c.mirror.Owner(ctx, ref)
-}
-
-func (c otherNodes) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) {
-	return c.mirror.KeptBy(ctx, ref)
-}
-
 func (c otherNodes) Expand(ctx context.Context, volume string, want snapshot.Range) (int64, error) {
-	return c.mirror.Expand(ctx, volume, want.Least())
+	return c.Manager.Expand(ctx, volume, want.Least())
 }

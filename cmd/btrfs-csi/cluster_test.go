@@ -8,15 +8,15 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
 // TestForgottenIsGoneToTheCluster: what may be in a pool that is away and forgotten is in no
-// pool that is here, of which the mirror asks. Else nothing that is deleted meanwhile would
+// pool that is here, of which the controllers ask. Else nothing that is deleted meanwhile would
 // ever be gone to the cluster.
 func TestForgottenIsGoneToTheCluster(t *testing.T) {
 	state := t.TempDir()
@@ -40,7 +40,7 @@ func TestForgottenIsGoneToTheCluster(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.Close()
-	if _, state := (&mirrored{engine: e}).Look(t.Context(), meta.Volume("pvc")); state != mirror.Gone {
+	if _, state := (&localNode{engine: e}).Look(t.Context(), meta.Volume("pvc")); state != node.Gone {
 		t.Errorf("it is %s", state)
 	}
 }

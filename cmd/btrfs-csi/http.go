@@ -19,7 +19,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/internal/unixsocket"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/orphans"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -71,7 +72,7 @@ func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener
 }
 
 // serveAdmin lets check, history and pools ask this driver.
-func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *mirror.Manager) error {
+func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *cluster.Manager) error {
 	listener, err := unixsocket.Listen(filepath.Join(o.stateDir, adminSocket), 0)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		klog.FromContext(ctx).Error(err, "No room for the socket that check, history and pools ask this driver by; volumes are served without it")
@@ -84,8 +85,8 @@ func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOpti
 		return answer(func(ctx context.Context) (any, error) {
 			findings, err := find(ctx)
 			if m != nil {
-				orphans, _ := m.Orphans()
-				findings = append(findings, orphanFindings(orphans, e.PoolIDs())...)
+				found, _ := m.Orphans()
+				findings = append(findings, orphanFindings(found, e.PoolIDs())...)
 			}
 			return nonNil(findings), err
 		})
@@ -123,13 +124,13 @@ func answer(ask func(context.Context) (any, error)) http.HandlerFunc {
 
 // orphanFindings returns the orphans as findings of check. None is repaired by it:
 // that is the policy of serve --orphans. pools are the IDs of those in use, by name.
-func orphanFindings(orphans []mirror.Orphan, pools map[string]string) []snapshot.Finding {
+func orphanFindings(found []orphans.Orphan, pools map[string]string) []snapshot.Finding {
 	names := map[string]string{}
 	for name, id := range pools {
 		names[id] = name
 	}
-	findings := make([]snapshot.Finding, 0, len(orphans))
-	for _, o := range orphans {
+	findings := make([]snapshot.Finding, 0, len(found))
+	for _, o := range found {
 		f := snapshot.Finding{
 			Pool: o.Pool, Path: o.Ref.String(), Problem: "Orphan",
 			Detail: "no PersistentVolume or VolumeSnapshotContent stands for it",

@@ -6,15 +6,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/prune"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 )
 
 func newLeftovers() *cobra.Command {
 	var (
 		output     outputFlag
 		kubeconfig string
-		by         mirror.LeftBy
+		filter     prune.Filter
 		remove     bool
 	)
 	cmd := &cobra.Command{
@@ -44,7 +45,7 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 			if err != nil {
 				return err
 			}
-			found, err := mirror.Leftovers(cmd.Context(), clients, mirror.Identity{Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix}, by)
+			found, err := prune.Find(cmd.Context(), clients, client.Identity{Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix}, filter)
 			if err != nil {
 				return err
 			}
@@ -59,20 +60,20 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; what kubectl would take without it")
-	f.StringVar(&by.Node, "node", "", "of this node only")
-	f.StringVar(&by.Pool, "pool-id", "", "of this pool, which no node has")
+	f.StringVar(&filter.Node, "node", "", "of this node only")
+	f.StringVar(&filter.Pool, "pool-id", "", "of this pool, which no node has")
 	f.BoolVar(&remove, "delete", false, "delete them")
 	output.add(cmd)
 	return cmd
 }
 
 // clearLeftovers deletes what may be, if asked to, and returns a row for each.
-func clearLeftovers(ctx context.Context, found []mirror.Leftover, remove bool) (rows []leftoverRow, failed error) {
+func clearLeftovers(ctx context.Context, found []prune.Object, remove bool) (rows []leftoverRow, failed error) {
 	rows = []leftoverRow{}
-	for _, l := range found {
-		row := leftoverRow{Leftover: l}
-		if remove && l.Kept == "" {
-			err := l.Remove(ctx)
+	for _, o := range found {
+		row := leftoverRow{Object: o}
+		if remove && o.Kept == "" {
+			err := o.Remove(ctx)
 			failed = errors.Join(failed, err)
 			row.Deleted = err == nil
 		}
@@ -83,7 +84,7 @@ func clearLeftovers(ctx context.Context, found []mirror.Leftover, remove bool) (
 
 // leftoverRow is what leftovers shows of one.
 type leftoverRow struct {
-	mirror.Leftover
+	prune.Object
 	Deleted bool `json:"deleted"`
 }
 

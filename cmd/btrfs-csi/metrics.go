@@ -12,8 +12,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc/codes"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/orphans"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -25,7 +26,7 @@ type metrics struct {
 	started    time.Time
 	operations *prometheus.HistogramVec
 	engine     *atomic.Pointer[snapshot.Engine]
-	mirror     atomic.Pointer[mirror.Manager] // nil without a cluster
+	cluster    atomic.Pointer[cluster.Manager] // nil without a cluster
 }
 
 func newMetrics(engine *atomic.Pointer[snapshot.Engine]) *metrics {
@@ -87,25 +88,25 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 			collectPool(ch, p)
 		}
 	}
-	if mirror := m.mirror.Load(); mirror != nil {
-		m.collectMirror(ch, mirror)
+	if c := m.cluster.Load(); c != nil {
+		m.collectCluster(ch, c)
 	}
 }
 
-func (m *metrics) collectMirror(ch chan<- prometheus.Metric, mirror *mirror.Manager) {
-	published := mirror.Published()
+func (m *metrics) collectCluster(ch chan<- prometheus.Metric, c *cluster.Manager) {
+	published := c.Published()
 	if published.IsZero() { // a driver that never reaches the cluster has to be noticed, too
 		published = m.started
 	}
 	ch <- prometheus.MustNewConstMetric(descPublished, prometheus.GaugeValue, float64(published.Unix()))
-	if orphans, looked := mirror.Orphans(); looked { // else nobody knows that there are none
-		collectOrphans(ch, orphans)
+	if found, looked := c.Orphans(); looked { // else nobody knows that there are none
+		collectOrphans(ch, found)
 	}
 }
 
-func collectOrphans(ch chan<- prometheus.Metric, orphans []mirror.Orphan) {
+func collectOrphans(ch chan<- prometheus.Metric, found []orphans.Orphan) {
 	counts := map[string]int{string(meta.Volumes): 0, string(meta.Snapshots): 0, "missing": 0}
-	for _, o := range orphans {
+	for _, o := range found {
 		if o.Missing != "" {
 			counts["missing"]++
 		} else {

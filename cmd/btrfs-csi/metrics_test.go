@@ -13,15 +13,17 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
 // emptyNode has no pools.
-type emptyNode struct{ mirror.Node }
+type emptyNode struct{ cluster.Node }
 
-func (emptyNode) Pools(context.Context) []mirror.PoolReport { return nil }
+func (emptyNode) Pools(context.Context) []node.Pool { return nil }
 
 func (emptyNode) Away(context.Context) []string { return nil }
 
@@ -43,17 +45,17 @@ func emptyCluster(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// TestToldMetric: the alert on it has to fire also where the cluster was never told.
-func TestToldMetric(t *testing.T) {
+// TestPublishedMetric: the alert on it has to fire also where nothing was ever published.
+func TestPublishedMetric(t *testing.T) {
 	const name, started = "btrfs_csi_mirror_last_success_timestamp_seconds ", "1e+06"
 	for _, c := range []struct {
-		name    string
-		cluster http.HandlerFunc // none without
-		told    bool
+		name      string
+		cluster   http.HandlerFunc // none without
+		published bool
 	}{
 		{name: "without a cluster"},
 		{name: "without rights", cluster: func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }},
-		{name: "told", cluster: emptyCluster, told: true},
+		{name: "published", cluster: emptyCluster, published: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var engine atomic.Pointer[snapshot.Engine]
@@ -77,9 +79,9 @@ func TestToldMetric(t *testing.T) {
 				}
 				return
 			}
-			m := runMirror(t, c.cluster)
-			metrics.mirror.Store(m)
-			if !c.told {
+			m := runManager(t, c.cluster)
+			metrics.cluster.Store(m)
+			if !c.published {
 				if got := value(); got != started {
 					t.Errorf("want %s, got %s", started, got)
 				}
@@ -87,10 +89,7 @@ func TestToldMetric(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), btrfstest.Patience)
 			defer cancel()
-			if !m.Claimed(ctx) {
-				t.Fatal("the cluster is not told")
-			}
-			for value() == started && ctx.Err() == nil { // it is noted just after
+			for value() == started && ctx.Err() == nil {
 				time.Sleep(time.Millisecond)
 			}
 			if got := value(); got == started || got == "" {
@@ -108,16 +107,16 @@ func scrape(t *testing.T, m *metrics) string {
 	return answer.Body.String()
 }
 
-// runMirror runs a mirror into a cluster until the test ends.
-func runMirror(t *testing.T, cluster http.HandlerFunc) *mirror.Manager {
+// runManager runs the controllers of a node until the test ends.
+func runManager(t *testing.T, api http.HandlerFunc) *cluster.Manager {
 	t.Helper()
-	server := httptest.NewServer(cluster)
+	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
-	clients, err := mirror.Connect(&rest.Config{Host: server.URL})
+	clients, err := client.Connect(&rest.Config{Host: server.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := mirror.New(clients, emptyNode{}, mirror.Options{Identity: mirror.Identity{NodeName: "node-1", Driver: "btrfs-csi.github.io", TopologyPrefix: "topology/", TopologyValue: "here"}})
+	m := cluster.New(clients, client.Identity{NodeName: "node-1", Driver: "btrfs-csi.github.io", TopologyPrefix: "topology/", TopologyValue: "here"}, emptyNode{}, cluster.Options{})
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { m.Run(ctx) })

@@ -19,10 +19,12 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/orphans"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -30,9 +32,6 @@ import (
 const (
 	indexFile = "index.db"
 	lockFile  = "lock"
-	// claimPatience is how long a start waits for the cluster to say whose the
-	// pools are: a copy of another node's disk is not to be served for a moment.
-	claimPatience = 2 * time.Second
 )
 
 // Only the tests set these: they end the process at a step of an operation.
@@ -96,7 +95,7 @@ itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster for --kubernetes; that of the pod without it")
 	f.Float32Var(&o.kubeQPS, "kube-api-qps", 50, "requests a second to the API server")
 	f.IntVar(&o.kubeBurst, "kube-api-burst", 100, "requests to the API server at once")
-	f.StringVar(&o.orphans, "orphans", string(mirror.ReportOrphans), "what to do with volumes and snapshots that the cluster knows nothing of: report or delete")
+	f.StringVar(&o.orphans, "orphans", string(orphans.Report), "what to do with volumes and snapshots that the cluster knows nothing of: report or delete")
 	f.DurationVar(&o.orphanGrace, "orphan-grace", 24*time.Hour, "how long an orphan is one before it is deleted")
 	f.BoolVar(&o.profiling, "profiling", false, "serve /debug/pprof/ on the socket admin.sock in --state-dir, which root alone can reach")
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
@@ -181,9 +180,9 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer func() { cancel(nil); background.Wait() }()
 	background.Go(func() { e.Run(ctx) })
 	if m != nil {
-		metrics.mirror.Store(m)
+		metrics.cluster.Store(m)
 		background.Go(func() { m.Run(ctx) })
-		awaitConsent(ctx, m)
+		m.AwaitOwnership(ctx)
 	}
 	if err := serveAdmin(ctx, cancel, o, e, m); err != nil {
 		return err
@@ -202,27 +201,18 @@ func serve(ctx context.Context, o serveOptions) error {
 	return nil
 }
 
-// awaitConsent waits for the cluster to say whose the pools are, not for long.
-func awaitConsent(ctx context.Context, m *mirror.Manager) {
-	ctx, cancel := context.WithTimeout(ctx, claimPatience)
-	defer cancel()
-	if !m.Claimed(ctx) {
-		klog.FromContext(ctx).Info("The cluster does not answer. The pools of this node are served without its consent")
-	}
-}
-
-// wire makes the driver, and the mirror where there is a cluster, and has both
+// wire makes the driver, and the controllers where there is a cluster, and has both
 // follow the engine.
-func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*mirror.Manager, *driver.Driver, error) {
+func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*cluster.Manager, *driver.Driver, error) {
 	options := driver.Options{
 		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
 		Ready: ready, Observe: metrics.observe, AroundMounts: aroundMounts,
 	}
-	node := &mirrored{engine: e}
-	var m *mirror.Manager
+	node := &localNode{engine: e}
+	var m *cluster.Manager
 	if o.kubernetes {
 		var err error
-		if m, err = o.mirror(node); err != nil {
+		if m, err = o.manager(node); err != nil {
 			return nil, nil, err
 		}
 		options.Cluster = otherNodes{m}
@@ -243,8 +233,8 @@ func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metri
 	return m, d, nil
 }
 
-func (o serveOptions) mirror(node mirror.Node) (*mirror.Manager, error) {
-	policy, err := mirror.ParseOrphanPolicy(o.orphans)
+func (o serveOptions) manager(node cluster.Node) (*cluster.Manager, error) {
+	policy, err := orphans.ParsePolicy(o.orphans)
 	if err != nil {
 		return nil, fmt.Errorf("--orphans %w", err)
 	}
@@ -252,10 +242,8 @@ func (o serveOptions) mirror(node mirror.Node) (*mirror.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	return mirror.New(clients, node, mirror.Options{
-		Identity: mirror.Identity{NodeName: o.nodeID, Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix, TopologyValue: driver.TopologyValue},
-		Orphans:  policy, OrphanGrace: o.orphanGrace,
-	}), nil
+	id := client.Identity{NodeName: o.nodeID, Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix, TopologyValue: driver.TopologyValue}
+	return cluster.New(clients, id, node, cluster.Options{Orphans: policy, OrphanGrace: o.orphanGrace}), nil
 }
 
 func parseQuota(mode string) (btrfs.QuotaMode, error) {

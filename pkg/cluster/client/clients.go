@@ -1,0 +1,154 @@
+package client
+
+import (
+	"context"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/gentype"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/flowcontrol"
+
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
+)
+
+// Clients is all that is used of the API server. They are made from the types
+// alone: the clientset of Kubernetes would link every API there is, which made
+// the program four times as large, and take half of its memory.
+type Clients struct {
+	core, storage, snapshot, ours rest.Interface
+}
+
+// Typed clients, each of one resource.
+type (
+	nodesClient     = gentype.ClientWithList[*corev1.Node, *corev1.NodeList]
+	volumesClient   = gentype.ClientWithList[*corev1.PersistentVolume, *corev1.PersistentVolumeList]
+	claimsClient    = gentype.ClientWithList[*corev1.PersistentVolumeClaim, *corev1.PersistentVolumeClaimList]
+	eventsClient    = gentype.ClientWithList[*corev1.Event, *corev1.EventList]
+	classesClient   = gentype.ClientWithList[*storagev1.StorageClass, *storagev1.StorageClassList]
+	snapshotsClient = gentype.ClientWithList[*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotList]
+	contentsClient  = gentype.ClientWithList[*snapshotv1.VolumeSnapshotContent, *snapshotv1.VolumeSnapshotContentList]
+	subvolumeClient = gentype.ClientWithList[*v1alpha1.Subvolume, *v1alpha1.SubvolumeList]
+	poolsClient     = gentype.ClientWithList[*v1alpha1.Pool, *v1alpha1.PoolList]
+)
+
+// Connect makes clients that share the rate of config. It does not wait for the
+// API server.
+func Connect(config *rest.Config) (*Clients, error) {
+	config = rest.CopyConfig(config)
+	if config.RateLimiter == nil && config.QPS > 0 {
+		config.RateLimiter = flowcontrol.NewTokenBucketRateLimiter(config.QPS, config.Burst)
+	}
+	c := &Clients{}
+	for _, group := range []struct {
+		client      *rest.Interface
+		version     schema.GroupVersion
+		contentType string
+	}{
+		{&c.core, corev1.SchemeGroupVersion, runtime.ContentTypeProtobuf},
+		{&c.storage, storagev1.SchemeGroupVersion, runtime.ContentTypeProtobuf},
+		{&c.snapshot, snapshotv1.SchemeGroupVersion, runtime.ContentTypeJSON}, // custom resources know JSON alone
+		{&c.ours, v1alpha1.GroupVersion, runtime.ContentTypeJSON},
+	} {
+		client, err := groupClient(config, group.version, group.contentType)
+		if err != nil {
+			return nil, err
+		}
+		*group.client = client
+	}
+	return c, nil
+}
+
+func groupClient(config *rest.Config, version schema.GroupVersion, contentType string) (rest.Interface, error) {
+	config = rest.CopyConfig(config)
+	config.GroupVersion, config.ContentType = &version, contentType
+	config.APIPath = "/apis"
+	if version.Group == corev1.GroupName {
+		config.APIPath = "/api"
+	}
+	config.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
+	return rest.RESTClientFor(config)
+}
+
+var (
+	scheme = newScheme()
+	codec  = runtime.NewParameterCodec(scheme)
+)
+
+// newScheme knows the types that are used here.
+func newScheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{
+		corev1.AddToScheme, storagev1.AddToScheme, snapshotv1.AddToScheme, v1alpha1.AddToScheme,
+	} {
+		if err := add(s); err != nil {
+			panic(err) // two types of one name: a mistake in the program
+		}
+	}
+	return s
+}
+
+func (c *Clients) Nodes() *nodesClient {
+	return resourceClient[corev1.Node, corev1.NodeList](c.core, "nodes", "")
+}
+
+func (c *Clients) PersistentVolumes() *volumesClient {
+	return resourceClient[corev1.PersistentVolume, corev1.PersistentVolumeList](c.core, "persistentvolumes", "")
+}
+
+// Claims returns the client of a namespace; of all, to list and to watch, with "".
+func (c *Clients) Claims(namespace string) *claimsClient {
+	return resourceClient[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList](c.core, "persistentvolumeclaims", namespace)
+}
+
+func (c *Clients) Events(namespace string) *eventsClient {
+	return resourceClient[corev1.Event, corev1.EventList](c.core, "events", namespace)
+}
+
+func (c *Clients) StorageClasses() *classesClient {
+	return resourceClient[storagev1.StorageClass, storagev1.StorageClassList](c.storage, "storageclasses", "")
+}
+
+func (c *Clients) Snapshots() *snapshotsClient {
+	return resourceClient[snapshotv1.VolumeSnapshot, snapshotv1.VolumeSnapshotList](c.snapshot, "volumesnapshots", "")
+}
+
+func (c *Clients) Contents() *contentsClient {
+	return resourceClient[snapshotv1.VolumeSnapshotContent, snapshotv1.VolumeSnapshotContentList](c.snapshot, "volumesnapshotcontents", "")
+}
+
+func (c *Clients) Subvolumes() *subvolumeClient {
+	return resourceClient[v1alpha1.Subvolume, v1alpha1.SubvolumeList](c.ours, "subvolumes", "")
+}
+
+func (c *Clients) Pools() *poolsClient {
+	return resourceClient[v1alpha1.Pool, v1alpha1.PoolList](c.ours, "pools", "")
+}
+
+// SnapshotsServed reports whether the cluster has the API of snapshots, which is
+// no part of Kubernetes itself.
+func (c *Clients) SnapshotsServed(ctx context.Context) bool {
+	return c.snapshot.Get().AbsPath("/apis/"+snapshotv1.SchemeGroupVersion.String()).Do(ctx).Error() == nil
+}
+
+// object is what gentype wants of a type.
+type object[T any] interface {
+	*T
+	runtime.Object
+	metav1.Object
+}
+
+type list[T any] interface {
+	*T
+	runtime.Object
+}
+
+func resourceClient[O, L any, PO object[O], PL list[L]](client rest.Interface, resource, namespace string) *gentype.ClientWithList[PO, PL] {
+	return gentype.NewClientWithList(resource, client, codec, namespace,
+		func() PO { return new(O) }, func() PL { return new(L) })
+}

@@ -1,0 +1,120 @@
+package client
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
+)
+
+// Cluster is the cluster as all controllers of this node see it: they read its caches,
+// and write through its clients. It may be used by any number of goroutines.
+type Cluster struct {
+	Identity
+	API    *Clients
+	Events record.EventRecorder
+
+	Subvolumes        Informer[*v1alpha1.Subvolume] // those of this node alone
+	PersistentVolumes Informer[*corev1.PersistentVolume]
+	Claims            Informer[*corev1.PersistentVolumeClaim]
+	Classes           Informer[*storagev1.StorageClass]
+	Snapshots         Informer[*snapshotv1.VolumeSnapshot]
+	Contents          Informer[*snapshotv1.VolumeSnapshotContent]
+
+	// SnapshotsSynced is set when the caches of Snapshots and Contents are filled. It never
+	// is in a cluster without the API of snapshots.
+	SnapshotsSynced atomic.Bool
+
+	broadcaster record.EventBroadcaster
+}
+
+// Indexes of the caches.
+const (
+	byHandle = "handle"
+	bySource = "source"
+)
+
+// retrySnapshots is the time between two looks whether the cluster has the API of
+// snapshots by now: it is no part of Kubernetes itself.
+const retrySnapshots = 30 * time.Second
+
+// New returns a view of a cluster, with caches that are empty until Run.
+func New(api *Clients, id Identity) *Cluster {
+	broadcaster := record.NewBroadcaster()
+	return &Cluster{
+		Identity: id, API: api,
+		Events:      broadcaster.NewRecorder(scheme, corev1.EventSource{Component: id.Driver, Host: id.NodeName}),
+		broadcaster: broadcaster,
+
+		Subvolumes:        newInformer(api.Subvolumes(), fields.OneTermEqualSelector("spec.nodeName", id.NodeName).String(), cache.Indexers{}),
+		PersistentVolumes: newInformer(api.PersistentVolumes(), "", cache.Indexers{byHandle: indexer(id.VolumeHandle)}),
+		Claims:            newInformer(api.Claims(""), "", cache.Indexers{bySource: indexer(sourceKeyOf)}),
+		Classes:           newInformer(api.StorageClasses(), "", cache.Indexers{}),
+		Snapshots:         newInformer(api.Snapshots(), "", cache.Indexers{}),
+		Contents:          newInformer(api.Contents(), "", cache.Indexers{byHandle: indexer(id.SnapshotHandle)}),
+	}
+}
+
+// Run fills the caches and writes Events until ctx ends. It waits for an API server that
+// does not answer.
+func (c *Cluster) Run(ctx context.Context) {
+	c.broadcaster.StartRecordingToSink(eventSink{c.API})
+	defer c.Close()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for _, informer := range []cache.SharedIndexInformer{c.Subvolumes, c.PersistentVolumes, c.Claims, c.Classes} {
+		all.Go(func() { informer.RunWithContext(ctx) })
+	}
+	all.Go(func() { c.runSnapshots(ctx) })
+	<-ctx.Done()
+}
+
+// Close ends the recording of Events, as Run does at its end.
+func (c *Cluster) Close() { c.broadcaster.Shutdown() }
+
+// runSnapshots waits until the cluster has the API of snapshots, and fills their caches.
+func (c *Cluster) runSnapshots(ctx context.Context) {
+	err := wait.PollUntilContextCancel(ctx, retrySnapshots, true, func(ctx context.Context) (bool, error) {
+		return c.API.SnapshotsServed(ctx), nil
+	})
+	if err != nil {
+		return // ctx has ended
+	}
+	var running sync.WaitGroup
+	defer running.Wait()
+	running.Go(func() { c.Snapshots.RunWithContext(ctx) })
+	running.Go(func() { c.Contents.RunWithContext(ctx) })
+	if cache.WaitForCacheSync(ctx.Done(), c.Snapshots.HasSynced, c.Contents.HasSynced) {
+		c.SnapshotsSynced.Store(true)
+		klog.FromContext(ctx).V(2).Info("Following VolumeSnapshots")
+		<-ctx.Done()
+	}
+}
+
+// eventSink writes Events.
+type eventSink struct{ api *Clients }
+
+func (s eventSink) Create(e *corev1.Event) (*corev1.Event, error) {
+	return s.api.Events(e.Namespace).Create(context.Background(), e, metav1.CreateOptions{})
+}
+
+func (s eventSink) Update(e *corev1.Event) (*corev1.Event, error) {
+	return s.api.Events(e.Namespace).Update(context.Background(), e, metav1.UpdateOptions{})
+}
+
+func (s eventSink) Patch(e *corev1.Event, patch []byte) (*corev1.Event, error) {
+	return s.api.Events(e.Namespace).Patch(context.Background(), e.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+}

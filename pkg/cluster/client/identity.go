@@ -1,0 +1,58 @@
+package client
+
+import (
+	"strings"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Identity says which objects of the cluster are of this driver, and of this node.
+type Identity struct {
+	// NodeName is the name of this node in the cluster.
+	NodeName string
+	// Driver is the name of the CSI driver.
+	Driver string
+	// TopologyPrefix comes before a pool's ID in the keys of topology, and
+	// TopologyValue is their value.
+	TopologyPrefix, TopologyValue string
+}
+
+// VolumeHandle returns the handle of a PersistentVolume of the driver, else "".
+func (i Identity) VolumeHandle(v *corev1.PersistentVolume) string {
+	if csi := v.Spec.CSI; csi != nil && csi.Driver == i.Driver {
+		return csi.VolumeHandle
+	}
+	return ""
+}
+
+// PoolID returns the ID of the pool that a PersistentVolume of the driver is in; "" if
+// it names none.
+func (i Identity) PoolID(v *corev1.PersistentVolume) string {
+	if csi := v.Spec.CSI; csi == nil || csi.Driver != i.Driver || v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
+		return ""
+	}
+	for _, term := range v.Spec.NodeAffinity.Required.NodeSelectorTerms {
+		for _, e := range term.MatchExpressions {
+			if id, ok := strings.CutPrefix(e.Key, i.TopologyPrefix); ok {
+				return id
+			}
+		}
+	}
+	return ""
+}
+
+// SnapshotHandle returns the handle of the snapshot of a content of the driver; ""
+// while it has none.
+func (i Identity) SnapshotHandle(content *snapshotv1.VolumeSnapshotContent) string {
+	if content.Spec.Driver != i.Driver {
+		return ""
+	}
+	if handle := content.Spec.Source.SnapshotHandle; handle != nil {
+		return *handle
+	}
+	if content.Status != nil && content.Status.SnapshotHandle != nil {
+		return *content.Status.SnapshotHandle
+	}
+	return ""
+}

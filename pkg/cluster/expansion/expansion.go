@@ -1,0 +1,178 @@
+package expansion
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/queue"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// answerTimeout is how long a node may take to expand a volume of its own, which is a
+// matter of milliseconds.
+const answerTimeout = 5 * time.Second
+
+// Request asks the node that owns a volume to expand it to size bytes, and waits for the
+// answer. It returns the new size. The code of its error is NOT_FOUND for a volume that the
+// cluster does not know, ABORTED where the owner did not answer in time, and that of the
+// owner where it refused. Errors of the API server have none.
+func Request(ctx context.Context, c *client.Cluster, volume string, size int64) (int64, error) {
+	name := client.SubvolumeName(meta.Volume(volume))
+	s, err := c.API.Subvolumes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		if !c.PersistentVolumes.HasSynced() || len(c.VolumesOf(volume)) > 0 {
+			return 0, status.Errorf(codes.Aborted, "volume %q is not mirrored by its node yet: no answer", volume)
+		}
+		return 0, status.Errorf(codes.NotFound, "%s: not found on any node", meta.Volume(volume))
+	}
+	if err != nil {
+		return 0, err
+	}
+	if hasSize(s, size) {
+		return s.Status.Size.Value(), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	answers, err := c.API.Subvolumes().Watch(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String(), ResourceVersion: s.ResourceVersion,
+	})
+	if err != nil {
+		return 0, err
+	}
+	defer answers.Stop()
+	request := uuid.NewString()
+	patch, _ := json.Marshal(map[string]any{
+		"metadata": map[string]any{"annotations": map[string]string{v1alpha1.AnnotationExpandRequest: request}},
+		"spec":     map[string]any{"size": resource.NewQuantity(size, resource.BinarySI)},
+	})
+	if _, err := c.API.Subvolumes().Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return 0, err
+	}
+	return awaitAnswer(answers, s, size, request)
+}
+
+func awaitAnswer(answers watch.Interface, s *v1alpha1.Subvolume, size int64, request string) (int64, error) {
+	for event := range answers.ResultChan() {
+		now, ok := event.Object.(*v1alpha1.Subvolume)
+		if !ok || event.Type == watch.Deleted {
+			break
+		}
+		if hasSize(now, size) {
+			return now.Status.Size.Value(), nil
+		}
+		if r := now.Status.Expansion; r != nil && r.Request == request {
+			return 0, status.Error(codeNamed(r.Code), r.Message)
+		}
+	}
+	return 0, status.Errorf(codes.Aborted, "volume %q is on node %q, whose driver was asked to grow it: no answer", s.Spec.ID, s.Spec.NodeName)
+}
+
+// codeNamed is the reverse of codes.Code.String.
+func codeNamed(name string) codes.Code {
+	for code := codes.OK; code <= codes.Unauthenticated; code++ {
+		if code.String() == name {
+			return code
+		}
+	}
+	return codes.Unknown
+}
+
+func hasSize(s *v1alpha1.Subvolume, size int64) bool {
+	return s.Status.Size != nil && s.Status.Size.Value() >= size
+}
+
+// isRequested reports whether a Subvolume asks for a size that its node has not answered
+// yet.
+func isRequested(s *v1alpha1.Subvolume) bool {
+	if s.Spec.Kind != client.Kinds[meta.Active] || s.Spec.Size == nil || s.Status.Size == nil || hasSize(s, s.Spec.Size.Value()) {
+		return false
+	}
+	r := s.Status.Expansion
+	return r == nil || r.Request != s.Annotations[v1alpha1.AnnotationExpandRequest] || r.Size.Cmp(*s.Spec.Size) != 0
+}
+
+// Node is what the Controller needs of its node.
+type Node interface {
+	node.Reader
+	// Expand grows a volume to size bytes and returns its size. Its error has a code.
+	Expand(ctx context.Context, volume string, size int64) (int64, error)
+}
+
+// Controller expands the volumes of this node whose Subvolume asks for a larger
+// size.
+type Controller struct {
+	cluster *client.Cluster
+	node    Node
+	owner   node.Owner
+	queue   workqueue.TypedRateLimitingInterface[string] // names of Subvolumes
+}
+
+// New returns the controller of the volumes of a node.
+func New(cluster *client.Cluster, node Node, owner node.Owner) *Controller {
+	c := &Controller{cluster: cluster, node: node, owner: owner, queue: queue.New[string](20*time.Millisecond, 10*time.Second)}
+	cluster.Subvolumes.Handle(client.Handlers[*v1alpha1.Subvolume]{Add: c.seen, Update: func(_, s *v1alpha1.Subvolume) { c.seen(s) }})
+	return c
+}
+
+func (c *Controller) seen(s *v1alpha1.Subvolume) {
+	if isRequested(s) {
+		c.queue.Add(s.Name)
+	}
+}
+
+// Resync looks at all Subvolumes of this node again.
+func (c *Controller) Resync() {
+	for _, s := range c.cluster.Subvolumes.List() {
+		c.seen(s)
+	}
+}
+
+// Run expands until ctx ends.
+func (c *Controller) Run(ctx context.Context) { queue.Run(ctx, c.queue, c.reconcile) }
+
+// reconcile expands one volume, if it is to be. Done twice, or again after a crash, it is
+// done once.
+func (c *Controller) reconcile(ctx context.Context, name string) error {
+	s, ok := c.cluster.Subvolumes.Get(name)
+	if !ok || !isRequested(s) || !c.owner.Owns(s.Spec.PoolID) {
+		return nil // a pool that is owned again is resynced
+	}
+	patch := map[string]any{"expansion": nil}
+	before, _ := c.node.Look(ctx, meta.Volume(s.Spec.ID))
+	size, err := c.node.Expand(ctx, s.Spec.ID, s.Spec.Size.Value()) // also of what is large enough: it makes that durable
+	switch code := status.Code(err); code {
+	case codes.OK:
+		if size > before.Size { // else the request was answered before
+			klog.FromContext(ctx).Info("Volume expanded", "volumeID", s.Spec.ID, "size", size, "askedBy", "cluster")
+		}
+		patch["size"] = resource.NewQuantity(size, resource.BinarySI)
+	case codes.Aborted, codes.Unavailable, codes.NotFound: // not now, or not here any more
+		return err
+	default:
+		patch["expansion"] = v1alpha1.Refusal{
+			Size: *s.Spec.Size, Request: s.Annotations[v1alpha1.AnnotationExpandRequest], Code: code.String(), Message: status.Convert(err).Message(),
+		}
+	}
+	data, err := json.Marshal(map[string]any{"status": patch})
+	if err != nil {
+		return err
+	}
+	_, err = c.cluster.API.Subvolumes().Patch(ctx, name, types.MergePatchType, data, metav1.PatchOptions{}, "status")
+	return err
+}

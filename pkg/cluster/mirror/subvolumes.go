@@ -1,0 +1,192 @@
+package mirror
+
+import (
+	"context"
+	"time"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/klog/v2"
+
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/queue"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Node is what the Subvolumes needs of its node.
+type Node interface {
+	node.Reader
+	// Used returns the bytes that a volume or snapshot occupies; false where nobody counts.
+	Used(ctx context.Context, ref meta.Ref) (int64, bool)
+	node.Pools
+}
+
+// Subvolumes publishes the volumes and snapshots of this node: a Subvolume for
+// each, and its lineage on the PersistentVolume or VolumeSnapshotContent.
+type Subvolumes struct {
+	cluster  *client.Cluster
+	node     Node
+	owner    node.Owner
+	writer   writer
+	lineage  lineageWriter
+	debounce debounce
+	queue    workqueue.TypedRateLimitingInterface[meta.Ref]
+}
+
+// NewSubvolumes returns the controller of the volumes and snapshots of a node.
+func NewSubvolumes(cluster *client.Cluster, node Node, owner node.Owner) *Subvolumes {
+	c := &Subvolumes{
+		cluster: cluster, node: node, owner: owner,
+		writer: writer{cluster, node.Used}, lineage: lineageWriter{cluster},
+		debounce: debounce{until: map[meta.Ref]time.Time{}},
+		queue:    queue.New[meta.Ref](time.Second, 5*time.Minute),
+	}
+	c.watch()
+	return c
+}
+
+// watch has an object written again that somebody changed or deleted, and the lineage
+// written to what is new.
+func (c *Subvolumes) watch() {
+	seen := func(s *v1alpha1.Subvolume) { c.enqueue(client.RefOf(s)) }
+	c.cluster.Subvolumes.Handle(client.Handlers[*v1alpha1.Subvolume]{
+		Add: seen, Update: func(_, s *v1alpha1.Subvolume) { seen(s) }, Delete: seen,
+	})
+	c.cluster.PersistentVolumes.Handle(client.Handlers[*corev1.PersistentVolume]{Add: c.volumeSeen, Update: c.volumeChanged})
+	c.cluster.Contents.Handle(client.Handlers[*snapshotv1.VolumeSnapshotContent]{Add: c.contentSeen, Update: c.contentChanged})
+	c.cluster.Snapshots.Handle(client.Handlers[*snapshotv1.VolumeSnapshot]{Update: func(was, is *snapshotv1.VolumeSnapshot) {
+		if isReady(was) != isReady(is) {
+			c.debounce.changed(time.Now())
+		}
+	}})
+}
+
+func (c *Subvolumes) enqueue(ref meta.Ref) {
+	if ref.ID != "" {
+		c.queue.AddAfter(ref, calm)
+	}
+}
+
+func (c *Subvolumes) volumeSeen(v *corev1.PersistentVolume) {
+	c.enqueue(meta.Volume(c.cluster.VolumeHandle(v)))
+}
+
+func (c *Subvolumes) volumeChanged(was, is *corev1.PersistentVolume) {
+	turned := was.Status.Phase != is.Status.Phase // somebody binds, or releases
+	if turned && c.cluster.VolumeHandle(is) != "" {
+		c.debounce.changed(time.Now())
+	}
+	if turned || lineageDiffers(was.Annotations, is.Annotations) {
+		c.volumeSeen(is)
+	}
+}
+
+func (c *Subvolumes) contentSeen(content *snapshotv1.VolumeSnapshotContent) {
+	c.enqueue(meta.Snapshot(c.cluster.SnapshotHandle(content)))
+}
+
+func (c *Subvolumes) contentChanged(was, is *snapshotv1.VolumeSnapshotContent) {
+	if c.cluster.SnapshotHandle(was) == "" || lineageDiffers(was.Annotations, is.Annotations) || was.Labels[client.LabelManagedBy] != is.Labels[client.LabelManagedBy] {
+		c.contentSeen(is)
+	}
+}
+
+func isReady(snapshot *snapshotv1.VolumeSnapshot) bool {
+	status := snapshot.Status
+	return status != nil && status.ReadyToUse != nil && *status.ReadyToUse
+}
+
+// Changed has a volume or snapshot published that was made, changed or removed.
+func (c *Subvolumes) Changed(ref meta.Ref) {
+	c.debounce.changed(time.Now())
+	c.enqueue(ref)
+}
+
+// Resync has everything compared, on this node and in the cluster.
+func (c *Subvolumes) Resync(ctx context.Context) {
+	if err := c.takeOver(ctx); err != nil {
+		klog.FromContext(ctx).Error(err, "What another node published of the pools here is not taken over yet")
+	}
+	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
+		err := c.node.Walk(ctx, class, func(e meta.Entry) bool {
+			c.queue.Add(e.Ref())
+			return true
+		})
+		if err != nil {
+			klog.FromContext(ctx).Error(err, "Volumes cannot be listed", "class", class)
+		}
+	}
+	for _, s := range c.cluster.Subvolumes.List() {
+		c.queue.Add(client.RefOf(s))
+	}
+}
+
+// Run publishes until ctx ends.
+func (c *Subvolumes) Run(ctx context.Context) { queue.Run(ctx, c.queue, c.reconcile) }
+
+// reconcile publishes one volume or snapshot, unless it is put off.
+func (c *Subvolumes) reconcile(ctx context.Context, ref meta.Ref) error {
+	if delay := c.debounce.delay(ref, time.Now()); delay > 0 {
+		c.queue.AddAfter(ref, delay)
+		return queue.ErrPutOff
+	}
+	return c.Publish(ctx, ref)
+}
+
+// Publish brings the objects of one volume or snapshot in line with what is on disk.
+func (c *Subvolumes) Publish(ctx context.Context, ref meta.Ref) error {
+	have, _ := c.cluster.Subvolumes.Get(client.SubvolumeName(ref)) // nil if there is none
+	entry, state := c.node.Look(ctx, ref)
+	switch state {
+	case node.Gone:
+		if have == nil || !c.owner.Owns(have.Spec.PoolID) {
+			return nil // another node may have the pool, and what is in it
+		}
+		return c.writer.remove(ctx, have)
+	case node.Away:
+		return nil
+	}
+	if !c.owner.Owns(entry.PoolID) {
+		return nil // a pool that is owned is resynced
+	}
+	if state == node.Lost {
+		return c.writer.writeLost(ctx, have, entry)
+	}
+	if err := c.writer.write(ctx, have, entry); err != nil {
+		return err
+	}
+	return c.lineage.write(ctx, entry)
+}
+
+// takeOver makes this node's what another one published of the pools that this node owns
+// now, and that is not in them: it was deleted before, or lost with the data. Its update
+// comes back as that of an object of this node. What is in them is taken over when it is
+// published.
+func (c *Subvolumes) takeOver(ctx context.Context) error {
+	for _, pool := range c.node.Pools(ctx) {
+		if pool.ID == "" || !c.owner.Owns(pool.ID) {
+			continue
+		}
+		others, err := c.cluster.API.Subvolumes().List(ctx, metav1.ListOptions{FieldSelector: fields.AndSelectors(
+			fields.OneTermEqualSelector("spec.poolID", pool.ID), fields.OneTermNotEqualSelector("spec.nodeName", c.cluster.NodeName),
+		).String()})
+		if err != nil {
+			return err
+		}
+		for i := range others.Items {
+			s := &others.Items[i]
+			if _, state := c.node.Look(ctx, client.RefOf(s)); state != node.Gone && state != node.Lost {
+				continue
+			}
+			if err := c.writer.takeOver(ctx, s, pool.Name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

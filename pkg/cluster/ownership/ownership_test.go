@@ -1,0 +1,220 @@
+package ownership
+
+import (
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/clustertest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
+)
+
+// lab has the controller of the pools of a node.
+type lab struct {
+	*clustertest.Lab
+	owner *Controller
+}
+
+func newLab(l *clustertest.Lab) *lab { return &lab{l, New(l.Cluster, l.Node)} }
+
+// TestReleasedPoolSaysWhy: a pool that is refused is not one that was unmounted.
+func TestReleasedPoolSaysWhy(t *testing.T) {
+	for name, c := range map[string]struct {
+		reports []node.Pool
+		want    string
+	}{
+		"unmounted":               {nil, "node node-1 had it and has it no more"},
+		"refused":                 {[]node.Pool{{Name: "other", Message: "sick"}, {Name: "default", Message: "wanted simple"}}, "node node-1 had it and refuses it: wanted simple"},
+		"another is in its place": {[]node.Pool{{Name: "default", ID: "pool-2", Message: "sick"}}, "node node-1 had it and has it no more"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(clustertest.New(t, clustertest.NewNode()))
+			l.Node.Present = []node.Pool{{Name: "default", ID: "pool-1", State: "Ready"}}
+			for range 3 { // it is given up at the second look
+				_, err := l.owner.Reconcile(t.Context())
+				l.No(err)
+				l.Node.Present = c.reports
+			}
+			pool, err := l.Cluster.API.Pools().Get(t.Context(), "pool-1", metav1.GetOptions{})
+			l.No(err)
+			if pool.Spec.NodeName != "" || pool.Status.State != statePoolAway || pool.Status.Message != c.want {
+				t.Errorf("it is %+v and %+v, wanted it away: %s", pool.Spec, pool.Status, c.want)
+			}
+		})
+	}
+}
+
+// TestMovedPoolsAreForgotten: those that another node serves, and no others.
+func TestMovedPoolsAreForgotten(t *testing.T) {
+	l := newLab(clustertest.New(t, clustertest.NewNode()))
+	for id, owner := range map[string]string{"moved": "node-2", "nowhere": "", "back": "node-1"} {
+		l.API.Put(clustertest.Pools, &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: id}, Spec: v1alpha1.PoolSpec{NodeName: owner, Pool: id}})
+	}
+	l.Node.Gone = []string{"back", "moved", "nowhere", "unknown"}
+	_, err := l.owner.Reconcile(t.Context())
+	l.No(err)
+	if want := []string{"back", "nowhere", "unknown"}; !slices.Equal(l.Node.Gone, want) {
+		t.Errorf("remembered are %q, wanted %q", l.Node.Gone, want)
+	}
+}
+
+// twoNodes have copies of one disk.
+type twoNodes struct {
+	*testing.T
+	api         *clustertest.API
+	clients     *client.Clients
+	first, copy *lab
+}
+
+func newTwoNodes(t *testing.T) *twoNodes {
+	t.Helper()
+	n := &twoNodes{T: t}
+	n.api, n.clients = clustertest.NewAPI(t)
+	for _, name := range []string{"node-1", "node-2"} {
+		n.api.Put(clustertest.Nodes, clustertest.ReadyNode(name))
+	}
+	n.first, n.copy = n.start("node-1"), n.start("node-2")
+	return n
+}
+
+// start returns a driver that has just been started.
+func (n *twoNodes) start(name string) *lab {
+	l := newLab(clustertest.NewOf(n.T, name, n.api, n.clients, clustertest.NewNode()))
+	l.Node.Present = []node.Pool{{Name: "default", ID: "pool-1", State: "Ready"}}
+	return l
+}
+
+// look has each of some drivers look at its pools.
+func (n *twoNodes) look(labs ...*lab) {
+	n.Helper()
+	for _, l := range labs {
+		_, err := l.owner.Reconcile(n.Context())
+		l.No(err)
+	}
+}
+
+// take has somebody who is on node-2 claim the Pool, as far as the policy lets him.
+func (n *twoNodes) take() {
+	n.Helper()
+	pool, err := n.clients.Pools().Get(n.Context(), "pool-1", metav1.GetOptions{})
+	n.copy.No(err)
+	pool.Spec.NodeName = "node-2"
+	if _, err := n.clients.Pools().Update(n.Context(), pool, metav1.UpdateOptions{}); err == nil {
+		n.Error("it may be taken from a node that is not named")
+	}
+	noteTakenFrom(pool, "node-1")
+	_, err = n.clients.Pools().Update(n.Context(), pool, metav1.UpdateOptions{})
+	n.copy.No(err)
+}
+
+// TestTakenPoolIsTakenBack: whoever is on another node cannot take a pool out of
+// service, nor have it forgotten, when the driver restarts either.
+func TestTakenPoolIsTakenBack(t *testing.T) {
+	n := newTwoNodes(t)
+	n.look(n.first, n.first)
+	for _, l := range []*lab{n.first, n.start("node-1")} {
+		n.take()
+		l.Node.Gone = []string{"pool-1"} // as one that is denied is
+		n.look(l)
+		if !l.owner.Owns("pool-1") || len(l.Node.Denied) > 0 || len(l.Node.Gone) == 0 {
+			t.Errorf("held: %v, denied: %v, remembered: %q", l.owner.Owns("pool-1"), l.Node.Denied, l.Node.Gone)
+		}
+	}
+}
+
+// TestDeniedPoolIsRemembered: it is here, though another node serves it.
+func TestDeniedPoolIsRemembered(t *testing.T) {
+	n := newTwoNodes(t)
+	n.look(n.first)
+	n.copy.Node.Gone = []string{"pool-1"}
+	n.look(n.copy, n.copy)
+	if len(n.copy.Node.Denied) != 1 || len(n.copy.Node.Gone) != 1 {
+		t.Errorf("denied: %v, remembered: %q, wanted both", n.copy.Node.Denied, n.copy.Node.Gone)
+	}
+}
+
+// stumble has a node be not ready.
+func (n *twoNodes) stumble(name string) {
+	n.api.Put(clustertest.Nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
+}
+
+// TestOneOfTwoCopies: whatever happens, one of two live nodes that have copies of a
+// disk serves it in the end, the one that did first, and it stays so.
+func TestOneOfTwoCopies(t *testing.T) {
+	taken := func(n *twoNodes) {
+		n.look(n.first, n.copy, n.first) // a node is not ready for longer than it takes to look again
+		n.stumble("node-1")
+		n.look(n.copy, n.copy)
+		if !n.copy.owner.Owns("pool-1") {
+			n.Error("the pool is not taken over")
+		}
+		n.api.Put(clustertest.Nodes, clustertest.ReadyNode("node-1"))
+	}
+	for _, c := range []struct {
+		name    string
+		happens func(n *twoNodes)
+	}{
+		{"nothing", func(n *twoNodes) { n.look(n.first) }},
+		{"the first is away for a while", taken},
+		{"and is restarted", func(n *twoNodes) {
+			taken(n)
+			n.first = n.start("node-1")
+		}},
+		{"and the other is", func(n *twoNodes) {
+			taken(n)
+			n.copy = n.start("node-2")
+			n.look(n.copy)
+		}},
+		{"and the other unmounts it in between", func(n *twoNodes) {
+			taken(n)
+			pools := n.copy.Node.Present
+			n.copy.Node.Present = nil
+			n.look(n.copy, n.copy)
+			n.copy.Node.Present = pools
+			n.look(n.copy)
+		}},
+		{"the Pool is deleted", func(n *twoNodes) {
+			n.look(n.first, n.copy, n.first)
+			n.api.Delete(clustertest.Pools, "pool-1")
+			n.look(n.copy, n.copy)
+		}},
+		{"the Pool is deleted, and the other is restarted", func(n *twoNodes) {
+			n.look(n.first, n.copy, n.first)
+			n.api.Delete(clustertest.Pools, "pool-1")
+			n.look(n.copy)
+			n.copy = n.start("node-2")
+			n.look(n.copy)
+		}},
+		{"the Pool is deleted while the other does not run", func(n *twoNodes) {
+			n.look(n.first, n.first)
+			n.api.Delete(clustertest.Pools, "pool-1")
+			n.look(n.copy)
+		}},
+		{"somebody changes the Pool", func(n *twoNodes) {
+			n.look(n.first, n.copy, n.first)
+			n.api.Put(clustertest.Pools, &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: "pool-1"}, Spec: v1alpha1.PoolSpec{NodeName: "node-2", Pool: "default"}})
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newTwoNodes(t)
+			c.happens(n)
+			for range 2 {
+				n.look(n.first, n.copy)
+			}
+			n.api.Written()
+			for range 3 {
+				n.look(n.copy, n.first)
+				if first, other := n.first.owner.Owns("pool-1"), n.copy.owner.Owns("pool-1"); !first || other {
+					t.Errorf("the first serves it: %v, the other: %v", first, other)
+				}
+			}
+			if written := n.api.Written(); len(written) > 0 {
+				t.Errorf("it does not stay so: %q", written)
+			}
+		})
+	}
+}

@@ -1,0 +1,309 @@
+package prune
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Object is an object that no driver looks after any more, and no other driver may: that
+// of a node that was removed from the cluster, or of a pool whose disk is gone.
+type Object struct {
+	Kind  string `json:"kind"`
+	Name  string `json:"name"`
+	Node  string `json:"node"`            // that owns its pool; empty where none does
+	Claim string `json:"claim,omitempty"` // namespace and name of the PersistentVolumeClaim or VolumeSnapshot
+	// Kept says why it is not to be deleted; empty for what may be.
+	Kept string `json:"kept,omitempty"`
+	// Message is what the cluster says of a Pool.
+	Message string `json:"message,omitempty"`
+
+	poolID string
+	still  func(context.Context) error // fails where the pool is back
+	remove func(context.Context) error
+}
+
+// Remove deletes the object, and the finalizers of the sidecars of its node. What is on the
+// disk stays there.
+func (o Object) Remove(ctx context.Context) error {
+	if o.Kept != "" {
+		return fmt.Errorf("%s %s: %s", o.Kind, o.Name, o.Kept)
+	}
+	if err := o.still(ctx); err != nil {
+		return fmt.Errorf("%s %s: %w", o.Kind, o.Name, err)
+	}
+	if err := o.remove(ctx); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("%s %s: %w", o.Kind, o.Name, err)
+	}
+	return nil
+}
+
+// Filter selects the objects of a node or of a pool; those of all removed nodes without it.
+type Filter struct {
+	Node string // of this removed node
+	Pool string // the ID of a pool that no node has. Its disk may come back: it has to be named
+}
+
+// Find returns the objects: what stands for data first, and the pools, by which the others
+// are found, last.
+func Find(ctx context.Context, api *client.Clients, id client.Identity, filter Filter) ([]Object, error) {
+	s := search{api: api, id: id, filter: filter, pools: map[string]string{}, snapshots: map[string]string{}, sources: map[string]string{}}
+	for _, step := range []func(context.Context) error{s.findPools, s.findSubvolumes, s.findVolumes, s.findContents} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	s.keepPools()
+	return slices.Concat(s.volumes, s.contents, s.subvolumes, s.ofPools), nil
+}
+
+// keepPools keeps the Pools of what is kept, and the Subvolumes in them: the next search
+// finds it by them.
+func (s *search) keepPools() {
+	kept := map[string]bool{}
+	for _, l := range slices.Concat(s.volumes, s.contents) {
+		kept[l.poolID] = kept[l.poolID] || l.Kept != ""
+	}
+	for _, found := range [][]Object{s.subvolumes, s.ofPools} {
+		for i := range found {
+			if kept[found[i].poolID] {
+				found[i].Kept = "something in its pool is kept"
+			}
+		}
+	}
+}
+
+// search is one look through the cluster.
+type search struct {
+	api    *client.Clients
+	id     client.Identity
+	filter Filter
+
+	gone  map[string]bool   // by the name of a node
+	pools map[string]string // the node that owned it, by pool ID
+	// The ID of the pool, by handle: of snapshots, and of the volumes that may be the sources
+	// of others, which were not published before the pool went.
+	snapshots, sources map[string]string
+
+	volumes, contents, subvolumes, ofPools []Object
+}
+
+// selects reports whether the objects of a pool are to be found. It fails for a pool that
+// was asked for and that a node of the cluster owns.
+func (s *search) selects(ctx context.Context, pool *v1alpha1.Pool) (bool, error) {
+	node := pool.Spec.NodeName
+	switch {
+	case s.filter.Pool != "" && pool.Name != s.filter.Pool, s.filter.Node != "" && node != s.filter.Node:
+		return false, nil
+	case node == "":
+		return s.filter.Pool != "", nil
+	}
+	gone, err := s.isGone(ctx, node)
+	if err == nil && !gone && s.filter.Pool != "" {
+		err = fmt.Errorf("pool %s is on node %q, which is in the cluster: unmount it there first, if nothing of it is wanted", pool.Name, node)
+	}
+	return gone, err
+}
+
+// isGone reports whether there is no Node of a name.
+func (s *search) isGone(ctx context.Context, name string) (bool, error) {
+	if gone, known := s.gone[name]; known {
+		return gone, nil
+	}
+	exists, err := s.api.NodeExists(ctx, name)
+	if err != nil {
+		return false, err
+	}
+	if s.gone == nil {
+		s.gone = map[string]bool{}
+	}
+	s.gone[name] = !exists
+	return !exists, nil
+}
+
+// stillGone returns a check that no node has taken over a pool since the search: its disk
+// may have been attached to one.
+func (s *search) stillGone(poolID string) func(context.Context) error {
+	node := s.pools[poolID]
+	return func(ctx context.Context) error {
+		pool, err := s.api.Pools().Get(ctx, poolID, metav1.GetOptions{})
+		switch {
+		case apierrors.IsNotFound(err):
+			return nil // deleted before what is on it was
+		case err != nil:
+			return err
+		case pool.Spec.NodeName != node:
+			return fmt.Errorf("its pool is on node %q by now", pool.Spec.NodeName)
+		}
+		return nil
+	}
+}
+
+func (s *search) findPools(ctx context.Context) error {
+	list, err := s.api.Pools().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		pool := &list.Items[i]
+		selected, err := s.selects(ctx, pool)
+		if err != nil {
+			return err
+		}
+		if !selected {
+			continue
+		}
+		s.pools[pool.Name] = pool.Spec.NodeName
+		s.ofPools = append(s.ofPools, Object{Kind: "Pool", Name: pool.Name, Node: pool.Spec.NodeName, Message: pool.Status.Message, poolID: pool.Name, still: s.stillGone(pool.Name), remove: func(ctx context.Context) error {
+			return s.api.Pools().Delete(ctx, pool.Name, metav1.DeleteOptions{})
+		}})
+	}
+	if s.filter.Pool != "" && len(s.ofPools) == 0 {
+		return fmt.Errorf("the cluster knows no pool %s: kubectl get pools.%s lists them", s.filter.Pool, v1alpha1.GroupVersion.Group)
+	}
+	return nil
+}
+
+func (s *search) findSubvolumes(ctx context.Context) error {
+	list, err := s.api.Subvolumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, subvolume := range list.Items {
+		node, ok := s.pools[subvolume.Spec.PoolID]
+		if !ok {
+			continue
+		}
+		if subvolume.Spec.Kind == client.Kinds[meta.Committed] {
+			s.snapshots[subvolume.Spec.ID] = subvolume.Spec.PoolID
+		} else {
+			s.sources[subvolume.Spec.ID] = subvolume.Spec.PoolID
+		}
+		s.subvolumes = append(s.subvolumes, Object{
+			Kind: "Subvolume", Name: subvolume.Name, Node: node, Claim: subvolume.Annotations[v1alpha1.AnnotationClaim],
+			poolID: subvolume.Spec.PoolID, still: s.stillGone(subvolume.Spec.PoolID),
+			remove: func(ctx context.Context) error {
+				return s.api.Subvolumes().Delete(ctx, subvolume.Name, metav1.DeleteOptions{})
+			},
+		})
+	}
+	return nil
+}
+
+func (s *search) findVolumes(ctx context.Context) error {
+	list, err := s.api.PersistentVolumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		v := &list.Items[i]
+		poolID := s.id.PoolID(v)
+		node, ok := s.pools[poolID]
+		if !ok {
+			continue
+		}
+		s.sources[v.Spec.CSI.VolumeHandle] = poolID
+		l := Object{Kind: "PersistentVolume", Name: v.Name, Node: node, poolID: poolID, still: s.stillGone(poolID), remove: func(ctx context.Context) error {
+			if err := s.api.PersistentVolumes().Delete(ctx, v.Name, metav1.DeleteOptions{}); err != nil {
+				return err
+			}
+			return removeFinalizers(v.Finalizers, func(patch []byte) error {
+				_, err := s.api.PersistentVolumes().Patch(ctx, v.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+				return err
+			})
+		}}
+		if claim := v.Spec.ClaimRef; claim != nil {
+			l.Claim = claim.Namespace + "/" + claim.Name
+		}
+		if v.Status.Phase == corev1.VolumeBound {
+			l.Kept = "delete the PersistentVolumeClaim " + l.Claim + " first, if its data need not come back"
+		}
+		s.volumes = append(s.volumes, l)
+	}
+	return nil
+}
+
+func (s *search) findContents(ctx context.Context) error {
+	if !s.api.SnapshotsServed(ctx) {
+		return nil
+	}
+	list, err := s.api.Contents().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	needed, err := s.neededContents(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range list.Items {
+		content := &list.Items[i]
+		poolID, ok := s.poolOfContent(content)
+		if !ok {
+			continue
+		}
+		ref := content.Spec.VolumeSnapshotRef
+		l := Object{
+			Kind: "VolumeSnapshotContent", Name: content.Name, Node: s.pools[poolID], Claim: ref.Namespace + "/" + ref.Name,
+			poolID: poolID, still: s.stillGone(poolID),
+			remove: func(ctx context.Context) error {
+				if err := s.api.Contents().Delete(ctx, content.Name, metav1.DeleteOptions{}); err != nil {
+					return err
+				}
+				return removeFinalizers(content.Finalizers, func(patch []byte) error {
+					_, err := s.api.Contents().Patch(ctx, content.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+					return err
+				})
+			},
+		}
+		if needed[content.Name] {
+			l.Kept = "delete the VolumeSnapshot " + l.Claim + " first, if its data need not come back"
+		}
+		s.contents = append(s.contents, l)
+	}
+	return nil
+}
+
+// poolOfContent returns the pool that the snapshot of a content is in: that of its source,
+// where the snapshot itself was not published.
+func (s *search) poolOfContent(content *snapshotv1.VolumeSnapshotContent) (poolID string, ok bool) {
+	if content.Spec.Driver != s.id.Driver {
+		return "", false
+	}
+	if poolID, ok = s.snapshots[s.id.SnapshotHandle(content)]; !ok && content.Spec.Source.VolumeHandle != nil {
+		poolID, ok = s.sources[*content.Spec.Source.VolumeHandle]
+	}
+	return poolID, ok
+}
+
+// neededContents returns the contents of VolumeSnapshots that are not being deleted.
+func (s *search) neededContents(ctx context.Context) (map[string]bool, error) {
+	list, err := s.api.Snapshots().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	needed := map[string]bool{}
+	for _, snapshot := range list.Items {
+		if snapshot.DeletionTimestamp == nil && snapshot.Status != nil && snapshot.Status.BoundVolumeSnapshotContentName != nil {
+			needed[*snapshot.Status.BoundVolumeSnapshotContentName] = true
+		}
+	}
+	return needed, nil
+}
+
+// removeFinalizers removes all finalizers: nobody is left to do what they wait for.
+func removeFinalizers(finalizers []string, patch func([]byte) error) error {
+	if len(finalizers) == 0 {
+		return nil
+	}
+	return patch([]byte(`[{"op":"remove","path":"/metadata/finalizers"}]`))
+}

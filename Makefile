@@ -226,12 +226,13 @@ update: $(CONTROLLER_GEN) $(HELM) ## Bring up to date all that is generated
 	@HELM=$(HELM) hack/chart.sh update
 
 .PHONY: verify
-verify: $(CONTROLLER_GEN) $(HELM) ## Prove that all that is generated is up to date, modules are genuine and links lead somewhere
+verify: $(CONTROLLER_GEN) $(HELM) ## Prove that all that is generated is up to date, modules are genuine, links lead somewhere and what should builds on every system
 	@hack/each-module.sh go mod tidy -diff
 	@hack/each-module.sh go mod verify
 	@CONTROLLER_GEN=$(CONTROLLER_GEN) hack/api.sh verify
 	@HELM=$(HELM) hack/chart.sh verify
 	@hack/links.sh
+	@hack/portable.sh
 
 $(CONTROLLER_GEN):
 	$(INSTALL) sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_GEN_VERSION)

@@ -94,8 +94,8 @@ type SubvolumeList struct {
 	Items []Subvolume `json:"items"`
 }
 
-// Pool is one btrfs filesystem with volumes, and the claim of the node that
-// serves it. It is named after the pool's ID.
+// Pool is one btrfs filesystem with volumes, and the node that owns it. It is named after
+// the pool's ID.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,categories=btrfs-csi
@@ -117,9 +117,9 @@ type Pool struct {
 	Status PoolStatus `json:"status,omitempty"`
 }
 
-// PoolSpec is the claim.
+// PoolSpec says who owns a pool.
 type PoolSpec struct {
-	// NodeName is the node that serves the pool; empty for one that nobody has.
+	// NodeName is the node that owns the pool, and alone serves it; empty for none.
 	NodeName string `json:"nodeName"`
 	// Pool is the name of the pool on that node.
 	Pool string `json:"pool"`

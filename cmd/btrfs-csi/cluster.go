@@ -111,7 +111,7 @@ func (n *localNode) Expand(ctx context.Context, volume string, size int64) (int6
 	return entry.Size, nil
 }
 
-func (n *localNode) Deny(reasons map[string]error) { n.engine.Deny(reasons) }
+func (n *localNode) Exclude(reasons map[string]error) { n.engine.Deny(reasons) }
 
 // Remove deletes as a request of CSI would: what is mounted is not deleted.
 func (n *localNode) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }

@@ -29,7 +29,7 @@ func (emptyNode) Away(context.Context) []string { return nil }
 
 func (emptyNode) Walk(context.Context, meta.Class, func(meta.Entry) bool) error { return nil }
 
-func (emptyNode) Deny(map[string]error) {}
+func (emptyNode) Exclude(map[string]error) {}
 
 // emptyCluster is an API server that has nothing, and where nothing happens.
 func emptyCluster(w http.ResponseWriter, r *http.Request) {

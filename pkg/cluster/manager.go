@@ -88,6 +88,7 @@ func newManager(cluster *client.Cluster, node Node, options Options) *Manager {
 
 // Run runs the controllers until ctx ends. It waits for an API server that does not answer.
 func (m *Manager) Run(ctx context.Context) {
+	defer m.cluster.Close() // when no controller records Events any more
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() { m.cluster.Run(ctx) })
@@ -110,6 +111,7 @@ func (m *Manager) followPools(ctx context.Context) {
 	var synced time.Time // when all was compared
 	labelled := false
 	for ctx.Err() == nil {
+		var soon <-chan time.Time
 		found, err := m.syncPools(ctx)
 		if err != nil {
 			klog.FromContext(ctx).V(2).Info("Pools not mirrored yet", "reason", err)
@@ -124,12 +126,13 @@ func (m *Manager) followPools(ctx context.Context) {
 			labelled = m.labels.Reconcile(ctx) == nil
 		}
 		if found.Again || !labelled {
-			time.AfterFunc(secondLook, m.poolsChanged)
+			soon = time.After(secondLook)
 		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 		case <-m.poke:
+		case <-soon:
 		}
 	}
 }
@@ -150,14 +153,10 @@ func (m *Manager) syncAll(ctx context.Context) {
 // Changed notes that a volume or snapshot was made, changed or removed; with a zero Ref,
 // that pools have come or gone. It does not block.
 func (m *Manager) Changed(ref meta.Ref) {
-	if ref.IsZero() {
-		m.poolsChanged()
+	if !ref.IsZero() {
+		m.subvolumes.Changed(ref)
 		return
 	}
-	m.subvolumes.Changed(ref)
-}
-
-func (m *Manager) poolsChanged() {
 	select {
 	case m.poke <- struct{}{}:
 	default: // one is on its way

@@ -68,11 +68,10 @@ func New(api *Clients, id Identity) *Cluster {
 	}
 }
 
-// Run fills the caches and writes Events until ctx ends. It waits for an API server that
-// does not answer.
+// Run fills the caches until ctx ends, and writes Events until Close. It waits for an API
+// server that does not answer.
 func (c *Cluster) Run(ctx context.Context) {
 	c.broadcaster.StartRecordingToSink(eventSink{c.API})
-	defer c.Close()
 	var all sync.WaitGroup
 	defer all.Wait()
 	for _, informer := range []cache.SharedIndexInformer{c.Subvolumes, c.PersistentVolumes, c.Claims, c.Classes} {
@@ -82,7 +81,7 @@ func (c *Cluster) Run(ctx context.Context) {
 	<-ctx.Done()
 }
 
-// Close ends the recording of Events, as Run does at its end.
+// Close ends the recording of Events.
 func (c *Cluster) Close() { c.broadcaster.Shutdown() }
 
 // runSnapshots waits until the cluster has the API of snapshots, and fills their caches.

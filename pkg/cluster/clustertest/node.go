@@ -13,14 +13,14 @@ import (
 
 // Node has what a test says. Its fields are for the test to change while nothing runs.
 type Node struct {
-	mu      sync.Mutex // protects what follows while something runs
-	Entries map[meta.Ref]meta.Entry
-	Present []node.Pool
-	Gone    []string // IDs of pools that are away
-	Denied  map[string]error
-	Lost    map[meta.Ref]bool
-	Looked  func(meta.Ref)
-	Refuses error // to expand
+	mu       sync.Mutex // protects what follows while something runs
+	Entries  map[meta.Ref]meta.Entry
+	Present  []node.Pool
+	Gone     []string // IDs of pools that are away
+	Excluded map[string]error
+	Lost     map[meta.Ref]bool
+	Looked   func(meta.Ref)
+	Refuses  error // to expand
 }
 
 // NewNode returns a node that has entries.
@@ -70,13 +70,13 @@ func (n *Node) Refs() []meta.Ref {
 // Used is the same for all.
 func (n *Node) Used(context.Context, meta.Ref) (int64, bool) { return 4096, true }
 
-// Pools returns those that are present. One that is denied cannot be used.
+// Pools returns those that are present. One that is excluded cannot be used.
 func (n *Node) Pools(context.Context) []node.Pool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	pools := slices.Clone(n.Present)
 	for i := range pools {
-		if reason := n.Denied[pools[i].ID]; reason != nil {
+		if reason := n.Excluded[pools[i].ID]; reason != nil {
 			pools[i] = node.Pool{Name: pools[i].Name, Message: reason.Error()}
 		}
 	}
@@ -110,11 +110,11 @@ func (n *Node) Remove(_ context.Context, ref meta.Ref) error {
 	return nil
 }
 
-// Deny notes what is denied.
-func (n *Node) Deny(reasons map[string]error) {
+// Exclude notes what is excluded.
+func (n *Node) Exclude(reasons map[string]error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.Denied = reasons
+	n.Excluded = reasons
 }
 
 // Owner owns the pools that a test says.

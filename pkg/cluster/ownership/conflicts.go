@@ -20,7 +20,7 @@ const warnAgain = 30 * time.Minute
 // copy of one disk, and volumes of one ID would be in two places. They are kept out of use.
 type conflicts struct {
 	cluster *client.Cluster
-	deny    func(reasons map[string]error)
+	exclude func(reasons map[string]error)
 	found   map[string]conflict
 }
 
@@ -47,7 +47,7 @@ func (c *conflicts) add(ctx context.Context, owners *v1alpha1.Pool, name string)
 		"or remove its pool.json and all it holds, to make it a pool of its own; if that node has the disk no more and its driver does not run, "+
 		"kubectl delete pools.btrfs-csi.github.io %s", owner, owners.Name, owners.Name)
 	c.found[owners.Name] = c.warn(owners, conflict{pool: name, owner: owner, since: time.Now(), reason: reason})
-	c.denyAll()
+	c.excludeAll()
 	klog.FromContext(ctx).Error(reason, "Pool denied", "pool", name)
 	return true
 }
@@ -61,15 +61,15 @@ func (c *conflicts) update(owners *v1alpha1.Pool) {
 
 func (c *conflicts) remove(id string) {
 	delete(c.found, id)
-	c.denyAll()
+	c.excludeAll()
 }
 
-func (c *conflicts) denyAll() {
+func (c *conflicts) excludeAll() {
 	reasons := map[string]error{}
 	for id, conflict := range c.found {
 		reasons[id] = conflict.reason
 	}
-	c.deny(reasons)
+	c.exclude(reasons)
 }
 
 // warn records an Event on the owner's Pool, again before the cluster forgets the last one.

@@ -25,8 +25,8 @@ const doubt = 2 * time.Minute
 // Node is what a Controller needs of its node.
 type Node interface {
 	node.Pools
-	// Deny keeps pools out of use, by ID, and replaces what was denied before.
-	Deny(reasons map[string]error)
+	// Exclude keeps pools out of use, by ID, and no others any more.
+	Exclude(reasons map[string]error)
 	// Away returns the IDs of the pools that were here and are not now, and Forget has
 	// nothing wait for one any more.
 	Away(ctx context.Context) []string
@@ -38,7 +38,7 @@ type Node interface {
 type Controller struct {
 	cluster   *client.Cluster
 	node      Node
-	claims    claims
+	acquirer  acquirer
 	conflicts conflicts
 	missing   map[string]bool // owned, and not here at the last look; by pool ID
 
@@ -60,8 +60,8 @@ type Result struct {
 	Owned []Pool
 	// Changed is set if something was or may be another node's.
 	Changed bool
-	// Again is set if a pool is missing: it is given up at the next look, which should
-	// come soon.
+	// Again is set if a pool is missing: it is released at the next look, which should come
+	// soon.
 	Again bool
 }
 
@@ -69,8 +69,8 @@ type Result struct {
 func New(cluster *client.Cluster, node Node) *Controller {
 	c := &Controller{
 		cluster: cluster, node: node, decided: make(chan struct{}),
-		claims:    claims{cluster: cluster, takenFrom: map[string]string{}},
-		conflicts: conflicts{cluster: cluster, deny: node.Deny, found: map[string]conflict{}},
+		acquirer:  acquirer{cluster: cluster, takenFrom: map[string]string{}},
+		conflicts: conflicts{cluster: cluster, exclude: node.Exclude, found: map[string]conflict{}},
 	}
 	c.decide = sync.OnceFunc(func() { close(c.decided) })
 	return c
@@ -107,7 +107,7 @@ func (c *Controller) Undisputed(ctx context.Context) (ids []string) {
 	return ids
 }
 
-// Reconcile claims the pools of this node, and gives up those that are gone. It must not
+// Reconcile acquires the pools of this node, and releases those that are gone. It must not
 // run twice at the same time.
 func (c *Controller) Reconcile(ctx context.Context) (result Result, err error) {
 	reports := c.node.Pools(ctx)
@@ -121,7 +121,7 @@ func (c *Controller) Reconcile(ctx context.Context) (result Result, err error) {
 		if report.ID == "" {
 			continue
 		}
-		pool, failed := c.claim(ctx, known[report.ID], report.ID, report.Name, c.cluster.API.NodeReady)
+		pool, failed := c.acquire(ctx, known[report.ID], report.ID, report.Name, c.cluster.API.NodeReady)
 		switch {
 		case failed != nil:
 			err = errors.Join(err, failed)
@@ -145,9 +145,9 @@ func (c *Controller) Reconcile(ctx context.Context) (result Result, err error) {
 	return result, err
 }
 
-// claim returns the Pool of an ID with its owner, which is this node if it may be.
-func (c *Controller) claim(ctx context.Context, have *v1alpha1.Pool, id, name string, alive aliveFunc) (*v1alpha1.Pool, error) {
-	return c.claims.claim(ctx, have, claim{id: id, name: name, owned: c.Owns(id), rival: c.conflicts.owner(id), alive: alive})
+// acquire returns the Pool of an ID with its owner, which is this node if it may be.
+func (c *Controller) acquire(ctx context.Context, have *v1alpha1.Pool, id, name string, alive aliveFunc) (*v1alpha1.Pool, error) {
+	return c.acquirer.acquire(ctx, have, candidate{id: id, name: name, owned: c.Owns(id), rival: c.conflicts.owner(id), alive: alive})
 }
 
 // knownPools returns the Pools that this node owns, and those of the pools that are here,
@@ -183,7 +183,7 @@ func (c *Controller) knownPools(ctx context.Context, reports []node.Pool) (map[s
 	return known, nil
 }
 
-// retryConflicts ends the conflicts where the other node has given up the pool, or it is
+// retryConflicts ends the conflicts where the other node has released the pool, or it is
 // not here any more.
 func (c *Controller) retryConflicts(ctx context.Context, known map[string]*v1alpha1.Pool, reports []node.Pool) {
 	for id, conflict := range c.conflicts.found {
@@ -193,7 +193,7 @@ func (c *Controller) retryConflicts(ctx context.Context, known map[string]*v1alp
 			if time.Since(conflict.since) > doubt {
 				alive = c.cluster.API.NodeExists // the pool is a copy, and its owner may only be rebooting
 			}
-			pool, err := c.claim(ctx, known[id], id, conflict.pool, alive)
+			pool, err := c.acquire(ctx, known[id], id, conflict.pool, alive)
 			if err != nil {
 				continue
 			}
@@ -202,12 +202,12 @@ func (c *Controller) retryConflicts(ctx context.Context, known map[string]*v1alp
 				continue
 			}
 		}
-		delete(known, id) // as of before the claim
+		delete(known, id) // it was read before
 		c.conflicts.remove(id)
 	}
 }
 
-// releaseMissing gives up the pools that are not here at the second look in a row: a
+// releaseMissing releases the pools that are not here at the second look in a row: a
 // filesystem may be mounted anew.
 func (c *Controller) releaseMissing(ctx context.Context, known map[string]*v1alpha1.Pool, owned map[string]bool, reports []node.Pool) (released bool, err error) {
 	before := c.missing
@@ -218,7 +218,7 @@ func (c *Controller) releaseMissing(ctx context.Context, known map[string]*v1alp
 		case !before[id]:
 			c.missing[id] = true
 		default:
-			failed := c.claims.release(ctx, pool, whyRefused(reports, pool.Spec.Pool))
+			failed := c.acquirer.release(ctx, pool, whyRefused(reports, pool.Spec.Pool))
 			released = released || failed == nil
 			err = errors.Join(err, failed)
 		}

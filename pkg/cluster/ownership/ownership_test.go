@@ -41,7 +41,7 @@ func TestReleasedPoolSaysWhy(t *testing.T) {
 			}
 			pool, err := l.Cluster.API.Pools().Get(t.Context(), "pool-1", metav1.GetOptions{})
 			l.No(err)
-			if pool.Spec.NodeName != "" || pool.Status.State != statePoolAway || pool.Status.Message != c.want {
+			if pool.Spec.NodeName != "" || pool.Status.State != stateAway || pool.Status.Message != c.want {
 				t.Errorf("it is %+v and %+v, wanted it away: %s", pool.Spec, pool.Status, c.want)
 			}
 		})
@@ -97,7 +97,7 @@ func (n *twoNodes) look(labs ...*lab) {
 	}
 }
 
-// take has somebody who is on node-2 claim the Pool, as far as the policy lets him.
+// take has somebody who is on node-2 take the Pool, as far as the policy lets him.
 func (n *twoNodes) take() {
 	n.Helper()
 	pool, err := n.clients.Pools().Get(n.Context(), "pool-1", metav1.GetOptions{})
@@ -118,22 +118,22 @@ func TestTakenPoolIsTakenBack(t *testing.T) {
 	n.look(n.first, n.first)
 	for _, l := range []*lab{n.first, n.start("node-1")} {
 		n.take()
-		l.Node.Gone = []string{"pool-1"} // as one that is denied is
+		l.Node.Gone = []string{"pool-1"} // as one that is excluded is
 		n.look(l)
-		if !l.owner.Owns("pool-1") || len(l.Node.Denied) > 0 || len(l.Node.Gone) == 0 {
-			t.Errorf("held: %v, denied: %v, remembered: %q", l.owner.Owns("pool-1"), l.Node.Denied, l.Node.Gone)
+		if !l.owner.Owns("pool-1") || len(l.Node.Excluded) > 0 || len(l.Node.Gone) == 0 {
+			t.Errorf("owned: %v, excluded: %v, remembered: %q", l.owner.Owns("pool-1"), l.Node.Excluded, l.Node.Gone)
 		}
 	}
 }
 
-// TestDeniedPoolIsRemembered: it is here, though another node serves it.
-func TestDeniedPoolIsRemembered(t *testing.T) {
+// TestExcludedPoolIsRemembered: it is here, though another node serves it.
+func TestExcludedPoolIsRemembered(t *testing.T) {
 	n := newTwoNodes(t)
 	n.look(n.first)
 	n.copy.Node.Gone = []string{"pool-1"}
 	n.look(n.copy, n.copy)
-	if len(n.copy.Node.Denied) != 1 || len(n.copy.Node.Gone) != 1 {
-		t.Errorf("denied: %v, remembered: %q, wanted both", n.copy.Node.Denied, n.copy.Node.Gone)
+	if len(n.copy.Node.Excluded) != 1 || len(n.copy.Node.Gone) != 1 {
+		t.Errorf("excluded: %v, remembered: %q, wanted both", n.copy.Node.Excluded, n.copy.Node.Gone)
 	}
 }
 

@@ -154,7 +154,7 @@ func TestUnschedulable(t *testing.T) {
 				l.No(l.Cluster.Classes.GetStore().Add(classFor(c.class)))
 				l.unschedulable.Reconcile(t.Context())
 				reads := api.Reads()
-				l.unschedulable.Reconcile(t.Context()) // too soon to tell again, or to ask
+				l.unschedulable.Reconcile(t.Context()) // too soon to record again, or to ask
 				if api.Reads() > reads {
 					t.Errorf("%s asks again at once", name)
 				}
@@ -180,7 +180,7 @@ func TestUnschedulable(t *testing.T) {
 }
 
 // TestUnschedulableCostsLittle: claims that come one after the other, of which there is
-// something to tell, have no node list all Pools for each.
+// something to report, have no node list all Pools for each.
 func TestUnschedulableCostsLittle(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -226,7 +226,7 @@ func TestUnschedulableCostsLittle(t *testing.T) {
 	}
 }
 
-// TestTakesUnconstrained: of claims that this node can take there is nothing to tell, and
+// TestTakesUnconstrained: of claims that this node can take there is nothing to report, and
 // nobody is asked.
 func TestTakesUnconstrained(t *testing.T) {
 	here := func(names ...string) (reports []node.Pool) {

@@ -125,7 +125,8 @@ image-docker: ## Build the container image with an engine, and nothing but that
 
 .PHONY: demo
 demo: deps build ## Show volumes, snapshots and clones on a btrfs of its own (as root)
-	bin/btrfs-csi demo
+	CGO_ENABLED=1 $(OWNED) $(PROGRESS) "building bin/demo" go build -buildvcs=false -o bin/demo ./test/demo
+	bin/demo --binary bin/btrfs-csi
 
 # What the end-to-end tests and the cluster run: the chart as it stands, and the
 # image, under a tag of its own.

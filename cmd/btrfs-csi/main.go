@@ -50,7 +50,7 @@ clone an instant copy-on-write child of its source.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newServe(), newPools(), newList(), newTree(), newHistory(), newCheck(), newLeftovers(), newDemo(), newVersion())
+	root.AddCommand(newServe(), newPools(), newList(), newTree(), newHistory(), newCheck(), newLeftovers(), newVersion())
 	return root
 }
 

@@ -32,6 +32,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
+const mebi = 1 << 20
+
 // commandVariable makes the test binary be the command: what the tests start is a real
 // process, with the race detector in it.
 const commandVariable = "BTRFS_CSI_TEST_AS_COMMAND"
@@ -129,23 +131,6 @@ func (r *running) create(t *testing.T, name string, parameters map[string]string
 	})
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-func TestDemo(t *testing.T) {
-	btrfstest.RequireRoot(t)
-	t.Setenv("TMPDIR", t.TempDir())
-	stdout, stderr, code := run(t, "demo")
-	if code != 0 {
-		t.Fatalf("exit code %d\n%s\n%s", code, stdout, stderr)
-	}
-	for _, want := range []string{"disk quota exceeded", "200 are there, each once", "└── restored", "Nothing is wrong.", "0 volumes are left", "Nothing is left mounted"} {
-		if !strings.Contains(stdout, want) {
-			t.Errorf("%q is not in the output:\n%s", want, stdout)
-		}
-	}
-	if left, _ := os.ReadDir(os.Getenv("TMPDIR")); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
 	}
 }
 

@@ -65,8 +65,7 @@ func build(ctx context.Context, binary string) error {
 	if err != nil {
 		return fmt.Errorf("find the driver's source: run this in test/bench, or name a binary with --binary: %w", err)
 	}
-	source := string(out[:len(out)-1])
-	return testkit.Run(ctx, "go", "build", "-C", source, "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo", "-o", binary, "./cmd/btrfs-csi")
+	return testkit.Build(ctx, string(out[:len(out)-1]), binary)
 }
 
 // close removes what was made, but nothing that is still mounted.

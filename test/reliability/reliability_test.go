@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/disk"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 // TestKilledDriver: RELIABILITY_KILLS is how often.
@@ -88,10 +88,7 @@ func build(ctx context.Context) (binary, disturbed string, err error) {
 		if raceDetector() {
 			flags = append(flags, "-race")
 		}
-		cmd := exec.Command("go", append(append([]string{"build", "-o", filepath.Join(built.dir, "btrfs-csi")}, flags...), "./cmd/btrfs-csi")...)
-		cmd.Dir = "../.."
-		cmd.Stderr = os.Stderr
-		built.err = errors.Join(cmd.Run(), BuildDisturbed(ctx, "../..", filepath.Join(built.dir, "disturbed"), flags...))
+		built.err = errors.Join(testkit.Build(ctx, "../..", filepath.Join(built.dir, "btrfs-csi"), flags...), BuildDisturbed(ctx, "../..", filepath.Join(built.dir, "disturbed"), flags...))
 	})
 	return filepath.Join(built.dir, "btrfs-csi"), filepath.Join(built.dir, "disturbed"), built.err
 }

@@ -16,6 +16,12 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
+// Build builds the driver from its source. The binary is an absolute path.
+func Build(ctx context.Context, source, binary string, flags ...string) error {
+	args := []string{"build", "-C", source, "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo", "-o", binary}
+	return Run(ctx, "go", append(append(args, flags...), "./cmd/btrfs-csi")...)
+}
+
 // Patience is how long a driver may take to serve, and to end.
 const Patience = 2 * time.Minute
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,48 +14,23 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-)
 
-func newDemo() *cobra.Command {
-	return &cobra.Command{
-		Use:   "demo",
-		Short: "Take a volume through its whole life, on a pool of its own",
-		Long: `Demo makes a btrfs filesystem in a sparse file, serves CSI on it with a driver of
-its own, and takes a volume through its whole life with real data: snapshot,
-restore, clone, expansion, deletion, and a driver that is killed in the middle.
-Every step prints what it did, how long that took, and what proves it. Nothing
-is left behind. It needs root, and mkfs.btrfs.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if os.Geteuid() != 0 {
-				return errors.New("the demo mounts filesystems: run it as root")
-			}
-			d := &demo{out: cmd.OutOrStdout()}
-			d.rig, err = newRig(cmd.Context())
-			if d.rig != nil {
-				defer func() { err = errors.Join(err, d.leave()) }()
-			}
-			if err != nil {
-				return err
-			}
-			return d.run(cmd.Context())
-		},
-	}
-}
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
+)
 
 // Sizes of the demo, in bytes.
 const (
 	mebi         = 1 << 20
-	demoFile     = 256 * mebi
-	demoSmall    = 10_000 // files
-	demoVolume   = 512 * mebi
-	demoRestored = 1024 * mebi
-	demoTight    = 64 * mebi
-	demoCreated  = 200 // volumes made around the kill
+	poolSize     = 4 << 30
+	fileSize     = 256 * mebi
+	smallFiles   = 10_000 // a number
+	volumeSize   = 512 * mebi
+	restoredSize = 1024 * mebi
+	tightSize    = 64 * mebi
+	manyVolumes  = 200 // made around the kill
 )
 
 type demo struct {
@@ -113,19 +89,19 @@ func (d *demo) leave() error {
 }
 
 func (d *demo) startDriver(ctx context.Context) (string, error) {
-	return "csi socket " + d.socket(), d.start(ctx)
+	return "csi socket " + d.node.Socket, d.start(ctx)
 }
 
 func (d *demo) createVolume(ctx context.Context) (string, error) {
-	if err := d.create(ctx, "data", demoVolume, nil); err != nil {
+	if err := d.create(ctx, "data", volumeSize, nil); err != nil {
 		return "", err
 	}
-	target, err := d.publish(ctx, "data")
+	target, err := d.Mount(ctx, "data", capability)
 	return "mounted at " + target, err
 }
 
 func (d *demo) writeData(context.Context) (string, error) {
-	err := errors.Join(fill(filepath.Join(d.target("data"), "big"), demoFile, 1), fillSmall(d.target("data"), demoSmall))
+	err := errors.Join(fill(filepath.Join(d.Target("data"), "big"), fileSize, 1), fillSmall(d.Target("data"), smallFiles))
 	if err != nil {
 		return "", err
 	}
@@ -134,14 +110,14 @@ func (d *demo) writeData(context.Context) (string, error) {
 
 // sum remembers the checksum of a volume.
 func (d *demo) sum(volume string) (string, error) {
-	sum, files, err := checksum(d.target(volume))
+	sum, files, err := checksum(d.Target(volume))
 	d.sums[volume] = sum
 	return fmt.Sprintf("%d files, checksum %s", files, sum), err
 }
 
 // same proves that a volume holds what is remembered under a name.
 func (d *demo) same(volume, as string) (string, error) {
-	sum, files, err := checksum(d.target(volume))
+	sum, files, err := checksum(d.Target(volume))
 	if err == nil && sum != d.sums[as] {
 		err = fmt.Errorf("%s has checksum %s, %s had %s", volume, sum, as, d.sums[as])
 	}
@@ -155,7 +131,7 @@ func (d *demo) takeSnapshot(ctx context.Context) (string, error) {
 }
 
 func (d *demo) overwrite(context.Context) (string, error) {
-	if err := fill(filepath.Join(d.target("data"), "big"), demoFile, 2); err != nil {
+	if err := fill(filepath.Join(d.Target("data"), "big"), fileSize, 2); err != nil {
 		return "", err
 	}
 	return d.sum("data")
@@ -163,11 +139,11 @@ func (d *demo) overwrite(context.Context) (string, error) {
 
 func (d *demo) restore(ctx context.Context) (string, error) {
 	start := time.Now()
-	if err := d.create(ctx, "restored", demoRestored, fromSnapshot("before")); err != nil {
+	if err := d.create(ctx, "restored", restoredSize, testkit.FromSnapshot("before")); err != nil {
 		return "", err
 	}
 	took := time.Since(start)
-	if _, err := d.publish(ctx, "restored"); err != nil {
+	if _, err := d.Mount(ctx, "restored", capability); err != nil {
 		return "", err
 	}
 	proof, err := d.same("restored", "the snapshot")
@@ -176,11 +152,11 @@ func (d *demo) restore(ctx context.Context) (string, error) {
 
 func (d *demo) cloneVolume(ctx context.Context) (string, error) {
 	start := time.Now()
-	if err := d.create(ctx, "cloned", demoVolume, fromVolume("data")); err != nil {
+	if err := d.create(ctx, "cloned", volumeSize, testkit.FromVolume("data")); err != nil {
 		return "", err
 	}
 	took := time.Since(start)
-	if _, err := d.publish(ctx, "cloned"); err != nil {
+	if _, err := d.Mount(ctx, "cloned", capability); err != nil {
 		return "", err
 	}
 	d.sums["the volume"] = d.sums["data"]
@@ -189,13 +165,13 @@ func (d *demo) cloneVolume(ctx context.Context) (string, error) {
 }
 
 func (d *demo) hitLimit(ctx context.Context) (string, error) {
-	if err := d.create(ctx, "tight", demoTight, nil); err != nil {
+	if err := d.create(ctx, "tight", tightSize, nil); err != nil {
 		return "", err
 	}
-	if _, err := d.publish(ctx, "tight"); err != nil {
+	if _, err := d.Mount(ctx, "tight", capability); err != nil {
 		return "", err
 	}
-	err := fill(filepath.Join(d.target("tight"), "f"), demoTight+demoTight/4, 3)
+	err := fill(filepath.Join(d.Target("tight"), "f"), tightSize+tightSize/4, 3)
 	if !errors.Is(err, unix.EDQUOT) {
 		return "", fmt.Errorf("80 MiB went into a volume of 64 MiB: %w", err)
 	}
@@ -204,15 +180,15 @@ func (d *demo) hitLimit(ctx context.Context) (string, error) {
 
 func (d *demo) expand(ctx context.Context) (string, error) {
 	answer, err := d.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
-		VolumeId: "tight", CapacityRange: &csi.CapacityRange{RequiredBytes: 2 * demoTight},
+		VolumeId: "tight", CapacityRange: &csi.CapacityRange{RequiredBytes: 2 * tightSize},
 	})
 	if err != nil {
 		return "", err
 	}
-	if err := fill(filepath.Join(d.target("tight"), "f"), demoTight+demoTight/4, 3); err != nil {
+	if err := fill(filepath.Join(d.Target("tight"), "f"), tightSize+tightSize/4, 3); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("80 MiB written into %s", size(answer.GetCapacityBytes())), nil
+	return fmt.Sprintf("80 MiB written into %d MiB", answer.GetCapacityBytes()/mebi), nil
 }
 
 func (d *demo) deleteSources(ctx context.Context) (string, error) {
@@ -237,11 +213,11 @@ func (d *demo) createMany(ctx context.Context, acknowledged func()) error {
 	var mu sync.Mutex // protects first
 	var first error
 	slots := make(chan struct{}, 16)
-	for i := range demoCreated {
+	for i := range manyVolumes {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := d.create(ctx, fmt.Sprintf("many-%03d", i), demoTight, nil); err != nil {
+			if err := d.create(ctx, fmt.Sprintf("many-%03d", i), tightSize, nil); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				if first == nil {
@@ -260,14 +236,14 @@ func (d *demo) killDriver(ctx context.Context) (string, error) {
 	var done atomic.Int64
 	var killed error
 	err := d.createMany(ctx, func() {
-		if done.Add(1) == demoCreated/2 {
-			killed = d.kill()
+		if done.Add(1) == manyVolumes/2 {
+			killed = d.End(os.Kill) // as for want of memory
 		}
 	})
 	if killed != nil {
 		return "", killed
 	}
-	if acknowledged := done.Load(); acknowledged < demoCreated/2 {
+	if acknowledged := done.Load(); acknowledged < manyVolumes/2 {
 		return "", fmt.Errorf("only %d were acknowledged: %w", acknowledged, err)
 	}
 	if code := status.Code(err); code != codes.Unavailable && code != codes.Canceled {
@@ -290,18 +266,18 @@ func (d *demo) goOn(ctx context.Context) (string, error) {
 			many++
 		}
 	}
-	if err == nil && many != demoCreated {
-		err = fmt.Errorf("%d volumes are there, %d were asked for", many, demoCreated)
+	if err == nil && many != manyVolumes {
+		err = fmt.Errorf("%d volumes are there, %d were asked for", many, manyVolumes)
 	}
 	return fmt.Sprintf("%d are there, each once", many), err
 }
 
 func (d *demo) showTree(ctx context.Context) (string, error) {
-	return "btrfs-csi tree", d.self(ctx, "tree")
+	return "btrfs-csi tree", d.show(ctx, "tree")
 }
 
 func (d *demo) showRest(ctx context.Context) (string, error) {
-	for i := 3; i < demoCreated; i++ { // a few show as much
+	for i := 3; i < manyVolumes; i++ { // a few show as much
 		if _, err := d.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: fmt.Sprintf("many-%03d", i)}); err != nil {
 			return "", err
 		}
@@ -310,19 +286,14 @@ func (d *demo) showRest(ctx context.Context) (string, error) {
 }
 
 func (d *demo) showCheck(ctx context.Context) (string, error) {
-	err := d.self(ctx, "check")
-	if errors.Is(err, errFindings) {
-		err = errors.New("something is wrong on disk")
-	}
-	return "btrfs-csi check", err
+	return "btrfs-csi check", d.show(ctx, "check")
 }
 
-// self runs another command of this binary on the demo's state.
-func (d *demo) self(ctx context.Context, args ...string) error {
-	cmd := newCommand()
-	cmd.SetArgs(append(args, "--state-dir", d.state()))
-	cmd.SetOut(&indent{Writer: d.out})
-	return cmd.ExecuteContext(ctx)
+// show prints what another command of the binary says of the demo's pool.
+func (d *demo) show(ctx context.Context, command string) error {
+	cmd := exec.CommandContext(ctx, d.binary, command, "--state-dir", d.State)
+	cmd.Stdout, cmd.Stderr = &indent{Writer: d.out}, &indent{Writer: d.out}
+	return cmd.Run()
 }
 
 func (d *demo) deleteAll(ctx context.Context) (string, error) {

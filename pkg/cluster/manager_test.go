@@ -37,17 +37,17 @@ func (l *lab) resync() {
 	l.No(err)
 	l.See()
 	l.syncAll(l.Context())
-	var refs []meta.Ref
+	refs := map[meta.Ref]bool{}
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
 		l.No(l.Node.Walk(l.Context(), class, func(e meta.Entry) bool {
-			refs = append(refs, e.Ref())
+			refs[e.Ref()] = true
 			return true
 		}))
 	}
 	for _, s := range l.Cluster.Subvolumes.List() {
-		refs = append(refs, client.RefOf(s))
+		refs[client.RefOf(s)] = true
 	}
-	for _, ref := range refs {
+	for ref := range refs {
 		l.No(l.subvolumes.Publish(l.Context(), ref))
 	}
 	l.See()

@@ -28,15 +28,26 @@ import (
 // Paths of the API.
 const (
 	PersistentVolumes = "/api/v1/persistentvolumes"
+	Claims            = "/api/v1/namespaces/db/persistentvolumeclaims"
 	Nodes             = "/api/v1/nodes"
+	Classes           = "/apis/storage.k8s.io/v1/storageclasses"
 	Contents          = "/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents"
 	Snapshots         = "/apis/snapshot.storage.k8s.io/v1/volumesnapshots"
 	Subvolumes        = "/apis/btrfs-csi.github.io/v1alpha1/subvolumes"
 	Pools             = "/apis/btrfs-csi.github.io/v1alpha1/pools"
 )
 
+// kinds are the kinds of what is in a path.
+var kinds = map[string]string{
+	PersistentVolumes: "PersistentVolume", everywhere(Claims): "PersistentVolumeClaim", Nodes: "Node", Classes: "StorageClass",
+	Contents: "VolumeSnapshotContent", Snapshots: "VolumeSnapshot", Subvolumes: "Subvolume", Pools: "Pool",
+}
+
+// everywhere returns the path of all namespaces.
+func everywhere(dir string) string { return strings.Replace(dir, "/namespaces/db", "", 1) }
+
 // API is an API server that keeps objects, and knows what of each write a
-// real one takes. Nobody can watch it.
+// real one takes.
 type API struct {
 	mu      sync.Mutex
 	objects map[string]map[string]any // by path
@@ -44,14 +55,17 @@ type API struct {
 	reads   int
 	writes  []string        // method and path
 	refuses map[string]bool // paths of which nothing can be read or written
+	events  []event         // all of them
+	changed chan struct{}   // closed with the next event
 }
 
 // NewAPI returns an API server without objects, and clients of it.
 func NewAPI(t *testing.T) (*API, *client.Clients) {
 	t.Helper()
-	api := &API{objects: map[string]map[string]any{}, refuses: map[string]bool{}}
+	api := &API{objects: map[string]map[string]any{}, refuses: map[string]bool{}, changed: make(chan struct{})}
 	server := httptest.NewServer(api)
 	t.Cleanup(server.Close)
+	t.Cleanup(server.CloseClientConnections) // before: those that watch
 	clients, err := client.Connect(&rest.Config{Host: server.URL, QPS: -1})
 	if err != nil {
 		t.Fatal(err)
@@ -80,10 +94,17 @@ func (a *API) Put(dir string, o metav1.Object) {
 }
 
 func (a *API) keep(name string, object map[string]any) {
-	a.version++
 	metadata := Child(object, "metadata")
-	metadata["resourceVersion"], metadata["uid"] = strconv.Itoa(a.version), name
+	metadata["resourceVersion"], metadata["uid"] = strconv.Itoa(a.version+1), name
+	before := a.objects[name]
 	a.objects[name] = object
+	a.note(name, before, object)
+}
+
+func (a *API) remove(name string) {
+	before := a.objects[name]
+	delete(a.objects, name)
+	a.note(name, before, nil)
 }
 
 // Child returns an object in an object, and makes it where there is none.
@@ -98,7 +119,7 @@ func Child(object map[string]any, key string) map[string]any {
 func (a *API) Delete(dir, name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	delete(a.objects, dir+"/"+name)
+	a.remove(dir + "/" + name)
 }
 
 // Refuse refuses to read or write what is in a directory, or no more.
@@ -125,6 +146,10 @@ func (a *API) Written() []string {
 
 // ServeHTTP answers as an API server.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Query().Get("watch") != "" {
+		a.watch(w, r)
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name := strings.TrimSuffix(r.URL.Path, "/status")
@@ -145,7 +170,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !ok:
 		w.WriteHeader(http.StatusNotFound)
 	case r.Method == http.MethodDelete:
-		delete(a.objects, name)
+		a.remove(name)
 		answer(w, http.StatusOK, metav1.Status{Status: metav1.StatusSuccess})
 	default:
 		a.change(w, r, name, have)
@@ -158,7 +183,7 @@ func (a *API) get(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case ok:
 		answer(w, http.StatusOK, object)
-	case a.isList(name):
+	case kinds[name] != "":
 		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.selected(name, r.URL.Query().Get("fieldSelector"))})
 	case name == path.Dir(Snapshots): // the API of snapshots is there
 		answer(w, http.StatusOK, map[string]any{})
@@ -182,7 +207,11 @@ func (a *API) create(w http.ResponseWriter, r *http.Request) {
 // change updates or patches an object, or its status alone.
 func (a *API) change(w http.ResponseWriter, r *http.Request, name string, have map[string]any) {
 	given := read(r)
+	version := Child(given, "metadata")["resourceVersion"]
 	switch {
+	case version != nil && version != "" && version != Child(have, "metadata")["resourceVersion"]:
+		answer(w, http.StatusConflict, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusConflict, Reason: metav1.StatusReasonConflict})
+		return
 	case r.Method == http.MethodPatch:
 		given = merge(have, given)
 	case name != r.URL.Path: // its status
@@ -230,21 +259,24 @@ func scheme() *runtime.Scheme {
 	return s
 }
 
-func (a *API) isList(name string) bool {
-	return slices.Contains([]string{PersistentVolumes, Nodes, Contents, Snapshots, Subvolumes, Pools}, name)
-}
-
-// selected returns the objects of a path that a selector of strings in their spec
-// matches.
+// selected returns the objects of a path that a selector matches.
 func (a *API) selected(dir, selector string) []map[string]any {
 	wanted := fields.ParseSelectorOrDie(selector)
-	return slices.DeleteFunc(a.within(dir), func(object map[string]any) bool {
-		set := fields.Set{}
-		for key, value := range Child(object, "spec") {
-			set["spec."+key], _ = value.(string)
-		}
-		return !wanted.Matches(set)
-	})
+	return slices.DeleteFunc(a.within(dir), func(object map[string]any) bool { return !matches(wanted, object) })
+}
+
+// matches reports whether an object is there, and its name and the strings in its spec are
+// those of a selector.
+func matches(wanted fields.Selector, object map[string]any) bool {
+	if object == nil {
+		return false
+	}
+	set := fields.Set{}
+	set["metadata.name"], _ = Child(object, "metadata")["name"].(string)
+	for key, value := range Child(object, "spec") {
+		set["spec."+key], _ = value.(string)
+	}
+	return wanted.Matches(set)
 }
 
 // Under returns the objects of a path.
@@ -257,12 +289,14 @@ func (a *API) Under(dir string) []map[string]any {
 func (a *API) within(dir string) []map[string]any {
 	items := []map[string]any{}
 	for _, name := range slices.Sorted(maps.Keys(a.objects)) {
-		if path.Dir(name) == dir {
+		if isIn(name, dir) {
 			items = append(items, a.objects[name])
 		}
 	}
 	return items
 }
+
+func isIn(name, dir string) bool { return path.Dir(name) == dir || everywhere(path.Dir(name)) == dir }
 
 // merge returns have with a merge patch.
 func merge(have, patch map[string]any) map[string]any {

@@ -97,9 +97,17 @@ func (n *Node) Forget(_ context.Context, poolID string) {
 	n.Gone = slices.DeleteFunc(n.Gone, func(id string) bool { return id == poolID })
 }
 
-// Expand has any size.
-func (n *Node) Expand(_ context.Context, _ string, size int64) (int64, error) {
-	return size, n.Refuses
+// Expand expands an entry to any size.
+func (n *Node) Expand(_ context.Context, volume string, size int64) (int64, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.Refuses != nil {
+		return 0, n.Refuses
+	}
+	e := n.Entries[meta.Volume(volume)]
+	e.Size = size
+	n.Entries[e.Ref()] = e
+	return size, nil
 }
 
 // Remove removes an entry.

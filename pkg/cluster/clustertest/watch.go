@@ -1,0 +1,90 @@
+package clustertest
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"net/http"
+	"path"
+	"strconv"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
+)
+
+// event is a change of an object. It has none before, or none after.
+type event struct {
+	name          string
+	before, after map[string]any
+}
+
+// note keeps an event. Its version is the number of events.
+func (a *API) note(name string, before, after map[string]any) {
+	a.events = append(a.events, event{name, before, after})
+	a.version = len(a.events)
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+// watch answers with the events of a path after a version, until the client has gone.
+func (a *API) watch(w http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	next, err := strconv.Atoi(query.Get("resourceVersion"))
+	if err != nil || query.Get("sendInitialEvents") != "" { // it has to list first
+		answer(w, http.StatusUnprocessableEntity, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid})
+		return
+	}
+	wanted := fields.ParseSelectorOrDie(query.Get("fieldSelector"))
+	w.Header().Set("Content-Type", runtime.ContentTypeJSON)
+	for {
+		data, seen, changed := a.eventsAfter(next, r.URL.Path, wanted)
+		next = seen
+		_, _ = w.Write(data)
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-r.Context().Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// eventsAfter returns the events of a path after a version, the last version, and what is
+// closed when there is another.
+func (a *API) eventsAfter(version int, dir string, wanted fields.Selector) (data []byte, last int, changed <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var buffer bytes.Buffer
+	for i, e := range a.events[version:] {
+		if !isIn(e.name, dir) {
+			continue
+		}
+		was, is := matches(wanted, e.before), matches(wanted, e.after)
+		change := watch.Modified
+		object := e.after
+		switch {
+		case !was && !is:
+			continue
+		case !was:
+			change = watch.Added
+		case !is:
+			change, object = watch.Deleted, e.before
+		}
+		_ = json.NewEncoder(&buffer).Encode(map[string]any{"type": change, "object": typed(object, dir, version+i+1)})
+	}
+	return buffer.Bytes(), len(a.events), a.changed
+}
+
+// typed returns an object with its kind, as of a version.
+func typed(object map[string]any, dir string, version int) map[string]any {
+	object = maps.Clone(object)
+	group := strings.TrimPrefix(path.Dir(dir), "/apis/")
+	object["apiVersion"], object["kind"] = strings.TrimPrefix(group, "/api/"), kinds[dir]
+	metadata := maps.Clone(Child(object, "metadata"))
+	metadata["resourceVersion"] = strconv.Itoa(version)
+	object["metadata"] = metadata
+	return object
+}

@@ -3,6 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
+
+	library "github.com/containerd/btrfs/v2" //nolint:depguard // the peer itself
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
 // The operations. Each works on one item: item i has a volume, a snapshot of it,
@@ -68,6 +72,7 @@ const (
 	sideAdapter     = "engine as a snapshotter"
 	sideRawSeparate = "raw, separate directories"
 	sideRawFlat     = "raw, one directory"
+	sideRawPlain    = "raw, threads of Go alone"
 	sideCopy        = "cp --reflink=never"
 	sideLibrary     = "containerd/btrfs SubvolDelete"
 )
@@ -79,8 +84,9 @@ func sides(binary string) map[string]opener {
 		sideEngine:      openEngine,
 		sideContainerd:  openContainerd,
 		sideAdapter:     openAdapter,
-		sideRawSeparate: openRaw(true),
-		sideRawFlat:     openRaw(false),
+		sideRawSeparate: openRaw(true, btrfs.Snapshot),
+		sideRawFlat:     openRaw(false, btrfs.Snapshot),
+		sideRawPlain:    openRaw(true, library.SubvolSnapshot),
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Identity says which objects of the cluster are of this driver, and of this node.
+// Identity says which objects of the cluster belong to this driver, and to this node.
 type Identity struct {
 	// NodeName is the name of this node in the cluster.
 	NodeName string

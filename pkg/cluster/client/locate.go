@@ -23,8 +23,8 @@ func (c *Cluster) Locate(ctx context.Context, ref meta.Ref) (node, poolID string
 	case !apierrors.IsNotFound(err):
 		return "", "", err
 	}
-	// A Subvolume is written some time after it was made. The PersistentVolume or content
-	// says where it is.
+	// The Subvolume is published some time after the volume was made. Until then its
+	// PersistentVolume or VolumeSnapshotContent says where it is.
 	if ref.Class == meta.Snapshots {
 		for _, content := range c.ContentsOf(ref.ID) {
 			return content.Labels[LabelManagedBy], "", nil

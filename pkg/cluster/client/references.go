@@ -12,7 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// VolumesOf returns the PersistentVolumes of a handle: two of them can have one.
+// VolumesOf returns the PersistentVolumes of a handle. There may be several.
 func (c *Cluster) VolumesOf(handle string) []*corev1.PersistentVolume {
 	return c.PersistentVolumes.ByIndex(byHandle, handle)
 }
@@ -26,8 +26,8 @@ func (c *Cluster) ContentsOf(handle string) []*snapshotv1.VolumeSnapshotContent 
 var ErrNotSynced = errors.New("the cluster has not been read yet")
 
 // KeptBy returns the PersistentVolumes or VolumeSnapshotContents of a volume or snapshot
-// that are not deleted with it. Who asks for the deletion knows of one that is, but of no
-// other with the same handle.
+// that are not deleted with it. The caller knows of one that is, but not of others with the
+// same handle.
 func (c *Cluster) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) {
 	if !c.PersistentVolumes.HasSynced() || ref.Class == meta.Snapshots && !c.SnapshotsSynced.Load() {
 		return nil, ErrNotSynced
@@ -54,8 +54,8 @@ func (c *Cluster) keptBy(ctx context.Context, ref meta.Ref) (names []string, err
 	return names, nil
 }
 
-// keeps adds the name of an object that is not deleted too. The cache may lag behind who
-// asks for the deletion, so the API server is asked about one that stays.
+// keeps adds the name of an object that is not deleted too. The cache may lag behind the
+// caller, so the API server is asked before an object counts.
 func keeps[O metav1.Object](ctx context.Context, names []string, o O, goes func(O) bool, get func(context.Context, string, metav1.GetOptions) (O, error)) ([]string, error) {
 	if goes(o) {
 		return names, nil

@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
@@ -120,7 +119,7 @@ type Controller struct {
 	cluster *client.Cluster
 	node    Node
 	owner   node.Owner
-	queue   workqueue.TypedRateLimitingInterface[string] // names of Subvolumes
+	queue   queue.Queue[string] // names of Subvolumes
 }
 
 // New returns the controller of the volumes of a node.
@@ -144,7 +143,7 @@ func (c *Controller) Resync() {
 }
 
 // Run expands until ctx ends.
-func (c *Controller) Run(ctx context.Context) { queue.Run(ctx, c.queue, c.reconcile) }
+func (c *Controller) Run(ctx context.Context) { c.queue.Run(ctx, c.reconcile) }
 
 // reconcile expands one volume, if it is to be. Done twice, or again after a crash, it is
 // done once.

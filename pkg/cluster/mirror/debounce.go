@@ -11,18 +11,18 @@ const (
 	// calm is how long nothing has to change before a change is written: a volume that is
 	// made, bound and snapshotted at once is written once.
 	calm = 500 * time.Millisecond
-	// maxDelay is how long changes that follow each other put off the write of one: the API
-	// server has to serve what caused them, for which somebody waits. But a volume that is
-	// not written yet cannot be expanded from another node either.
+	// maxDelay is how long changes that follow each other put off the write of one. The API
+	// server is busy with what caused them, and users wait for that. But a volume that is not
+	// written yet cannot be expanded from another node.
 	maxDelay = 5 * time.Second
 )
 
-// debounce puts off what is to be written while something changes: on this node, or
-// because somebody binds volumes of this driver or waits for snapshots.
+// debounce puts off writes while volumes change on this node, are being bound, or snapshots
+// become ready.
 type debounce struct {
 	mu    sync.Mutex             // protects what follows
 	last  time.Time              // when something changed
-	until map[meta.Ref]time.Time // when what is put off is written in any case
+	until map[meta.Ref]time.Time // when a write that is put off is due in any case
 }
 
 // changed notes a change.

@@ -20,7 +20,8 @@ import (
 // was made for.
 const bindingTime = 30 * time.Second
 
-// lineageOf returns the annotations of an entry. Without a value a key is not to be there.
+// lineageOf returns the lineage annotations of an entry. A key with the value "" must not be
+// on the object.
 func lineageOf(e meta.Entry) map[string]string {
 	return map[string]string{
 		v1alpha1.AnnotationParent:         e.Source.ID,

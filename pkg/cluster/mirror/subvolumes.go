@@ -8,7 +8,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
@@ -35,7 +34,7 @@ type Subvolumes struct {
 	writer   writer
 	lineage  lineageWriter
 	debounce debounce
-	queue    workqueue.TypedRateLimitingInterface[meta.Ref]
+	queue    queue.Queue[meta.Ref]
 }
 
 // NewSubvolumes returns the controller of the volumes and snapshots of a node.
@@ -50,8 +49,8 @@ func NewSubvolumes(cluster *client.Cluster, node Node, owner node.Owner) *Subvol
 	return c
 }
 
-// watch has an object written again that somebody changed or deleted, and the lineage
-// written to what is new.
+// watch publishes a volume or snapshot again when somebody adds, changes or deletes one of
+// its objects.
 func (c *Subvolumes) watch() {
 	seen := func(s *v1alpha1.Subvolume) { c.enqueue(client.RefOf(s)) }
 	c.cluster.Subvolumes.Handle(client.Handlers[*v1alpha1.Subvolume]{
@@ -77,7 +76,7 @@ func (c *Subvolumes) volumeSeen(v *corev1.PersistentVolume) {
 }
 
 func (c *Subvolumes) volumeChanged(was, is *corev1.PersistentVolume) {
-	turned := was.Status.Phase != is.Status.Phase // somebody binds, or releases
+	turned := was.Status.Phase != is.Status.Phase // it is bound, or released
 	if turned && c.cluster.VolumeHandle(is) != "" {
 		c.debounce.changed(time.Now())
 	}
@@ -107,7 +106,7 @@ func (c *Subvolumes) Changed(ref meta.Ref) {
 	c.enqueue(ref)
 }
 
-// Resync has everything compared, on this node and in the cluster.
+// Resync compares everything that this node has, and that is published of it.
 func (c *Subvolumes) Resync(ctx context.Context) {
 	if err := c.takeOver(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "What another node published of the pools here is not taken over yet")
@@ -127,7 +126,7 @@ func (c *Subvolumes) Resync(ctx context.Context) {
 }
 
 // Run publishes until ctx ends.
-func (c *Subvolumes) Run(ctx context.Context) { queue.Run(ctx, c.queue, c.reconcile) }
+func (c *Subvolumes) Run(ctx context.Context) { c.queue.Run(ctx, c.reconcile) }
 
 // reconcile publishes one volume or snapshot, unless it is put off.
 func (c *Subvolumes) reconcile(ctx context.Context, ref meta.Ref) error {
@@ -163,10 +162,9 @@ func (c *Subvolumes) Publish(ctx context.Context, ref meta.Ref) error {
 	return c.lineage.write(ctx, entry)
 }
 
-// takeOver makes this node's what another one published of the pools that this node owns
-// now, and that is not in them: it was deleted before, or lost with the data. Its update
-// comes back as that of an object of this node. What is in them is taken over when it is
-// published.
+// takeOver takes over the Subvolumes of another node whose pool this node owns now, and
+// whose volume is not there: it was deleted before, or lost. They are seen as objects of
+// this node then, and published as such. The others are taken over when they are published.
 func (c *Subvolumes) takeOver(ctx context.Context) error {
 	for _, pool := range c.node.Pools(ctx) {
 		if pool.ID == "" || !c.owner.Owns(pool.ID) {

@@ -51,14 +51,14 @@ const (
 	maxMarked = 10
 )
 
-// Orphan is a volume or snapshot for which no object of the cluster stands, or an object
-// whose volume is missing.
+// Orphan is a volume or snapshot for which no object of the cluster stands, or a
+// PersistentVolume whose volume is missing.
 type Orphan struct {
 	meta.Ref
-	Pool    string    // of a volume or snapshot that is on disk
+	Pool    string    // the name of its pool; "" if it is missing
 	PoolID  string    // of the pool where it is, or should be
 	Since   time.Time // when it was first seen; zero if that could not be written
-	Missing string    // the name of the PersistentVolume whose volume is not there
+	Missing string    // the name of the PersistentVolume, if its volume is missing
 
 	marked time.Time // for deletion; zero for what is not to be deleted
 }
@@ -66,7 +66,7 @@ type Orphan struct {
 // Node is what the Controller needs of its node.
 type Node interface {
 	node.Reader
-	// Remove deletes one that nobody uses.
+	// Remove deletes a volume or snapshot. It fails for one in use.
 	Remove(ctx context.Context, ref meta.Ref) error
 }
 
@@ -99,7 +99,7 @@ func (c *Controller) Run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), c.cluster.Claims.HasSynced) {
 		return
 	}
-	select { // nothing in a pool that is not owned is an orphan
+	select { // only what is in an owned pool can be an orphan
 	case <-ctx.Done():
 		return
 	case <-c.owner.Decided():

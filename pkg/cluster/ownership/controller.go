@@ -25,16 +25,16 @@ const doubt = 2 * time.Minute
 // Node is what a Controller needs of its node.
 type Node interface {
 	node.Pools
-	// Exclude keeps pools out of use, by ID, and no others any more.
+	// Exclude keeps the pools with these IDs out of use, each for a reason. Those of the
+	// last call may be used again.
 	Exclude(reasons map[string]error)
-	// Away returns the IDs of the pools that were here and are not now, and Forget has
-	// nothing wait for one any more.
+	// Away returns the IDs of the pools that were on this node and are not now.
 	Away(ctx context.Context) []string
+	// Forget drops a pool that is away: it is not expected back.
 	Forget(ctx context.Context, poolID string)
 }
 
-// Controller decides, with those of the other nodes, which pools this node
-// serves.
+// Controller decides, with the controllers of the other nodes, which pools this node owns.
 type Controller struct {
 	cluster   *client.Cluster
 	node      Node
@@ -49,16 +49,16 @@ type Controller struct {
 	owned map[string]bool // by pool ID
 }
 
-// Pool is a pool that this node owns.
+// Pool is a pool that this node owns, with its object in the cluster.
 type Pool struct {
 	node.Pool
-	Object *v1alpha1.Pool // in which the name of this node is
+	Object *v1alpha1.Pool
 }
 
 // Result is what one look at the pools found.
 type Result struct {
 	Owned []Pool
-	// Changed is set if something was or may be another node's.
+	// Changed is set if a pool has another owner than at the last look.
 	Changed bool
 	// Again is set if a pool is missing: it is released at the next look, which should come
 	// soon.
@@ -83,7 +83,7 @@ func (c *Controller) Owns(poolID string) bool {
 	return c.owned[poolID]
 }
 
-// own replaces what is owned, and reports whether anything is new.
+// own replaces the set of owned pools, and reports whether one is new.
 func (c *Controller) own(owned map[string]bool) (changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

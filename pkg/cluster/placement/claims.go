@@ -12,7 +12,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/client-go/util/workqueue"
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
@@ -30,7 +29,7 @@ var errNoSource = errors.New("its source is not there yet")
 type Claims struct {
 	cluster *client.Cluster
 	node    node.Reader
-	queue   workqueue.TypedRateLimitingInterface[types.NamespacedName] // of claims
+	queue   queue.Queue[types.NamespacedName] // of claims
 }
 
 // NewClaims returns the controller of the claims whose source is on node.
@@ -81,7 +80,7 @@ func (c *Claims) Run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), c.cluster.Claims.HasSynced, c.cluster.Classes.HasSynced) {
 		return
 	}
-	queue.Run(ctx, c.queue, c.reconcile)
+	c.queue.Run(ctx, c.reconcile)
 }
 
 // reconcile selects this node for a claim if its source is here.

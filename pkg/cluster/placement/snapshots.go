@@ -9,7 +9,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/util/workqueue"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
@@ -24,7 +23,7 @@ type Snapshots struct {
 	cluster *client.Cluster
 	node    node.Reader
 	owner   node.Owner
-	queue   workqueue.TypedRateLimitingInterface[string] // names of VolumeSnapshotContents
+	queue   queue.Queue[string] // names of VolumeSnapshotContents
 }
 
 // NewSnapshots returns the controller of the snapshots of volumes on node.
@@ -62,7 +61,7 @@ func (c *Snapshots) Resync() {
 }
 
 // Run assigns until ctx ends.
-func (c *Snapshots) Run(ctx context.Context) { queue.Run(ctx, c.queue, c.reconcile) }
+func (c *Snapshots) Run(ctx context.Context) { c.queue.Run(ctx, c.reconcile) }
 
 // reconcile assigns one snapshot to this node, if its volume is here.
 func (c *Snapshots) reconcile(ctx context.Context, name string) error {

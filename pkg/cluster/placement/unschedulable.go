@@ -29,15 +29,14 @@ const (
 	lookAgain = 30 * time.Second
 	// lookSeldom is the time between two Events on one claim, two looks at one that only
 	// waits for a pod, as many do, and two looks of a node that is not the reporter. Anybody
-	// can make claims, and each of a thousand nodes would list all Pools.
+	// can make claims, and a thousand nodes would list all Pools.
 	lookSeldom = 2 * time.Minute
 	// lookTogether is lookSeldom where every node records Events: there may be a thousand.
 	lookTogether = 10 * time.Minute
 )
 
-// Unschedulable records Events on claims that no node can take: their source is
-// on no live node, or no node has a pool for them. The scheduler only says that there is no
-// room.
+// Unschedulable records Events on claims that no node can take: their source is on no live
+// node, or no node has a pool for them. The scheduler only says that there is no room.
 type Unschedulable struct {
 	cluster *client.Cluster
 	node    node.Pools

@@ -18,35 +18,41 @@ var ErrPutOff = errors.New("put off")
 // workers is how many keys of a queue are reconciled at a time.
 const workers = 4
 
-// New returns a queue of keys. One that fails comes again after a delay that grows
-// from least to most.
-func New[K comparable](least, most time.Duration) workqueue.TypedRateLimitingInterface[K] {
-	return workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[K](least, most))
+// Queue has keys, each of them once.
+type Queue[K comparable] struct {
+	workqueue.TypedRateLimitingInterface[K]
 }
 
-// Run reconciles the keys of a queue until ctx ends.
-func Run[K comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[K], reconcile func(context.Context, K) error) {
-	context.AfterFunc(ctx, queue.ShutDown)
+// New returns a queue. A key that fails is reconciled again after a delay that grows from
+// least to most.
+func New[K comparable](least, most time.Duration) Queue[K] {
+	limiter := workqueue.NewTypedItemExponentialFailureRateLimiter[K](least, most)
+	return Queue[K]{workqueue.NewTypedRateLimitingQueue(limiter)}
+}
+
+// Run reconciles keys until ctx ends.
+func (q Queue[K]) Run(ctx context.Context, reconcile func(context.Context, K) error) {
+	context.AfterFunc(ctx, q.ShutDown)
 	var all sync.WaitGroup
 	for range workers {
-		all.Go(func() { work(ctx, queue, reconcile) })
+		all.Go(func() { q.work(ctx, reconcile) })
 	}
 	all.Wait()
 }
 
-func work[K comparable](ctx context.Context, queue workqueue.TypedRateLimitingInterface[K], reconcile func(context.Context, K) error) {
+func (q Queue[K]) work(ctx context.Context, reconcile func(context.Context, K) error) {
 	for {
-		key, shutdown := queue.Get()
+		key, shutdown := q.Get()
 		if shutdown {
 			return
 		}
 		switch err := reconcile(ctx, key); {
 		case err == nil:
-			queue.Forget(key)
+			q.Forget(key)
 		case !errors.Is(err, ErrPutOff):
 			klog.FromContext(ctx).V(2).Info("Not reconciled yet", "key", key, "reason", err)
-			queue.AddRateLimited(key)
+			q.AddRateLimited(key)
 		}
-		queue.Done(key)
+		q.Done(key)
 	}
 }

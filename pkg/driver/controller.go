@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 	"k8s.io/klog/v2"
@@ -54,9 +53,6 @@ func (s *controller) CreateVolume(ctx context.Context, request *csi.CreateVolume
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkReach(ctx, c); err != nil {
-		return nil, s.orElsewhere(ctx, c.source, err)
-	}
 	create := s.engine.Prepare
 	if c.view {
 		create = s.engine.View
@@ -65,45 +61,8 @@ func (s *controller) CreateVolume(ctx context.Context, request *csi.CreateVolume
 	if err != nil {
 		return nil, s.orElsewhere(ctx, c.source, err)
 	}
-	if !reachable(c.requisite, entry.PoolID) {
-		return nil, fmt.Errorf("%s: %w: it is in pool %q, wanted is one with %s", entry.Ref(), snapshot.ErrExists, entry.Pool, describe(c.requisite))
-	}
 	klog.FromContext(ctx).Info("Volume created", "volumeID", entry.ID, "pool", entry.Pool, "kind", entry.Kind, "size", entry.Size, "sourceID", entry.Source.ID)
 	return &csi.CreateVolumeResponse{Volume: volumeOf(entry)}, nil
-}
-
-// checkReach fails when the volume would be made where the CO cannot use it,
-// before it is made: afterwards nobody would delete it.
-func (s *controller) checkReach(ctx context.Context, c creation) error {
-	if len(c.requisite) == 0 {
-		return nil
-	}
-	_, known := s.engine.Stat(ctx, meta.Volume(meta.ID(c.spec.Name)))
-	if !notHere(known) {
-		return known // it is there: the engine says whether it is the same request
-	}
-	name, id, err := s.destination(ctx, c)
-	if err != nil || reachable(c.requisite, id) {
-		return err
-	}
-	if errors.Is(known, pool.ErrAway) && !errors.Is(known, snapshot.ErrForgotten) {
-		return known // it may be in a pool that cannot be asked: no other node may make it
-	}
-	return answer(codes.ResourceExhausted, "pool %q of this node has the topology key %s, wanted is one with %s: choose another node, or name another pool in the StorageClass",
-		name, TopologyPrefix+id, describe(c.requisite))
-}
-
-// destination returns the name and ID of the pool that a volume is to be made
-// in: beside its source, or where the class says.
-func (s *controller) destination(ctx context.Context, c creation) (name, id string, err error) {
-	if !c.source.IsZero() {
-		entry, err := s.engine.Stat(ctx, c.source)
-		if err != nil {
-			return "", "", fmt.Errorf("source %w", err)
-		}
-		return entry.Pool, entry.PoolID, nil
-	}
-	return s.engine.Pool(c.spec.Pool)
 }
 
 func (s *controller) DeleteVolume(ctx context.Context, request *csi.DeleteVolumeRequest) (*csi.DeleteVolumeResponse, error) {
@@ -288,16 +247,15 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 	if pools := slices.Sorted(maps.Keys(s.engine.PoolIDs())); err != nil && len(pools) > 0 {
 		options.pool = pools[0]
 	}
-	name, id, err := s.engine.Pool(options.pool)
-	if topology := request.GetAccessibleTopology(); err != nil || topology != nil && !reachable([]*csi.Topology{topology}, id) {
-		return &csi.GetCapacityResponse{}, nil
-	}
-	capacity, err := s.engine.Capacity(ctx, name)
+	capacity, err := s.engine.Capacity(ctx, options.pool)
 	if errors.Is(err, snapshot.ErrNoPool) || errors.Is(err, pool.ErrSilent) { // no pods are to be sent there
 		return &csi.GetCapacityResponse{}, nil
 	}
 	if err != nil {
 		return nil, err
+	}
+	if topology := request.GetAccessibleTopology(); topology != nil && !slices.Contains(poolsOf([]*csi.Topology{topology}), capacity.PoolID) {
+		return &csi.GetCapacityResponse{}, nil
 	}
 	return &csi.GetCapacityResponse{
 		AvailableCapacity: steady(capacity.Available),

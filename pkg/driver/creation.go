@@ -12,10 +12,9 @@ import (
 
 // creation is a CreateVolumeRequest, read.
 type creation struct {
-	spec      snapshot.Spec
-	source    meta.Ref // zero for none
-	view      bool     // a read-only view of the source is what is asked for
-	requisite []*csi.Topology
+	spec   snapshot.Spec
+	source meta.Ref // zero for none
+	view   bool     // a read-only view of the source is what is asked for
 }
 
 // newCreation checks a CreateVolumeRequest.
@@ -37,8 +36,10 @@ func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
 		return c, err
 	}
 	size, err := sizeRange(request.GetCapacityRange())
-	c.spec = snapshot.Spec{Name: request.GetName(), Pool: options.pool, Size: size, Parameters: options.parameters, Labels: options.labels}
-	c.requisite = request.GetAccessibilityRequirements().GetRequisite()
+	c.spec = snapshot.Spec{
+		Name: request.GetName(), Pool: options.pool, Allowed: poolsOf(request.GetAccessibilityRequirements().GetRequisite()),
+		Size: size, Parameters: options.parameters, Labels: options.labels,
+	}
 	c.view = !c.source.IsZero() && onlyReads(request.GetVolumeCapabilities())
 	return c, err
 }

@@ -56,7 +56,6 @@ type Engine interface {
 	WalkSnapshots(ctx context.Context, volume, after string, fn func(meta.Entry) bool) error
 
 	Capacity(ctx context.Context, pool string) (snapshot.Capacity, error)
-	Pool(name string) (inUse, id string, err error)
 	PoolIDs() map[string]string
 	Pools(ctx context.Context) []pool.Status
 }

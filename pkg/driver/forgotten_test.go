@@ -26,12 +26,6 @@ func (forgetful) Mounts(context.Context, string) (snapshot.Mount, error) {
 func (forgetful) Remove(context.Context, meta.Ref) error { return snapshot.ErrForgotten }
 func (forgetful) PoolIDs() map[string]string             { return map[string]string{"default": "here"} }
 
-func (forgetful) Pool(string) (inUse, id string, err error) { return "default", "here", nil }
-
-func (forgetful) Prepare(_ context.Context, spec snapshot.Spec, _ meta.Ref) (meta.Entry, error) {
-	return meta.Entry{Record: meta.Record{ID: spec.Name, Kind: meta.Active}, Pool: "default", PoolID: "here"}, nil
-}
-
 // told is a cluster that knows where one thing is.
 type told struct {
 	alone
@@ -95,19 +89,5 @@ func TestLookUpOfTheForgotten(t *testing.T) {
 	must(t, err)
 	if all := health.GetVolumeHealth().GetHealthStatuses(); len(all) != 1 || all[0].GetStatus() != csi.VolumeHealthErrorType_INACCESSIBLE {
 		t.Errorf("health is %v", all)
-	}
-}
-
-// TestCreateBesideTheForgotten: a new volume is made, here or on the node that it is wanted on.
-func TestCreateBesideTheForgotten(t *testing.T) {
-	d, err := New(forgetful{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir()})
-	must(t, err)
-	for pool, want := range map[string]codes.Code{"here": codes.OK, "of another node": codes.ResourceExhausted} {
-		_, err := (&controller{Driver: d}).CreateVolume(t.Context(), changed(func(r *csi.CreateVolumeRequest) {
-			r.AccessibilityRequirements = &csi.TopologyRequirement{Requisite: []*csi.Topology{topologyOf(pool)}}
-		}))
-		if Code(err) != want {
-			t.Errorf("pool %s: got %v, want %v", pool, err, want)
-		}
 	}
 }

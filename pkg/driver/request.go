@@ -1,7 +1,6 @@
 package driver
 
 import (
-	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -277,19 +276,20 @@ func topologyOf(poolID string) *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{TopologyPrefix + poolID: TopologyValue}}
 }
 
-// reachable reports whether a pool lies in one of the requisite topologies;
-// none is no requirement. Keys of others are none of ours to judge.
-func reachable(requisite []*csi.Topology, poolID string) bool {
-	return len(requisite) == 0 || slices.ContainsFunc(requisite, func(t *csi.Topology) bool {
-		return t.GetSegments()[TopologyPrefix+poolID] == TopologyValue
-	})
-}
-
-// describe lists topologies for a message.
-func describe(topologies []*csi.Topology) string {
-	terms := make([]string, 0, len(topologies))
-	for _, t := range topologies {
-		terms = append(terms, fmt.Sprint(slices.Sorted(maps.Keys(t.GetSegments()))))
+// poolsOf returns the IDs of the pools that lie in one of the requisite topologies, nil where
+// there is no requirement. Keys of others are none of ours to judge.
+func poolsOf(requisite []*csi.Topology) []string {
+	if len(requisite) == 0 {
+		return nil
 	}
-	return strings.Join(terms, " or ")
+	ids := []string{}
+	for _, t := range requisite {
+		for key, value := range t.GetSegments() {
+			if id, ours := strings.CutPrefix(key, TopologyPrefix); ours && value == TopologyValue {
+				ids = append(ids, id)
+			}
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }

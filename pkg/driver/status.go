@@ -34,6 +34,7 @@ var meanings = []struct {
 	{snapshot.ErrAmbiguous, codes.FailedPrecondition},
 	{pool.ErrNoSpace, codes.ResourceExhausted},
 	{snapshot.ErrNoPool, codes.ResourceExhausted},
+	{snapshot.ErrNotAllowed, codes.ResourceExhausted},
 	{pool.ErrSwapFile, codes.FailedPrecondition},
 	{pool.ErrHeld, codes.FailedPrecondition},
 	{snapshot.ErrMadeReadOnly, codes.FailedPrecondition},

@@ -24,10 +24,16 @@ type Spec struct {
 	Name string
 	// Pool is where to make it; empty for the source's, or the default one.
 	Pool string
+	// Allowed has the IDs of the pools in which it may be; nil for any.
+	Allowed []string
 	// Size is asked of volumes; a snapshot has its volume's.
 	Size       Range
 	Parameters meta.Parameters
 	Labels     map[string]string
+}
+
+func (s Spec) allows(poolID string) bool {
+	return s.Allowed == nil || slices.Contains(s.Allowed, poolID)
 }
 
 // Prepare makes a read-write volume: empty, or a copy-on-write child of the
@@ -68,7 +74,7 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	there, entry, err := e.settled(ref, e.notHere)
 	if err == nil {
 		e.note(ctx, entry)
-		if err := sameRequest(there.record, there.pool.Name, kind, spec, source); err != nil {
+		if err := sameRequest(entry, kind, spec, source); err != nil {
 			return entry, err
 		}
 		return entry, there.assure(entry)
@@ -111,7 +117,8 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 
 // sameRequest holds a request against what an earlier one of its name made, and
 // names every difference.
-func sameRequest(have meta.Record, pool string, kind meta.Kind, spec Spec, source meta.Ref) error {
+func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) error {
+	have := entry.Record
 	var differ []string
 	add := func(format string, args ...any) { differ = append(differ, fmt.Sprintf(format, args...)) }
 	if have.Name != spec.Name {
@@ -123,8 +130,11 @@ func sameRequest(have meta.Record, pool string, kind meta.Kind, spec Spec, sourc
 	if have.Source != source {
 		add("source %v, not %v", have.Source, source)
 	}
-	if spec.Pool != "" && spec.Pool != pool {
-		add("pool %q, not %q", pool, spec.Pool)
+	if spec.Pool != "" && spec.Pool != entry.Pool {
+		add("pool %q, not %q", entry.Pool, spec.Pool)
+	}
+	if !spec.allows(entry.PoolID) {
+		add("pool %q (%s), not one of %q", entry.Pool, entry.PoolID, spec.Allowed)
 	}
 	if have.Parameters != spec.Parameters {
 		add("parameters %+v, not %+v", have.Parameters, spec.Parameters)
@@ -140,7 +150,7 @@ func sameRequest(have meta.Record, pool string, kind meta.Kind, spec Spec, sourc
 
 // destination is origin for what settled did not find, for the reason absent. A pool
 // that cannot be asked stops what would be made in it, or what the index knows there.
-// Else nothing is made in another one.
+// Else nothing is made in another one, and on no other node.
 func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.Ref) (*servedPool, *located, error) {
 	var sick *unaskedError
 	if !errors.As(absent, &sick) && !errors.Is(absent, ErrNotFound) {
@@ -152,6 +162,13 @@ func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	if !spec.allows(p.PoolID()) {
+		if sick != nil {
+			return nil, nil, absent
+		}
+		return nil, nil, fmt.Errorf("%s: it would be in pool %q (%s): %w, %q: choose another node, or name another pool in the StorageClass",
+			ref, p.Name, p.PoolID(), ErrNotAllowed, spec.Allowed)
 	}
 	return p, from, nil
 }

@@ -17,6 +17,8 @@ var (
 	ErrInvalid = errors.New("invalid request")
 	// ErrOutOfRange: no size satisfies the request.
 	ErrOutOfRange = errors.New("size out of range")
+	// ErrNotAllowed: it would be made in a pool where the caller cannot use it.
+	ErrNotAllowed = errors.New("pool is none of those that are allowed")
 	// ErrNested: the volume holds subvolumes of its own, which a snapshot would
 	// show as empty directories.
 	ErrNested = errors.New("nested subvolumes")

@@ -566,3 +566,38 @@ func TestQueriesOfASickDisk(t *testing.T) {
 		}
 	}
 }
+
+// TestAllowedPools: a volume is made where the caller can use it, or nowhere. Where it may be
+// in a pool that does not say so, no other node may make it. What the index has forgotten
+// keeps nobody from making it.
+func TestAllowedPools(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, btrfs.QuotaFull)
+	fast, gone := pooltest.NewFilesystem(btrfs.QuotaFull), pooltest.NewFilesystem(btrfs.QuotaFull)
+	w.host.Add("fast", fast)
+	w.host.Add("gone", gone)
+	w.close()
+	w.open()
+	w.host.Detach("gone")
+	w.close()
+	must(t, os.Remove(w.index))
+	w.open()
+	defer w.close()
+	prepare := func(name, pool string, source meta.Ref, allowed ...string) error {
+		spec := snapshot.Spec{Name: name, Pool: pool, Allowed: append([]string{}, allowed...), Size: snapshot.Range{Required: 9 * mib}}
+		return second(w.e.Prepare(t.Context(), spec, source))
+	}
+	must(t, prepare("default", "", meta.Ref{}, "another", w.fs.ID))
+	must(t, prepare("default", "", meta.Ref{}, w.fs.ID)) // again
+	must(t, prepare("fast", "fast", meta.Ref{}, fast.ID))
+	must(t, prepare("copy", "", meta.Snapshot("snap"), w.fs.ID))
+	wants(t, prepare("default", "", meta.Ref{}, fast.ID), snapshot.ErrExists)
+	wants(t, prepare("new", "", meta.Ref{}), snapshot.ErrNotAllowed)
+	wants(t, prepare("new", "", meta.Ref{}, fast.ID), snapshot.ErrNotAllowed)
+	wants(t, prepare("new", "", meta.Snapshot("snap"), fast.ID), snapshot.ErrNotAllowed)
+	fast.Fail("Record", unix.EIO)
+	wants(t, prepare("new", "", meta.Ref{}, "another"), pool.ErrAway)
+	must(t, prepare("new", "", meta.Ref{}, w.fs.ID))
+	fast.Fail("Record", nil)
+	wants(t, second(w.e.Stat(t.Context(), meta.Volume("missing"))), snapshot.ErrForgotten)
+}

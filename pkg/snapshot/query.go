@@ -26,9 +26,10 @@ type Mount struct {
 
 // Capacity is the room for volumes in a pool, in bytes.
 type Capacity struct {
-	Available   int64 `json:"available"`   // what can be written now, the headroom left out
-	MaximumSize int64 `json:"maximumSize"` // of one volume
-	MinimumSize int64 `json:"minimumSize"` // of one volume
+	PoolID      string `json:"poolID"`
+	Available   int64  `json:"available"`   // what can be written now, the headroom left out
+	MaximumSize int64  `json:"maximumSize"` // of one volume
+	MinimumSize int64  `json:"minimumSize"` // of one volume
 }
 
 // Stat returns a volume or snapshot; ErrNotFound, ErrLost or pool.ErrAway where
@@ -155,7 +156,7 @@ func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
 		return Capacity{}, err
 	}
 	left := available / MinSize * MinSize
-	return Capacity{Available: left, MaximumSize: left, MinimumSize: MinSize}, nil
+	return Capacity{PoolID: p.PoolID(), Available: left, MaximumSize: left, MinimumSize: MinSize}, nil
 }
 
 // Room returns the room on the filesystem that a volume lies on.
@@ -165,16 +166,6 @@ func (e *Engine) Room(_ context.Context, ref meta.Ref) (btrfs.Room, error) {
 		return btrfs.Room{}, err
 	}
 	return l.pool.Room()
-}
-
-// Pool returns the name and ID of the pool that a request for name is served in;
-// empty for the default one. ErrNoPool where there is none.
-func (e *Engine) Pool(name string) (inUse, id string, err error) {
-	p, err := e.pool(name)
-	if err != nil {
-		return "", "", err
-	}
-	return p.Name, p.PoolID(), nil
 }
 
 // PoolIDs returns the IDs of the pools in use, by name.

@@ -332,7 +332,7 @@ var creation = []testCase{
 		defer r.pool().SetReadOnly(false)
 		c, err = r.e.Capacity(ctx, "")
 		r.check(err)
-		r.equal(c, snapshot.Capacity{MinimumSize: snapshot.MinSize})
+		r.equal(c, snapshot.Capacity{PoolID: c.PoolID, MinimumSize: snapshot.MinSize})
 	}},
 	{"Walk pages in order", func(r *rig) {
 		var want []string

@@ -334,6 +334,7 @@ func (e *Engine) onlyOne(p *servedPool, fresh []*servedPool) error {
 // was opened again may go on: what they hold is passed over, and its limit looked at by
 // maintain.
 func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
+	defer p.Hold()()
 	// What a driver that was killed left undurable is not known. One that is read-only is
 	// opened again when it can be written.
 	if err := errors.Join(p.Sync(pool.Slot{}), p.syncErased(true)); errors.Is(err, unix.EROFS) {
@@ -351,12 +352,15 @@ func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
 	for _, subvolume := range held {
 		p.leftovers.add(subvolume)
 	}
-	findings, err := e.repair(ctx, p)
+	indexing := e.indexingOf(p.PoolID())
+	indexing.Lock()
+	defer indexing.Unlock()
+	findings, slots, err := e.repair(ctx, p)
 	if err != nil {
 		return err
 	}
 	logFindings(ctx, findings)
-	e.indexed(ctx, e.syncPool(p))
+	e.indexed(ctx, e.indexPool(p, slots))
 	if err := e.host.Remember(p.PoolID(), p.Name); err != nil {
 		klog.FromContext(ctx).Error(err, "Pool cannot be remembered for when it is away and the index is lost", "pool", p.Name)
 	}
@@ -683,12 +687,19 @@ func (e *Engine) syncPool(p *servedPool) error {
 	indexing := e.indexingOf(p.PoolID())
 	indexing.Lock()
 	defer indexing.Unlock()
-	entries, unlisted, err := p.entries()
+	slots, err := p.scan()
 	p.unread.Store(err != nil)
 	if err != nil {
 		return err
 	}
-	_, err = e.index.SyncPool(p.PoolID(), index.PoolState{Name: p.Name, Unlisted: unlisted}, entries)
+	return e.indexPool(p, slots)
+}
+
+// indexPool has the index say what was found in a pool. The caller holds the pool's indexing
+// lock, since before it looked.
+func (e *Engine) indexPool(p *servedPool, slots []scanned) error {
+	entries, unlisted := p.entries(slots)
+	_, err := e.index.SyncPool(p.PoolID(), index.PoolState{Name: p.Name, Unlisted: unlisted}, entries)
 	return err
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
@@ -600,4 +601,45 @@ func TestAllowedPools(t *testing.T) {
 	must(t, prepare("new", "", meta.Ref{}, w.fs.ID))
 	fast.Fail("Record", nil)
 	wants(t, second(w.e.Stat(t.Context(), meta.Volume("missing"))), snapshot.ErrForgotten)
+}
+
+// readsHost counts how often each record is read, and how often each pool is opened.
+type readsHost struct {
+	*pooltest.Host
+	reads map[pool.Slot]int
+	opens int
+}
+
+type readsPool struct {
+	pool.Filesystem
+	host *readsHost
+}
+
+func (h *readsHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
+	h.opens++
+	filesystem, err := h.Host.Open(ctx, name)
+	return readsPool{filesystem, h}, err
+}
+
+func (p readsPool) Record(s pool.Slot) ([]byte, error) {
+	p.host.reads[s]++
+	return p.Filesystem.Record(s)
+}
+
+// TestStartReadsOnce: what is in order is read once as the driver starts.
+func TestStartReadsOnce(t *testing.T) {
+	t.Parallel()
+	h := &readsHost{Host: pooltest.NewHost(btrfs.QuotaFull), reads: map[pool.Slot]int{}}
+	path := filepath.Join(t.TempDir(), "index.db")
+	e := open(t, h, path)
+	for _, name := range []string{"a", "b", "c"} {
+		must(t, second(e.Prepare(t.Context(), sized(name, mib), meta.Ref{})))
+	}
+	must(t, e.Close())
+	clear(h.reads)
+	h.opens = 0
+	open(t, h, path)
+	if want := map[pool.Slot]int{active("a"): 1, active("b"): 1, active("c"): 1}; !maps.Equal(h.reads, want) || h.opens != 1 {
+		t.Errorf("opened %d times, read %v", h.opens, h.reads)
+	}
 }

@@ -102,7 +102,7 @@ func (e *Engine) tend(ctx context.Context, p *servedPool) {
 		return
 	}
 	if p.returned.Swap(false) {
-		findings, err := e.repair(ctx, p)
+		findings, _, err := e.repair(ctx, p)
 		logFindings(ctx, findings)
 		if err != nil {
 			p.returned.Store(true)

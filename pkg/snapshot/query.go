@@ -125,10 +125,11 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 	}
 	var entries []meta.Entry
 	for _, p := range e.allPools() {
-		found, _, err := p.entries()
+		slots, err := p.scan()
 		if err != nil {
 			return err
 		}
+		found, _ := p.entries(slots)
 		entries = append(entries, slices.DeleteFunc(found, func(entry meta.Entry) bool { return !match(entry) })...)
 	}
 	slices.SortFunc(entries, func(a, b meta.Entry) int { return strings.Compare(a.ID, b.ID) })

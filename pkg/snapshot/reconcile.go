@@ -76,7 +76,7 @@ type action struct {
 func (e *Engine) Plan(context.Context) ([]Finding, error) {
 	return e.eachPool(func(p *servedPool) ([]Finding, error) {
 		var findings []Finding
-		actions, err := p.plan()
+		_, actions, err := p.plan()
 		for _, a := range actions {
 			if a.Routine && e.index != nil {
 				continue
@@ -95,7 +95,8 @@ func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
 		if err := p.Thawed(); err != nil {
 			return nil, err
 		}
-		return e.repair(ctx, p)
+		findings, _, err := e.repair(ctx, p)
+		return findings, err
 	})
 	return findings, errors.Join(err, e.syncIndex())
 }
@@ -125,20 +126,43 @@ func (e *Engine) eachPool(fn func(*servedPool) ([]Finding, error)) ([]Finding, e
 	return append(findings, duplicates...), errors.Join(append(errs, err)...)
 }
 
-// repair runs the plan of one pool.
-func (e *Engine) repair(ctx context.Context, p *servedPool) ([]Finding, error) {
-	actions, err := p.plan()
+// repair runs the plan of one pool. It returns the slots as they are then.
+func (e *Engine) repair(ctx context.Context, p *servedPool) (findings []Finding, slots []scanned, err error) {
+	slots, actions, err := p.plan()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var findings []Finding
+	changed := map[pool.Slot]bool{}
 	for _, a := range actions {
 		if err := ctx.Err(); err != nil {
-			return findings, err
+			return findings, nil, err
 		}
-		e.confirm(p, a, func(a action) { findings = append(findings, a.apply()) })
+		e.confirm(p, a, func(a action) {
+			findings = append(findings, a.apply())
+			changed[a.slot] = changed[a.slot] || a.run != nil
+		})
 	}
-	return findings, nil
+	slots, err = p.lookAgain(slots, changed)
+	return findings, slots, err
+}
+
+// lookAgain returns the slots with those that have changed as they are now.
+func (p *servedPool) lookAgain(slots []scanned, changed map[pool.Slot]bool) ([]scanned, error) {
+	now := slots[:0]
+	for _, s := range slots {
+		if changed[s.slot] {
+			var err error
+			s, err = p.look(s.slot)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+		}
+		now = append(now, s)
+	}
+	return now, nil
 }
 
 // confirm looks at the slot of a finding again with its lock held, since what
@@ -346,8 +370,7 @@ func (s *scanned) classify(record []byte, there bool) {
 
 // entries returns what the index should say of the pool, also of what cannot be read, as
 // far as its record says; and what is there beside them, to which somebody has to see.
-func (p *servedPool) entries() (entries []meta.Entry, unlisted []meta.Ref, err error) {
-	slots, err := p.scan()
+func (p *servedPool) entries(slots []scanned) (entries []meta.Entry, unlisted []meta.Ref) {
 	for _, s := range slots {
 		switch s.state {
 		case slotReady, slotDamaged:
@@ -358,18 +381,18 @@ func (p *servedPool) entries() (entries []meta.Entry, unlisted []meta.Ref, err e
 			}
 		}
 	}
-	return entries, unlisted, err
+	return entries, unlisted
 }
 
-// plan compares the pool with its ledger.
-func (p *servedPool) plan() ([]action, error) {
+// plan compares the pool with its ledger. It returns what it has seen and what is to be done.
+func (p *servedPool) plan() ([]scanned, []action, error) {
 	slots, err := p.scan()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	limits, err := p.Limits()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	limit := func(subvolume uint64) (int64, bool) { return limits[subvolume], limits != nil }
 	var actions []action
@@ -380,10 +403,10 @@ func (p *servedPool) plan() ([]action, error) {
 	}
 	outside, err := p.planOutside(slots)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	quota, err := p.planQuota()
-	return slices.Concat(actions, outside, quota), err
+	return slots, slices.Concat(actions, outside, quota), err
 }
 
 // judge returns all that is wrong with a slot. What would take the slot away is not

@@ -383,7 +383,7 @@ func TestHalfDoneAfterSilence(t *testing.T) {
 	})
 }
 
-// lateHost has whoever makes the index of the pool "late" anew wait in the middle.
+// lateHost has whoever reads the ledger of the pool "late" wait in the middle.
 type lateHost struct {
 	*pooltest.Host
 	reading, goOn chan struct{}
@@ -403,9 +403,9 @@ type latePool struct {
 	lists atomic.Int32
 }
 
-// List waits when it is asked for the index: the first time it is for the repair.
+// List waits the first time: for the repair, whose look is that for the index, too.
 func (p *latePool) List(area pool.Area) ([]string, error) {
-	if area == "active" && p.lists.Add(1) == 2 {
+	if area == "active" && p.lists.Add(1) == 1 {
 		close(p.host.reading)
 		<-p.host.goOn
 	}

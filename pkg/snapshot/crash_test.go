@@ -276,6 +276,9 @@ func TestCrash(t *testing.T) {
 				for _, takesEffect := range []bool{false, true} {
 					for _, end := range endings {
 						for _, index := range []string{"new", "old", "no"} {
+							if !chosen() {
+								continue
+							}
 							name := fmt.Sprintf("step %d taken=%v/%s/%s index", step, takesEffect, end.name, index)
 							t.Run(name, func(t *testing.T) {
 								w := newWorld(t, btrfs.QuotaFull)
@@ -330,6 +333,9 @@ func TestForeign(t *testing.T) {
 				_, after, steps := outcome(t, mode, o)
 				for step := 1; step <= steps; step++ {
 					for _, f := range foreigns {
+						if !chosen() {
+							continue
+						}
 						w := newWorld(t, mode)
 						w.interfere(step, f)
 						must(t, o.run(t.Context(), w.e))
@@ -358,6 +364,9 @@ func TestForeignAndCrash(t *testing.T) {
 			for step := 1; step <= steps; step++ {
 				for early := 1; early <= step; early++ {
 					for _, f := range foreigns {
+						if !chosen() {
+							continue
+						}
 						w := newWorld(t, btrfs.QuotaFull)
 						cut := event{"power cut after " + f.name, (*pooltest.Filesystem).PowerCut}
 						w.crash(o, step, true, cut, "new", before, after, func() { w.interfere(early, f) })
@@ -393,6 +402,9 @@ func TestCrashAgainAtOnce(t *testing.T) {
 			_, after, steps := outcome(t, btrfs.QuotaFull, o)
 			for step := 1; step <= steps; step++ {
 				for _, takesEffect := range []bool{false, true} {
+					if !chosen() {
+						continue
+					}
 					w := newWorld(t, btrfs.QuotaFull)
 					w.fs.CrashAt(step, takesEffect)
 					_ = o.run(t.Context(), w.e)
@@ -416,6 +428,9 @@ func TestCrashInReconcile(t *testing.T) {
 			before, after, steps := outcome(t, btrfs.QuotaFull, o)
 			for step := 1; step <= steps; step++ {
 				for _, end := range endings {
+					if !chosen() {
+						continue
+					}
 					for repair := 1; crashTwice(t, o, step, repair, end, before, after); repair++ {
 					}
 				}
@@ -464,10 +479,14 @@ func TestFault(t *testing.T) {
 				before, after, steps := outcome(t, mode, o)
 				for step := 1; step <= steps; step++ {
 					for next := step; next <= step+3; next++ {
-						failing(t, o, mode, unix.ENOSPC, [][2]int{{step, step}, {next, next}}, before, after)
+						if chosen() {
+							failing(t, o, mode, unix.ENOSPC, [][2]int{{step, step}, {next, next}}, before, after)
+						}
 					}
 					for fault := range meanings {
-						failing(t, o, mode, fault, [][2]int{{step, math.MaxInt32}}, before, after)
+						if chosen() {
+							failing(t, o, mode, fault, [][2]int{{step, math.MaxInt32}}, before, after)
+						}
 					}
 				}
 			}

@@ -36,8 +36,8 @@ const (
 	// AnnotationOrphanedSince is the time (RFC 3339) when it was first seen that the
 	// cluster knows nothing of the volume or snapshot.
 	AnnotationOrphanedSince = annotationPrefix + "orphaned-since"
-	// AnnotationCondemnedSince is the time (RFC 3339) from when the grace before it is
-	// deleted counts.
+	// AnnotationCondemnedSince is the time (RFC 3339) when it was marked for deletion. Its
+	// time of grace begins then.
 	AnnotationCondemnedSince = annotationPrefix + "condemned-since"
 )
 

@@ -200,7 +200,7 @@ func TestMirrorComesBack(t *testing.T) {
 }
 
 // TestMirrorQuiet expects that nothing is written while nothing changes. It does not
-// see a resync; that is TestQuiet of the mirror.
+// see a resync; that is TestQuiet of pkg/cluster.
 func TestMirrorQuiet(t *testing.T) {
 	s := newSpace(t)
 	s.claim("data")

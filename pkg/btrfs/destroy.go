@@ -15,18 +15,18 @@ const destroyRounds = 16
 
 // Destroy removes a subvolume and every subvolume nested in it. Its cost depends
 // on the number of those alone: files are left to the kernel's cleaner. The
-// removal is undone by a power cut until Sync of the directory that held it.
+// removal is undone by a power cut until Sync of the directory that contained it.
 //
 // What stands in the way inside the subvolume is cleared: the read-only flag of
 // a subvolume with others in it, immutable and append-only flags of its root and
-// of the directories that hold nested ones. After an error some of it may be gone
+// of the directories that contain nested ones. After an error some of it may be gone
 // and such flags cleared; Destroy again takes up from there.
 //
 // Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT when it is at its limit and holds
-// nested ones, lift the limit first; ErrHeld while one of the subvolumes is being
+// nested ones, lift the limit first; ErrInUse while one of the subvolumes is being
 // sent, holds an active swap file or is the default subvolume; ENOTEMPTY when
 // somebody keeps creating nested ones. When the kernel does not let go of the subvolume
-// itself (ErrHeld), nothing of it is gone.
+// itself (ErrInUse), nothing of it is gone.
 func Destroy(path string) error {
 	return withEntry("destroy subvolume", path, func(dir int, name string) error {
 		volume, err := openDirAt(dir, name)
@@ -97,8 +97,8 @@ func pushNested(stack []nestedSubvolume, mount int, parent uint64) ([]nestedSubv
 	return stack, err
 }
 
-// destroyOne removes a nested subvolume that holds no other. It does so by name
-// in the directory that holds it: to destroy by ID the kernel builds the path
+// destroyOne removes a nested subvolume that contains no other. It does so by name
+// in the directory that contains it: to destroy by ID the kernel builds the path
 // from the filesystem's root and gives ENAMETOOLONG beyond PATH_MAX.
 func destroyOne(mount int, nested nestedSubvolume) error {
 	child, err := openInode(mount, nested.id, firstFree)
@@ -176,7 +176,7 @@ func destroyEntry(dir int, name string, unprotect func() error) error {
 		return errors.Join(err, uerr)
 	}
 	if err = snapDestroy(dir, name); errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("%w: %w", ErrHeld, err)
+		return fmt.Errorf("%w: %w", ErrInUse, err)
 	}
 	return err
 }

@@ -38,7 +38,7 @@ func Around(path string) (id uint64, err error) {
 // Entry is the directory entry of a subvolume.
 type Entry struct {
 	ID        uint64 // of the subvolume
-	Parent    uint64 // the subvolume that holds the entry
+	Parent    uint64 // the subvolume that contains the entry
 	Directory uint64 // inode number, in Parent
 	Name      string
 }
@@ -94,7 +94,7 @@ func OpenDirectory(path string, subvolume, inode uint64) (dir *os.File, err erro
 	return dir, err
 }
 
-// ParentDirectory returns the inode number of the directory that holds a directory of
+// ParentDirectory returns the inode number of the directory that contains a directory of
 // the same subvolume, and the name that it has there. A subvolume's root has none:
 // fs.ErrNotExist.
 func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name string, err error) {
@@ -158,7 +158,7 @@ func pathFromTop(fd int, subvolume uint64) (found string, err error) {
 	return found, nil
 }
 
-// pathIn returns the path of a subvolume in the one that holds it.
+// pathIn returns the path of a subvolume in the one that contains it.
 func pathIn(fd int, subvolume uint64) (parent uint64, in string, err error) {
 	ref, found, err := findFirst(fd, rootTree, itemKey{subvolume, rootBackrefKey, 0}, itemKey{subvolume, rootBackrefKey, ^uint64(0)})
 	if err == nil && !found {

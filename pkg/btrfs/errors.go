@@ -11,8 +11,8 @@ var (
 	// another mode. The kernel would answer such a request with success.
 	ErrQuotaMode = errors.New("quota is enabled in another mode")
 
-	// ErrHeld is returned when the kernel does not let go of a subvolume.
-	ErrHeld = errors.New("held by the kernel, as the default subvolume (btrfs subvolume set-default), for an active swap file in it (swapoff), or while it is sent")
+	// ErrInUse is returned when the kernel does not let go of a subvolume.
+	ErrInUse = errors.New("held by the kernel, as the default subvolume (btrfs subvolume set-default), for an active swap file in it (swapoff), or while it is sent")
 
 	// ErrUnsupported is returned when the running kernel lacks a feature.
 	ErrUnsupported = errors.New("not supported by this kernel")

@@ -365,7 +365,7 @@ func TestKernelSimpleQuotaGroupHoldsNested(t *testing.T) {
 }
 
 // TestKernelDestroyAtTheLimit is why removing lifts the limit first. What destroying
-// needs is charged to the subvolume that holds the entry: one at its limit can go,
+// needs is charged to the subvolume that contains the entry: one at its limit can go,
 // but nothing nested in it can.
 func TestKernelDestroyAtTheLimit(t *testing.T) {
 	t.Parallel()

@@ -36,7 +36,7 @@ func openDirAt(dir int, name string) (int, error) {
 	}
 }
 
-// withEntry opens the directory that holds an entry. The path is cut, never
+// withEntry opens the directory that contains an entry. The path is cut, never
 // cleaned: it may lead through /proc/self/fd, where ".." and links have their
 // own meaning.
 func withEntry(operation, path string, fn func(dir int, name string) error) error {

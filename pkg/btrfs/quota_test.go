@@ -258,7 +258,7 @@ func TestMarkedQgroup(t *testing.T) {
 	}
 }
 
-// TestQgroupParents, and that what a subvolume holds moves with it from one to the other.
+// TestQgroupParents, and that what a subvolume uses moves with it from one to the other.
 func TestQgroupParents(t *testing.T) {
 	t.Parallel()
 	mnt := withQuota(t, QuotaSimple)

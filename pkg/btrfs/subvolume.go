@@ -26,7 +26,7 @@ func IsBtrfs(path string) (bool, error) {
 }
 
 // Create makes an empty subvolume (SUBVOL_CREATE). It is gone after a power cut
-// until Sync of the directory that holds it. Errors: fs.ErrExist,
+// until Sync of the directory that contains it. Errors: fs.ErrExist,
 // fs.ErrNotExist for the directory, EDQUOT, ENOSPC.
 func Create(path string) error {
 	return withEntry("create subvolume", path, func(dir int, name string) error {

@@ -36,7 +36,7 @@ var meanings = []struct {
 	{snapshot.ErrNoPool, codes.ResourceExhausted},
 	{snapshot.ErrNotAllowed, codes.ResourceExhausted},
 	{pool.ErrSwapFile, codes.FailedPrecondition},
-	{pool.ErrHeld, codes.FailedPrecondition},
+	{pool.ErrInUse, codes.FailedPrecondition},
 	{snapshot.ErrMadeReadOnly, codes.FailedPrecondition},
 	{pool.ErrReadOnly, codes.Unavailable},
 	{pool.ErrAway, codes.Unavailable},

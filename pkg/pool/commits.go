@@ -24,7 +24,7 @@ const mostPatience = 25 * time.Millisecond
 // is nothing to be won by waiting.
 type Commits struct {
 	mu         sync.Mutex    // protects what follows
-	coming     int           // operations announced that have not come yet
+	announced  int           // operations announced that have not come yet
 	waiting    *group        // nil: none
 	committing int           // operations of earlier groups
 	expected   int           // how many were in the last group
@@ -43,7 +43,7 @@ type group struct {
 // Ticket is an operation that will commit, or fail before.
 type Ticket struct {
 	commits *Commits
-	came    bool // protected by commits.mu
+	joined  bool // protected by commits.mu
 }
 
 // Begin returns the ticket of an operation that ends with an fsync, or before. It has to
@@ -51,7 +51,7 @@ type Ticket struct {
 func (c *Commits) Begin() *Ticket {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.coming++
+	c.announced++
 	return &Ticket{commits: c}
 }
 
@@ -59,22 +59,22 @@ func (c *Commits) Begin() *Ticket {
 func (t *Ticket) Done() {
 	t.commits.mu.Lock()
 	defer t.commits.mu.Unlock()
-	t.come()
+	t.join()
 	t.commits.dispatch()
 }
 
-// come counts the operation out of those that are on their way. The caller holds
+// join counts the operation out of those that are on their way. The caller holds
 // commits.mu.
-func (t *Ticket) come() {
-	if t != nil && !t.came {
-		t.came = true
-		t.commits.coming--
+func (t *Ticket) join() {
+	if t != nil && !t.joined {
+		t.joined = true
+		t.commits.announced--
 	}
 }
 
 // dispatch lets the group go that waits for nobody else. The caller holds mu.
 func (c *Commits) dispatch() {
-	if g := c.waiting; g != nil && c.committing == 0 && c.coming == 0 && g.size >= c.expected {
+	if g := c.waiting; g != nil && c.committing == 0 && c.announced == 0 && g.size >= c.expected {
 		c.release()
 	}
 }
@@ -91,7 +91,7 @@ func (c *Commits) release() {
 // join waits for others, and returns with them.
 func (c *Commits) join(t *Ticket) *group {
 	c.mu.Lock()
-	t.come()
+	t.join()
 	if c.waiting == nil {
 		if c.committing == 0 && time.Since(c.idle) > mostPatience {
 			c.expected = 0

@@ -78,9 +78,9 @@ type Filesystem interface {
 	Alive() error
 	// Thawed returns when the filesystem lets a writer in, and waits while it is frozen.
 	Thawed() error
-	// Hold makes what is done until release cheaper: what each method opens, and
+	// Pin makes what is done until release cheaper: what each method opens, and
 	// closes again, stays open.
-	Hold() (release func())
+	Pin() (release func())
 	// Room returns the room in the pool, at little cost.
 	Room() (btrfs.Room, error)
 	// MountOptions returns the mount options that the whole filesystem had when the pool was
@@ -204,7 +204,7 @@ type Quota interface {
 	QuotaStatus() (btrfs.QuotaStatus, error)
 	// Rescan starts to count anew; nil if that is under way.
 	Rescan() error
-	// SetLimit bounds what a subvolume holds, in bytes. It may be repeated.
+	// SetLimit bounds what a subvolume uses, in bytes. It may be repeated.
 	SetLimit(subvolume uint64, bytes int64) error
 	// Bound sees to it that a volume and what is nested in it, at any depth, hold no more
 	// than size together. What was written or made since the last time it sees only now. It
@@ -214,14 +214,14 @@ type Quota interface {
 	LiftLimit(subvolume uint64) error
 	// Limits returns all limits set, by subvolume ID, read in one pass.
 	Limits() (map[uint64]int64, error)
-	// Usage returns what a subvolume holds; ErrNoQuota where nobody counts.
+	// Usage returns what a subvolume uses; ErrNoQuota where nobody counts.
 	Usage(subvolume uint64) (Usage, error)
 	// ForgetQuota removes the accounting of a destroyed subvolume. It fails
 	// while the kernel still needs it, and is tried again later.
 	ForgetQuota(subvolume uint64) error
-	// HeldQuota returns the destroyed subvolumes whose accounting the kernel needs still:
+	// PinnedQuota returns the destroyed subvolumes whose accounting the kernel needs still:
 	// it has not dropped their tree or, in simple mode, a snapshot holds what they wrote.
-	HeldQuota() ([]uint64, error)
+	PinnedQuota() ([]uint64, error)
 	// StaleQuota returns the destroyed subvolumes whose accounting nobody needs.
 	StaleQuota() ([]uint64, error)
 }
@@ -235,7 +235,7 @@ type OutsideSubvolume struct {
 	Home   string // where the pool has its slot's, likewise
 }
 
-// Usage is what a subvolume holds, in bytes. Numbers are those of the last
+// Usage is what a subvolume uses, in bytes. Numbers are those of the last
 // transaction, at most 30 s old.
 type Usage struct {
 	Used      int64 `json:"used"`      // referenced: shared with others or not

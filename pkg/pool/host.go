@@ -261,7 +261,7 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	}
 	unix.Close(fd)
 	d.place = is
-	defer d.Hold()()
+	defer d.Pin()()
 	// What is at this place is compared from now on.
 	if err := n.acceptable(name, true); err != nil {
 		return nil, err

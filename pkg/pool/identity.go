@@ -59,7 +59,7 @@ func (d *disk) readIdentity(root string) (id identity, err error) {
 	return id, nil
 }
 
-// initialise makes a pool of an empty directory. One that holds volumes and has
+// initialise makes a pool of an empty directory. One that contains volumes and has
 // lost its ID gets no new one: PersistentVolumes name the old.
 func (d *disk) initialise(root string) error {
 	for _, area := range Areas {

@@ -339,7 +339,7 @@ func (d *disk) removeGroup(path string, subvolume uint64) error {
 	return btrfs.RemoveQgroup(path, group.ID)
 }
 
-func (d *disk) HeldQuota() (held []uint64, err error) {
+func (d *disk) PinnedQuota() (held []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}

@@ -129,7 +129,7 @@ func (d *disk) outsideAt(root string, entry btrfs.Entry, areas areasOutside) (is
 	return is, err
 }
 
-// recordAt returns the record of the directory that holds a subvolume, wherever it lies.
+// recordAt returns the record of the directory that contains a subvolume, wherever it lies.
 func recordAt(root string, entry btrfs.Entry) ([]byte, error) {
 	dir, err := btrfs.OpenDirectory(root, entry.Parent, entry.Directory)
 	if err != nil {

@@ -117,9 +117,9 @@ func (d *disk) openAny() (fd int, is place, err error) {
 	return fd, is, nil
 }
 
-// Hold opens the pool's directory once for all that is done until release. What
+// Pin opens the pool's directory once for all that is done until release. What
 // fails here fails again there.
-func (d *disk) Hold() (release func()) {
+func (d *disk) Pin() (release func()) {
 	r, err := d.enter()
 	if err != nil {
 		return func() {}

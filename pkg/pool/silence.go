@@ -327,9 +327,9 @@ func (g *guard) PoolID() string         { return g.filesystem.PoolID() }
 func (g *guard) SlotPath(s Slot) string { return g.filesystem.SlotPath(s) }
 func (g *guard) MountOptions() []string { return g.filesystem.MountOptions() }
 
-// Hold releases at once what is held only after it was given up: else the pool could not
+// Pin releases at once what is held only after it was given up: else the pool could not
 // be unmounted any more.
-func (g *guard) Hold() (release func()) {
+func (g *guard) Pin() (release func()) {
 	var mu sync.Mutex // protects what follows
 	var held func()   // nil: it is not held
 	over := false     // nobody wants it any more
@@ -341,8 +341,8 @@ func (g *guard) Hold() (release func()) {
 			held = nil
 		}
 	}
-	_, err := look(g, what{method: "Hold"}, func() (struct{}, error) {
-		now := g.filesystem.Hold()
+	_, err := look(g, what{method: "Pin"}, func() (struct{}, error) {
+		now := g.filesystem.Pin()
 		mu.Lock()
 		defer mu.Unlock()
 		if held = now; over {
@@ -426,8 +426,8 @@ func (g *guard) Usage(subvolume uint64) (Usage, error) {
 	return look(g, what{method: "Usage"}, func() (Usage, error) { return g.filesystem.Usage(subvolume) })
 }
 
-func (g *guard) HeldQuota() ([]uint64, error) {
-	return walk(g, what{method: "HeldQuota"}, g.filesystem.HeldQuota)
+func (g *guard) PinnedQuota() ([]uint64, error) {
+	return walk(g, what{method: "PinnedQuota"}, g.filesystem.PinnedQuota)
 }
 
 func (g *guard) StaleQuota() ([]uint64, error) {

@@ -9,7 +9,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// absent is the error for a volume or snapshot that no pool here holds. It is ErrNotFound
+// absent is the error for a volume or snapshot that no pool here contains. It is ErrNotFound
 // only where no pool that is away may hold it: nobody else may conclude that it is gone.
 func (e *Engine) absent(ref meta.Ref) error {
 	err := e.notHere(ref)
@@ -82,7 +82,7 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 	return nil
 }
 
-// rolledBack returns why a pool that was rolled back cannot be used: of what it holds what
+// rolledBack returns why a pool that was rolled back cannot be used: of what it contains what
 // the state directory remembers of pools may know nothing.
 func (e *Engine) rolledBack() error {
 	e.mu.RLock()

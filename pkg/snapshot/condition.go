@@ -18,7 +18,7 @@ type Condition struct {
 
 // Conditions returns those of a volume that its subvolume and its pool's mount show.
 func (e *Engine) Conditions(_ context.Context, volume string) ([]Condition, error) {
-	defer e.hold()()
+	defer e.pin()()
 	l, err := e.find(meta.Volume(volume))
 	if err != nil || l.record.Kind != meta.Active {
 		return nil, err

@@ -505,14 +505,14 @@ func TestHeld(t *testing.T) {
 		for _, mode := range modes {
 			before, after, steps := outcome(t, mode, o)
 			w := newWorld(t, mode)
-			w.fs.FailAt(steps+1, steps+1, pool.ErrHeld) // has the steps traced
+			w.fs.FailAt(steps+1, steps+1, pool.ErrInUse) // has the steps traced
 			must(t, o.run(t.Context(), w.e))
 			destroy := slices.IndexFunc(w.fs.Trace(), func(step string) bool { return strings.Contains(step, " Destroy ") }) + 1
 			w.close()
 			if destroy == 0 {
 				t.Fatalf("%s, %s quota: nothing is destroyed", o.name, mode)
 			}
-			failing(t, o, mode, pool.ErrHeld, [][2]int{{destroy, destroy}}, before, after)
+			failing(t, o, mode, pool.ErrInUse, [][2]int{{destroy, destroy}}, before, after)
 		}
 	}
 }

@@ -69,15 +69,15 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		return meta.Entry{}, err
 	}
 	defer release()
-	defer e.hold()()
+	defer e.pin()()
 
-	there, entry, err := e.settled(ref, e.notHere)
+	there, entry, err := e.findRecovered(ref, e.notHere)
 	if err == nil {
-		e.note(ctx, entry)
+		e.indexPut(ctx, entry)
 		if err := sameRequest(entry, kind, spec, source); err != nil {
 			return entry, err
 		}
-		return entry, there.assure(entry)
+		return entry, there.ensureDurable(entry)
 	}
 	if errors.Is(err, pool.ErrFrozen) { // of what is there: an answer that is final would have it forgotten
 		return meta.Entry{}, unfinished(err)
@@ -111,7 +111,7 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
-	e.note(ctx, entry)
+	e.indexPut(ctx, entry)
 	return entry, nil
 }
 
@@ -139,7 +139,7 @@ func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) e
 	if have.Parameters != spec.Parameters {
 		add("parameters %+v, not %+v", have.Parameters, spec.Parameters)
 	}
-	if kind != meta.Committed && !spec.Size.holds(have.Size) {
+	if kind != meta.Committed && !spec.Size.fits(have.Size) {
 		add("size %d, not between %d and %d", have.Size, spec.Size.Required, spec.Size.Limit)
 	}
 	if len(differ) == 0 {
@@ -148,7 +148,7 @@ func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) e
 	return fmt.Errorf("%s: %w: it has %s", have.Ref(), ErrExists, strings.Join(differ, "; "))
 }
 
-// destination is origin for what settled did not find, for the reason absent. A pool
+// destination is origin for what findRecovered did not find, for the reason absent. A pool
 // that cannot be asked stops what would be made in it, or what the index knows there.
 // Else nothing is made in another one, and on no other node.
 func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.Ref) (*servedPool, *located, error) {
@@ -219,7 +219,7 @@ func (p *servedPool) size(want Range, from *located) (int64, error) {
 
 // make runs the protocol: declare, act, one commit. See the table in doc.go.
 func (l *located) make(from *located) (meta.Entry, error) {
-	if err := l.claim(); err != nil {
+	if err := l.makeSlot(); err != nil {
 		return meta.Entry{}, err
 	}
 	if err := l.write(); err != nil {
@@ -235,8 +235,8 @@ func (l *located) make(from *located) (meta.Entry, error) {
 	return entry, nil
 }
 
-// claim makes the slot, empty and without a record; so may a crash have left it.
-func (l *located) claim() error {
+// makeSlot makes the slot, empty and without a record; so may a crash have left it.
+func (l *located) makeSlot() error {
 	err := l.fs.Mkdir(l.slot)
 	if !errors.Is(err, fs.ErrExist) {
 		return err
@@ -385,10 +385,10 @@ func (l *located) applyUnlimited(subvolume uint64) error {
 	return l.fs.Apply(l.slot, l.record.Parameters)
 }
 
-// assure makes sure of what is there before a repeated request is answered by it:
+// ensureDurable makes sure of what is there before a repeated request is answered by it:
 // the first may have ended, with its process, just before its commit, or have
 // failed in the middle of being undone, when the limit had been lifted.
-func (l *located) assure(entry meta.Entry) error {
+func (l *located) ensureDurable(entry meta.Entry) error {
 	have, limited := l.pool.limitOf(entry.SubvolumeID)
 	if limited && l.record.Kind == meta.Active && l.limitWrong(entry.SubvolumeID, have) {
 		if err := l.setLimit(entry.SubvolumeID); err != nil {
@@ -415,7 +415,7 @@ func (l *located) write() error {
 func (l *located) resume() (meta.Entry, error) {
 	info, err := l.fs.Info(l.slot)
 	if err == nil {
-		err = l.whole(info)
+		err = l.verifyComplete(info)
 	}
 	var entry meta.Entry
 	switch {
@@ -433,7 +433,7 @@ func (l *located) resume() (meta.Entry, error) {
 	return entry, unfinished(err)
 }
 
-// whole is what populate asks behind a snapshot, and a crash may have cut off:
+// verifyComplete is what populate asks behind a snapshot, and a crash may have cut off:
 // ErrNested for a copy that lacks what was nested in its source. What was nested
 // in a later transaction it cannot lack. So nothing that was acknowledged is taken
 // for ErrNested: a power cut takes the mark of completeness of such a copy, but what
@@ -441,7 +441,7 @@ func (l *located) resume() (meta.Entry, error) {
 //
 // With its source gone nobody can know. Such a copy is kept as it is, neither
 // erased nor acknowledged. In snapshots nothing can be nested.
-func (l *located) whole(copied btrfs.SubvolumeInfo) error {
+func (l *located) verifyComplete(copied btrfs.SubvolumeInfo) error {
 	source := l.record.Source
 	if source.Class != meta.Volumes || l.record.Parameters.SkipNested {
 		return nil
@@ -474,7 +474,7 @@ func (from *located) nestedIn(copied btrfs.SubvolumeInfo) error {
 // undo takes back what make did, durably, so that the cause can be returned as
 // final. Where that fails too the answer is ErrUnfinished.
 func (l *located) undo(cause error) error {
-	err := l.disown()
+	err := l.markCreating()
 	if err == nil {
 		err = l.erase(func() error { return nil })
 	}
@@ -484,9 +484,9 @@ func (l *located) undo(cause error) error {
 	return cause
 }
 
-// disown takes the mark of completeness back: a slot that is being undone must
+// markCreating takes the mark of completeness back: a slot that is being undone must
 // not look as if its subvolume had been lost.
-func (l *located) disown() error {
+func (l *located) markCreating() error {
 	if l.record.State == meta.Creating {
 		return nil
 	}
@@ -503,7 +503,7 @@ func (l *located) erase(absent func() error) error {
 	return l.take(absent)
 }
 
-// take is erase for a slot that is known to hold nothing else.
+// take is erase for a slot that is known to contain nothing else.
 func (l *located) take(absent func() error) error {
 	info, err := l.fs.Info(l.slot)
 	switch {
@@ -527,13 +527,13 @@ func (l *located) eraseSubvolume(id uint64) error {
 		return err
 	}
 	err := l.fs.Destroy(l.slot)
-	if errors.Is(err, pool.ErrHeld) && l.record.Kind == meta.Active {
+	if errors.Is(err, pool.ErrInUse) && l.record.Kind == meta.Active {
 		err = errors.Join(err, l.setLimit(id))
 	}
 	if err != nil {
 		return err
 	}
-	l.pool.leftovers.add(id)
+	l.pool.stale.add(id)
 	return l.sync()
 }
 

@@ -60,13 +60,13 @@ type Engine struct {
 type servedPool struct {
 	*pool.Pool
 
-	tending   sync.Mutex  // held while it is maintained; whoever finds it held does without
-	returned  atomic.Bool // after a silence: what operations left half done meanwhile is to be completed
-	leftovers leftovers
-	erased    erased
-	unread    atomic.Bool // could not be read when the index was made anew
-	nested    nested
-	rescans   atomic.Uint64 // begun since the pool is in use
+	tending  sync.Mutex  // held while it is maintained; whoever finds it held does without
+	returned atomic.Bool // after a silence: what operations left half done meanwhile is to be completed
+	stale    staleQgroups
+	erased   erased
+	unread   atomic.Bool // could not be read when the index was made anew
+	nested   nested
+	rescans  atomic.Uint64 // begun since the pool is in use
 
 	right    looked         // the last look that found nothing wrong; under tending
 	problems []pool.Problem // that were logged; under tending, as is note
@@ -334,7 +334,7 @@ func (e *Engine) onlyOne(p *servedPool, fresh []*servedPool) error {
 // was opened again may go on: what they hold is passed over, and its limit looked at by
 // maintain.
 func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
-	defer p.Hold()()
+	defer p.Pin()()
 	// What a driver that was killed left undurable is not known. One that is read-only is
 	// opened again when it can be written.
 	if err := errors.Join(p.Sync(pool.Slot{}), p.syncErased(true)); errors.Is(err, unix.EROFS) {
@@ -345,12 +345,12 @@ func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
 	// What the kernel still needs of what was destroyed before is swept when it lets go of
 	// it, by whoever runs then. It is asked before the repair, which removes what it has
 	// let go of by then: asked after, what it lets go of in between would be neither.
-	held, err := p.HeldQuota()
+	held, err := p.PinnedQuota()
 	if err != nil {
 		return err
 	}
 	for _, subvolume := range held {
-		p.leftovers.add(subvolume)
+		p.stale.add(subvolume)
 	}
 	indexing := e.indexingOf(p.PoolID())
 	indexing.Lock()
@@ -418,10 +418,10 @@ func (e *Engine) allPools() []*servedPool {
 	return all
 }
 
-// hold keeps all pools open for an operation, which does not know yet in which of
+// pin keeps all pools open for an operation, which does not know yet in which of
 // them it has to look.
-func (e *Engine) hold() (release func()) {
-	releases := each(e.allPools(), func(p *servedPool) func() { return p.Hold() })
+func (e *Engine) pin() (release func()) {
+	releases := each(e.allPools(), func(p *servedPool) func() { return p.Pin() })
 	return func() {
 		for _, release := range releases {
 			release()
@@ -457,7 +457,7 @@ func (e *Engine) pool(name string) (*servedPool, error) {
 	return nil, fmt.Errorf("pool %q: %w, which has %q: name one of them, or mount a btrfs filesystem at pools/%s", wanted, ErrNoPool, have, wanted)
 }
 
-// located is a slot and its record, in the pool that holds it.
+// located is a slot and its record, in the pool that contains it.
 type located struct {
 	pool   *servedPool
 	fs     pool.Filesystem // the pool's; from begin on a patient one
@@ -470,7 +470,7 @@ type located struct {
 // holds it, absent says why.
 func (e *Engine) find(ref meta.Ref) (located, error) { return e.search(ref, e.absent) }
 
-// search is find with a choice of the error for what no pool here holds.
+// search is find with a choice of the error for what no pool here contains.
 func (e *Engine) search(ref meta.Ref, absent func(meta.Ref) error) (located, error) {
 	if !meta.ValidID(ref.ID) {
 		return located{}, fmt.Errorf("%s: %w", ref, ErrNotFound)
@@ -600,10 +600,10 @@ func (e *Engine) remembered() (map[string]index.PoolState, error) {
 	return pools, err
 }
 
-// settled is search for callers that need the subvolume itself: what a crash left
+// findRecovered is search for callers that need the subvolume itself: what a crash left
 // half made is completed, what it left declared only is undone and absent,
 // and a subvolume that is gone is ErrLost. The caller holds the lock.
-func (e *Engine) settled(ref meta.Ref, absent func(meta.Ref) error) (located, meta.Entry, error) {
+func (e *Engine) findRecovered(ref meta.Ref, absent func(meta.Ref) error) (located, meta.Entry, error) {
 	l, err := e.search(ref, absent)
 	if err == nil {
 		err = l.begin()
@@ -611,14 +611,14 @@ func (e *Engine) settled(ref meta.Ref, absent func(meta.Ref) error) (located, me
 	if err != nil {
 		return l, meta.Entry{}, err
 	}
-	entry, err := l.settle()
+	entry, err := l.recover()
 	if errors.Is(err, fs.ErrNotExist) {
 		return l, entry, absent(ref)
 	}
 	return l, entry, err
 }
 
-func (l *located) settle() (meta.Entry, error) {
+func (l *located) recover() (meta.Entry, error) {
 	if l.record.State == meta.Creating {
 		return l.resume()
 	}
@@ -643,9 +643,9 @@ func (l *located) subvolume() (btrfs.SubvolumeInfo, error) {
 	return info, err
 }
 
-// note writes to the index that an entry is there. Its failure fails nothing:
+// indexPut writes to the index that an entry is there. Its failure fails nothing:
 // the ledger has it, and the index is made anew from that.
-func (e *Engine) note(ctx context.Context, entry meta.Entry) {
+func (e *Engine) indexPut(ctx context.Context, entry meta.Entry) {
 	defer e.changed(entry.Ref())
 	indexing := e.indexingOf(entry.PoolID)
 	indexing.RLock()
@@ -653,8 +653,8 @@ func (e *Engine) note(ctx context.Context, entry meta.Entry) {
 	e.indexed(ctx, e.index.Put(entry))
 }
 
-// unnote takes an entry out of the index.
-func (e *Engine) unnote(ctx context.Context, p *servedPool, ref meta.Ref) {
+// indexRemove takes an entry out of the index.
+func (e *Engine) indexRemove(ctx context.Context, p *servedPool, ref meta.Ref) {
 	defer e.changed(ref)
 	indexing := e.indexingOf(p.PoolID())
 	indexing.RLock()

@@ -48,7 +48,7 @@ var (
 	ErrMadeReadOnly = errors.New("volume was made read-only")
 	// ErrUnreadable: the record is damaged or of a later version.
 	ErrUnreadable = errors.New("record cannot be read")
-	// ErrAmbiguous: two pools hold the same ID.
+	// ErrAmbiguous: two pools contain the same ID.
 	ErrAmbiguous = errors.New("found in more than one pool")
 )
 

@@ -12,8 +12,8 @@ import (
 // What is made or changed is held exclusively, its source shared, so that any
 // number of snapshots of one volume run side by side.
 type locks struct {
-	mu   sync.Mutex       // protects held
-	held map[meta.Ref]int // holders; exclusive is -1
+	mu    sync.Mutex       // protects what follows
+	users map[meta.Ref]int // holders; exclusive is -1
 }
 
 // acquire takes exclusive, and shared unless it is zero, or neither. The
@@ -21,18 +21,18 @@ type locks struct {
 func (l *locks) acquire(exclusive, shared meta.Ref) (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.held == nil {
-		l.held = map[meta.Ref]int{}
+	if l.users == nil {
+		l.users = map[meta.Ref]int{}
 	}
-	if l.held[exclusive] != 0 {
+	if l.users[exclusive] != 0 {
 		return nil, fmt.Errorf("%s: %w", exclusive, ErrBusy)
 	}
-	if !shared.IsZero() && (l.held[shared] < 0 || shared == exclusive) {
+	if !shared.IsZero() && (l.users[shared] < 0 || shared == exclusive) {
 		return nil, fmt.Errorf("%s: %w", shared, ErrBusy)
 	}
-	l.held[exclusive] = -1
+	l.users[exclusive] = -1
 	if !shared.IsZero() {
-		l.held[shared]++
+		l.users[shared]++
 	}
 	return func() { l.release(exclusive, shared) }, nil
 }
@@ -40,11 +40,11 @@ func (l *locks) acquire(exclusive, shared meta.Ref) (release func(), err error) 
 func (l *locks) release(exclusive, shared meta.Ref) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.held, exclusive)
+	delete(l.users, exclusive)
 	if shared.IsZero() {
 		return
 	}
-	if l.held[shared]--; l.held[shared] == 0 {
-		delete(l.held, shared)
+	if l.users[shared]--; l.users[shared] == 0 {
+		delete(l.users, shared)
 	}
 }

@@ -15,15 +15,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// leftovers are destroyed subvolumes whose accounting the kernel may keep: for
+// staleQgroups are destroyed subvolumes whose accounting the kernel may keep: for
 // as long as it still drops the tree, or, in simple mode, while a snapshot holds
 // what they wrote. Left alone they pile up by the thousand.
-type leftovers struct {
+type staleQgroups struct {
 	mu         sync.Mutex // protects subvolumes
 	subvolumes map[uint64]struct{}
 }
 
-func (l *leftovers) add(subvolume uint64) {
+func (l *staleQgroups) add(subvolume uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.subvolumes == nil {
@@ -33,21 +33,21 @@ func (l *leftovers) add(subvolume uint64) {
 }
 
 // has reports whether a subvolume is among them.
-func (l *leftovers) has(subvolume uint64) bool {
+func (l *staleQgroups) has(subvolume uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, ok := l.subvolumes[subvolume]
 	return ok
 }
 
-func (l *leftovers) remove(subvolume uint64) {
+func (l *staleQgroups) remove(subvolume uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.subvolumes, subvolume)
 }
 
 // all returns those of now.
-func (l *leftovers) all() map[uint64]struct{} {
+func (l *staleQgroups) all() map[uint64]struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.subvolumes)
@@ -122,15 +122,15 @@ func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 			e.complain(ctx, message, p.Name, err)
 		}
 	}
-	for subvolume := range p.leftovers.all() {
+	for subvolume := range p.stale.all() {
 		if err := p.ForgetQuota(subvolume); err == nil {
-			p.leftovers.remove(subvolume)
+			p.stale.remove(subvolume)
 		}
 	}
 	// What vanished without us is forgotten the next time: at the second look.
 	stale, err := p.StaleQuota()
 	for _, subvolume := range stale {
-		p.leftovers.add(subvolume)
+		p.stale.add(subvolume)
 	}
 	if err != nil {
 		complain(err, "Stale quota cannot be read")
@@ -250,7 +250,7 @@ func (e *Engine) mendSlot(ctx context.Context, p *servedPool, slot pool.Slot) (m
 	}
 	if entry := entryOf(p, s.record, s.info); !e.indexHas(entry) {
 		klog.FromContext(ctx).Info("Somebody has exchanged a subvolume, or put it back", "pool", p.Name, "path", slot.String(), "subvolume", entry.SubvolumeID)
-		e.note(ctx, entry)
+		e.indexPut(ctx, entry)
 		mended = true
 	}
 	for _, a := range s.judgeReady(p.limitOf) {

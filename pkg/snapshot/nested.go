@@ -24,7 +24,7 @@ const (
 
 // nested is what pods have made in the volumes of a pool.
 type nested struct {
-	looking sync.Mutex // held by who looks; protects all but held
+	looking sync.Mutex // held by who looks; protects all but usage
 
 	// A look asks for IDs above from, the largest one of the look before the last. So each ID
 	// is asked for twice: its entry may appear after that of a larger ID.
@@ -32,15 +32,15 @@ type nested struct {
 	full       time.Time // when all was looked at
 	next       time.Time // no look before
 
-	mu   sync.Mutex            // protects held
-	held map[uint64]pool.Usage // by the ID of each volume that nests: what Bound returned
+	mu    sync.Mutex            // protects what follows
+	usage map[uint64]pool.Usage // by the ID of each volume that nests: what Bound returned
 }
 
 // volumes returns the number of volumes that nest.
 func (n *nested) volumes() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.held)
+	return len(n.usage)
 }
 
 // in returns what is held by those in a volume, as of the last look, and whether there are
@@ -48,7 +48,7 @@ func (n *nested) volumes() int {
 func (n *nested) in(volume uint64) (pool.Usage, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	held, nests := n.held[volume]
+	held, nests := n.usage[volume]
 	return held, nests
 }
 
@@ -56,14 +56,14 @@ func (n *nested) in(volume uint64) (pool.Usage, bool) {
 func (n *nested) set(volume uint64, held pool.Usage, nests bool) (changed bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	_, did := n.held[volume]
+	_, did := n.usage[volume]
 	switch {
 	case !nests:
-		delete(n.held, volume)
-	case n.held == nil:
-		n.held = map[uint64]pool.Usage{volume: held}
+		delete(n.usage, volume)
+	case n.usage == nil:
+		n.usage = map[uint64]pool.Usage{volume: held}
 	default:
-		n.held[volume] = held
+		n.usage[volume] = held
 	}
 	return did != nests
 }
@@ -72,9 +72,9 @@ func (n *nested) set(volume uint64, held pool.Usage, nests bool) (changed bool) 
 func (n *nested) keep(slots map[uint64]pool.Slot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for volume := range n.held {
+	for volume := range n.usage {
 		if _, there := slots[volume]; !there {
-			delete(n.held, volume)
+			delete(n.usage, volume)
 		}
 	}
 }
@@ -173,7 +173,7 @@ func (p *servedPool) boundIn(ctx context.Context, slot pool.Slot, volume uint64,
 	return nil
 }
 
-// usageOf returns what a volume or snapshot holds, with what is nested in it.
+// usageOf returns what a volume or snapshot uses, with what is nested in it.
 func (p *servedPool) usageOf(subvolume uint64) (pool.Usage, error) {
 	usage, err := p.Usage(subvolume)
 	held, _ := p.nested.in(subvolume)

@@ -35,7 +35,7 @@ type Capacity struct {
 // Stat returns a volume or snapshot; ErrNotFound, ErrLost or pool.ErrAway where
 // it cannot. It takes no lock: what is being made is found as soon as its subvolume is.
 func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
-	defer e.hold()()
+	defer e.pin()()
 	l, err := e.find(ref)
 	if err != nil {
 		return meta.Entry{}, err
@@ -50,7 +50,7 @@ func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 
 // Mounts returns what to mount for a volume.
 func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
-	defer e.hold()()
+	defer e.pin()()
 	l, err := e.find(meta.Volume(volume))
 	if err != nil {
 		return Mount{}, err
@@ -67,10 +67,10 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 	return mount, nil
 }
 
-// Usage returns what a volume or snapshot holds; ErrNoQuota where its pool does
+// Usage returns what a volume or snapshot uses; ErrNoQuota where its pool does
 // not count.
 func (e *Engine) Usage(_ context.Context, ref meta.Ref) (pool.Usage, error) {
-	defer e.hold()()
+	defer e.pin()()
 	l, err := e.find(ref)
 	if err != nil {
 		return pool.Usage{}, err

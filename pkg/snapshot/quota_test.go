@@ -416,9 +416,9 @@ func TestKilledBeforeTheMark(t *testing.T) {
 	})
 }
 
-// TestHeldQuota: what a snapshot holds of the accounting of a volume that is gone is
+// TestPinnedQuota: what a snapshot holds of the accounting of a volume that is gone is
 // remembered across a restart. When the snapshot goes too, it is nothing to be told.
-func TestHeldQuota(t *testing.T) {
+func TestPinnedQuota(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
 		index := filepath.Join(t.TempDir(), "index.db")

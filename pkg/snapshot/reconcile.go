@@ -227,7 +227,7 @@ func (e *Engine) unusable() []Finding {
 	return findings
 }
 
-// duplicates reports the IDs that more than one pool holds. Which is meant is
+// duplicates reports the IDs that more than one pool contains. Which is meant is
 // for people to say.
 func (e *Engine) duplicates() ([]Finding, error) {
 	first := map[meta.Ref]string{}
@@ -439,7 +439,7 @@ func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) []actio
 	case slotHalf:
 		return []action{s.fault(UnfinishedCreate, "subvolume was made, but not completed", "complete", s.finish)}
 	case slotRemoving:
-		return []action{s.fault(UnfinishedRemove, "on its way out", "complete", s.dispose)}
+		return []action{s.fault(UnfinishedRemove, "on its way out", "complete", s.finishRemove)}
 	case slotLost:
 		return []action{s.fault(Lost, s.lostDetail(), "", nil)}
 	case slotDamaged:
@@ -507,14 +507,14 @@ func (s *scanned) undeclare() error {
 // planQuota looks at what belongs to no single slot.
 func (p *servedPool) planQuota() ([]action, error) {
 	var actions []action
-	known := p.leftovers.all()
+	known := p.stale.all()
 	stale, err := p.StaleQuota()
 	if err != nil {
 		return nil, err
 	}
 	stale = slices.DeleteFunc(stale, func(id uint64) bool { // maintain is at it, or was meanwhile
 		_, was := known[id]
-		return was || p.leftovers.has(id)
+		return was || p.stale.has(id)
 	})
 	if len(stale) > 0 {
 		actions = append(actions, action{
@@ -541,7 +541,7 @@ func (p *servedPool) planQuota() ([]action, error) {
 func (p *servedPool) forgetAll(subvolumes []uint64) error {
 	for _, subvolume := range subvolumes {
 		if err := p.ForgetQuota(subvolume); err != nil {
-			p.leftovers.add(subvolume)
+			p.stale.add(subvolume)
 		}
 	}
 	return nil

@@ -23,7 +23,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 		return err
 	}
 	defer release()
-	defer e.hold()()
+	defer e.pin()()
 
 	pools := e.allPools()
 	earlier := e.finishRemovals(ctx, ref)
@@ -49,7 +49,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	if err := l.remove(ctx); err != nil {
 		return unremoved(ref, err)
 	}
-	e.unnote(ctx, l.pool, ref)
+	e.indexRemove(ctx, l.pool, ref)
 	return nil
 }
 
@@ -57,7 +57,7 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 // before it destroyed anything.
 func unremoved(ref meta.Ref, err error) error {
 	err = fmt.Errorf("%s: %w", ref, err)
-	if errors.Is(err, pool.ErrForeign) || errors.Is(err, pool.ErrHeld) || errors.Is(err, errUntouched) {
+	if errors.Is(err, pool.ErrForeign) || errors.Is(err, pool.ErrInUse) || errors.Is(err, errUntouched) {
 		return err
 	}
 	return unfinished(err)
@@ -93,7 +93,7 @@ func (l *located) remove(ctx context.Context) error {
 		}
 		return l.sync()
 	})
-	if errors.Is(err, pool.ErrHeld) {
+	if errors.Is(err, pool.ErrInUse) {
 		return l.putBack(at, err)
 	}
 	return err
@@ -177,9 +177,9 @@ func (p *servedPool) syncErased(now bool) error {
 	return err
 }
 
-// dispose erases a slot in AreaRemoving. Where it is without a subvolume its rename
+// finishRemove erases a slot in AreaRemoving. Where it is without a subvolume its rename
 // is made durable before it is gone.
-func (l *located) dispose() error { return l.erase(l.sync) }
+func (l *located) finishRemove() error { return l.erase(l.sync) }
 
 // finishRemovals completes an earlier removal of ref that was cut short, so
 // that the answer "it is gone" is true.
@@ -209,10 +209,10 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 				away = errors.Join(away, unfinished(fmt.Errorf("%s: %w", ref, err)))
 				continue
 			}
-			if err := s.dispose(); err != nil {
+			if err := s.finishRemove(); err != nil {
 				return unremoved(ref, err)
 			}
-			e.unnote(ctx, p, ref)
+			e.indexRemove(ctx, p, ref)
 		}
 	}
 	return away
@@ -228,9 +228,9 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 		return meta.Entry{}, err
 	}
 	defer release()
-	defer e.hold()()
+	defer e.pin()()
 
-	l, entry, err := e.settled(ref, e.absent)
+	l, entry, err := e.findRecovered(ref, e.absent)
 	if err != nil {
 		return meta.Entry{}, err
 	}
@@ -240,7 +240,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	if size == old {
-		return entry, l.assure(entry)
+		return entry, l.ensureDurable(entry)
 	}
 	if err := l.pool.CheckRoom(size - old); err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
@@ -256,6 +256,6 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	if err != nil {
 		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, err))
 	}
-	e.note(ctx, entry)
+	e.indexPut(ctx, entry)
 	return entry, nil
 }

@@ -207,7 +207,7 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 
 // unasked are the methods that no request asks: only a start, or who looks for what is lost
 // or for what pods nest.
-var unasked = []string{"HeldQuota", "Outside", "NestedSince", "Bound"}
+var unasked = []string{"PinnedQuota", "Outside", "NestedSince", "Bound"}
 
 // TestSilentPool: a disk that does not answer stops what is on it, and nothing else,
 // whichever call it does not answer.
@@ -438,7 +438,7 @@ func TestHeldTooLate(t *testing.T) {
 	d := newDuo(t)
 	defer d.slow.Answer()
 	ctx := t.Context()
-	d.slow.Silence("Hold")
+	d.slow.Silence("Pin")
 	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), pool.ErrSilent)
 	must(t, second(d.e.Stat(ctx, meta.Volume("base"))))
 	d.slow.Answer()

@@ -67,8 +67,8 @@ func (r Range) Least() int64 {
 	return size
 }
 
-// holds reports whether an existing size answers the request.
-func (r Range) holds(size int64) bool {
+// fits reports whether an existing size answers the request.
+func (r Range) fits(size int64) bool {
 	return size >= r.Required && (r.Limit == 0 || size <= r.Limit)
 }
 

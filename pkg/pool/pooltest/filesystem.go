@@ -35,7 +35,7 @@ type Filesystem struct {
 	// Size is the room of the pool in bytes.
 	Size int64
 
-	held atomic.Int64 // by how many it is held open
+	pinned atomic.Int64 // by how many it is held open
 
 	mu               sync.Mutex // protects all below
 	current, durable *state
@@ -416,14 +416,14 @@ func (f *Filesystem) Alive() error {
 	return f.look("Alive", pool.Slot{}, func(*state) error { return nil })
 }
 
-func (f *Filesystem) Hold() (release func()) {
-	f.answering("Hold")
-	f.held.Add(1)
-	return func() { f.held.Add(-1) }
+func (f *Filesystem) Pin() (release func()) {
+	f.answering("Pin")
+	f.pinned.Add(1)
+	return func() { f.pinned.Add(-1) }
 }
 
 // Held is how many hold the pool open.
-func (f *Filesystem) Held() int64 { return f.held.Load() }
+func (f *Filesystem) Held() int64 { return f.pinned.Load() }
 
 func (f *Filesystem) Room() (room btrfs.Room, err error) {
 	err = f.look("Room", pool.Slot{}, func(s *state) error {
@@ -807,8 +807,8 @@ func (f *Filesystem) Usage(id uint64) (usage pool.Usage, err error) {
 	return usage, err
 }
 
-func (f *Filesystem) HeldQuota() (held []uint64, err error) {
-	err = f.look("HeldQuota", pool.Slot{}, func(s *state) error {
+func (f *Filesystem) PinnedQuota() (held []uint64, err error) {
+	err = f.look("PinnedQuota", pool.Slot{}, func(s *state) error {
 		held = slices.Collect(maps.Keys(s.dropped))
 		return nil
 	})

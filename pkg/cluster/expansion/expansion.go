@@ -150,7 +150,7 @@ func (c *Controller) Run(ctx context.Context) { c.queue.Run(ctx, c.reconcile) }
 func (c *Controller) reconcile(ctx context.Context, name string) error {
 	s, ok := c.cluster.Subvolumes.Get(name)
 	if !ok || !isRequested(s) || !c.owner.Owns(s.Spec.PoolID) {
-		return nil // a pool that is owned again is resynced
+		return nil // it is looked at when this node owns its pool: see Resync
 	}
 	patch := map[string]any{"expansion": nil}
 	before, _ := c.node.Look(ctx, meta.Volume(s.Spec.ID))

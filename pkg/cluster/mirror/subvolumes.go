@@ -151,7 +151,7 @@ func (c *Subvolumes) Publish(ctx context.Context, ref meta.Ref) error {
 		return nil
 	}
 	if !c.owner.Owns(entry.PoolID) {
-		return nil // a pool that is owned is resynced
+		return nil // it is published when this node owns its pool: see Resync
 	}
 	if state == node.Lost {
 		return c.writer.writeLost(ctx, have, entry)

@@ -71,7 +71,7 @@ func (c *Snapshots) reconcile(ctx context.Context, name string) error {
 	}
 	volume, state := c.node.Look(ctx, meta.Volume(*content.Spec.Source.VolumeHandle))
 	if state != node.Ready || !c.owner.Owns(volume.PoolID) {
-		return nil // another node's, or to be resynced
+		return nil // another node's, or looked at when this node owns its pool: see Resync
 	}
 	switch {
 	case c.isOfWrongDriver(content):

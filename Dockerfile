@@ -1,5 +1,5 @@
 # The same image as `make image` makes, for machines that have an engine and
-# nothing else. The file build/image/packages tells what it holds of Debian.
+# nothing else. The file build/image/packages lists what it has of Debian.
 # Everything is built on the machine's own architecture, for the one asked for.
 FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 ARG TARGETARCH

@@ -102,7 +102,7 @@ func checkRuns(ctx context.Context, d definition, t target, root *os.Root) error
 	return checkMkfs(ctx, in, root)
 }
 
-// checkMkfs makes a filesystem of each kind in a file, and lets blkid tell it. An
+// checkMkfs makes a filesystem of each kind in a file, and has blkid recognise it. An
 // empty mount table stands for /proc: mounting that takes more rights than there
 // are where images are built.
 func checkMkfs(ctx context.Context, in chroot, root *os.Root) error {

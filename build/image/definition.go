@@ -9,7 +9,7 @@ import (
 //go:embed packages
 var packagesFile string
 
-// definition tells what an image holds of Debian.
+// definition lists what an image has of Debian.
 type definition struct {
 	packages []string // names
 	programs []string // names, of /usr/bin or /usr/sbin

@@ -1,7 +1,7 @@
 // Command image makes the container image of the driver out of Debian packages and
 // our binary. It needs apt and dpkg, but no container engine and no root.
 //
-// The file packages tells what the image holds of Debian: it is the one definition,
+// The file packages lists what the image has of Debian. It is the one definition,
 // for `make image` and for the Dockerfile. The steps:
 //
 //  1. apt downloads those packages and all they depend on, for the architecture

@@ -22,7 +22,7 @@ func main() {
 	}
 }
 
-// build is what the commands are told of the root filesystem.
+// build has the flags about the root filesystem.
 type build struct {
 	arch, work, sources string
 }
@@ -56,7 +56,7 @@ func rootCommand() *cobra.Command {
 	return c
 }
 
-// root makes and checks the root filesystem, tells of the packages in it, and lets
+// root makes and checks the root filesystem, prints the packages in it, and lets
 // the caller use it while no other process works in the directory.
 func (b *build) root(ctx context.Context, use func(target, string) error) error {
 	t, err := targetOf(b.arch)

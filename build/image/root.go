@@ -21,7 +21,7 @@ type rootfs struct {
 	kept   map[string]bool
 }
 
-// makeRoot makes the root filesystem that the definition tells of in the directory
+// makeRoot makes the root filesystem of the definition in the directory
 // root below work, anew each time, and returns it and the packages it has
 // something of.
 func makeRoot(ctx context.Context, d definition, t target, packages []debian, work string) (root string, used []debian, err error) {

@@ -21,7 +21,7 @@ import (
 // part is a piece of the benchmark that can be run by itself.
 type part struct {
 	name    string
-	seconds float64 // that it takes, about, for the time that is told to be left
+	seconds float64 // that it takes, about, for the time that progress says is left
 	run     func(ctx context.Context, b *bench) ([]row, error)
 }
 
@@ -77,7 +77,7 @@ func (b *bench) close() error {
 }
 
 // run runs parts, and gives take the rows of each. What the kernel cannot do is
-// left out, and told.
+// left out and reported.
 func (b *bench) run(ctx context.Context, parts []part, take func([]row) error) error {
 	version, err := exec.CommandContext(ctx, b.binary, "version").Output()
 	if err != nil {
@@ -112,7 +112,7 @@ func (b *bench) run(ctx context.Context, parts []part, take func([]row) error) e
 	return nil
 }
 
-// progress tells what is done now and how long all of it will take.
+// progress prints what is done now and how long all of it will take.
 func (b *bench) progress(format string, args ...any) {
 	left := "?"
 	if b.done > 0 {

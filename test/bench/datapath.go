@@ -16,7 +16,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// load is one way to read and write, as fio is told: an amount, not a time, since
+// load is one way to read and write, as fio knows it: an amount, not a time, since
 // whoever wrote more would have the more scattered file afterwards. What is written
 // is synced now and then, and at the end of the last such stretch.
 type load struct {

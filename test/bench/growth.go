@@ -14,7 +14,7 @@ import (
 )
 
 // volumesGrow holds sides with many volumes against themselves with few. The first is
-// to be as is wanted; the others tell what the filesystem has to do with it.
+// to be as is wanted; the others show what the filesystem has to do with it.
 func volumesGrow(quota btrfs.QuotaMode, inflight, rounds int, sides []string, want map[string]float64, operations []string, counts ...int) part {
 	c := contest{
 		topic: topicGrowth, inflight: inflight, quota: quota, rounds: rounds, limit: limit{512, 500 * time.Millisecond},
@@ -30,7 +30,7 @@ func volumesGrow(quota btrfs.QuotaMode, inflight, rounds int, sides []string, wa
 	return c.part(fmt.Sprintf("growth/volumes/%d/%s", inflight, quota))
 }
 
-// processGrows tells what the driver takes, and how long it needs to start, with
+// processGrows measures what the driver takes, and how long it needs to start, with
 // more and more volumes.
 func processGrows(quota btrfs.QuotaMode, rounds int, counts ...int) part {
 	p := part{name: fmt.Sprintf("growth/process/%s", quota), seconds: float64(rounds*len(counts)) * 2}
@@ -106,7 +106,7 @@ type nothing struct{}
 func (nothing) operations() map[string]operation { return nil }
 func (nothing) close() error                     { return nil }
 
-// snapshotsGrow tells what a further snapshot of one volume costs, and the removal
+// snapshotsGrow measures what a further snapshot of one volume costs, and the removal
 // of one, when there are more and more; each differs from the one before. Beside it
 // what the ioctls alone cost.
 func snapshotsGrow(quota btrfs.QuotaMode, counts ...int) part {
@@ -155,7 +155,7 @@ func (b *bench) snapshots(ctx context.Context, side string, quota btrfs.QuotaMod
 	return append(rows, r.curve(milliseconds, windows(removed, counts))...), err
 }
 
-// lineageGrows tells what the clone of a clone of a clone costs, and its removal.
+// lineageGrows measures what the clone of a clone of a clone costs, and its removal.
 func lineageGrows(quota btrfs.QuotaMode, counts ...int) part {
 	most := slices.Max(counts)
 	p := part{name: fmt.Sprintf("growth/generations/%s", quota), seconds: 5 + float64(most)/50}

@@ -73,7 +73,7 @@ func residentMiB(pid int) (float64, error) {
 			return kib / 1024, nil
 		}
 	}
-	return 0, fmt.Errorf("process %d tells no VmRSS", pid)
+	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }
 
 // openFiles is how many descriptors a process has.

@@ -66,7 +66,7 @@ func (o options) run(ctx context.Context) error {
 	}
 	parts := choose(o.parts(), only)
 	if len(parts) == 0 {
-		return fmt.Errorf("--only %q: no part has such a name; --list tells them", o.only)
+		return fmt.Errorf("--only %q: no part has such a name; --list prints them", o.only)
 	}
 	if o.list {
 		for _, p := range parts {

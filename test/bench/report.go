@@ -101,8 +101,7 @@ func (d *document) required(rows []row) {
 	}
 }
 
-// bounds tells of each row that does not reach what is wanted what the same run says
-// of the reasons.
+// bounds lists the rows that miss their aim, each with the reasons that the same run has.
 func (d *document) bounds(rows []row) {
 	var lines []string
 	for _, r := range rows {
@@ -416,7 +415,7 @@ func why(r row, more float64, rows []row) string {
 	case r.OursName == sideRawSeparate:
 		return "the filesystem itself"
 	case r.Operation == opList:
-		return "all are told"
+		return "all are listed"
 	case r.Operation == "start-up":
 		return "each record is read and held against its subvolume"
 	case r.Operation == "memory":

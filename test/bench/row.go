@@ -44,7 +44,7 @@ const (
 	lower  = "lower"
 )
 
-// unit is what a row is told in.
+// unit is that of the values of a row.
 type unit struct{ name, better string }
 
 var (

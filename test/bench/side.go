@@ -22,7 +22,7 @@ const (
 	opExpand         = "expand"          // the volume, by a MiB each time
 	opStats          = "stats"           // of one volume, whatever the item
 	opList           = "list"            // all volumes, whatever the item
-	opMounts         = "mounts"          // tells what to mount for the volume
+	opMounts         = "mounts"          // returns what to mount for the volume
 
 	opSnapshotAgain = "snapshot again" // of volume 0, whatever the item
 

@@ -66,7 +66,7 @@ func (s *stand) traced(ctx context.Context, fn func() error) (float64, error) {
 	for lines.Scan() && !strings.Contains(lines.Text(), "attached") { // it says so when it has
 	}
 	err = fn()
-	go func() { // threads that begin are told, too
+	go func() { // threads that begin are reported, too
 		for lines.Scan() {
 		}
 	}()

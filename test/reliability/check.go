@@ -177,7 +177,7 @@ func (n *node) checkMounts(m *model) error {
 	return errors.Join(append(errs, n.checkLoops())...)
 }
 
-// takeWanted takes what should be mounted out of points, and tells what is not there or
+// takeWanted takes what should be mounted out of points, and reports what is not there or
 // is another.
 func (n *node) takeWanted(points map[string]string, m *model) error {
 	var errs []error

@@ -56,7 +56,7 @@ func contentWith(digests map[string]string) content {
 	return content(strings.Join(parts, " "))
 }
 
-// String tells people.
+// String is for people.
 func (c content) String() string { return "[" + string(c) + "]" }
 
 func (c content) digests() map[string]string {

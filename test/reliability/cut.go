@@ -95,8 +95,8 @@ func (l *leg) again(ctx context.Context) error {
 
 // instantCopy copies the image at a random instant: in the midst of the load, or right
 // after something was acknowledged, with few or no others at work whose commits would
-// make that durable by chance. again tells that first what was cut short is to be asked
-// for again. It returns when that was.
+// make that durable by chance. again reports whether what was cut short is to be asked for
+// again first. It returns when that was.
 func (l *leg) instantCopy(ctx context.Context, image, index string, again bool) (window, string, error) {
 	workers := []int{1, 1, 2, l.options.Workers}[l.random.IntN(4)]
 	d := l.cuts % (len(deeds) + 1)

@@ -88,7 +88,7 @@ func TestChecksFindDamage(t *testing.T) {
 		{"a subvolume is a stray", func(*object, string) error {
 			return btrfs.Create(filepath.Join(l.node.Pool(), "stray"))
 		}, "are in no slot"},
-		{"the log tells of a race", func(*object, string) error {
+		{"the log has a race", func(*object, string) error {
 			return os.WriteFile(l.node.Log, append(make([]byte, l.node.logRead), "\nWARNING: DATA RACE\n"...), 0o600)
 		}, "driver: WARNING: DATA RACE"},
 	} {
@@ -154,7 +154,7 @@ func TestStaleQuotaIsFound(t *testing.T) {
 }
 
 // TestQuotaAfterAKill: the next driver knows of accounting whose subvolumes the kernel
-// has not dropped yet when it starts, so that check does not tell of it, and it goes.
+// has not dropped yet when it starts, so that check does not report it, and it goes.
 func TestQuotaAfterAKill(t *testing.T) {
 	for _, quota := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
 		t.Run(string(quota), func(t *testing.T) {

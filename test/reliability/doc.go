@@ -38,7 +38,7 @@
 //
 // One of two pools lies on a disk that ceases to answer, without an error (package disk),
 // with nothing of it in the page cache. While it is silent every request to the other
-// pool has to be answered, and all that tells of pools has to tell. Afterwards nothing is
+// pool has to be answered, and whatever reports on pools has to report. Afterwards nothing is
 // lost, and the driver is the same process. A driver that is stopped while the disk is
 // silent stops, and the next one serves the other pool.
 //
@@ -59,5 +59,5 @@
 //
 // The seed decides what each worker asks for, and when the kills and cuts come. It
 // does not decide how the requests interleave, so a seed makes a failure likely, not
-// certain. A failure tells what happened to the object in question, in order.
+// certain. A failure lists what happened to the object in question, in order.
 package reliability

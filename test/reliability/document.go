@@ -95,7 +95,7 @@ func (r SoakReport) figures() string {
 	return b.String()
 }
 
-// writeFlat tells how one driver that was left alone has been, and links what shows it.
+// writeFlat writes how one driver that was left alone has been, and links its picture.
 func (r Report) writeFlat(b *strings.Builder) {
 	fmt.Fprintf(b, "\nOne driver was left alone for %v, after which each bound held. The median of the second quarter of that time and of the last:\n\n",
 		r.Elapsed.Round(time.Second))

@@ -35,7 +35,7 @@ const leastSamples = 40
 // flat fails for what grows on after the driver has warmed up.
 func flat(samples []Sample) error {
 	if len(samples) < leastSamples {
-		return fmt.Errorf("%d samples are too few to tell whether anything grows, wanted are %d: let it run for longer", len(samples), leastSamples)
+		return fmt.Errorf("%d samples are too few to see whether anything grows, wanted are %d: let it run for longer", len(samples), leastSamples)
 	}
 	var errs []error
 	for _, b := range bounds {
@@ -61,7 +61,7 @@ func flatLatencies(all map[string][]Latency) error {
 	var errs []error
 	for what, parts := range all {
 		if len(parts) < latencySlots*3/4 {
-			continue // too rare to tell
+			continue // too rare to judge
 		}
 		p50 := func(l Latency) float64 { return float64(l.P50) }
 		early, late := median(parts[len(parts)/4:len(parts)/2], p50), median(parts[len(parts)*3/4:], p50)

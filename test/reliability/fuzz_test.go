@@ -29,7 +29,7 @@ PASS
 	}
 }
 
-// TestEndedLate: what is no failure is told from one.
+// TestEndedLate: a target that ends late is not taken for a failure.
 func TestEndedLate(t *testing.T) {
 	for name, c := range map[string]struct {
 		said string

@@ -288,7 +288,7 @@ func (w *worker) note(o *object, what string, err error) {
 	if err != nil {
 		text += " " + status.Convert(err).Message()
 	}
-	w.tell(o, text)
+	w.record(o, text)
 }
 
 // Paths of the kubelet.

@@ -122,7 +122,7 @@ func (m *model) ask(o *object, s *span, format string, args ...any) {
 	defer m.mu.Unlock()
 	m.now++
 	s.asked = m.now
-	m.tell(o, "ask "+fmt.Sprintf(format, args...))
+	m.record(o, "ask "+fmt.Sprintf(format, args...))
 }
 
 // answer notes that it was answered.
@@ -130,7 +130,7 @@ func (m *model) answer(o *object, s *span, what deed) {
 	m.mu.Lock()
 	m.now++
 	s.answered = m.now
-	m.tell(o, string(what))
+	m.record(o, string(what))
 	m.mu.Unlock()
 	m.pause(what)
 }
@@ -189,8 +189,8 @@ func (m *model) pause(d deed) {
 // longestTrail is how much of what happened to an object is kept.
 const longestTrail = 60
 
-// tell adds to the trail of an object. The caller holds mu.
-func (m *model) tell(o *object, what string) {
+// record adds to the trail of an object. The caller holds mu.
+func (m *model) record(o *object, what string) {
 	if len(o.trail) == longestTrail {
 		o.trail = slices.Delete(o.trail, 1, 2) // the first line says what it is
 	}
@@ -214,7 +214,7 @@ func (m *model) declare(o *object) {
 	if o.source != nil {
 		from = " of " + o.source.id
 	}
-	m.tell(o, fmt.Sprintf("ask create %s%s %v", o.kind, from, o.parameters))
+	m.record(o, fmt.Sprintf("ask create %s%s %v", o.kind, from, o.parameters))
 }
 
 // exists notes that an object was made, with the size and content that it turned out
@@ -244,7 +244,7 @@ func (m *model) confirm(o *object, size int64, c content) error {
 	o.created.answered = m.now
 	o.sizes = timeline[int64]{{o.created, size}}
 	o.contents = timeline[content]{{o.created, c}}
-	m.tell(o, fmt.Sprintf("made, %d bytes, %s", size, c))
+	m.record(o, fmt.Sprintf("made, %d bytes, %s", size, c))
 	return nil
 }
 
@@ -254,7 +254,7 @@ func (m *model) refused(o *object) {
 	defer m.mu.Unlock()
 	m.now++
 	o.removed = span{m.now, m.now}
-	m.tell(o, "refused")
+	m.record(o, "refused")
 	m.bury(o)
 }
 

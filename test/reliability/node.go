@@ -169,10 +169,10 @@ func (n *node) findings(ctx context.Context) ([]snapshot.Finding, error) {
 // disaster is what no log may hold.
 var disaster = regexp.MustCompile(`(?m)^(panic:|fatal error:|WARNING: DATA RACE|unexpected fault|E.*\] "Panic").*`)
 
-// repair is how a driver that starts tells what it found half done.
+// repair is how a driver that starts logs what it found half done.
 var repair = regexp.MustCompile(`"Reconciled".* problem="(\w+)".* repair="(\w*)"`)
 
-// disturbance is how a driver tells that it was disturbed.
+// disturbance is how a driver logs that it was disturbed.
 var disturbance = regexp.MustCompile(`"Disturbed" .* commit=(true|false) wait="(\S+)"`)
 
 // readLog reads what the drivers have written since it was read last.

@@ -90,7 +90,7 @@ func (c *counts) write() {
 }
 
 // add counts a request that was sent at some time and has just been answered. What
-// provokes is told by its name, which is none of a method, and is not timed.
+// provokes is for a request that is known by its name, which is no method, and is not timed.
 func (c *counts) add(what string, err error, sent time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

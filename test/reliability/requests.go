@@ -71,7 +71,7 @@ func (w *worker) makeSnapshot(ctx context.Context, o *object) error {
 }
 
 // contend has several ask for a volume at once, under one name and of two sizes. One size
-// is made, for those who asked for it; the others are told that there is one already.
+// is made, for those who asked for it; the others hear that there is one already.
 func (w *worker) contend(ctx context.Context, _ *object) error {
 	sizes := []int64{64 * mib, 65 * mib}
 	o := &object{kind: meta.Active, sizes: timeline[int64]{{value: sizes[0]}, {value: sizes[1]}}, contents: timeline[content]{{}}}

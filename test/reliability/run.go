@@ -314,10 +314,10 @@ var identifier = regexp.MustCompile(`(pvc|snapshot)-[0-9a-f]+-[0-9]+-[0-9]+|sha2
 // explain adds to a failure what happened to what it is about.
 func (l *leg) explain(err error) error {
 	var stories []string
-	told := map[string]bool{}
+	written := map[string]bool{}
 	for _, id := range identifier.FindAllString(err.Error(), -1) {
-		if !told[id] && l.all[id] != nil && len(stories) < 4 {
-			told[id] = true
+		if !written[id] && l.all[id] != nil && len(stories) < 4 {
+			written[id] = true
 			stories = append(stories, l.story(id))
 		}
 	}

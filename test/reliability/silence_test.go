@@ -33,7 +33,7 @@ import (
 const slowVolumes = 600
 
 // TestSilentDisk: a disk that does not answer stops what is on it. The other pool of the
-// node is served, all that tells of pools tells, and when the disk answers nothing is lost
+// node is served, whatever reports on pools reports, and when the disk answers nothing is lost
 // and nothing has to be restarted.
 func TestSilentDisk(t *testing.T) {
 	for _, buffered := range []bool{false, true} {
@@ -173,7 +173,7 @@ type inquiry struct {
 	ask  func(ctx context.Context, attempt int) error
 }
 
-// served are those that have nothing to do with the silent pool, or tell of it.
+// served are those that have nothing to do with the silent pool, or report it.
 func (r *silenceRig) served(t *testing.T) []inquiry {
 	c := r.driver.Load()
 	id := func(kind string, attempt int) string { return fmt.Sprintf("%s-%d", kind, attempt) }
@@ -354,7 +354,7 @@ func (r *silenceRig) duringSilence(t *testing.T, questions []inquiry) {
 // askAll returns the questions that were not answered in time.
 func (r *silenceRig) askAll(ctx context.Context, t *testing.T, questions []inquiry, attempt int) (late []inquiry) {
 	end := time.Now().Add(disk.MostSilence - time.Second) // the server's own end is to come later
-	// Who asks first finds that the disk is silent. What tells of that is asked behind.
+	// Who asks first finds that the disk is silent. What reports that is asked behind.
 	first, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
 	_, err := r.driver.Load().ControllerGetVolume(first, &csi.ControllerGetVolumeRequest{VolumeId: "slow-300"})

@@ -96,7 +96,7 @@ func (n *node) sample() (s Sample, err error) {
 	return s, err
 }
 
-// latencySlots is how many parts of a run the latencies are told of.
+// latencySlots is how many parts of a run have latencies of their own.
 const latencySlots = 60
 
 // latencies cuts a run into parts of equal length and returns those of each, by kind

@@ -22,7 +22,7 @@ import (
 //
 // The file is read by open and written by update alone, durably: an operation
 // that changes no labels never touches it. What is removed loses its row with the
-// next update; until then, and after a crash, the UUID tells that the row is not
+// next update; until then, and after a crash, the UUID shows that the row is not
 // that of another one of the same key.
 type revisions struct {
 	db *bolt.DB

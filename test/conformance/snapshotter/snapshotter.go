@@ -205,7 +205,7 @@ func bind(source string, kind snapshots.Kind) []mount.Mount {
 }
 
 // path returns where the engine keeps a subvolume: see the layout in package
-// snapshot. The engine tells it of volumes only, and anew for each.
+// snapshot. The engine reports it for volumes only, and anew for each.
 func (s *snapshotter) path(entry meta.Entry) string {
 	return filepath.Join(s.state, "pools", entry.Pool, string(entry.Kind), entry.ID, "fs")
 }

@@ -13,7 +13,7 @@ import (
 // tree knows which keys there are and who was made from whom. It is what
 // containerd asks beyond the engine: one name space for actives, views and
 // committed, and no removal of what has children. It is kept in memory, because
-// the records tell all of it and New reads them.
+// the records have all of it and New reads them.
 //
 // A key is busy while the engine works on it. Nobody waits for one: who comes
 // second gets ErrUnavailable.

@@ -25,7 +25,7 @@ const (
 type Disk struct {
 	dir     string
 	server  *exec.Cmd
-	tell    io.WriteCloser
+	orders  io.WriteCloser
 	replies *bufio.Scanner
 }
 
@@ -54,7 +54,7 @@ func (d *Disk) Start() (err error) {
 	d.server.Env = append(os.Environ(), environment+"="+d.dir)
 	d.server.Stderr = os.Stderr
 	d.server.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if d.tell, err = d.server.StdinPipe(); err != nil {
+	if d.orders, err = d.server.StdinPipe(); err != nil {
 		return err
 	}
 	replies, err := d.server.StdoutPipe()
@@ -75,7 +75,7 @@ func (d *Disk) Silence() error { return d.command(silence, silent) }
 func (d *Disk) Answer() error { return d.command(answer, answers) }
 
 func (d *Disk) command(line, wanted string) error {
-	if _, err := fmt.Fprintln(d.tell, line); err != nil {
+	if _, err := fmt.Fprintln(d.orders, line); err != nil {
 		return err
 	}
 	return d.expect(wanted)
@@ -100,7 +100,7 @@ func (d *Disk) Stop() error {
 	if d.server == nil || d.server.Process == nil {
 		return nil
 	}
-	err := errors.Join(d.tell.Close(), d.server.Wait())
+	err := errors.Join(d.orders.Close(), d.server.Wait())
 	if gone := unix.Unmount(filepath.Join(d.dir, mountName), unix.MNT_DETACH); gone != nil && !errors.Is(gone, unix.EINVAL) {
 		err = errors.Join(err, gone)
 	}

@@ -20,7 +20,7 @@ import (
 // MostSilence is how long a disk is silent before its server ends that.
 const MostSilence = 8 * time.Second
 
-// What the server is told, a line each, and what it replies.
+// The orders to the server, a line each, and its replies.
 const (
 	silence = "silence"
 	answer  = "answer"
@@ -46,7 +46,7 @@ func Main() {
 	os.Exit(0)
 }
 
-// serve mounts the disk and does what it is told, until it is told no more.
+// serve mounts the disk and follows orders until there are no more.
 func serve(dir string, commands io.Reader, replies io.Writer) error {
 	below, err := os.OpenFile(filepath.Join(dir, belowName), os.O_RDWR, 0)
 	if err != nil {

@@ -39,7 +39,7 @@ const (
 	fewPoints     = 12 // of a line, which are marked
 )
 
-// colours can be told apart by those who see few.
+// colours differ for the colour-blind, too.
 var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#882255", "#999933", "#999999"}
 
 func colour(i int) string { return colours[i%len(colours)] }

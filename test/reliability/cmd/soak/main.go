@@ -63,7 +63,7 @@ func newSoak() *cobra.Command {
 		Short: "Kill a driver, cut its power and leave it alone, all under load, and check what it holds",
 		Long: `Soak shares its time between drivers that are killed, drivers whose power is cut,
 and one that is left alone, all under random load. It fails at the first thing that
-is not as it should be, and then tells what happened to the object in question.
+is not as it should be, and then prints what happened to the object in question.
 It wants root, and leaves nothing behind.`,
 		Example: `  # Half an hour, and then a minute for each fuzz target
   soak --binary bin/btrfs-csi --fuzz 1m

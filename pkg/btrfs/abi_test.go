@@ -13,8 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// abi is what this package believes of the kernel's headers, by the C expression
-// that tells the truth.
+// abi maps C expressions on the kernel's headers to the values that this package assumes.
 var abi = map[string]uint64{
 	"sizeof(struct btrfs_ioctl_vol_args)":         uint64(unsafe.Sizeof(volArgs{})),
 	"offsetof(struct btrfs_ioctl_vol_args, name)": uint64(unsafe.Offsetof(volArgs{}.name)),

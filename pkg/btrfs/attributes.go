@@ -8,12 +8,12 @@ import (
 
 const compressionAttr = "btrfs.compression"
 
-// SetCompression sets how files created in the subvolume at path from now on are
-// compressed: "zstd", "zlib" or "lzo", or "none" against a mount option; ""
-// returns to the mount's. The kernel keeps a level such as "zstd:3" in the
-// attribute and heeds only the name: it compresses at the default level. An immutable
-// or append-only root does not stand in the way. Errors: EINVAL for a value the kernel
-// does not know, and when copy on write is off; EROFS.
+// SetCompression sets the compression of files that are created later in the subvolume at
+// path: "zstd", "zlib", "lzo", "none", or "" for the default of the mount. "none" also
+// overrides a mount option. The kernel stores a level such as "zstd:3" in the attribute,
+// but ignores it and compresses at the default level. SetCompression works on an immutable
+// or append-only root, too. Errors: EINVAL for a value unknown to the kernel and while copy
+// on write is off; EROFS.
 func SetCompression(path, value string) error {
 	return withDir("set compression of", path, func(fd int) error {
 		err := setCompression(fd, value)
@@ -42,7 +42,7 @@ func setCompression(fd int, value string) error {
 	return err
 }
 
-// Compression returns the value set by SetCompression, "" for none.
+// Compression returns the value set by SetCompression, or "".
 func Compression(path string) (string, error) {
 	var value string
 	err := withDir("compression of", path, func(fd int) error {
@@ -57,10 +57,10 @@ func Compression(path string) (string, error) {
 	return value, err
 }
 
-// SetNoDataCow turns copy on write, and with it checksums and compression, off or
-// on for the files created in the directory at path from now on (FS_NOCOW_FL).
-// A snapshot still makes the next write to each shared extent a copy. Errors:
-// EINVAL when compression is set; EROFS.
+// SetNoDataCow turns copy on write off or on for files that are created later in the
+// directory at path (FS_NOCOW_FL). Without copy on write there are no checksums and no
+// compression. After a snapshot, the first write to each shared extent still copies it.
+// Errors: EINVAL while compression is set; EROFS.
 func SetNoDataCow(path string, on bool) error {
 	return withDir("set copy on write of", path, func(fd int) error {
 		if on {
@@ -70,7 +70,7 @@ func SetNoDataCow(path string, on bool) error {
 	})
 }
 
-// NoDataCow reports whether SetNoDataCow is on.
+// NoDataCow reports whether copy on write is off for the directory at path.
 func NoDataCow(path string) (bool, error) {
 	var on bool
 	err := withDir("copy on write of", path, func(fd int) error {

@@ -21,7 +21,7 @@ func TestCompression(t *testing.T) {
 		{"zlib", "zlib", nil},
 		{"lzo", "lzo", nil},
 		{"none", "", nil},
-		// Kept as it is, not handed down.
+		// The kernel stores this value as it is, but children inherit only the name.
 		{"zstd:3", "zstd", nil},
 		{"gzip", "", unix.EINVAL},
 		{"", "", nil},
@@ -36,7 +36,7 @@ func TestCompression(t *testing.T) {
 			if got := value(Compression(volume))(t); got != test.value {
 				t.Errorf("got %q", got)
 			}
-			child := mkdir(t, t.TempDir(), "x") // a name of its own
+			child := mkdir(t, t.TempDir(), "x") // a unique name
 			child = mkdir(t, volume, filepath.Base(filepath.Dir(filepath.Dir(child))))
 			if got := value(Compression(child))(t); got != test.inherited {
 				t.Errorf("a new directory has %q, wanted %q", got, test.inherited)

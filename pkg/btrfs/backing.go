@@ -10,26 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Backing is the file below a loop device. A sparse one takes space from the filesystem
-// it lies in as btrfs writes. When that filesystem is full, writes to the device fail, and
-// btrfs stops with an error, although it has space itself.
+// Backing is the file behind a loop device. A sparse file takes space from its own
+// filesystem as btrfs writes. When that filesystem is full, writes to the device fail, and
+// btrfs stops with an error although it has free space itself.
 type Backing struct {
 	Device    string // path of the loop device
-	Path      string // of the file
+	Path      string // path of the file
 	Size      int64  // of the file, in bytes
-	Allocated int64  // bytes of it that have their space already
-	Available int64  // bytes that its filesystem has left
+	Allocated int64  // bytes that have space on disk
+	Available int64  // bytes that are free in its filesystem
 
 	filesystem uint64 // device number
 }
 
-// Unallocated is what the file may still take from its filesystem, in bytes.
+// Unallocated returns the bytes that the file may still take from its filesystem.
 func (b Backing) Unallocated() int64 { return max(0, b.Size-b.Allocated) }
 
-// Backings returns the files below the loop devices of the filesystem around path. The
-// kernel names a file as seen by the process that attached it; of one in another mount
-// namespace, such as that of a container which has ended, it may be the path below a mount
-// point. It is looked for below roots too. Files that are not found are left out.
+// Backings returns the files behind the loop devices of the filesystem around path. The
+// kernel reports the path of a file as seen by the process that attached it. A process in
+// another mount namespace, such as a container that has ended, may have seen a path below a
+// mount point. So each file is looked up below "/" and below each of roots. Files that are
+// not found are left out.
 func Backings(path string, roots ...string) ([]Backing, error) {
 	var found []Backing
 	err := withDir("backing files of", path, func(fd int) error {
@@ -42,7 +43,7 @@ func Backings(path string, roots ...string) ([]Backing, error) {
 	return found, err
 }
 
-// backings asks sysfs, and finds nothing where that is not mounted.
+// backings reads sysfs. Without sysfs it returns nothing.
 func backings(fsid UUID, roots []string) ([]Backing, error) {
 	devices := "/sys/fs/btrfs/" + fsid.String() + "/devices"
 	names, err := os.ReadDir(devices)
@@ -68,7 +69,7 @@ func backings(fsid UUID, roots []string) ([]Backing, error) {
 	return found, nil
 }
 
-// backing finds the file of the loop device that is dir in sysfs.
+// backing returns the file behind a loop device. dir is the device in sysfs.
 func backing(dir string, roots []string) (b Backing, ok bool) {
 	name, err := os.ReadFile(filepath.Join(dir, "loop", "backing_file"))
 	if err != nil {
@@ -99,9 +100,10 @@ func backing(dir string, roots []string) (b Backing, ok bool) {
 	return b, false
 }
 
-// boundBy lowers what is left to what the filesystems below have for sparse files. A file
-// whose filesystem has all that it may still want bounds nothing. Else btrfs may put
-// the next bytes where the file has no space yet, although it has space elsewhere.
+// boundBy lowers Available and Metadata to what the filesystems of sparse files have left.
+// A file bounds nothing if its filesystem has space for all that the files in it may still
+// take. Otherwise btrfs may write where the file has no space yet, although btrfs has space
+// elsewhere.
 func (r *Room) boundBy(files []Backing) {
 	wanted, size := map[uint64]int64{}, map[uint64]int64{}
 	for _, b := range files {
@@ -113,13 +115,13 @@ func (r *Room) boundBy(files []Backing) {
 			continue
 		}
 		left := b.Available
-		if raw := size[b.filesystem]; raw > r.Size { // several copies of all data
+		if raw := size[b.filesystem]; raw > r.Size { // btrfs writes several copies of data
 			left = int64(float64(left) * float64(r.Size) / float64(raw))
 		}
 		if r.Backing == nil || left < r.Available {
 			r.Backing = &b
 		}
 		r.Available = min(r.Available, left)
-		r.Metadata = min(r.Metadata, left/2) // as a rule there are two copies
+		r.Metadata = min(r.Metadata, left/2) // metadata usually has two copies
 	}
 }

@@ -14,8 +14,8 @@ import (
 
 const mib = 1 << 20
 
-// TestBackingBoundsRoom: a sparse file that may want more than its filesystem has left
-// bounds the room of the btrfs in it; one that has, or finds, all its space does not.
+// TestBackingBoundsRoom: a sparse file bounds the room of its btrfs if it may take more
+// than its filesystem has left. A file with enough space does not.
 func TestBackingBoundsRoom(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -58,7 +58,7 @@ func TestBackingBoundsRoom(t *testing.T) {
 	}
 }
 
-// TestBackingOfMirrors: two copies in one filesystem want twice its space.
+// TestBackingOfMirrors: two mirrored files in one filesystem need twice the space.
 func TestBackingOfMirrors(t *testing.T) {
 	t.Parallel()
 	host := btrfstest.Ext4(t, 600*mib)
@@ -77,8 +77,8 @@ func TestBackingOfMirrors(t *testing.T) {
 	}
 }
 
-// TestBackingIsFound: below a partition, and where a process in another mount namespace,
-// as of a container that has ended, has attached it.
+// TestBackingIsFound: the file is found below a partition, and when it was attached by a
+// process in another mount namespace, such as a container that has ended.
 func TestBackingIsFound(t *testing.T) {
 	t.Parallel()
 	t.Run("partition", func(t *testing.T) {
@@ -112,8 +112,8 @@ func TestBackingIsFound(t *testing.T) {
 	})
 }
 
-// TestKernelStopped: a filesystem whose sparse file finds no space is stopped by the kernel,
-// which is not the same as one that somebody has remounted read-only.
+// TestKernelStopped: the kernel stops a filesystem whose sparse file gets no space. A
+// read-only remount is a different state.
 func TestKernelStopped(t *testing.T) {
 	t.Parallel()
 	host := btrfstest.Ext4(t, 300*mib)
@@ -130,7 +130,7 @@ func TestKernelStopped(t *testing.T) {
 	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_BIND, ""))
 	must(t, btrfstest.FillFile(filepath.Join(host, "other")))
 	for n := 0; n < 100 && !value(RoomOf(mnt))(t).ReadOnly; n++ {
-		_ = writeFile(filepath.Join(mnt, "file"), 8*mib) // until there is an error
+		_ = writeFile(filepath.Join(mnt, "file"), 8*mib) // until it fails
 		_ = btrfstest.Sync(mnt)
 	}
 	if room := value(RoomOf(mnt))(t); !room.ReadOnly || !room.Stopped || room.Backing == nil {
@@ -159,7 +159,7 @@ func sparseFile(t *testing.T, path string, size int64) string {
 	return path
 }
 
-// attach returns a loop device of a file until the test ends.
+// attach returns a loop device over a file. The end of the test detaches it.
 func attach(t *testing.T, image string) string {
 	t.Helper()
 	btrfstest.RequireRoot(t)

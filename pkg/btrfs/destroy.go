@@ -8,25 +8,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// destroyRounds bounds how often a subvolume is listed again because a nested
-// one appeared after it had been emptied. Only somebody who still writes into it
-// can do that, and he must not keep us here forever.
+// destroyRounds limits how often a subvolume is emptied again because a new nested
+// subvolume appeared. Without the limit, a process that keeps creating them would block
+// Destroy forever.
 const destroyRounds = 16
 
-// Destroy removes a subvolume and every subvolume nested in it. Its cost depends
-// on the number of those alone: files are left to the kernel's cleaner. The
-// removal is undone by a power cut until Sync of the directory that contained it.
+// Destroy removes a subvolume and all subvolumes nested in it. The cost depends only on the
+// number of these subvolumes: the kernel's cleaner removes the files later. A power cut
+// undoes the removal until Sync of the directory that contained the subvolume.
 //
-// What stands in the way inside the subvolume is cleared: the read-only flag of
-// a subvolume with others in it, immutable and append-only flags of its root and
-// of the directories that contain nested ones. After an error some of it may be gone
-// and such flags cleared; Destroy again takes up from there.
+// Destroy clears the read-only flag of a subvolume that contains others, and the immutable
+// and append-only flags of roots and of directories that contain nested subvolumes. After
+// an error some nested subvolumes may be gone and some flags cleared. Another call
+// continues from there.
 //
-// Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT when it is at its limit and holds
-// nested ones, lift the limit first; ErrInUse while one of the subvolumes is being
-// sent, holds an active swap file or is the default subvolume; ENOTEMPTY when
-// somebody keeps creating nested ones. When the kernel does not let go of the subvolume
-// itself (ErrInUse), nothing of it is gone.
+// Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT when the subvolume is at its limit and
+// contains nested ones (lift the limit first); ErrInUse while one of the subvolumes is
+// sent, has an active swap file, or is the default subvolume; ENOTEMPTY when another
+// process keeps creating nested ones. When ErrInUse concerns the outer subvolume, nothing
+// has been removed.
 func Destroy(path string) error {
 	return withEntry("destroy subvolume", path, func(dir int, name string) error {
 		volume, err := openDirAt(dir, name)
@@ -50,17 +50,17 @@ func Destroy(path string) error {
 	})
 }
 
-// nestedSubvolume is one on its way out.
+// nestedSubvolume is a nested subvolume that destroyNested has yet to remove.
 type nestedSubvolume struct {
 	id     uint64
 	parent uint64
-	listed bool // its own nested subvolumes are on the stack above it, or gone
+	listed bool // its children are on the stack above it, or gone
 	rounds int
 }
 
-// destroyNested removes all that is nested in a subvolume, the innermost first.
-// It goes by IDs and file handles because whoever nests them chooses the depth:
-// no path, no recursion, three descriptors at most.
+// destroyNested removes all subvolumes nested in a subvolume, the innermost first. It uses
+// IDs and file handles, no paths and no recursion, because users choose the depth. It opens
+// at most three descriptors at a time.
 func destroyNested(mount int, volume uint64) error {
 	stack, err := pushNested(nil, mount, volume)
 	for err == nil && len(stack) > 0 {
@@ -81,7 +81,7 @@ func destroyNested(mount int, volume uint64) error {
 	return err
 }
 
-// pushNested adds the direct children of a subvolume, none when it is gone.
+// pushNested pushes the direct children of a subvolume, or none when the subvolume is gone.
 func pushNested(stack []nestedSubvolume, mount int, parent uint64) ([]nestedSubvolume, error) {
 	fd, err := openInode(mount, parent, firstFree)
 	if isNotFound(err) {
@@ -97,9 +97,9 @@ func pushNested(stack []nestedSubvolume, mount int, parent uint64) ([]nestedSubv
 	return stack, err
 }
 
-// destroyOne removes a nested subvolume that contains no other. It does so by name
-// in the directory that contains it: to destroy by ID the kernel builds the path
-// from the filesystem's root and gives ENAMETOOLONG beyond PATH_MAX.
+// destroyOne removes a nested subvolume that contains no other. It removes by name in the
+// parent directory. Removal by ID is no alternative: the kernel then builds the path from
+// the root of the filesystem, and fails with ENAMETOOLONG beyond PATH_MAX.
 func destroyOne(mount int, nested nestedSubvolume) error {
 	child, err := openInode(mount, nested.id, firstFree)
 	if isNotFound(err) {
@@ -113,7 +113,7 @@ func destroyOne(mount int, nested nestedSubvolume) error {
 	if err != nil {
 		return err
 	}
-	// Moved out of the volume meanwhile: it is no longer ours to destroy.
+	// The subvolume was moved out of the volume meanwhile. It stays.
 	if info.parentID != nested.parent {
 		return nil
 	}
@@ -131,8 +131,8 @@ func destroyOne(mount int, nested nestedSubvolume) error {
 	return err
 }
 
-// unprotect clears what may forbid removing child from dir, which lies in the
-// subvolume parent.
+// unprotect clears the flags that forbid the removal of child from dir. The directory dir
+// lies in the subvolume parent.
 func unprotect(mount int, parent uint64, dir, child int) error {
 	root, err := openInode(mount, parent, firstFree)
 	if err != nil {
@@ -148,12 +148,12 @@ func unprotect(mount int, parent uint64, dir, child int) error {
 	return clearProtection(child, child)
 }
 
-// protection are the flags of an inode that forbid even root to change it.
+// protection is the set of inode flags that forbid changes even to root.
 const protection = fsImmutable | fsAppend
 
-// clearProtection makes a directory of the subvolume root mutable. The flag of
-// the subvolume goes first: nothing can be changed under it, and an inode that
-// needs no change leaves it alone.
+// clearProtection clears the protection of dir, a directory of the subvolume root. It
+// clears the read-only flag of the subvolume first, since nothing in a read-only subvolume
+// can be changed. If dir has no protection, the subvolume stays read-only.
 func clearProtection(root, dir int) error {
 	flags, err := inodeFlags(dir)
 	if err != nil || flags&protection == 0 {
@@ -165,8 +165,8 @@ func clearProtection(root, dir int) error {
 	return changeInodeFlags(dir, 0, protection)
 }
 
-// destroyEntry removes the subvolume with this name from an open directory and
-// tries once more after unprotect when the kernel forbids it.
+// destroyEntry removes the subvolume with this name from an open directory. When the kernel
+// forbids it, destroyEntry calls unprotect and tries once more.
 func destroyEntry(dir int, name string, unprotect func() error) error {
 	err := snapDestroy(dir, name)
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EROFS) {

@@ -19,8 +19,8 @@ func setFlags(t testing.TB, path string, flags uint32) {
 	must(t, withDir("set flags of", path, func(fd int) error { return changeInodeFlags(fd, flags, 0) }))
 }
 
-// TestDestroyTakesAllThatIsNested builds what a privileged pod may leave behind.
-// Flags and read-only come last, from the inside out.
+// TestDestroyTakesAllThatIsNested builds what a privileged pod may leave behind. It sets
+// flags and read-only last, from the inside out.
 func TestDestroyTakesAllThatIsNested(t *testing.T) {
 	t.Parallel()
 	mnt := btrfstest.Mount(t)
@@ -123,8 +123,8 @@ func TestDestroyLeavesOthersAlone(t *testing.T) {
 	value(NestedSubvolumes(neighbour))(t)
 }
 
-// TestDestroyFindsWhatMoved lists a subvolume as the child of one that it has left
-// since: it is not ours any more.
+// TestDestroyFindsWhatMoved: destroyOne keeps a subvolume that has moved out of its parent
+// since it was listed.
 func TestDestroyFindsWhatMoved(t *testing.T) {
 	t.Parallel()
 	mnt := btrfstest.Mount(t)
@@ -139,8 +139,8 @@ func TestDestroyFindsWhatMoved(t *testing.T) {
 	}
 }
 
-// nest makes a chain of subvolumes by descriptors, for no path would do, and
-// returns the ID of the last.
+// nest makes a chain of nested subvolumes and returns the ID of the last. It uses
+// descriptors, because the path becomes too long.
 func nest(t testing.TB, volume string, depth int, name string) uint64 {
 	t.Helper()
 	fd := value(openDir(volume))(t)
@@ -172,7 +172,7 @@ func TestDestroyDeeperThanAPath(t *testing.T) {
 			if got := len(liveIDs(t, mnt)); got != test.depth+1 {
 				t.Fatalf("%d subvolumes made, wanted %d", got, test.depth+1)
 			}
-			// The reason for going by name in a directory opened by handle.
+			// This is why Destroy removes by name in a directory that it opens by handle.
 			wantError(t, destroyByID(t, mnt, last), unix.ENAMETOOLONG)
 			must(t, Destroy(volume))
 			if ids := liveIDs(t, mnt); len(ids) != 0 {
@@ -182,7 +182,7 @@ func TestDestroyDeeperThanAPath(t *testing.T) {
 	}
 }
 
-// destroyByID is SNAP_DESTROY_V2 with BTRFS_SUBVOL_SPEC_BY_ID.
+// destroyByID calls SNAP_DESTROY_V2 with BTRFS_SUBVOL_SPEC_BY_ID.
 func destroyByID(t testing.TB, path string, id uint64) error {
 	t.Helper()
 	args := volArgsV2{flags: 1 << 4}

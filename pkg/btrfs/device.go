@@ -14,12 +14,12 @@ import (
 type Device struct {
 	ID   uint64
 	UUID UUID
-	Path string // as the kernel knows it; "" when it never appeared
-	Size int64  // bytes the filesystem uses of it
-	Used int64  // bytes of it in chunks
+	Path string // as the kernel reports it; "" if the device was never seen
+	Size int64  // bytes of the device that belong to the filesystem
+	Used int64  // bytes allocated to chunks
 
-	// Counted since the filesystem was made or the counters were last reset, kept
-	// across mounts.
+	// Error counters. They persist across mounts and start when the filesystem is made or
+	// the counters are reset.
 	WriteErrors      uint64
 	ReadErrors       uint64
 	FlushErrors      uint64
@@ -29,13 +29,13 @@ type Device struct {
 	Missing bool
 }
 
-// Errors is how many errors of any kind there were.
+// Errors returns the sum of all error counters.
 func (d Device) Errors() uint64 {
 	return d.WriteErrors + d.ReadErrors + d.FlushErrors + d.CorruptionErrors + d.GenerationErrors
 }
 
-// Devices returns the devices of the filesystem around path by rising ID
-// (DEV_INFO, GET_DEV_STATS). The target of a running replace is left out.
+// Devices returns the devices of the filesystem around path, ordered by ID (DEV_INFO,
+// GET_DEV_STATS). The target of a running replace is left out.
 func Devices(path string) ([]Device, error) {
 	var found []Device
 	err := withDir("devices of", path, func(fd int) (err error) {
@@ -95,8 +95,8 @@ func (d *Device) addStats(fd int) error {
 	return err
 }
 
-// sysfsState is a boolean of sysfs, which may be absent: on an older kernel, and
-// in a container without /sys.
+// sysfsState is a boolean in sysfs. It is unknown on older kernels and in containers
+// without /sys.
 type sysfsState int
 
 const (

@@ -13,9 +13,9 @@ import (
 // emptySubvolumeInode is the inode number of a stub (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
 const emptySubvolumeInode = 2
 
-// IsStub reports whether path is the empty directory that a snapshot shows in the
-// place of a subvolume that its source holds, and that stays behind in the source.
-// Nothing can be made in a stub, and rmdir(2) removes it. Errors: fs.ErrNotExist.
+// IsStub reports whether path is a stub: an empty directory that a snapshot has in place of
+// a subvolume that is nested in its source. The subvolume itself stays in the source.
+// Nothing can be created in a stub, and rmdir(2) removes it. Errors: fs.ErrNotExist.
 func IsStub(path string) (bool, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -24,7 +24,7 @@ func IsStub(path string) (bool, error) {
 	return st.Ino == emptySubvolumeInode && st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
-// Around returns the ID of the subvolume that a directory lies in.
+// Around returns the ID of the subvolume that contains the directory at path.
 func Around(path string) (id uint64, err error) {
 	err = withDir("subvolume around", path, func(fd int) error {
 		var args subvolInfoArgs
@@ -39,18 +39,18 @@ func Around(path string) (id uint64, err error) {
 type Entry struct {
 	ID        uint64 // of the subvolume
 	Parent    uint64 // the subvolume that contains the entry
-	Directory uint64 // inode number, in Parent
+	Directory uint64 // inode number in Parent
 	Name      string
 }
 
-// TopLevel is the ID of the subvolume that all others lie in.
+// TopLevel is the ID of the subvolume that contains all others.
 const TopLevel = topLevelSubvol
 
-// EntriesSince returns the entries of the live subvolumes of the filesystem around path with
-// an ID of at least from, by rising ID, wherever they lie, also out of reach of the mount.
-// One that is made gets a larger ID than any before it, until the filesystem is unmounted:
-// who knows the last one finds what is new at the cost of that alone. From 0 on it reads the
-// root tree once.
+// EntriesSince returns the entries of live subvolumes with an ID of at least from, ordered
+// by ID. It covers the whole filesystem around path, also what the mount does not reach.
+// While the filesystem is mounted, every new subvolume gets a larger ID than all before it.
+// So a caller that remembers the largest ID pays for the new entries alone. With from = 0
+// it reads the root tree once.
 func EntriesSince(path string, from uint64) (found []Entry, err error) {
 	err = eachRoot(path, max(from, firstFree), rootBackrefKey, func(item treeItem) error {
 		directory, name, err := parseRootRef(item.data)
@@ -62,8 +62,8 @@ func EntriesSince(path string, from uint64) (found []Entry, err error) {
 	return found, err
 }
 
-// parseRootRef reads a struct btrfs_root_ref: the directory, a sequence number, the
-// length of the name, and the name.
+// parseRootRef reads a struct btrfs_root_ref: directory, sequence number, length of the
+// name, name.
 func parseRootRef(data []byte) (directory uint64, name string, err error) {
 	const lengthAt = 16
 	if name, err = parseName(data, lengthAt); err != nil {
@@ -72,7 +72,7 @@ func parseRootRef(data []byte) (directory uint64, name string, err error) {
 	return binary.LittleEndian.Uint64(data), name, nil
 }
 
-// parseName reads a name that follows its length.
+// parseName reads a name whose length precedes it at lengthAt.
 func parseName(data []byte, lengthAt int) (string, error) {
 	head := lengthAt + 2
 	if len(data) < head || len(data) < head+int(binary.LittleEndian.Uint16(data[lengthAt:])) {
@@ -81,8 +81,8 @@ func parseName(data []byte, lengthAt int) (string, error) {
 	return string(data[head : head+int(binary.LittleEndian.Uint16(data[lengthAt:]))]), nil
 }
 
-// OpenDirectory opens a directory of any subvolume of the filesystem around path by its
-// inode number, also out of reach of the mount. Errors: fs.ErrNotExist.
+// OpenDirectory opens a directory of the filesystem around path by its subvolume and inode
+// number, also one that the mount does not reach. Errors: fs.ErrNotExist.
 func OpenDirectory(path string, subvolume, inode uint64) (dir *os.File, err error) {
 	err = withDir("open in", path, func(mount int) error {
 		fd, err := openInode(mount, subvolume, inode)
@@ -94,14 +94,14 @@ func OpenDirectory(path string, subvolume, inode uint64) (dir *os.File, err erro
 	return dir, err
 }
 
-// ParentDirectory returns the inode number of the directory that contains a directory of
-// the same subvolume, and the name that it has there. A subvolume's root has none:
-// fs.ErrNotExist.
+// ParentDirectory returns the inode number of the parent of a directory, and the
+// directory's name in it. Both lie in the same subvolume. Errors: fs.ErrNotExist for the
+// root of a subvolume.
 func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name string, err error) {
 	err = withDir("look up parent in", path, func(fd int) error {
 		item, found, err := findFirst(fd, subvolume,
 			itemKey{inode, inodeRefKey, 0}, itemKey{inode, inodeRefKey, ^uint64(0)})
-		if err == nil && (!found || item.offset == inode) { // the root refers to itself
+		if err == nil && (!found || item.offset == inode) { // a root is its own parent
 			err = unix.ENOENT
 		}
 		if err != nil {
@@ -114,13 +114,12 @@ func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name 
 	return parent, name, err
 }
 
-// inodeRefLengthAt is where a struct btrfs_inode_ref has the length of the name: behind
-// an index.
+// inodeRefLengthAt is the offset of the name's length in a struct btrfs_inode_ref.
 const inodeRefLengthAt = 8
 
-// PathOf returns the path of a subvolume from the top level of the filesystem around
-// mounted, as a mount with subvolid=5 shows it. Errors: fs.ErrNotExist; ENAMETOOLONG
-// for a path that the kernel has no room for.
+// PathOf returns the path of a subvolume relative to the top level of the filesystem around
+// mounted, as a mount with subvolid=5 shows it. Errors: fs.ErrNotExist; ENAMETOOLONG when
+// the path does not fit into the kernel's buffer.
 func PathOf(mounted string, subvolume uint64) (found string, err error) {
 	err = withDir("path of subvolume in", mounted, func(fd int) error {
 		found, err = pathFromTop(fd, subvolume)
@@ -129,14 +128,14 @@ func PathOf(mounted string, subvolume uint64) (found string, err error) {
 	return found, err
 }
 
-// PathFromTop is PathOf for a directory.
+// PathFromTop is PathOf for any directory.
 func PathFromTop(dir string) (found string, err error) {
 	err = withDir("path from the top level of", dir, func(fd int) error {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return err
 		}
-		args := inoLookupArgs{objectID: st.Ino} // in the subvolume of fd, whose ID is returned
+		args := inoLookupArgs{objectID: st.Ino} // treeID 0: the kernel returns that of fd
 		if _, err := ioctl(fd, iocInoLookup, unsafe.Pointer(&args)); err != nil {
 			return err
 		}
@@ -158,7 +157,7 @@ func pathFromTop(fd int, subvolume uint64) (found string, err error) {
 	return found, nil
 }
 
-// pathIn returns the path of a subvolume in the one that contains it.
+// pathIn returns the parent of a subvolume, and the path of the subvolume in its parent.
 func pathIn(fd int, subvolume uint64) (parent uint64, in string, err error) {
 	ref, found, err := findFirst(fd, rootTree, itemKey{subvolume, rootBackrefKey, 0}, itemKey{subvolume, rootBackrefKey, ^uint64(0)})
 	if err == nil && !found {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestRolledBack: where a snapshot has taken the place of its source, a subvolume of
-// that is a stub there. The subvolume itself is found by its name.
+// TestRolledBack replaces a subvolume by its snapshot. The nested subvolume is then a stub,
+// and is found by its name outside.
 func TestRolledBack(t *testing.T) {
 	t.Parallel()
 	top := btrfstest.Mount(t)

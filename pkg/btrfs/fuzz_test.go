@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzTreeItems proves that items of any content, as a damaged tree or a later
-// kernel may have them, are cut apart as they were joined, and are decoded or
-// refused. That their lengths are true is the kernel's word.
+// FuzzTreeItems proves that items of any content, as in a damaged tree or of a later
+// kernel, are split as they were joined, and are decoded or refused. It assumes that the
+// kernel returns correct lengths.
 func FuzzTreeItems(f *testing.F) {
 	whole := bytes.Repeat([]byte{1, 2, 3, 4, 5, 6, 7, 8}, 5)
 	f.Add(whole, whole, uint8(40))
@@ -54,7 +54,7 @@ func FuzzTreeItems(f *testing.F) {
 	})
 }
 
-// found is a search that the kernel has answered, with nothing more to come.
+// found is a finished search that returns items.
 func found(items []treeItem) *treeSearch {
 	var buf []byte
 	for _, item := range items {
@@ -72,7 +72,7 @@ func found(items []treeItem) *treeSearch {
 	return &treeSearch{max: end, rest: buf, left: uint32(len(items)), done: len(items) == 0}
 }
 
-// decodes holds the decoders to the length of an item.
+// decodes checks that a decoder never reads beyond the end of an item.
 func decodes(t *testing.T, item treeItem) {
 	t.Helper()
 	group, err := decodeQgroup(item)
@@ -94,8 +94,8 @@ func decodes(t *testing.T, item treeItem) {
 	}
 }
 
-// FuzzItemKeys proves that a search goes on behind what it has seen, and that a
-// qgroup's ID is level and number.
+// FuzzItemKeys proves that a search continues after the last item, and that a qgroup's ID
+// contains level and number.
 func FuzzItemKeys(f *testing.F) {
 	f.Add(uint64(0), uint32(0), uint64(0))
 	f.Add(uint64(1), uint32(255), ^uint64(0))

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// UUID is a btrfs UUID in the order of its bytes on disk.
+// UUID is a btrfs UUID in the byte order of the disk.
 type UUID [16]byte
 
-// String returns the usual form of 36 characters, or "" for the zero UUID, which
-// is how btrfs says "none".
+// String returns the usual form of 36 characters, or "" for the zero UUID. btrfs writes the
+// zero UUID for "none".
 func (u UUID) String() string {
 	if u.IsZero() {
 		return ""
@@ -31,27 +31,27 @@ func (u UUID) String() string {
 	return string(b[:])
 }
 
-// IsZero reports whether there is no UUID.
+// IsZero reports whether u is the zero UUID.
 func (u UUID) IsZero() bool { return u == UUID{} }
 
-// SubvolumeInfo is what the filesystem itself knows of a subvolume.
+// SubvolumeInfo is what btrfs stores about a subvolume.
 type SubvolumeInfo struct {
 	ID           uint64
 	UUID         UUID
-	ParentUUID   UUID // of the subvolume this is a snapshot of; zero for none
-	ReceivedUUID UUID // of the subvolume this was received from; zero for none
-	// Generation is the transaction of the last change that was committed.
+	ParentUUID   UUID // source of this snapshot; zero for none
+	ReceivedUUID UUID // subvolume that was received; zero for none
+	// Generation is the transaction of the last committed change.
 	Generation uint64
-	// CreatedTransid (otransid) is the transaction that made it. Snapshots made by
-	// one transaction were taken at one instant.
+	// CreatedTransid (otransid) is the transaction that created the subvolume. All
+	// snapshots of one transaction show the same instant.
 	CreatedTransid uint64
 	Created        time.Time
 	ReadOnly       bool
 }
 
-// Info returns what the filesystem knows of the subvolume at path
-// (GET_SUBVOL_INFO), at a cost independent of the number and size of subvolumes.
-// Errors: ErrNotSubvolume, fs.ErrNotExist.
+// Info returns what btrfs stores about the subvolume at path (GET_SUBVOL_INFO). The cost
+// does not depend on the number or size of subvolumes. Errors: ErrNotSubvolume,
+// fs.ErrNotExist.
 func Info(path string) (SubvolumeInfo, error) {
 	var info SubvolumeInfo
 	err := withDir("subvolume info of", path, func(fd int) error {
@@ -83,14 +83,13 @@ func subvolInfo(fd int) (*subvolInfoArgs, error) {
 	return args, err
 }
 
-// Exists reports whether the filesystem around path has a live subvolume with
-// this ID, in one lookup. A destroyed one is gone at once, although the kernel
-// keeps its root item until the cleaner has dropped its files: what is looked up
-// is the reference of the directory entry (ROOT_BACKREF), which destroying
-// removes, while the count in the root item is stale until the next commit.
+// Exists reports whether the filesystem around path has a live subvolume with this ID. It
+// costs one lookup of the reference from the directory entry (ROOT_BACKREF). Destroying a
+// subvolume removes the reference at once. The root item stays until the cleaner has
+// dropped the files, and its reference count is stale until the next commit.
 func Exists(path string, subvolID uint64) (bool, error) {
 	if subvolID == topLevelSubvol {
-		return true, nil // the one that no entry refers to
+		return true, nil // the top level has no entry
 	}
 	var found bool
 	err := withDir("look up subvolume in", path, func(fd int) (err error) {
@@ -101,23 +100,22 @@ func Exists(path string, subvolID uint64) (bool, error) {
 	return found, err
 }
 
-// WalkSubvolumeIDs calls fn with the ID of every live subvolume of the filesystem
-// around path in rising order, the top level (5) left out. It reads the root tree
-// once, in bounded memory; subvolumes made or destroyed meanwhile may or may not
-// be seen. It ends with the first error of fn.
+// WalkSubvolumeIDs calls fn with the ID of every live subvolume of the filesystem around
+// path, in rising order, except the top level (5). It reads the root tree once and needs
+// constant memory. Subvolumes that are created or destroyed meanwhile may or may not be
+// seen. It stops at the first error of fn and returns it.
 func WalkSubvolumeIDs(path string, fn func(id uint64) error) error {
 	return walkRoots(path, rootBackrefKey, func(k itemKey) error { return fn(k.objectID) })
 }
 
-// WalkTreeIDs is WalkSubvolumeIDs with the destroyed subvolumes whose files the
-// cleaner has not dropped yet: their root item is there, and their qgroup is
-// still needed.
+// WalkTreeIDs is WalkSubvolumeIDs that includes destroyed subvolumes whose files the
+// cleaner has not dropped yet. Their root items still exist and their qgroups are still
+// needed.
 func WalkTreeIDs(path string, fn func(id uint64) error) error {
 	return walkRoots(path, rootItemKey, func(k itemKey) error { return fn(k.objectID) })
 }
 
-// DyingIDs returns those that WalkTreeIDs has and WalkSubvolumeIDs has not: destroyed
-// subvolumes that the cleaner is at.
+// DyingIDs returns the IDs of destroyed subvolumes that the cleaner has not dropped yet.
 func DyingIDs(path string) ([]uint64, error) {
 	dying := map[uint64]struct{}{}
 	err := errors.Join(
@@ -126,7 +124,8 @@ func DyingIDs(path string) ([]uint64, error) {
 	return slices.Collect(maps.Keys(dying)), err
 }
 
-// TreeExists is Exists for the same: it reports whether the root item is there.
+// TreeExists is Exists that includes destroyed subvolumes which the cleaner has not dropped
+// yet.
 func TreeExists(path string, subvolID uint64) (bool, error) {
 	var found bool
 	err := withDir("look up tree in", path, func(fd int) (err error) {
@@ -137,8 +136,8 @@ func TreeExists(path string, subvolID uint64) (bool, error) {
 	return found, err
 }
 
-// CreatedTransid returns the transaction that made a subvolume of the filesystem
-// around path, by ID, as SubvolumeInfo has it. Errors: fs.ErrNotExist.
+// CreatedTransid returns SubvolumeInfo.CreatedTransid of the subvolume with this ID in the
+// filesystem around path. Errors: fs.ErrNotExist.
 func CreatedTransid(path string, subvolID uint64) (transid uint64, err error) {
 	err = withDir("look up creation in", path, func(fd int) error {
 		item, found, err := findFirst(fd, rootTree,
@@ -154,16 +153,15 @@ func CreatedTransid(path string, subvolID uint64) (transid uint64, err error) {
 	return transid, err
 }
 
-// rootItemOtransid is where otransid lies in a root item.
+// rootItemOtransid is the offset of otransid in a root item.
 const rootItemOtransid = 303
 
-// walkRoots calls fn with the keys of the items of a type of all subvolumes.
+// walkRoots calls fn with the key of each item of one type, for all subvolumes.
 func walkRoots(path string, itemType uint32, fn func(itemKey) error) error {
 	return eachRoot(path, firstFree, itemType, func(item treeItem) error { return fn(item.itemKey) })
 }
 
-// eachRoot is walkRoots with the items themselves, for the subvolumes with an ID of at
-// least from.
+// eachRoot is walkRoots with the whole items, for subvolumes with an ID of at least from.
 func eachRoot(path string, from uint64, itemType uint32, fn func(treeItem) error) error {
 	return withDir("walk subvolumes of", path, func(fd int) error {
 		search := searchTree(fd, rootTree,
@@ -183,7 +181,7 @@ func eachRoot(path string, from uint64, itemType uint32, fn func(treeItem) error
 	})
 }
 
-// cString is the text in a buffer up to its first NUL.
+// cString returns the text in a buffer up to its first NUL.
 func cString(b []byte) string {
 	if i := bytes.IndexByte(b, 0); i >= 0 {
 		b = b[:i]

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The structures below are those of linux/btrfs.h. All their fields are of fixed
-// width and naturally aligned, with the padding spelled out, so amd64 and arm64
-// lay them out alike. Only fields that are read or written here have names.
+// The structures below are those of linux/btrfs.h. All fields have a fixed width and
+// natural alignment, and padding is explicit. So amd64 and arm64 have the same layout. Only
+// fields that this package uses have names.
 
 const (
 	pathNameMax   = 4087
@@ -130,14 +130,14 @@ type spaceInfo struct {
 	usedBytes  uint64
 }
 
-// spaceArgsHead is struct btrfs_ioctl_space_args, whose array is of any length.
+// spaceArgsHead is struct btrfs_ioctl_space_args without its array of variable length.
 type spaceArgsHead struct {
 	slots       uint64
 	totalSpaces uint64
 }
 
-// spaceArgs has room for every combination of type and profile that a running
-// balance can leave side by side.
+// spaceArgs has room for all combinations of type and profile that a running balance can
+// leave.
 type spaceArgs struct {
 	spaceArgsHead
 	spaces [64]spaceInfo
@@ -214,7 +214,7 @@ type qgroupLimitArgs struct {
 	rsvExcl  uint64
 }
 
-// The generic encoding of asm-generic/ioctl.h, which amd64 and arm64 share.
+// The encoding of asm-generic/ioctl.h. amd64 and arm64 share it.
 const (
 	iocWrite = 1 << 30
 	iocRead  = 2 << 30
@@ -261,8 +261,8 @@ const (
 	qgroupInfoKey    = 242
 	qgroupLimitKey   = 244
 	qgroupRelation   = 246
-	rootSubvolRDOnly = 1 << 0 // of a root item, as GET_SUBVOL_INFO returns it
-	subvolRDOnly     = 1 << 1 // of SUBVOL_GETFLAGS and SUBVOL_SETFLAGS
+	rootSubvolRDOnly = 1 << 0 // in a root item and in GET_SUBVOL_INFO
+	subvolRDOnly     = 1 << 1 // in SUBVOL_GETFLAGS and SUBVOL_SETFLAGS
 
 	fsInfoGeneration = 1 << 1
 
@@ -293,8 +293,8 @@ const (
 	fsNoCow     = 0x00800000
 )
 
-// ioctl returns the ioctl's own result, which some of them use to say more than
-// success: a positive number is not an error to the kernel.
+// ioctl returns the result of the system call, and repeats it after EINTR. Some ioctls
+// return a positive number with a meaning of its own, which is no error.
 func ioctl(fd int, request uintptr, arg unsafe.Pointer) (int, error) {
 	for {
 		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
@@ -315,9 +315,8 @@ func inodeFlags(fd int) (uint32, error) {
 	return flags, err
 }
 
-// changeInodeFlags sets and clears flags of an open file and leaves the others
-// as they are. It writes nothing when nothing differs: on a read-only subvolume
-// even that would fail.
+// changeInodeFlags sets and clears flags of an open file, and keeps all others. It writes
+// only when a flag changes: on a read-only subvolume every write fails.
 func changeInodeFlags(fd int, set, clear uint32) error {
 	old, err := inodeFlags(fd)
 	if err != nil {

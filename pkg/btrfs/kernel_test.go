@@ -16,11 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The tests here prove the facts of the kernel that docs/design.md rests on and
-// that concern this package. They count and compare; none measures time.
+// The tests in this file prove the facts about the kernel that this package and
+// docs/design.md rely on. They count and compare, but do not measure time.
 
-// commits is how many transactions a filesystem has committed since it was
-// mounted.
+// commits returns the number of commits since the filesystem was mounted.
 func commits(t testing.TB, path string) int {
 	t.Helper()
 	text, err := os.ReadFile("/sys/fs/btrfs/" + value(Filesystem(path))(t).FSID.String() + "/commit_stats")
@@ -32,11 +31,10 @@ func commits(t testing.TB, path string) int {
 	return n
 }
 
-// noCommits keeps the kernel from committing by itself while a test counts.
+// noCommits prevents the periodic commits of the kernel during a test.
 var noCommits = btrfstest.MountOptions("commit=86400")
 
-// syncFilesystem is sync -f. The ioctl beneath it, unlike the system call, also
-// wakes the cleaner that drops destroyed subvolumes.
+// syncFilesystem is sync -f. Its ioctl also wakes the cleaner, and syncfs(2) does not.
 func syncFilesystem(path string) error {
 	const iocSync = iocMagic | 8
 	return withDir("sync filesystem of", path, func(fd int) error {
@@ -45,7 +43,7 @@ func syncFilesystem(path string) error {
 	})
 }
 
-// eventually repeats what the kernel does in the background.
+// eventually waits for work that the kernel does in the background.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	btrfstest.Eventually(t, what, done)
@@ -68,7 +66,7 @@ func TestKernelCreateAndDestroyDoNotCommitAndSyncCommitsOnce(t *testing.T) {
 	for i, step := range []struct {
 		name string
 		do   func() error
-		want int // commits so far
+		want int // commits since the start
 	}{
 		{"create", func() error { return Create(dir + "/fs") }, 0},
 		{"sync", func() error { return Sync(dir) }, 1},
@@ -106,14 +104,14 @@ func TestKernelSyncsShareOneCommit(t *testing.T) {
 			}
 		}
 	})
-	// One would do; one for each would be 32.
+	// One commit is the minimum. Without sharing there would be 32.
 	if got < 1 || got > 16 {
 		t.Errorf("%d commits for 32 directories", got)
 	}
 }
 
-// TestKernelSnapshotsShareCommitsInSeparateDirectories is why every subvolume
-// has a directory of its own.
+// TestKernelSnapshotsShareCommitsInSeparateDirectories proves why each subvolume has a
+// directory of its own.
 func TestKernelSnapshotsShareCommitsInSeparateDirectories(t *testing.T) {
 	t.Parallel()
 	const many = 32
@@ -150,9 +148,9 @@ func TestKernelSnapshotsShareCommitsInSeparateDirectories(t *testing.T) {
 	}
 }
 
-// fewestCommits returns how many commits it takes to do things at once, in the best
-// of some rounds: one that starts when the first commit has begun wants another, and
-// a busy machine delays several. prepare returns what to do.
+// fewestCommits returns the smallest number of commits that run took in several rounds. A
+// snapshot that starts after the first commit has begun needs another one, and a busy
+// machine delays some of them. prepare returns the run of a round.
 func fewestCommits(t *testing.T, mnt string, prepare func(round int) (run func())) int {
 	t.Helper()
 	fewest := math.MaxInt
@@ -219,8 +217,8 @@ func TestKernelCopyMountsBesideItsOriginal(t *testing.T) {
 	}
 }
 
-// TestKernelDestroyOpensNoDirectory watches a directory of a volume. The control
-// is the library's own removal, which walks.
+// TestKernelDestroyOpensNoDirectory watches a directory of a volume with inotify. As a
+// control, the removal of the library walks the directory.
 func TestKernelDestroyOpensNoDirectory(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
@@ -306,7 +304,7 @@ func TestKernelFullQuotaChargesNoSnapshots(t *testing.T) {
 	volume, id := create(t, mnt, "volume")
 	qgroup := NewQgroupID(0, id)
 	must(t, LimitQgroup(mnt, qgroup, 12<<20))
-	for i := range 4 { // each round replaces what the snapshots hold
+	for i := range 4 { // each round replaces data that the snapshots reference
 		must(t, writeFile(volume+"/file", 8<<20))
 		must(t, Snapshot(fmt.Sprint(mnt, "/snapshot", i), volume, true))
 		must(t, os.Remove(volume+"/file"))
@@ -318,7 +316,7 @@ func TestKernelFullQuotaChargesNoSnapshots(t *testing.T) {
 	if status := value(Quota(mnt))(t); status.Inconsistent {
 		t.Errorf("got %+v", status)
 	}
-	// What is made from one starts with all that it references.
+	// A snapshot starts with everything that its source references.
 	must(t, Snapshot(mnt+"/restored", mnt+"/snapshot0", false))
 	restored := NewQgroupID(0, value(Info(mnt+"/restored"))(t).ID)
 	if got := value(QgroupOf(mnt, restored))(t); got.Referenced < 8<<20 {
@@ -364,9 +362,9 @@ func TestKernelSimpleQuotaGroupHoldsNested(t *testing.T) {
 	}
 }
 
-// TestKernelDestroyAtTheLimit is why removing lifts the limit first. What destroying
-// needs is charged to the subvolume that contains the entry: one at its limit can go,
-// but nothing nested in it can.
+// TestKernelDestroyAtTheLimit proves why a removal lifts the limit first. The kernel
+// charges the metadata of a destroy to the subvolume that contains the entry. So a
+// subvolume at its limit can be destroyed, but nothing nested in it can.
 func TestKernelDestroyAtTheLimit(t *testing.T) {
 	t.Parallel()
 	eachQuota(t, func(t *testing.T, mode QuotaMode) {
@@ -396,8 +394,8 @@ func TestKernelDestroyAtTheLimit(t *testing.T) {
 	})
 }
 
-// fillUp writes until the kernel says no, in ever smaller pieces: what is left
-// must be less than a piece of metadata.
+// fillUp writes ever smaller pieces until the kernel refuses them. At the end not even a
+// piece of metadata fits.
 func fillUp(dir string) error {
 	var last error
 	for size := 1 << 20; size >= 4<<10; size /= 2 {
@@ -428,9 +426,8 @@ func TestKernelSimpleQuotaChargesTheWriter(t *testing.T) {
 	}
 }
 
-// TestKernelQgroupsOfDestroyedSubvolumes finds out which become stale: the reason
-// for a sweep. (Older kernels leave all of
-// them.)
+// TestKernelQgroupsOfDestroyedSubvolumes shows which qgroups become stale, and why the
+// driver sweeps them. Older kernels leave all of them.
 func TestKernelQgroupsOfDestroyedSubvolumes(t *testing.T) {
 	t.Parallel()
 	dropped := func(t *testing.T, mnt string, id QgroupID) bool {
@@ -443,13 +440,14 @@ func TestKernelQgroupsOfDestroyedSubvolumes(t *testing.T) {
 	}
 	eachQuota(t, func(t *testing.T, mode QuotaMode) {
 		mnt := withQuota(t, mode)
-		// Alone it goes by itself, when the cleaner has dropped it.
+		// Without a snapshot the kernel removes the qgroup when the cleaner has dropped the
+		// tree.
 		alone, id := create(t, mnt, "alone")
 		must(t, writeFile(alone+"/file", 4<<20))
 		must(t, Destroy(alone))
 		eventually(t, "qgroup removed", func() bool { return dropped(t, mnt, NewQgroupID(0, id)) })
 
-		// With a snapshot of it left, simple quota goes on charging it.
+		// While a snapshot exists, simple quota still charges the qgroup.
 		volume, id := create(t, mnt, "volume")
 		stale := NewQgroupID(0, id)
 		must(t, writeFile(volume+"/file", 4<<20))
@@ -466,7 +464,7 @@ func TestKernelQgroupsOfDestroyedSubvolumes(t *testing.T) {
 			must(t, syncFilesystem(mnt))
 			q, err := QgroupOf(mnt, stale)
 			if errors.Is(err, fs.ErrNotExist) {
-				return true // the snapshot was dropped before the volume
+				return true // the cleaner dropped the snapshot before the volume
 			}
 			return value(q, err)(t).Referenced == 0
 		})
@@ -500,8 +498,8 @@ func TestKernelQuotaCountsWhatWasThere(t *testing.T) {
 	}
 }
 
-// TestKernelTreeSearchSeesTheRunningTransaction is what Exists and the handles of
-// fresh directories rest on.
+// TestKernelTreeSearchSeesTheRunningTransaction proves what Exists and file handles of new
+// directories rely on.
 func TestKernelTreeSearchSeesTheRunningTransaction(t *testing.T) {
 	t.Parallel()
 	const fsIocGetVersion = iocRead | 'v'<<8 | 1 | 8<<16 // FS_IOC_GETVERSION

@@ -11,15 +11,14 @@ import (
 // Nested is a subvolume inside another.
 type Nested struct {
 	ID uint64
-	// Path is relative to the root of the subvolume that was asked. It is "" when
-	// it is unknown: the kernel has room for 3824 bytes of it, and the entry
-	// may have moved meanwhile.
+	// Path is relative to the root of the outer subvolume. It is "" when the kernel cannot
+	// return it: its buffer has 3824 bytes, and the entry may have moved meanwhile.
 	Path string
 }
 
-// NestedSubvolumes returns the subvolumes whose entries lie in the subvolume at
-// path, by rising ID, without those nested deeper (GET_SUBVOL_ROOTREF). The cost
-// depends on their number alone. Errors: ErrNotSubvolume, fs.ErrNotExist.
+// NestedSubvolumes returns the direct children of the subvolume at path, ordered by ID
+// (GET_SUBVOL_ROOTREF). The cost depends only on their number. Errors: ErrNotSubvolume,
+// fs.ErrNotExist.
 func NestedSubvolumes(path string) ([]Nested, error) {
 	var nested []Nested
 	err := withDir("nested subvolumes of", path, func(fd int) error {
@@ -33,7 +32,7 @@ func NestedSubvolumes(path string) ([]Nested, error) {
 	return nested, err
 }
 
-// eachRootRef calls fn for each direct child of the subvolume that fd lies in.
+// eachRootRef calls fn for each direct child of the subvolume around fd.
 func eachRootRef(fd int, fn func(rootRef)) error {
 	var args rootRefArgs
 	for {
@@ -51,8 +50,8 @@ func eachRootRef(fd int, fn func(rootRef)) error {
 	}
 }
 
-// nestedPath asks for the directory and the name of a child in one ioctl
-// (INO_LOOKUP_USER); the directory comes with a slash at its end, or is empty.
+// nestedPath returns the path of a child from the root of volume (INO_LOOKUP_USER). The
+// kernel returns the directory empty or with a slash at its end.
 func nestedPath(volume int, ref rootRef) string {
 	args := inoLookupUserArgs{dirID: ref.dirID, treeID: ref.treeID}
 	if _, err := ioctl(volume, iocInoLookupUser, unsafe.Pointer(&args)); err != nil {
@@ -61,7 +60,7 @@ func nestedPath(volume int, ref rootRef) string {
 	return cString(args.path[:]) + cString(args.name[:])
 }
 
-// Inodes returns the inodes of what is in a directory, by name.
+// Inodes returns the inode numbers of the entries of a directory, by name.
 func Inodes(path string) (map[string]uint64, error) {
 	inodes := map[string]uint64{}
 	err := withDir("list", path, func(fd int) error {

@@ -18,7 +18,7 @@ func TestNestedSubvolumes(t *testing.T) {
 		t.Errorf("an empty volume holds %v", nested)
 	}
 	want := map[uint64]string{}
-	for i := range 300 { // more than one ioctl returns
+	for i := range 300 { // too many for one ioctl
 		dir := fmt.Sprintf("dir%d/%d", i%7, i)
 		mkdir(t, volume, dir)
 		name := dir + "/nested"
@@ -68,8 +68,8 @@ func TestNestedSubvolumeTooDeepHasNoPath(t *testing.T) {
 	must(t, Destroy(volume))
 }
 
-// TestEntries: each subvolume is found where it lies, and what is new by the largest ID
-// before.
+// TestEntries finds each subvolume at its place, and new ones by the largest ID before
+// them.
 func TestEntries(t *testing.T) {
 	t.Parallel()
 	mnt := btrfstest.Mount(t)
@@ -99,7 +99,7 @@ func TestEntries(t *testing.T) {
 		t.Errorf("around is %d, not %d", got, around)
 	}
 	must(t, Destroy(pool+"/slots/b/fs"))
-	if got := value(EntriesSince(mnt, 0))(t); !slices.Equal(got, want[:2]) { // at once, before the cleaner
+	if got := value(EntriesSince(mnt, 0))(t); !slices.Equal(got, want[:2]) { // at once: the cleaner has not run
 		t.Errorf("after a removal: got %v", got)
 	}
 	if got := value(EntriesSince(mnt, in+1))(t); len(got) != 0 {
@@ -107,7 +107,7 @@ func TestEntries(t *testing.T) {
 	}
 }
 
-// TestInodesOfMany, which are more than one system call returns.
+// TestInodesOfMany lists more entries than one system call returns.
 func TestInodesOfMany(t *testing.T) {
 	t.Parallel()
 	mnt := btrfstest.Mount(t)

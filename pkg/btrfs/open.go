@@ -11,8 +11,8 @@ import (
 
 const openFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 
-// withDir opens a directory for the duration of fn and gives every error its
-// operation and path.
+// withDir opens a directory, calls fn and closes the directory. It adds the operation and
+// the path to errors.
 func withDir(operation, path string, fn func(fd int) error) error {
 	fd, err := openDir(path)
 	if err == nil {
@@ -36,9 +36,8 @@ func openDirAt(dir int, name string) (int, error) {
 	}
 }
 
-// withEntry opens the directory that contains an entry. The path is cut, never
-// cleaned: it may lead through /proc/self/fd, where ".." and links have their
-// own meaning.
+// withEntry is withDir for the directory that contains an entry. It splits the path, but
+// never cleans it: in /proc/self/fd, ".." and links have a meaning of their own.
 func withEntry(operation, path string, fn func(dir int, name string) error) error {
 	parent, name := filepath.Split(path)
 	if name == "" || name == "." || name == ".." {
@@ -58,13 +57,13 @@ func withEntry(operation, path string, fn func(dir int, name string) error) erro
 	return nil
 }
 
-// fdPath is a path to an entry below an open directory, for a library that takes
-// paths only. It keeps the promise that no link is followed on the way.
+// fdPath returns a path to an entry of an open directory, for a library that accepts only
+// paths. No link is followed on the way.
 func fdPath(fd int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name) }
 
-// requireSubvolume fails with ErrNotSubvolume unless fd is the root directory of
-// a subvolume. Most ioctls answer for the subvolume around any directory, which
-// is never what was asked for.
+// requireSubvolume returns ErrNotSubvolume unless fd is the root directory of a subvolume.
+// Most ioctls accept any directory and use the subvolume around it, which callers never
+// want.
 func requireSubvolume(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -79,9 +78,9 @@ func requireSubvolume(fd int) error {
 // handleWithoutParent is FILEID_BTRFS_WITHOUT_PARENT of the kernel's exportfs.h.
 const handleWithoutParent = 0x4d
 
-// openInode opens a directory by subvolume and inode number, wherever it lies:
-// the way to directories whose path is longer than PATH_MAX. mount is any open
-// directory of the filesystem. An inode or subvolume that is gone gives ENOENT.
+// openInode opens a directory by subvolume and inode number. It reaches directories whose
+// path is longer than PATH_MAX. mount is any open directory of the filesystem. Errors:
+// ENOENT when the inode or the subvolume is gone.
 func openInode(mount int, subvolume, inode uint64) (int, error) {
 	generation, err := inodeGeneration(mount, subvolume, inode)
 	if err != nil {
@@ -104,8 +103,8 @@ func openInode(mount int, subvolume, inode uint64) (int, error) {
 	}
 }
 
-// inodeGeneration reads what a file handle must carry. Only newer kernels take 0
-// for "any".
+// inodeGeneration returns the generation that a file handle needs. Only newer kernels
+// accept 0 for "any".
 func inodeGeneration(mount int, subvolume, inode uint64) (uint64, error) {
 	item, err := findItem(mount, subvolume, itemKey{inode, inodeItemKey, 0})
 	if err != nil {

@@ -10,42 +10,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NoLimit is the limit of a qgroup that has none.
+// NoLimit is the limit of a qgroup without limit.
 const NoLimit = ^uint64(0)
 
 const qgroupLevelShift = 48
 
-// QgroupID is the level of a qgroup in its upper 16 bits and its number below.
+// QgroupID contains the level in its upper 16 bits and the number in its lower 48 bits.
 type QgroupID uint64
 
-// NewQgroupID returns level/id. On level 0 id is that of a subvolume.
+// NewQgroupID returns level/id. On level 0, id is the ID of a subvolume.
 func NewQgroupID(level uint16, id uint64) QgroupID {
 	return QgroupID(uint64(level)<<qgroupLevelShift | id&(1<<qgroupLevelShift-1))
 }
 
-// Level is 0 for the qgroup of a subvolume.
+// Level returns the level. Level 0 contains the qgroups of subvolumes.
 func (q QgroupID) Level() uint16 { return uint16(q >> qgroupLevelShift) }
 
-// Subvolume is the number within the level; on level 0 that of the subvolume.
+// Subvolume returns the number within the level. On level 0 it is the ID of the subvolume.
 func (q QgroupID) Subvolume() uint64 { return uint64(q) & (1<<qgroupLevelShift - 1) }
 
-// String returns the form of btrfs-progs, such as "0/257".
+// String returns the notation of btrfs-progs, such as "0/257".
 func (q QgroupID) String() string { return fmt.Sprintf("%d/%d", q.Level(), q.Subvolume()) }
 
-// Qgroup is what was counted and what is allowed, in bytes. The counts are those
-// of the last commit: what was written since is not in them. Limits are current.
+// Qgroup is the usage and the limit of a qgroup, in bytes. Usage is that of the last
+// commit. Limits are current.
 type Qgroup struct {
 	ID            QgroupID
-	Referenced    uint64 // all that it references; with simple quota all it wrote
-	Exclusive     uint64 // of that what no other references; with simple quota the same
+	Referenced    uint64 // bytes referenced; with simple quota, bytes written
+	Exclusive     uint64 // bytes that no other qgroup references; with simple quota, equal to Referenced
 	MaxReferenced uint64 // NoLimit for none
-	// Mark is what LimitOwnQgroup gave it, 0 for none.
+	// Mark is the mark set by LimitOwnQgroup, 0 for none.
 	Mark uint64
 }
 
-// CreateQgroup makes a qgroup and does nothing when it exists. Those of level 0
-// are the kernel's own, and newer kernels answer EINVAL. Errors: ENOTCONN when
-// quota is off.
+// CreateQgroup creates a qgroup, if it does not exist. The kernel itself creates level 0:
+// newer kernels answer EINVAL there. Errors: ENOTCONN when quota is off.
 func CreateQgroup(path string, id QgroupID) error {
 	return withQgroup("create qgroup", id, path, func(fd int) error {
 		args := qgroupCreateArgs{create: 1, qgroupID: uint64(id)}
@@ -57,10 +56,10 @@ func CreateQgroup(path string, id QgroupID) error {
 	})
 }
 
-// RemoveQgroup removes a qgroup and does nothing when it is absent or quota is
-// off. Errors: EBUSY while it has members and, on newer kernels, while its
-// subvolume exists or, with simple quota, anything is still charged to it. Older
-// kernels remove the qgroup of a live subvolume, and its limit: ask TreeExists first.
+// RemoveQgroup removes a qgroup. It does nothing when the qgroup is absent or quota is off.
+// Errors: EBUSY while the qgroup has members. Newer kernels also answer EBUSY while its
+// subvolume exists or, with simple quota, while usage is charged to it. Older kernels
+// remove the qgroup of a live subvolume together with its limit, so call TreeExists first.
 func RemoveQgroup(path string, id QgroupID) error {
 	return withQgroup("remove qgroup", id, path, func(fd int) error {
 		args := qgroupCreateArgs{qgroupID: uint64(id)}
@@ -72,10 +71,10 @@ func RemoveQgroup(path string, id QgroupID) error {
 	})
 }
 
-// AssignQgroup makes member count towards group, which is of a higher level, and
-// does nothing when it does. rescan is true when full quota could not follow and
-// is inconsistent until RescanQuota. Errors: ENOENT or EINVAL when one of them is
-// absent; ENOTCONN when quota is off.
+// AssignQgroup makes member count towards group, whose level is higher. It does nothing
+// when member already does. rescan is true when full quota became inconsistent: call
+// RescanQuota. Errors: ENOENT or EINVAL when one of the two is absent; ENOTCONN when quota
+// is off.
 func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
 	err = withQgroup("assign qgroup "+member.String()+" to", group, path, func(fd int) error {
 		rescan, err = assignQgroup(fd, qgroupAssignArgs{assign: 1, src: uint64(member), dst: uint64(group)})
@@ -87,8 +86,8 @@ func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) 
 	return rescan, err
 }
 
-// UnassignQgroup ends that member counts towards group, and what it holds too. It does
-// nothing when it does not, or one of them is absent. rescan and errors are those of
+// UnassignQgroup removes member, with its usage, from group. It does nothing when member
+// does not count towards group, or one of the two is absent. rescan and errors are those of
 // AssignQgroup.
 func UnassignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
 	err = withQgroup("remove qgroup "+member.String()+" from", group, path, func(fd int) error {
@@ -106,21 +105,21 @@ func assignQgroup(fd int, args qgroupAssignArgs) (rescan bool, err error) {
 	return code > 0, err
 }
 
-// LimitQgroup limits what a qgroup may reference, in bytes; NoLimit lifts the
-// limit. Writing beyond it fails with EDQUOT. A limit below what is referenced is
-// taken. Errors: fs.ErrNotExist; ENOTCONN when quota is off.
+// LimitQgroup limits what a qgroup may reference, in bytes. NoLimit lifts the limit. Writes
+// beyond it fail with EDQUOT. The kernel accepts a limit below the usage. Errors:
+// fs.ErrNotExist; ENOTCONN when quota is off.
 func LimitQgroup(path string, id QgroupID, maxReferenced uint64) error {
 	return withQgroup("limit qgroup", id, path, func(fd int) error {
-		// NoLimit is also what the ioctl takes to clear one.
+		// The ioctl takes the value of NoLimit to clear a limit.
 		args := qgroupLimitArgs{qgroupID: uint64(id), flags: qgroupLimitMaxRfer, maxRfer: maxReferenced}
 		_, err := ioctl(fd, iocQgroupLimit, unsafe.Pointer(&args))
 		return err
 	})
 }
 
-// LimitOwnQgroup is LimitQgroup that also marks the qgroup, so that whoever made it knows
-// it again. The mark is in the field rsv_excl of the limit, which every kernel stores and
-// none uses, and which btrfs-progs leaves alone.
+// LimitOwnQgroup is LimitQgroup that also marks the qgroup, so that its owner can recognise
+// it. The mark is in the field rsv_excl of the limit: every kernel stores this field, none
+// uses it, and btrfs-progs does not change it.
 func LimitOwnQgroup(path string, id QgroupID, maxReferenced, mark uint64) error {
 	return withQgroup("limit qgroup", id, path, func(fd int) error {
 		args := qgroupLimitArgs{qgroupID: uint64(id), flags: qgroupLimitMaxRfer | qgroupLimitRsvExcl, maxRfer: maxReferenced, rsvExcl: mark}
@@ -129,8 +128,8 @@ func LimitOwnQgroup(path string, id QgroupID, maxReferenced, mark uint64) error 
 	})
 }
 
-// QgroupOf returns one qgroup, in two lookups whatever the number of qgroups.
-// Errors: fs.ErrNotExist when it is absent or quota is off.
+// QgroupOf returns one qgroup. The cost is two lookups, whatever the number of qgroups.
+// Errors: fs.ErrNotExist when the qgroup is absent or quota is off.
 func QgroupOf(path string, id QgroupID) (Qgroup, error) {
 	var group Qgroup
 	err := withQgroup("qgroup", id, path, func(fd int) (err error) {
@@ -140,10 +139,10 @@ func QgroupOf(path string, id QgroupID) (Qgroup, error) {
 	return group, err
 }
 
-// fewQgroups are looked up one by one. For more it costs less to read them all.
+// fewQgroups is the number up to which single lookups are cheaper than reading all qgroups.
 const fewQgroups = 256
 
-// QgroupsOf is QgroupOf for many at once; those that are absent are left out.
+// QgroupsOf is QgroupOf for many qgroups. Absent qgroups are left out.
 func QgroupsOf(path string, ids []QgroupID) (map[QgroupID]Qgroup, error) {
 	groups := make(map[QgroupID]Qgroup, len(ids))
 	if len(ids) > fewQgroups {
@@ -197,10 +196,10 @@ func findQgroup(fd int, id QgroupID) (Qgroup, error) {
 	return group, err
 }
 
-// ReservedOf returns for each qgroup the data that was written to its members and is not
-// among its counts yet: that of files that are in memory only, or of the transaction under
-// way. The kernel counts it towards limits. It is read from sysfs; where that is not
-// there, or an older kernel does not show it, nothing is returned.
+// ReservedOf returns the reserved bytes of each qgroup: data that is only in memory or
+// belongs to the running transaction. The kernel counts them towards limits, but not in the
+// usage. They are read from sysfs. Without sysfs, and on older kernels, the result is
+// empty.
 func ReservedOf(path string, ids []QgroupID) (map[QgroupID]uint64, error) {
 	reserved := map[QgroupID]uint64{}
 	err := withDir("reserved of qgroups of", path, func(fd int) error {
@@ -223,7 +222,7 @@ func ReservedOf(path string, ids []QgroupID) (map[QgroupID]uint64, error) {
 	return reserved, err
 }
 
-// readNumber reads a file of sysfs in an open directory.
+// readNumber reads a number from a file of sysfs. dir is an open directory.
 func readNumber(dir int, name string) (uint64, bool) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -239,13 +238,13 @@ func readNumber(dir int, name string) (uint64, bool) {
 	return number, err == nil
 }
 
-// QgroupParents returns the qgroups that each of members counts towards, those that count
-// towards none left out.
+// QgroupParents returns the qgroups that each member counts towards. Members without such a
+// qgroup are left out.
 func QgroupParents(path string, members []QgroupID) (map[QgroupID][]QgroupID, error) {
 	parents := map[QgroupID][]QgroupID{}
 	err := withDir("parents of qgroups of", path, func(fd int) error {
 		for _, member := range members {
-			// Each relation is stored both ways: see QgroupMembers.
+			// The tree stores each relation in both directions: see QgroupMembers.
 			higher := uint64(member.Level()+1) << qgroupLevelShift
 			search := searchTree(fd, quotaTree, itemKey{uint64(member), qgroupRelation, higher},
 				itemKey{uint64(member), qgroupRelation, ^uint64(0)}, itemBuffer)
@@ -265,9 +264,10 @@ func QgroupParents(path string, members []QgroupID) (map[QgroupID][]QgroupID, er
 	return parents, err
 }
 
-// WalkQgroups calls fn with every qgroup by rising ID, and with none when quota
-// is off. It reads the quota tree once, in bounded memory; qgroups made or removed
-// meanwhile may or may not be seen. It ends with the first error of fn.
+// WalkQgroups calls fn with every qgroup, ordered by ID. When quota is off there is none.
+// It reads the quota tree once and needs constant memory. Qgroups that are created or
+// removed meanwhile may or may not be seen. It stops at the first error of fn and returns
+// it.
 func WalkQgroups(path string, fn func(Qgroup) error) error {
 	return withDir("walk qgroups of", path, func(fd int) error {
 		infos := searchQgroups(fd, qgroupInfoKey)
@@ -294,16 +294,17 @@ func WalkQgroups(path string, fn func(Qgroup) error) error {
 	})
 }
 
-// QgroupMembers reports whether any qgroup counts towards group. One with members
-// cannot be removed. On level 0 the answer is always no.
+// QgroupMembers reports whether group has members. A qgroup with members cannot be removed.
+// On level 0 the result is always false.
 func QgroupMembers(path string, group QgroupID) (bool, error) {
 	if group.Level() == 0 {
 		return false, nil
 	}
 	var found bool
 	err := withQgroup("members of qgroup", group, path, func(fd int) (err error) {
-		// Each relation is stored both ways: the keys that begin with group end in
-		// its members, which are of lower levels, and then in what it belongs to.
+		// The tree stores each relation in both directions. Keys that begin with group end
+		// first in the IDs of its members, whose levels are lower, and then in the IDs of
+		// its parents.
 		lower := uint64(group.Level())<<qgroupLevelShift - 1
 		_, found, err = findFirst(fd, quotaTree,
 			itemKey{uint64(group), qgroupRelation, 0}, itemKey{uint64(group), qgroupRelation, lower})
@@ -315,18 +316,18 @@ func QgroupMembers(path string, group QgroupID) (bool, error) {
 	return found, err
 }
 
-// withQgroup is withDir with the qgroup in the error as well.
+// withQgroup is withDir that adds the qgroup to errors.
 func withQgroup(operation string, id QgroupID, path string, fn func(fd int) error) error {
 	return withDir(operation+" "+id.String()+" on", path, fn)
 }
 
-// searchQgroups begins a scan of the items of one type, which lie side by side.
+// searchQgroups starts a scan of all items of one type.
 func searchQgroups(fd int, itemType uint32) *treeSearch {
 	return searchTree(fd, quotaTree, itemKey{0, itemType, 0}, itemKey{0, itemType, ^uint64(0)}, bulkBuffer)
 }
 
-// limitCursor follows a scan of qgroups through their limits: both are in order
-// of the ID, so neither has to be kept.
+// limitCursor reads limits in step with a scan of qgroups. Both scans are ordered by ID, so
+// neither is kept in memory.
 type limitCursor struct {
 	search *treeSearch
 	item   treeItem
@@ -334,7 +335,7 @@ type limitCursor struct {
 	begun  bool
 }
 
-// decode reads the limit of group, whose ID must rise from call to call.
+// decode reads the limit of group. The ID of group must rise from call to call.
 func (c *limitCursor) decode(group *Qgroup) error {
 	for !c.ended && (!c.begun || c.item.offset < uint64(group.ID)) {
 		item, ok, err := c.search.next()

@@ -8,31 +8,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// QuotaMode is how a filesystem accounts.
+// QuotaMode is the mode of quota accounting.
 type QuotaMode string
 
 // The modes.
 const (
-	QuotaNone   QuotaMode = "none"   // not at all
-	QuotaFull   QuotaMode = "full"   // exactly what each subvolume references
-	QuotaSimple QuotaMode = "simple" // what each subvolume wrote, while anyone holds it (kernel 6.7)
+	QuotaNone   QuotaMode = "none"   // quota is off
+	QuotaFull   QuotaMode = "full"   // counts exactly what each subvolume references
+	QuotaSimple QuotaMode = "simple" // counts what each subvolume wrote, while any subvolume references it (kernel 6.7)
 )
 
 // QuotaStatus is the state of quota on a filesystem.
 type QuotaStatus struct {
 	Mode QuotaMode
-	// Enabled is false while limits are not enforced although a quota tree exists.
+	// Enabled is false while a quota tree exists but limits are not enforced.
 	Enabled bool
-	// Inconsistent is true when numbers, and with them limits, are void until a
-	// rescan has ended. Simple quota never is.
+	// Inconsistent is true when usage is wrong, and limits with it, until a rescan has
+	// ended. Simple quota is never inconsistent.
 	Inconsistent bool
 	Rescanning   bool
 }
 
-// Quota returns the state of quota on the filesystem around path. It is read from
-// the status item of the quota tree, which every kernel has; where the kernel
-// shows its state in memory, by sysfs and QUOTA_RESCAN_STATUS, that is taken: the
-// item is written by commits only.
+// Quota returns the state of quota on the filesystem around path. Every kernel has a status
+// item in the quota tree, but only commits write it. Where sysfs and QUOTA_RESCAN_STATUS
+// show the state in memory, Quota uses that instead.
 func Quota(path string) (QuotaStatus, error) {
 	var status QuotaStatus
 	err := withDir("quota status of", path, func(fd int) (err error) {
@@ -68,7 +67,7 @@ func quotaStatus(fd int) (QuotaStatus, error) {
 	return status, err
 }
 
-// refresh takes what the kernel has in memory.
+// refresh replaces s with the state in the kernel's memory.
 func (s *QuotaStatus) refresh(fd int) error {
 	info, err := fsInfo(fd)
 	if err != nil {
@@ -85,9 +84,10 @@ func (s *QuotaStatus) refresh(fd int) error {
 	return nil
 }
 
-// EnableQuota turns quota on for the whole filesystem around path (QUOTA_CTL), and
-// does nothing when it is on in this mode. Full quota starts a rescan, see
-// WaitRescan. It commits. Errors: ErrQuotaMode, ErrUnsupported, EROFS.
+// EnableQuota turns quota on for the whole filesystem around path (QUOTA_CTL), and commits.
+// It does nothing when quota is already on in this mode. Full quota starts a rescan: see
+// WaitRescan. Errors: ErrQuotaMode, ErrUnsupported, EROFS; EAGAIN when quota was turned off
+// meanwhile.
 func EnableQuota(path string, mode QuotaMode) error {
 	return withDir("enable "+string(mode)+" quota on", path, func(fd int) error {
 		if on, err := quotaIs(fd, mode); on || err != nil {
@@ -96,7 +96,8 @@ func EnableQuota(path string, mode QuotaMode) error {
 		if err := enableQuota(fd, mode); err != nil {
 			return err
 		}
-		// The kernel says yes as well to who came second with another mode.
+		// The kernel reports success, too, when another process has just enabled another
+		// mode.
 		if on, err := quotaIs(fd, mode); on || err != nil {
 			return err
 		}
@@ -104,7 +105,8 @@ func EnableQuota(path string, mode QuotaMode) error {
 	})
 }
 
-// quotaIs reports whether quota is on in this mode. Another mode is ErrQuotaMode.
+// quotaIs reports whether quota is on in this mode. In another mode it returns
+// ErrQuotaMode.
 func quotaIs(fd int, mode QuotaMode) (bool, error) {
 	status, err := quotaStatus(fd)
 	if err != nil || status.Mode == QuotaNone {
@@ -130,8 +132,8 @@ func enableQuota(fd int, mode QuotaMode) error {
 	return fmt.Errorf("unknown quota mode: %w", unix.EINVAL)
 }
 
-// DisableQuota turns quota off for the whole filesystem around path, with all
-// qgroups and limits, and does nothing when it is off.
+// DisableQuota turns quota off for the whole filesystem around path, and removes all
+// qgroups and limits. It does nothing when quota is off.
 func DisableQuota(path string) error {
 	return withDir("disable quota on", path, func(fd int) error {
 		err := quotaCtl(fd, quotaCtlDisable)
@@ -148,8 +150,8 @@ func quotaCtl(fd int, cmd uint64) error {
 	return err
 }
 
-// RescanQuota starts to count a full quota anew (QUOTA_RESCAN) and does nothing
-// when that is under way. Errors: EINVAL or ENOTCONN when quota is simple or off.
+// RescanQuota starts a rescan of full quota (QUOTA_RESCAN). It does nothing while one runs.
+// Errors: EINVAL or ENOTCONN when quota is simple or off.
 func RescanQuota(path string) error {
 	return withDir("rescan quota of", path, func(fd int) error {
 		var args quotaRescanArgs
@@ -161,8 +163,8 @@ func RescanQuota(path string) error {
 	})
 }
 
-// WaitRescan waits until no rescan runs (QUOTA_RESCAN_WAIT). It can take minutes,
-// and cannot be interrupted.
+// WaitRescan waits until no rescan runs (QUOTA_RESCAN_WAIT). It can take minutes and cannot
+// be interrupted.
 func WaitRescan(path string) error {
 	return withDir("wait for quota rescan of", path, func(fd int) error {
 		_, err := ioctl(fd, iocQuotaRescanWait, nil)

@@ -31,7 +31,7 @@ func TestQgroupID(t *testing.T) {
 	}
 }
 
-// withQuota mounts a filesystem with quota on and settled.
+// withQuota mounts a filesystem with quota on and no rescan running.
 func withQuota(t testing.TB, mode QuotaMode, options ...btrfstest.Option) string {
 	t.Helper()
 	mnt := btrfstest.Mount(t, options...)
@@ -40,7 +40,7 @@ func withQuota(t testing.TB, mode QuotaMode, options ...btrfstest.Option) string
 	return mnt
 }
 
-// eachQuota runs a test with both modes.
+// eachQuota runs a test in both modes.
 func eachQuota(t *testing.T, test func(t *testing.T, mode QuotaMode)) {
 	for _, mode := range []QuotaMode{QuotaFull, QuotaSimple} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -101,7 +101,7 @@ func TestQgroupsWithQuotaOff(t *testing.T) {
 func TestRescan(t *testing.T) {
 	t.Parallel()
 	mnt := withQuota(t, QuotaFull)
-	for range 3 { // the second finds the first running, or done
+	for range 3 { // the first rescan may still run at the second call
 		must(t, RescanQuota(mnt))
 	}
 	must(t, WaitRescan(mnt))
@@ -155,7 +155,7 @@ func TestQgroupGroups(t *testing.T) {
 		}
 		_, err := AssignQgroup(mnt, group, upper)
 		must(t, err)
-		members(group, false) // it belongs to one, which is no member
+		members(group, false) // a parent is no member
 		members(upper, true)
 		for range 2 {
 			if rescan := value(AssignQgroup(mnt, member, group))(t); rescan {
@@ -174,9 +174,9 @@ func TestQgroupGroups(t *testing.T) {
 	})
 }
 
-// TestAssignTellsOfRescan lets a volume whose data is shared join a group: full
-// quota cannot tell what of that the group owns.
-func TestAssignTellsOfRescan(t *testing.T) {
+// TestAssignReportsRescan adds a volume with shared data to a group. Full quota cannot know
+// how much of the data is exclusive to the group.
+func TestAssignReportsRescan(t *testing.T) {
 	t.Parallel()
 	mnt := withQuota(t, QuotaFull)
 	volume, subvol := create(t, mnt, "volume")
@@ -203,7 +203,7 @@ func TestWalkQgroups(t *testing.T) {
 	eachQuota(t, func(t *testing.T, mode QuotaMode) {
 		mnt := withQuota(t, mode)
 		want := map[QgroupID]uint64{NewQgroupID(0, topLevelSubvol): NoLimit}
-		for i := range 1500 { // more than a buffer of each kind
+		for i := range 1500 { // more than one buffer
 			id := NewQgroupID(1, uint64(i))
 			must(t, CreateQgroup(mnt, id))
 			want[id] = NoLimit
@@ -232,7 +232,7 @@ func TestWalkQgroups(t *testing.T) {
 	})
 }
 
-// TestMarkedQgroup: a mark stays, whoever changes the limit.
+// TestMarkedQgroup: every change of the limit keeps the mark.
 func TestMarkedQgroup(t *testing.T) {
 	t.Parallel()
 	mnt := withQuota(t, QuotaSimple)
@@ -258,7 +258,8 @@ func TestMarkedQgroup(t *testing.T) {
 	}
 }
 
-// TestQgroupParents, and that what a subvolume uses moves with it from one to the other.
+// TestQgroupParents checks the parents, and that usage moves with a member from one to
+// another.
 func TestQgroupParents(t *testing.T) {
 	t.Parallel()
 	mnt := withQuota(t, QuotaSimple)
@@ -275,7 +276,7 @@ func TestQgroupParents(t *testing.T) {
 	if len(parents) != 1 || !slices.Equal(parents[member], []QgroupID{one, two}) {
 		t.Errorf("got %v", parents)
 	}
-	for range 2 { // the second time there is nothing to do
+	for range 2 { // the second call changes nothing
 		value(UnassignQgroup(mnt, member, one))(t)
 	}
 	few := []QgroupID{one, two, NewQgroupID(1, 9999)}
@@ -291,7 +292,7 @@ func TestQgroupParents(t *testing.T) {
 	}
 }
 
-// TestReserved: what was written and is in memory only is told as reserved.
+// TestReserved: data that is only in memory counts as reserved.
 func TestReserved(t *testing.T) {
 	t.Parallel()
 	mnt := withQuota(t, QuotaFull)

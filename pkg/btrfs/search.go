@@ -10,21 +10,22 @@ import (
 )
 
 const (
-	// bulkBuffer is for scans: about a thousand qgroups in one ioctl.
+	// bulkBuffer is for scans. It takes about a thousand qgroups in one ioctl.
 	bulkBuffer = 64 << 10
-	// itemBuffer holds the largest single item that is looked up here, an inode
-	// item of 160 bytes, and its header.
+	// itemBuffer is for single items. The largest is an inode item of 160 bytes, with a
+	// header.
 	itemBuffer = 512
 )
 
-// itemKey is a key of a btrfs tree; keys are ordered by their fields in turn.
+// itemKey is a key of a btrfs tree. Keys are ordered by objectID, then itemType, then
+// offset.
 type itemKey struct {
 	objectID uint64
 	itemType uint32
 	offset   uint64
 }
 
-// next is the smallest key after k; ok is false when there is none.
+// next returns the smallest key after k. ok is false when there is none.
 func (k itemKey) next() (_ itemKey, ok bool) {
 	const maxType = 255
 	switch {
@@ -38,14 +39,14 @@ func (k itemKey) next() (_ itemKey, ok bool) {
 	return k, false
 }
 
-// treeItem is one item of a tree. Its data is valid until the next call of the
-// search it came from.
+// treeItem is one item of a tree. Its data is valid until the next call of next on its
+// search.
 type treeItem struct {
 	itemKey
 	data []byte
 }
 
-// uint64 reads a field of the item, which is little-endian on disk.
+// uint64 reads a little-endian field of the item.
 func (i treeItem) uint64(offset int) (uint64, error) {
 	if len(i.data) < offset+8 {
 		return 0, fmt.Errorf("item (%d %d %d) has %d bytes, wanted %d: %w",
@@ -54,30 +55,29 @@ func (i treeItem) uint64(offset int) (uint64, error) {
 	return binary.LittleEndian.Uint64(i.data[offset:]), nil
 }
 
-// treeSearch reads a range of a tree in key order, a buffer at a time. It sees
-// the running transaction, not a snapshot: items changed meanwhile ahead of it
-// are seen as changed.
+// treeSearch reads a range of a tree in key order, one buffer at a time. It sees the
+// running transaction: it returns items that change ahead of it as changed.
 type treeSearch struct {
 	fd    int
 	tree  uint64
 	min   itemKey
 	max   itemKey
-	limit uint32   // the most items in one ioctl
-	buf   []uint64 // searchArgs and the items behind them; 64 bit wide for alignment
-	rest  []byte   // items of the last ioctl not returned yet
+	limit uint32   // of items in one ioctl
+	buf   []uint64 // searchArgs and the items after it; of 64 bits for alignment
+	rest  []byte   // items that next has not returned yet
 	left  uint32
 	done  bool
 }
 
-// searchTree begins a search of the keys from min to max, both included, with
-// room for size bytes of items.
+// searchTree starts a search of the keys from min to max, both included. size is that of
+// the buffer for items, in bytes.
 func searchTree(fd int, tree uint64, min, max itemKey, size int) *treeSearch {
 	words := (int(unsafe.Sizeof(searchArgs{})) + size + 7) / 8
 	return &treeSearch{fd: fd, tree: tree, min: min, max: max, limit: ^uint32(0), buf: make([]uint64, words)}
 }
 
-// next returns the next item, or false at the end of the range. A tree that does
-// not exist gives ENOENT.
+// next returns the next item, or false at the end of the range. Errors: ENOENT when the
+// tree does not exist.
 func (s *treeSearch) next() (treeItem, bool, error) {
 	if s.left == 0 {
 		if s.done {
@@ -91,7 +91,7 @@ func (s *treeSearch) next() (treeItem, bool, error) {
 	return s.take()
 }
 
-// fill asks for the items from s.min on.
+// fill reads the items from s.min on.
 func (s *treeSearch) fill() error {
 	args := (*searchArgs)(unsafe.Pointer(&s.buf[0]))
 	head := int(unsafe.Sizeof(*args))
@@ -114,7 +114,7 @@ func (s *treeSearch) fill() error {
 	return nil
 }
 
-// take cuts one item off the buffer and moves the search behind it.
+// take removes one item from the buffer. After the last one it moves s.min behind the item.
 func (s *treeSearch) take() (treeItem, bool, error) {
 	const head = int(unsafe.Sizeof(searchHeader{}))
 	length := int(binary.NativeEndian.Uint32(s.rest[28:]))
@@ -136,7 +136,7 @@ func (s *treeSearch) take() (treeItem, bool, error) {
 	return item, true, nil
 }
 
-// findItem returns the one item with this key, or ENOENT.
+// findItem returns the item with this key. Errors: ENOENT.
 func findItem(fd int, tree uint64, key itemKey) (treeItem, error) {
 	item, ok, err := findFirst(fd, tree, key, key)
 	if err == nil && !ok {
@@ -145,12 +145,12 @@ func findItem(fd int, tree uint64, key itemKey) (treeItem, error) {
 	return item, err
 }
 
-// findFirst returns the first item of a range, in one ioctl.
+// findFirst returns the first item of a range. It calls one ioctl.
 func findFirst(fd int, tree uint64, min, max itemKey) (treeItem, bool, error) {
 	s := searchTree(fd, tree, min, max, itemBuffer)
 	s.limit = 1
 	return s.next()
 }
 
-// isNotFound reports whether an item or tree is absent, as opposed to a search that failed.
+// isNotFound reports whether err means that an item or tree is absent.
 func isNotFound(err error) bool { return errors.Is(err, unix.ENOENT) }

@@ -12,16 +12,16 @@
 enum {
 	most = 512, /* threads */
 	stack = 128 * 1024,
-	patience = 2, /* seconds that a thread waits for a snapshot */
+	patience = 2, /* seconds after which an idle thread ends */
 };
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects what follows */
-static struct snapshot *first, **last = &first; /* those that no thread has taken up */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* protects the variables below */
+static struct snapshot *first, **last = &first; /* queue of waiting snapshots */
 static int threads;
-static int spare; /* threads that are in no ioctl, less the snapshots that wait for one */
+static int spare; /* idle threads minus queued snapshots; may be negative */
 
-/* How many snapshots wait. Not a condition variable: those of glibc lose a signal now and
- * then (its bug 25847). */
+/* Number of queued snapshots. A condition variable would not do: glibc may lose a signal
+ * (glibc bug 25847). */
 static sem_t queued;
 
 __attribute__((constructor)) static void prepare(void)
@@ -29,7 +29,7 @@ __attribute__((constructor)) static void prepare(void)
 	sem_init(&queued, 0, 0);
 }
 
-/* Returns the next snapshot, NULL when the thread is not needed any more. */
+/* Returns the next snapshot, or NULL when the thread shall end. */
 static struct snapshot *next(void)
 {
 	struct timespec until;
@@ -70,7 +70,7 @@ static void *take(void *unused)
 		int ended = s->ended;
 
 		s->error = ioctl(s->dir, BTRFS_IOC_SNAP_CREATE_V2, &s->args) ? errno : 0;
-		/* This ends the life of s. A pipe takes so little whole. */
+		/* The caller frees s after this write. A pipe writes so few bytes at once. */
 		while (write(ended, &call, sizeof call) < 0 && errno == EINTR)
 			;
 		pthread_mutex_lock(&lock);
@@ -90,7 +90,7 @@ static int start_thread(void)
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, stack);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	sigfillset(&all); /* signals are for the threads of Go */
+	sigfillset(&all); /* only threads of Go handle signals */
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	error = pthread_create(&thread, &attributes, take, NULL);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -107,7 +107,7 @@ int start_snapshot(struct snapshot *s)
 		error = start_thread();
 	if (!error)
 		threads++;
-	else if (threads) /* it waits for one of these */
+	else if (threads) /* the snapshot waits for one of them */
 		spare--;
 	if (threads) {
 		s->next = NULL;

@@ -20,15 +20,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// snapshotsUnderWay are those that are in the kernel, or on their way there.
+// snapshotsUnderWay is the number of snapshots in the kernel, or on their way there.
 var snapshotsUnderWay atomic.Int64
 
-// snapCreate is the ioctl SNAP_CREATE_V2, which lasts as long as a commit. One that
-// is alone is run as any system call. Beside others it is run by a thread of C: Go
-// lets no more of its own into the kernel at a time than there are processors,
-// until it notices, tens of microseconds later or milliseconds, that one of them
-// stays there. Until then nobody else would come as far as the kernel, to share the
-// commit that is open.
+// snapCreate calls SNAP_CREATE_V2, which takes as long as a commit. A snapshot that is
+// alone is an ordinary system call. Concurrent snapshots run on C threads. Go lets only
+// GOMAXPROCS goroutines into system calls until it notices, after microseconds to
+// milliseconds, that one of them stays there. Meanwhile the other snapshots would miss the
+// open commit.
 func snapCreate(dir int, args *volArgsV2) error {
 	defer snapshotsUnderWay.Add(-1)
 	if snapshotsUnderWay.Add(1) > 1 {
@@ -62,7 +61,7 @@ func snapCreateBeside(dir int, args *volArgsV2, ended int) error {
 	return nil
 }
 
-// endings returns the pipe to which the threads write what has ended.
+// endings returns the pipe into which the threads write the handles of finished snapshots.
 func endings() (int, error) {
 	pipe.Lock()
 	defer pipe.Unlock()
@@ -74,7 +73,7 @@ func endings() (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	err = unix.SetNonblock(ends[0], true) // to be waited for without a thread
+	err = unix.SetNonblock(ends[0], true) // so that the runtime's poller waits, not a thread
 	if err != nil {
 		return -1, errors.Join(err, unix.Close(ends[0]), unix.Close(ends[1]))
 	}
@@ -83,19 +82,19 @@ func endings() (int, error) {
 	return pipe.in, nil
 }
 
-// pipe is made by the first that needs it, and stays.
+// pipe is created at the first concurrent snapshot and stays open.
 var pipe struct {
-	sync.Mutex // protects what follows
+	sync.Mutex // protects the fields below
 	made       bool
 	in         int
 }
 
-// hear wakes those whose snapshot has ended.
+// hear wakes the callers whose snapshots have ended.
 func hear(ended io.Reader) {
 	var call [C.sizeof_uintptr_t]byte
 	for {
 		if _, err := io.ReadFull(ended, call[:]); err != nil {
-			// They write to memory that would be freed.
+			// The threads still write to memory that the callers would free.
 			panic(fmt.Sprintf("the threads that take snapshots cannot be heard: %v", err))
 		}
 		close(cgo.Handle(binary.NativeEndian.Uint64(call[:])).Value().(chan struct{}))

@@ -16,8 +16,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// TestSnapshotsAtOnce takes many at the same time, some of which cannot be had: each
-// answer is that of its own, more often than there are threads.
+// TestSnapshotsAtOnce takes many snapshots at the same time. Some must fail. Each caller
+// gets its own result, and threads are used again.
 func TestSnapshotsAtOnce(t *testing.T) {
 	mount := btrfstest.Mount(t)
 	source := filepath.Join(mount, "source")
@@ -37,9 +37,9 @@ func TestSnapshotsAtOnce(t *testing.T) {
 		{"..", "source", unix.EINVAL},
 	}
 	before := descriptors(t)
-	// Threads of Go come as far as the kernel two at a time, on two processors.
+	// Go threads would reach the kernel GOMAXPROCS at a time.
 	most, few := 0, 2*runtime.GOMAXPROCS(0)
-	for round := 0; round < 3 || most <= few && round < 20; round++ { // on a busy machine a few may do
+	for round := 0; round < 3 || most <= few && round < 20; round++ { // a busy machine may start fewer threads
 		var all sync.WaitGroup
 		for i := range 100 {
 			dir := filepath.Join(mount, fmt.Sprintf("%d-%d", round, i))
@@ -53,18 +53,18 @@ func TestSnapshotsAtOnce(t *testing.T) {
 			})
 		}
 		all.Wait()
-		most = max(most, threads(t)) // they wait for more
+		most = max(most, threads(t)) // idle threads wait for more snapshots
 	}
 	if most <= few {
 		t.Errorf("%d threads took a hundred snapshots", most)
 	}
-	if n := descriptors(t); n > before+3 { // the pipe of the threads, and what waits for it
+	if n := descriptors(t); n > before+3 { // the pipe of the threads and the runtime's poller
 		t.Errorf("%d descriptors are open, %d were", n, before)
 	}
 	btrfstest.Eventually(t, "all threads end", func() bool { return threads(t) == 0 })
 }
 
-// threads is how many there are to take snapshots.
+// threads returns the number of snapshot threads.
 func threads(t *testing.T) (n int) {
 	t.Helper()
 	names, err := filepath.Glob("/proc/self/task/*/comm")

@@ -8,52 +8,51 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Space is how full a filesystem is, in bytes. Total and Used are of the chunks
-// allocated so far and count data once, however many copies its profile keeps;
-// mixed chunks count as data. Unallocated is raw: what the present devices hold
-// outside of any chunk, before copies are made.
+// Space is the usage of a filesystem, in bytes. Total and Used count allocated chunks, and
+// count data once, however many copies the profile writes. Mixed chunks count as data.
+// Unallocated counts raw bytes outside of chunks on the devices that are present.
 type Space struct {
 	Room
 
 	DataTotal, DataUsed         int64
 	MetadataTotal, MetadataUsed int64
 	SystemTotal, SystemUsed     int64
-	// The global reserve lies within metadata. Used above 0 for longer is the sign
-	// of a filesystem out of metadata space.
+	// The global reserve is a part of metadata. If GlobalReserveUsed stays above 0, the
+	// filesystem has run out of space for metadata.
 	GlobalReserveTotal, GlobalReserveUsed int64
 
 	Unallocated int64
 }
 
-// Room is what is left, in bytes.
+// Room is the size and the free space of a filesystem, in bytes.
 type Room struct {
 	Size      int64
-	Available int64 // an estimate of df's, limits of quota ignored
-	// Metadata is an estimate of what metadata can still take before the kernel
-	// is left with its global reserve. Available does not show it: statfs gives 0 only
-	// when the kernel has tried to allocate a chunk for metadata, in vain.
+	Available int64 // as df estimates it, without quota
+	// Metadata estimates what metadata can still take before only the global reserve is
+	// left. Available does not show this: statfs returns 0 only after the kernel has failed
+	// to allocate a chunk for metadata.
 	Metadata int64
-	// ReadOnly is also the state of a filesystem that the kernel stopped after an
-	// error.
+	// ReadOnly is also true when the kernel stopped the filesystem after an error.
 	ReadOnly bool
-	// Stopped: it was the kernel, after an error. Until it has been unmounted everywhere and
-	// mounted again, it cannot be written, nor be remounted read-write.
+	// Stopped reports that the kernel made the filesystem read-only after an error. It
+	// cannot be written or remounted read-write until it has been unmounted everywhere and
+	// mounted again.
 	Stopped bool
-	// Backing is the sparse file below a device that bounds Available and Metadata, since its
-	// own filesystem has less left than it may still want; nil where none does.
+	// Backing is the sparse file that bounds Available and Metadata, because its own
+	// filesystem has less space than the file may still take. It is nil when no file does.
 	Backing *Backing `json:",omitempty"`
 }
 
-// RoomOf returns the room on the filesystem around path (statfs, SPACE_INFO), and, where
-// loop devices are below it, of the filesystems that their files lie in: see Backings for
-// roots. It is much cheaper than SpaceOf.
+// RoomOf returns the free space of the filesystem around path (statfs, SPACE_INFO). It
+// takes the files behind loop devices into account: see Backings for roots. It is much
+// cheaper than SpaceOf.
 func RoomOf(path string, roots ...string) (Room, error) {
 	var space Space
 	err := withDir("room of", path, func(fd int) error { return space.fill(fd, roots) })
 	return space.Room, err
 }
 
-// fill reads all but Unallocated.
+// fill reads everything but Unallocated.
 func (s *Space) fill(fd int, roots []string) (err error) {
 	if s.Room, err = statfs(fd); err != nil {
 		return err
@@ -72,10 +71,10 @@ func (s *Space) fill(fd int, roots []string) (err error) {
 	return err
 }
 
-// stopped reports whether the kernel has stopped a filesystem that is read-only. No commit
-// can be started on it then, while one that was mounted read-only has none to start. Of one
-// that is writable elsewhere, and read-only in this mount alone, it would start a commit, and
-// wait.
+// stopped reports whether the kernel has stopped a filesystem that is read-only. The kernel
+// then refuses to start a commit. If the filesystem was mounted read-only, START_SYNC has
+// nothing to commit and succeeds. If only this mount is read-only, START_SYNC would start a
+// commit and wait, so stopped does not call it.
 func stopped(fd int) bool {
 	if !readOnlyEverywhere(fd) {
 		return false
@@ -85,8 +84,8 @@ func stopped(fd int) bool {
 	return errors.Is(err, unix.EROFS)
 }
 
-// metadataLeft takes what is available beyond the chunks of data for space in no
-// chunk yet, of which metadata may need twice as much (DUP).
+// metadataLeft estimates Metadata. Available space beyond the data chunks counts as
+// unallocated. Metadata may need twice as much of it (DUP).
 func (s *Space) metadataLeft() int64 {
 	if s.MetadataTotal == 0 { // mixed chunks
 		return s.Available
@@ -110,9 +109,10 @@ func statfs(fd int) (Room, error) {
 	}
 }
 
-// readOnlyEverywhere reports whether a filesystem is read-only whatever a mount of it says:
-// a copy of its mount, which nobody sees, is as well, when its own flag is taken away. It is
-// false where that cannot be known.
+// readOnlyEverywhere reports whether the filesystem itself is read-only, and not only a
+// mount of it. It clones the mount, invisible to others, clears the read-only flag of the
+// clone, and looks whether the clone is still read-only. It returns false where the kernel
+// does not allow that.
 func readOnlyEverywhere(fd int) bool {
 	tree, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
@@ -126,8 +126,8 @@ func readOnlyEverywhere(fd int) bool {
 	return err == nil && room.ReadOnly
 }
 
-// SpaceOf returns how full the filesystem around path is (statfs, SPACE_INFO and
-// DEV_INFO), with the Room of RoomOf.
+// SpaceOf returns the usage of the filesystem around path (statfs, SPACE_INFO and
+// DEV_INFO). roots are those of RoomOf.
 func SpaceOf(path string, roots ...string) (Space, error) {
 	var space Space
 	err := withDir("space of", path, func(fd int) error {
@@ -159,8 +159,8 @@ func (s *Space) addChunks(fd int) error {
 	return nil
 }
 
-// chunkCounters are those that chunks with these flags count towards. During a
-// balance there are several kinds of chunk for each.
+// chunkCounters returns the counters for chunks with these flags. During a balance several
+// kinds of chunk share one pair of counters.
 func (s *Space) chunkCounters(flags uint64) (total, used *int64) {
 	switch {
 	case flags&spaceGlobalReserve != 0:
@@ -176,8 +176,8 @@ func (s *Space) chunkCounters(flags uint64) (total, used *int64) {
 
 // FilesystemInfo identifies a mounted filesystem.
 type FilesystemInfo struct {
-	// FSID is the one it is mounted by, under /sys/fs/btrfs. A copy mounted beside
-	// its original (kernel 6.7) has a temporary one.
+	// FSID is the ID of the mounted filesystem in /sys/fs/btrfs. A copy that is mounted
+	// beside its original (kernel 6.7) has a temporary one.
 	FSID       UUID
 	Generation uint64 // of the newest transaction, committed or running
 	NodeSize   uint32 // bytes
@@ -185,7 +185,7 @@ type FilesystemInfo struct {
 	NumDevices int
 }
 
-// Filesystem returns what identifies the filesystem around path (FS_INFO).
+// Filesystem returns the identity of the filesystem around path (FS_INFO).
 func Filesystem(path string) (FilesystemInfo, error) {
 	var info FilesystemInfo
 	err := withDir("filesystem info of", path, func(fd int) error {
@@ -208,9 +208,9 @@ func fsInfo(fd int) (fsInfoArgs, error) {
 	return args, err
 }
 
-// GrowToDevice grows the filesystem around path to the whole of one of its devices
-// (RESIZE), and does nothing where it already fills it. Errors: EBUSY while a balance,
-// device or other resize operation runs; EROFS.
+// GrowToDevice grows the filesystem around path to the whole size of one of its devices
+// (RESIZE). It does nothing when the filesystem already has that size. Errors: EBUSY while
+// a balance, a device operation or another resize runs; EROFS.
 func GrowToDevice(path string, device uint64) error {
 	return withDir(fmt.Sprintf("grow to device %d the filesystem of", device), path, func(fd int) error {
 		return resize(fd, fmt.Sprintf("%d:max", device))
@@ -222,7 +222,7 @@ func resize(fd int, request string) error {
 	copy(args.name[:], request)
 	code, err := ioctl(fd, iocResize, unsafe.Pointer(&args))
 	if err == nil && code > 0 {
-		// BTRFS_ERROR_DEV_EXCL_RUN_IN_PROGRESS, the one code it returns.
+		// BTRFS_ERROR_DEV_EXCL_RUN_IN_PROGRESS is the only code that RESIZE returns.
 		err = fmt.Errorf("another exclusive operation is running: %w", unix.EBUSY)
 	}
 	return err

@@ -62,7 +62,8 @@ func TestSpaceTellsReadOnly(t *testing.T) {
 
 func TestFilesystemAndDevices(t *testing.T) {
 	t.Parallel()
-	// A fresh one each time: the kernel gives another one to the second filesystem that has it.
+	// A new ID in each run: the kernel gives another ID to the second filesystem with the
+	// same one.
 	fsid := strings.TrimSpace(string(value(os.ReadFile("/proc/sys/kernel/random/uuid"))(t)))
 	args := []string{"-n", "32768", "-U", fsid}
 	mnt := btrfstest.Mount(t, btrfstest.MkfsArgs(args...))
@@ -70,7 +71,7 @@ func TestFilesystemAndDevices(t *testing.T) {
 	if info.FSID.String() != fsid || info.NodeSize != 32768 || info.SectorSize != 4096 || info.NumDevices != 1 {
 		t.Errorf("got %+v", info)
 	}
-	for _, name := range []string{"a", "b"} { // the first may be of the running transaction
+	for _, name := range []string{"a", "b"} { // the first one may belong to the running transaction
 		create(t, mnt, name)
 		must(t, Sync(mnt))
 	}
@@ -112,7 +113,7 @@ func TestDevicesMissing(t *testing.T) {
 	must(t, GrowToDevice(mnt, 1))
 }
 
-// mountPair mounts a filesystem with two mirrored devices and returns them.
+// mountPair mounts a filesystem with two mirrored devices and returns both.
 func mountPair(t *testing.T) (string, [2]string) {
 	t.Helper()
 	btrfstest.RequireRoot(t)

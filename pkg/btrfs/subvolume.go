@@ -9,8 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// IsBtrfs reports whether path lies on btrfs. It follows links, and path may be
-// a file.
+// IsBtrfs reports whether path, a file or a directory, lies on btrfs. It follows links.
 func IsBtrfs(path string) (bool, error) {
 	var st unix.Statfs_t
 	for {
@@ -25,25 +24,25 @@ func IsBtrfs(path string) (bool, error) {
 	}
 }
 
-// Create makes an empty subvolume (SUBVOL_CREATE). It is gone after a power cut
-// until Sync of the directory that contains it. Errors: fs.ErrExist,
-// fs.ErrNotExist for the directory, EDQUOT, ENOSPC.
+// Create creates an empty subvolume (SUBVOL_CREATE). A power cut removes it again until
+// Sync of the directory that contains it. Errors: fs.ErrExist; fs.ErrNotExist for the
+// directory; EDQUOT; ENOSPC.
 func Create(path string) error {
 	return withEntry("create subvolume", path, func(dir int, name string) error {
 		return btrfs.SubvolCreate(fdPath(dir, name))
 	})
 }
 
-// Snapshot makes dst a snapshot of the subvolume src (SNAP_CREATE_V2) and
-// commits the transaction: when it returns, dst is durable and holds all that
-// was written to src before the call. It holds the inode lock of dst's directory
-// meanwhile, so snapshots into one directory queue behind each other; into
-// separate directories they share commits.
+// Snapshot creates dst as a snapshot of the subvolume src (SNAP_CREATE_V2) and commits the
+// transaction. When it returns, dst is durable and contains everything written to src
+// before the call. The kernel holds the inode lock of dst's directory meanwhile. So
+// snapshots into one directory wait for each other, and snapshots into separate directories
+// share commits.
 //
-// Errors: ErrNotSubvolume and fs.ErrNotExist for src, fs.ErrExist for dst, EDQUOT.
+// Errors: ErrNotSubvolume and fs.ErrNotExist for src; fs.ErrExist for dst; EDQUOT.
 func Snapshot(dst, src string, readOnly bool) error {
 	return withDir("snapshot", src, func(source int) error {
-		// Older kernels take any directory for the subvolume around it.
+		// Older kernels accept any directory and use the subvolume around it.
 		if err := requireSubvolume(source); err != nil {
 			return err
 		}
@@ -61,9 +60,8 @@ func Snapshot(dst, src string, readOnly bool) error {
 	})
 }
 
-// SetReadOnly sets or clears the read-only flag of a subvolume (SUBVOL_SETFLAGS).
-// It is durable with the next commit. Errors: ErrNotSubvolume; EPERM while the
-// subvolume is being sent.
+// SetReadOnly sets or clears the read-only flag of a subvolume (SUBVOL_SETFLAGS). The next
+// commit makes it durable. Errors: ErrNotSubvolume; EPERM while the subvolume is sent.
 func SetReadOnly(path string, readOnly bool) error {
 	return withDir("set read-only flag of", path, func(fd int) error {
 		return setReadOnly(fd, readOnly)
@@ -89,12 +87,11 @@ func setReadOnly(fd int, readOnly bool) error {
 	return err
 }
 
-// AwaitThaw returns when the filesystem of a directory lets a writer in: it waits in the
-// kernel, where nothing ends the waiting, while the filesystem is frozen (FIFREEZE).
-// The kernel has no other way to ask: FIFREEZE fails for one that is frozen, and freezes
-// one that is not. So flags that no subvolume can have are asked for, which the kernel
-// refuses only when it has let the writer in. It takes no lock of an inode, begins no
-// transaction, and changes nothing.
+// AwaitThaw returns when the filesystem around path accepts writers. While the filesystem
+// is frozen (FIFREEZE), AwaitThaw waits in the kernel, and nothing can interrupt it.
+// FIFREEZE cannot be used to ask: it freezes a filesystem that is not frozen. So AwaitThaw
+// sets subvolume flags that do not exist. The kernel refuses them, but only after it has
+// admitted the writer. This takes no inode lock, starts no transaction and changes nothing.
 func AwaitThaw(path string) error {
 	return withDir("write to", path, func(fd int) error {
 		impossible := uint64(1) << 63
@@ -103,12 +100,11 @@ func AwaitThaw(path string) error {
 	})
 }
 
-// Sync makes every subvolume created or destroyed in dir before the call
-// durable. It is fsync: btrfs answers it with a full commit when an entry for a
-// subvolume changed in dir since the last one, and with nothing when a commit
-// has covered it meanwhile. Concurrent calls therefore share one commit.
-// START_SYNC and WAIT_SYNC are no substitute: they may wait for the commit
-// interval.
+// Sync makes every subvolume that was created or destroyed in dir before the call durable.
+// It is fsync(2). btrfs commits if an entry of a subvolume in dir has changed since the
+// last commit, and does nothing if a commit has covered the change. So concurrent calls
+// share one commit. START_SYNC and WAIT_SYNC are no substitute, since they may wait for the
+// commit interval.
 func Sync(dir string) error {
 	return withDir("sync", dir, func(fd int) error {
 		for {

@@ -24,7 +24,7 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// value is must for two results.
+// value is must for functions with a result.
 func value[T any](v T, err error) func(t testing.TB) T {
 	return func(t testing.TB) T {
 		t.Helper()
@@ -55,7 +55,7 @@ func mkdir(t testing.TB, elem ...string) string {
 	return path
 }
 
-// writeFile writes a file through to the disk, which is where quota counts.
+// writeFile writes a file to the disk. Quota counts only data on disk.
 func writeFile(path string, size int) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -218,7 +218,7 @@ func TestSetReadOnly(t *testing.T) {
 	mnt := btrfstest.Mount(t)
 	volume, _ := create(t, mnt, "volume")
 	file := filepath.Join(volume, "file")
-	for range 2 { // also what is so already
+	for range 2 { // the second call changes nothing
 		must(t, SetReadOnly(volume, true))
 		if !value(Info(volume))(t).ReadOnly {
 			t.Error("not read-only")
@@ -239,10 +239,10 @@ func TestExistsForgetsAtOnce(t *testing.T) {
 	snapshot := value(Info(filepath.Join(mnt, "snapshot")))(t).ID
 	must(t, Sync(mnt))
 
-	// Held open, its root item cannot be cleaned.
-	held, err := os.Open(volume)
+	// An open directory keeps the cleaner from dropping the root item.
+	opened, err := os.Open(volume)
 	must(t, err)
-	defer held.Close()
+	defer opened.Close()
 	must(t, Destroy(volume))
 
 	check := func(when string) {

@@ -1,7 +1,6 @@
-// Package btrfstest gives tests a real btrfs filesystem of their own. It needs
-// root, loop devices and btrfs-progs. A test fails without them unless
-// BTRFS_CSI_SKIP_ROOT_TESTS=1 says that it may be skipped: a suite that passes
-// because it did nothing is worse than one that fails.
+// Package btrfstest gives each test a real btrfs filesystem. It needs root, loop devices
+// and btrfs-progs. Without them a test fails, unless BTRFS_CSI_SKIP_ROOT_TESTS=1 allows to
+// skip it. So a suite never passes because it tested nothing.
 package btrfstest
 
 import (
@@ -17,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SkipVariable is the environment variable that, set to 1, skips the tests that
-// need root.
+// SkipVariable is an environment variable. The value 1 skips the tests that need root.
 const SkipVariable = "BTRFS_CSI_SKIP_ROOT_TESTS"
 
 const defaultSize = 2 << 30
@@ -33,11 +31,11 @@ type config struct {
 // Option changes the filesystem that Mount makes.
 type Option func(*config)
 
-// Size sets the size in bytes; 2 GiB without it. The image is sparse. btrfs wants
-// 114 MiB at least.
+// Size sets the size of the sparse image in bytes. The default is 2 GiB, the minimum of
+// btrfs 114 MiB.
 func Size(bytes int64) Option { return func(c *config) { c.size = bytes } }
 
-// In has the image lie in a directory, instead of one below t.TempDir.
+// In places the image in dir instead of t.TempDir.
 func In(dir string) Option { return func(c *config) { c.dir = dir } }
 
 // MkfsArgs adds arguments to mkfs.btrfs.
@@ -50,11 +48,10 @@ func MountOptions(options ...string) Option {
 	return func(c *config) { c.mountOptions = append(c.mountOptions, options...) }
 }
 
-// images are the image files by mount point, for Image and PowerCut.
+// images maps mount points to image files, for Image and PowerCut.
 var images sync.Map
 
-// RequireRoot fails the test unless it runs as root, or skips it when
-// SkipVariable says so.
+// RequireRoot fails the test unless it runs as root, or skips it when SkipVariable is 1.
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Getenv(SkipVariable) == "1" {
@@ -65,9 +62,8 @@ func RequireRoot(t testing.TB) {
 	}
 }
 
-// Mount makes a btrfs filesystem in a sparse file below t.TempDir and returns
-// where it is mounted. It is unmounted, and its loop device freed, when the test
-// ends, however it ends.
+// Mount makes a btrfs filesystem in a sparse file and returns its mount point. The end of
+// the test unmounts it and frees its loop device.
 func Mount(t testing.TB, options ...Option) string {
 	t.Helper()
 	RequireRoot(t)
@@ -84,7 +80,7 @@ func Mount(t testing.TB, options ...Option) string {
 	return mountImage(t, image, c.mountOptions)
 }
 
-// Image returns the file behind a filesystem that Mount made.
+// Image returns the image file of a filesystem that Mount made.
 func Image(t testing.TB, mountPoint string) string {
 	t.Helper()
 	image, ok := images.Load(mountPoint)
@@ -94,10 +90,10 @@ func Image(t testing.TB, mountPoint string) string {
 	return image.(string)
 }
 
-// PowerCut returns where a copy of a filesystem is mounted as a power cut at this
-// moment would leave it: with what has reached its device, without what the
-// kernel holds in memory. The original lives on. No one may write to it meanwhile.
-// It needs kernel 6.7, where a copy is mounted beside its original.
+// PowerCut mounts a copy of a filesystem in the state that a power cut would leave now, and
+// returns its mount point. The copy contains what has reached the device, and not what the
+// kernel has in memory. The original stays mounted. Nothing may write to it during the
+// copy. Kernel 6.7 is needed to mount the copy beside its original.
 func PowerCut(t testing.TB, mountPoint string) string {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "powercut.img")
@@ -105,7 +101,7 @@ func PowerCut(t testing.TB, mountPoint string) string {
 	return mountImage(t, image, nil)
 }
 
-// Remount unmounts a filesystem that Mount made and mounts it again, as a boot does.
+// Remount unmounts a filesystem that Mount made, and mounts it again, as a boot does.
 func Remount(t testing.TB, mountPoint string) {
 	t.Helper()
 	image := Image(t, mountPoint)
@@ -113,7 +109,7 @@ func Remount(t testing.TB, mountPoint string) {
 	run(t, "mount", "-t", "btrfs", "-o", "loop", image, mountPoint)
 }
 
-// Grow makes the device under a filesystem larger, not the filesystem.
+// Grow makes the device of a filesystem larger, but not the filesystem.
 func Grow(t testing.TB, mountPoint string, size int64) {
 	t.Helper()
 	image := Image(t, mountPoint)
@@ -125,9 +121,8 @@ func Grow(t testing.TB, mountPoint string, size int64) {
 	run(t, "losetup", "--set-capacity", strings.TrimSpace(string(loop)))
 }
 
-// Loop returns a loop device of its own over a new sparse file, for filesystems
-// of several devices. It is freed when the test ends; what is mounted from it is
-// the test's to unmount before.
+// Loop returns a loop device over a new sparse file of size bytes. The end of the test
+// frees it. The test itself unmounts filesystems on it before.
 func Loop(t testing.TB, size int64) string {
 	t.Helper()
 	RequireRoot(t)
@@ -135,7 +130,7 @@ func Loop(t testing.TB, size int64) string {
 	truncate(t, image, size)
 	var out []byte
 	var err error
-	for range attempts { // others may take the free device that it saw first
+	for range attempts { // another process may take the same free device
 		if out, err = exec.Command("losetup", "--find", "--show", image).Output(); err == nil {
 			break
 		}
@@ -149,8 +144,8 @@ func Loop(t testing.TB, size int64) string {
 	return device
 }
 
-// Ext4 returns where an ext4 of its own is mounted, for what is to run out of space below a
-// pool. It is unmounted when the test ends.
+// Ext4 mounts a new ext4 of size bytes and returns its mount point. Tests fill it to take
+// the space below a pool. The end of the test unmounts it.
 func Ext4(t testing.TB, size int64) string {
 	t.Helper()
 	device, dir := Loop(t, size), filepath.Join(t.TempDir(), "ext4")
@@ -163,7 +158,8 @@ func Ext4(t testing.TB, size int64) string {
 	return dir
 }
 
-// FillFile appends to a file, made if need be, until its filesystem has no room left.
+// FillFile appends to a file until its filesystem is full. It creates the file if
+// necessary.
 func FillFile(path string) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -177,8 +173,8 @@ func FillFile(path string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// attempts are how often a free loop device is looked for: on a busy machine many tests do
-// at the same time.
+// attempts is the number of attempts to get a free loop device. On a busy machine many
+// tests search at the same time.
 const attempts = 50
 
 func mountImage(t testing.TB, image string, options []string) string {
@@ -187,8 +183,8 @@ func mountImage(t testing.TB, image string, options []string) string {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// mount frees the loop device with the last unmount. Others may take the free
-	// device that it saw first, hence the attempts.
+	// mount frees the loop device at the last unmount. Another process may take the same
+	// free device first, so try again.
 	args := []string{"-t", "btrfs", "-o", strings.Join(append([]string{"loop"}, options...), ","), image, dir}
 	var out []byte
 	var err error
@@ -196,8 +192,8 @@ func mountImage(t testing.TB, image string, options []string) string {
 		if out, err = exec.Command("mount", args...).CombinedOutput(); err == nil {
 			break
 		}
-		// Of a mount that has failed, the kernel may hold that filesystem for what is on
-		// the device, whatever is by now.
+		// After a failed mount the kernel may remember the old filesystem of a device,
+		// although the device has other content by now.
 		run(t, "btrfs", "device", "scan", "--forget")
 		time.Sleep(100 * time.Millisecond)
 	}
@@ -212,14 +208,14 @@ func mountImage(t testing.TB, image string, options []string) string {
 	return dir
 }
 
-// UnmountAll takes away whatever is mounted at dir, which may be nothing. It waits a while
-// for descriptors that are closed late: by the test, or by a process that another test has
-// just forked. After that it detaches, so that nothing outlives the test, and fails it.
+// UnmountAll removes all mounts at dir. There may be none. It waits for descriptors that
+// the test, or a process forked by another test, closes late. After Patience it fails the
+// test and detaches the mount, so that no mount outlives the test.
 func UnmountAll(t testing.TB, dir string) {
 	t.Helper()
 	var err error
 	unmounted := Comes(func() bool {
-		// More may have been mounted on top, or it may be unmounted already.
+		// Several mounts may be stacked at dir.
 		for err = unix.Unmount(dir, 0); err == nil; {
 			err = unix.Unmount(dir, 0)
 		}

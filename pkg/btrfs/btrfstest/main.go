@@ -15,21 +15,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// SharedVariable is the environment variable that, set to 1, makes every mount of the
-// tests a shared one, as systemd makes them on the machines of users.
+// SharedVariable is an environment variable. The value 1 makes all mounts of the tests
+// shared, as systemd does on users' machines.
 const SharedVariable = "BTRFS_CSI_TEST_SHARED_MOUNTS"
 
-// insideVariable says to a test binary that Main has started it again.
+// insideVariable marks a test binary that Main has restarted.
 const insideVariable = "BTRFS_CSI_TEST_INSIDE"
 
-// Main runs the tests of a package, run being m.Run, and returns the exit code. Every
-// package whose tests mount something calls it in TestMain:
+// Main runs the tests of a package and returns the exit code. run is m.Run. Every package
+// whose tests mount something calls it in TestMain:
 //
 //	func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
 //
-// The tests get a mount namespace of their own, so that how the machine has mounted its
-// root does not matter, and no mount outlives the test binary. They fail if a mount or a
-// loop device is left at the end. Their temporary files are in a directory of their own.
+// The tests run in a mount namespace of their own, so the mount propagation of the machine
+// does not matter, and no mount outlives the test binary. Main fails if a mount or a loop
+// device is left at the end. Temporary files are in a directory of their own.
 func Main(run func() int) int {
 	if os.Getenv(SkipVariable) == "1" || os.Geteuid() != 0 {
 		return run() // RequireRoot skips or fails each test
@@ -46,15 +46,15 @@ func Main(run func() int) int {
 	return code
 }
 
-// restartInside puts the thread into a new mount namespace and executes the test binary
-// there again, as the same process: what signals it, waits for it or shares descriptors
-// with it, as go test and its fuzzing do, sees no difference. It returns only an error.
+// restartInside moves the thread into a new mount namespace and executes the test binary
+// again as the same process. So signals, wait and inherited descriptors of go test and its
+// fuzzing still work. It returns only on error.
 func restartInside() error {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("unshare: %w", err)
 	}
-	// Private first: a mount that goes from shared to shared stays with its peers outside.
+	// Private first: a change from shared to shared would stay in the peer group outside.
 	propagations := []uintptr{unix.MS_PRIVATE}
 	if os.Getenv(SharedVariable) == "1" {
 		propagations = append(propagations, unix.MS_SHARED)
@@ -71,9 +71,9 @@ func restartInside() error {
 	return syscall.Exec(self, os.Args, append(os.Environ(), insideVariable+"=1"))
 }
 
-// checked runs the tests and fails if they leave something.
+// checked runs the tests and fails if they leave a mount or a loop device.
 func checked(run func() int) (code int, err error) {
-	// A worker of go test -fuzz is a process of its own, which takes its own namespace.
+	// A worker of go test -fuzz is another process and needs a namespace of its own.
 	if err := os.Unsetenv(insideVariable); err != nil {
 		return 0, err
 	}
@@ -95,10 +95,10 @@ func checked(run func() int) (code int, err error) {
 	return code, os.RemoveAll(dir)
 }
 
-// tempDir makes a directory. Its name is short: the path of a socket has room for 107 bytes,
-// of which tests with long names need nearly all.
+// tempDir makes a directory with a short name. The path of a socket has at most 107 bytes,
+// and tests with long names need nearly all of them.
 func tempDir() (string, error) {
-	parent, err := filepath.EvalSymlinks(os.TempDir()) // as the kernel names the files below it
+	parent, err := filepath.EvalSymlinks(os.TempDir()) // as sysfs shows paths below it
 	if err != nil {
 		return "", err
 	}
@@ -110,11 +110,11 @@ func tempDir() (string, error) {
 	}
 }
 
-// patience is for the kernel, which frees a loop device some time after its last use.
+// patience is the time in which the kernel must free a loop device after its last use.
 var patience = Patience
 
-// nothingLeft fails if there are more mounts than before, or loop devices on files below
-// dir.
+// nothingLeft returns an error if there are new mounts since before, or loop devices on
+// files below dir.
 func nothingLeft(before map[string]bool, dir string) error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		left, err := loops(dir)
@@ -139,7 +139,7 @@ func nothingLeft(before map[string]bool, dir string) error {
 	}
 }
 
-// mounts returns the mounts of this namespace, each as its ID and its place.
+// mounts returns the mounts of this namespace, each as ID and mount point.
 func mounts() (map[string]bool, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -162,7 +162,7 @@ func loops(dir string) (found []string, err error) {
 	}
 	for _, device := range devices {
 		file, err := os.ReadFile(device)
-		if err == nil && strings.HasPrefix(string(file), dir+"/") { // a device may go meanwhile
+		if err == nil && strings.HasPrefix(string(file), dir+"/") { // a device may disappear meanwhile
 			found = append(found, fmt.Sprintf("loop device %s on %s", strings.Split(device, "/")[3], strings.TrimSpace(string(file))))
 		}
 	}

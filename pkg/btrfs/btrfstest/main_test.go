@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// taskVariable names what a copy of the test binary does, instead of tests.
+// taskVariable names the task that a copy of the test binary runs instead of tests.
 const taskVariable = "BTRFS_CSI_TEST_TASK"
 
 var tasks = map[string]func() int{
@@ -110,7 +110,7 @@ func TestMainFindsWhatIsLeft(t *testing.T) {
 	}
 }
 
-// freeLoops frees the loop devices on files below a directory.
+// freeLoops frees the loop devices on files below dir.
 func freeLoops(t *testing.T, dir string) {
 	found, err := loops(dir)
 	if err != nil {

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sync writes all to the device, and wakes the kernel's cleaner, which syncfs(2) does
-// not (BTRFS_IOC_SYNC).
+// Sync writes everything to the device and wakes the kernel's cleaner (BTRFS_IOC_SYNC).
+// syncfs(2) does not wake the cleaner.
 func Sync(path string) error {
 	const iocSync = 0x94<<8 | 8
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -24,9 +24,9 @@ func Sync(path string) error {
 	return nil
 }
 
-// Settle returns when all is on the device, and the kernel's cleaner has dropped every tree
-// that was destroyed, with the accounting that goes with it. dying is btrfs.DyingIDs,
-// which this package cannot call: it is used by the tests of that.
+// Settle waits until everything is on the device and the cleaner has dropped all destroyed
+// trees and their accounting. dying is btrfs.DyingIDs. This package cannot import it,
+// because the tests of btrfs import this package.
 func Settle(ctx context.Context, path string, dying func(path string) ([]uint64, error)) error {
 	for ctx.Err() == nil {
 		err := Sync(path)
@@ -39,9 +39,8 @@ func Settle(ctx context.Context, path string, dying func(path string) ([]uint64,
 	return ctx.Err()
 }
 
-// Unmount waits a while for those that let go late: the cleaner, a driver that has just
-// ended, or a process that another test has forked and that has yet to close what it
-// inherited.
+// Unmount unmounts path. While the mount is busy it tries again: the cleaner, a driver that
+// has just ended, or a forked process with inherited descriptors may release it late.
 func Unmount(path string) (err error) {
 	Comes(func() bool {
 		err = unix.Unmount(path, 0)

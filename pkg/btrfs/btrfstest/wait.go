@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// Patience ends a wait for something that never comes. It is far more than anything takes
-// on a busy machine: no test may depend on speed.
+// Patience is the timeout of all waits. It is far longer than any step takes on a busy
+// machine, so that no test depends on speed.
 const Patience = 5 * time.Minute
 
-// Eventually waits until is returns true, and fails the test if it never does.
+// Eventually waits until is returns true. After Patience it fails the test.
 func Eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
 	if !Comes(is) {
@@ -17,7 +17,7 @@ func Eventually(t testing.TB, what string, is func() bool) {
 	}
 }
 
-// Comes waits until is returns true, and reports whether it ever does.
+// Comes waits until is returns true. After Patience it returns false.
 func Comes(is func() bool) bool {
 	for deadline := time.Now().Add(Patience); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {

@@ -77,9 +77,9 @@ func (o *overcommitted) says(want string, code int, command string) {
 	}
 }
 
-// told wants a fault in all that tells of faults. A volume that cannot be read has its own
+// reported wants a fault in all that reports faults. A volume that cannot be read has its own
 // reason, and the same message.
-func (o *overcommitted) told(problem, reason, ofVolume string) {
+func (o *overcommitted) reported(problem, reason, ofVolume string) {
 	o.t.Helper()
 	o.says(problem, 0, "pools")
 	o.says(problem, 1, "check")
@@ -106,7 +106,7 @@ func (o *overcommitted) logs(text string) {
 
 // TestLoopPoolLargerThanItsRoom: a loop pool on a filesystem that is too small for its file
 // has the capacity of what there is, makes nothing when that is nearly used up, and all
-// that tells of pools tells of it, before and after the kernel stops it. When there is
+// that reports on pools reports it, before and after the kernel stops it. When there is
 // room again, and it is mounted again, all is as before.
 func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	o := newOvercommitted(t)
@@ -125,9 +125,9 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 
 	o.fill(150 * mebi)
 	o.refused(o.ask("late", 32*mebi), codes.ResourceExhausted, image)
-	o.told("BackingFull", "BackingFull", "BackingFull")
+	o.reported("BackingFull", "BackingFull", "BackingFull")
 	if !strings.Contains(o.get("/metrics"), "btrfs_csi_pool_backing_available_bytes{") {
-		t.Error("no metric tells of it")
+		t.Error("no metric has it")
 	}
 
 	o.fill(0)
@@ -135,7 +135,7 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 		_ = os.WriteFile(filepath.Join(o.pool, "active/data/fs/file"), make([]byte, 24*mebi), 0o600) // until there is an error
 		_ = btrfstest.Sync(o.pool)
 	}
-	o.told("ReadOnly", "PoolReadOnly", "the kernel has stopped")
+	o.reported("ReadOnly", "PoolReadOnly", "the kernel has stopped")
 	o.says("the kernel has stopped", 0, "pools")
 	_, err = o.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: "data"})
 	o.refused(err, codes.Unavailable, "the kernel has stopped")
@@ -214,7 +214,7 @@ func TestNoRoomForALoopPool(t *testing.T) {
 	}
 }
 
-// TestMountedReadOnly: check and pools tell a pool that somebody has mounted read-only, with
+// TestMountedReadOnly: check and pools report a pool that somebody has mounted read-only, with
 // and without a driver, and do not take it for one that the kernel has stopped.
 func TestMountedReadOnly(t *testing.T) {
 	state := btrfstest.Mount(t)

@@ -64,8 +64,8 @@ func TestFullStateDirectory(t *testing.T) {
 					t.Error(err)
 				}
 				d.wantVolumes(t, 2-i)
-				if told := strings.Contains(d.LogText(), "No room for the socket"); told != test.noInode {
-					t.Errorf("told that there is no room for admin.sock: %v\n%s", told, d.LogText())
+				if logged := strings.Contains(d.LogText(), "No room for the socket"); logged != test.noInode {
+					t.Errorf("logged that there is no room for admin.sock: %v\n%s", logged, d.LogText())
 				}
 				d.stop(t)
 			}

@@ -268,7 +268,7 @@ func TestPoolThatIsNot(t *testing.T) {
 	}
 }
 
-// TestDeviceMissing: a pool that has lost two of its three devices is served, and tells.
+// TestDeviceMissing: a pool that has lost two of its three devices is served, and reported.
 func TestDeviceMissing(t *testing.T) {
 	kept, lost := btrfstest.Loop(t, 1<<30), []string{btrfstest.Loop(t, 1<<30), btrfstest.Loop(t, 1<<30)}
 	tool(t, "mkfs.btrfs", append([]string{"-q", "-d", "raid1c3", "-m", "raid1c3", kept}, lost...)...)

@@ -127,7 +127,7 @@ func (u *unpluggable) deleteFrom(id string) {
 }
 
 // TestUnplugged takes the device of one pool away while pods write to it. The other pool
-// is served as before, everybody is told which pool it is, the pods' volumes can be
+// is served as before, everything that reports on pools names the one that is sick, the pods' volumes can be
 // unpublished, and when the device is back so are the volumes.
 func TestUnplugged(t *testing.T) {
 	u := newUnpluggable(t)
@@ -143,7 +143,7 @@ func TestUnplugged(t *testing.T) {
 		t.Fatal("written and synced without a device")
 	}
 	u.served()
-	u.told()
+	u.reported()
 	u.unmount("pvc-sick")
 	u.served()
 
@@ -182,8 +182,8 @@ func (u *unpluggable) served() {
 	u.must(err)
 }
 
-// told wants every way of looking to name the pool that is sick, and that alone.
-func (u *unpluggable) told() {
+// reported wants every way of looking to name the pool that is sick, and that alone.
+func (u *unpluggable) reported() {
 	u.t.Helper()
 	health, err := u.driver.NodeGetStorageHealth(u.t.Context(), &csi.NodeGetStorageHealthRequest{})
 	u.must(err)
@@ -204,7 +204,7 @@ func (u *unpluggable) told() {
 	metrics := u.scrape()
 	for pool, want := range map[string]bool{"default": false, "sick": true} {
 		if u.hasErrors(metrics, pool) != want {
-			u.t.Errorf("metrics tell of errors in pool %s: %v\n%s", pool, !want, metrics)
+			u.t.Errorf("metrics have errors in pool %s: %v\n%s", pool, !want, metrics)
 		}
 	}
 }
@@ -261,6 +261,6 @@ func (u *unpluggable) back() {
 	}
 	u.must(u.writeTo("pvc-sick", "late"))
 	if u.hasErrors(u.scrape(), "sick") {
-		u.t.Error("the metrics tell of errors still")
+		u.t.Error("the metrics have errors still")
 	}
 }

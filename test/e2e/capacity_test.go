@@ -18,7 +18,7 @@ import (
 const gib = 1 << 30
 
 // available is what can still be promised of a pool of a node: what can be written,
-// as its filesystem tells, but for the headroom.
+// as its filesystem says, but for the headroom.
 func available(t *testing.T, node *cluster.Node, pool string) int64 {
 	t.Helper()
 	const mib = 1 << 20
@@ -53,9 +53,9 @@ func capacities(node *cluster.Node, class string) (found []storagev1.CSIStorageC
 	return found, nil
 }
 
-// toldRoom waits until the scheduler is told of a class's room on a node what its pool has,
+// awaitRoom waits until the scheduler knows of a class's room on a node what its pool has,
 // but for what the filesystem may take for itself meanwhile.
-func toldRoom(t *testing.T, node *cluster.Node, class, pool string) {
+func awaitRoom(t *testing.T, node *cluster.Node, class, pool string) {
 	t.Helper()
 	began := time.Now()
 	eventually(t, "the capacity of class "+class+" on "+node.Name+" is that of pool "+pool, func() error {
@@ -76,7 +76,7 @@ func toldRoom(t *testing.T, node *cluster.Node, class, pool string) {
 		}
 		return nil
 	})
-	t.Logf("capacity of pool %q on %s is told after %.1f s", pool, node.Name, time.Since(began).Seconds())
+	t.Logf("capacity of pool %q on %s is known after %.1f s", pool, node.Name, time.Since(began).Seconds())
 }
 
 // The scheduler knows what each node has for each class, and follows it.
@@ -88,11 +88,11 @@ func TestCapacity(t *testing.T) {
 	room, only := newClass(t, map[string]string{"pool": "room"}), newClass(t, map[string]string{"pool": "only"})
 	s := newSpace(t)
 	for _, n := range lab.Nodes {
-		toldRoom(t, n, class, "default")
-		toldRoom(t, n, room, "room")
+		awaitRoom(t, n, class, "default")
+		awaitRoom(t, n, room, "room")
 	}
-	toldRoom(t, large, only, "only")
-	toldRoom(t, small, only, "")
+	awaitRoom(t, large, only, "only")
+	awaitRoom(t, small, only, "")
 
 	// It fits on one node, and is not tried on the other.
 	for _, name := range []string{"fits", "fits-too"} {
@@ -104,7 +104,7 @@ func TestCapacity(t *testing.T) {
 		}
 	}
 	s.sh("fits", "fallocate -l 2G /data/file && sync")
-	toldRoom(t, large, room, "room")
+	awaitRoom(t, large, room, "room")
 	if left := available(t, large, "room"); left > 2*gib {
 		t.Errorf("2 of 4 GiB are written, %d bytes are said to be left", left)
 	}
@@ -121,7 +121,7 @@ func TestCapacity(t *testing.T) {
 	s.ran("waits", large)
 }
 
-// A claim that names its node is told why it cannot have what it wants there.
+// A claim that names its node gets the reason why it cannot have what it wants there.
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)

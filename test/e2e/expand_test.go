@@ -68,7 +68,7 @@ func TestExpandOffline(t *testing.T) {
 }
 
 // TestExpandOwnerAway asks for the expansion of a volume whose node does not answer.
-// It has to be done when that is back, and not be told before.
+// It has to be done when that is back, and not be reported before.
 func TestExpandOwnerAway(t *testing.T) {
 	for _, c := range []struct {
 		how        string
@@ -136,7 +136,7 @@ func (s *space) expandedOnce(owner *cluster.Node, volume *corev1.PersistentVolum
 		log, err := api().CoreV1().Pods(driverNamespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: "btrfs-csi"}).DoRaw(ctx)
 		s.no(err)
 		for line := range strings.Lines(string(log)) {
-			// By the owner; that it was asked to is told by who asked.
+			// By the owner; that it was asked to is in the log of who asked.
 			if strings.Contains(line, `"Volume expanded"`) && strings.Contains(line, "askedBy") && strings.Contains(line, volume.Spec.CSI.VolumeHandle) {
 				lines = append(lines, node.Name+": "+line)
 			}

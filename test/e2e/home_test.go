@@ -121,7 +121,7 @@ func TestTenComeHome(t *testing.T) {
 	t.Logf("10 pods with a restored volume each ran after %.1f s", time.Since(began).Seconds())
 }
 
-// While the node of a source is dead it is told which one that is, and nothing is made
+// While the node of a source is dead an Event names it, and nothing is made
 // elsewhere.
 func TestSourceOnDeadNode(t *testing.T) {
 	home := lab.Nodes[1]
@@ -143,7 +143,7 @@ func TestSourceOnDeadNode(t *testing.T) {
 	for kind := range sources {
 		s.event("PersistentVolumeClaim", kind, "SourceUnavailable", "node "+home.Name, "not ready")
 	}
-	t.Logf("it was told %.1f s after the node died", time.Since(began).Seconds())
+	t.Logf("the Events came %.1f s after the node died", time.Since(began).Seconds())
 	for kind := range sources {
 		claim, err := api().CoreV1().PersistentVolumeClaims(s.ns).Get(ctx, kind, metav1.GetOptions{})
 		if s.no(err); claim.Status.Phase != corev1.ClaimPending {

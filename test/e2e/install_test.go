@@ -244,7 +244,7 @@ func testRightsElsewhere(t *testing.T) {
 		_, err := core.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{DryRun: dryRun})
 		return err
 	}
-	tell := func(node *cluster.Node) error {
+	setStatus := func(node *cluster.Node) error {
 		pool, err := pools.Get(ctx, poolID(t, node, "default"), metav1.GetOptions{})
 		if err == nil {
 			pool.Status.Message = "tried by a test"
@@ -264,8 +264,8 @@ func testRightsElsewhere(t *testing.T) {
 	}{
 		"label its node":                {label(one), true},
 		"label another node":            {label(two), false},
-		"tell of its pool":              {tell(one), true},
-		"tell of another node's pool":   {tell(two), false},
+		"set its pool's status":         {setStatus(one), true},
+		"set another node's pool":       {setStatus(two), false},
 		"take another node's directory": {hostPathErr, false},
 	} {
 		switch {

@@ -22,7 +22,7 @@ import (
 
 const annotationPrefix = "btrfs-csi.github.io/"
 
-// lineage are the annotations of ours that tell where something comes from.
+// lineage are the annotations of ours that say where something comes from.
 func lineage(o metav1.Object) map[string]string {
 	found := map[string]string{}
 	for _, key := range []string{"parent", "uuid", "parent-uuid", "received-uuid", "subvolume-id", "created-transid"} {
@@ -33,7 +33,7 @@ func lineage(o metav1.Object) map[string]string {
 	return found
 }
 
-// lineageOnDisk is what these should be, as btrfs tells it.
+// lineageOnDisk is what these should be, as btrfs has it.
 func lineageOnDisk(t *testing.T, node *cluster.Node, path, parent string) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -53,9 +53,9 @@ func lineageOnDisk(t *testing.T, node *cluster.Node, path, parent string) map[st
 	return found
 }
 
-// TestMirrorTells compares what the cluster tells of volumes and snapshots with the
+// TestMirror compares what the cluster knows of volumes and snapshots with the
 // disk.
-func TestMirrorTells(t *testing.T) {
+func TestMirror(t *testing.T) {
 	s, node := newSpace(t), lab.Nodes[0]
 	pool := poolID(t, node, "default")
 	s.claim("data")
@@ -211,7 +211,7 @@ func TestMirrorQuiet(t *testing.T) {
 	s.claim("restored", restoreOf("snapshot"))
 	s.bound("restored")
 
-	// What was just made is still being told of; that has to come to an end.
+	// What was just made is still being published; that has to come to an end.
 	settled := time.Now().Add(2 * patience)
 	for {
 		seen := s.watchAll(time.Minute)

@@ -39,7 +39,7 @@ func (o operation) of(kind string) operation {
 	return o
 }
 
-// numbers measures operations and tells what it found.
+// numbers measures operations and reports what it found.
 type numbers struct {
 	*space
 	seen    *recorder
@@ -442,7 +442,7 @@ The pools are btrfs in sparse files, with full quota. Written by the test, not b
 A time begins before the request is sent and ends when the event of a watch arrives.
 "All done" is from the first of many requests at once to the last event. They begin
 when nothing is written any more of what was before. What is
-"whose" is told by the events in between; of it, what the driver itself takes is the
+"whose" follows from the events in between; of it, what the driver itself takes is the
 mean from its metric ` + "`btrfs_csi_operation_duration_seconds`" + `.
 `
 

@@ -20,7 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// What the cluster forgets is told, kept, and deleted only by a policy that says so. What
+// What the cluster forgets is reported, kept, and deleted only by a policy that says so. What
 // somebody uses, or the cluster knows, is never deleted.
 func TestOrphans(t *testing.T) {
 	home := lab.Nodes[0]
@@ -43,7 +43,7 @@ func TestOrphans(t *testing.T) {
 	lost := s.volume("lost").Name
 	// What the cluster has never known, it cannot have forgotten.
 	for _, handle := range handles {
-		await(t, lab.subvolumes, handle, "be told of its object", func(v *v1alpha1.Subvolume) bool {
+		await(t, lab.subvolumes, handle, "have its object", func(v *v1alpha1.Subvolume) bool {
 			return v.Annotations[driverName+"/object"] != ""
 		})
 	}
@@ -189,7 +189,7 @@ func age(t *testing.T, node *cluster.Node, handle string) {
 	}
 }
 
-// driverMetrics is what the driver on a node tells Prometheus.
+// driverMetrics are the metrics of the driver on a node.
 func driverMetrics(t *testing.T, node *cluster.Node) string {
 	t.Helper()
 	pod := driverReady(t, node)

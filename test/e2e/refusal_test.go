@@ -66,7 +66,7 @@ var refusals = []refusal{
 		says: []string{"less than the size", "source snapshot"}},
 }
 
-// What cannot be had is told on the claim, to whom makes it as users do: together with
+// An Event on the claim says what cannot be had, also where a user makes it together with
 // a pod. Nothing is left of the attempt.
 func TestRefusedClaims(t *testing.T) {
 	t.Parallel()
@@ -84,10 +84,10 @@ func TestRefusedClaims(t *testing.T) {
 	began := time.Now()
 	for _, r := range refusals {
 		t.Run(r.name, func(t *testing.T) {
-			t.Log(s.in(t).told("PersistentVolumeClaim", r.name, r.says...))
+			t.Log(s.in(t).eventWith("PersistentVolumeClaim", r.name, r.says...))
 		})
 	}
-	t.Logf("all of it was told within %.1f s", time.Since(began).Seconds())
+	t.Logf("all of it was said within %.1f s", time.Since(began).Seconds())
 	t.Run("no-size", func(t *testing.T) { s.in(t).testNoSize() })
 	s.noneBut("source")
 }
@@ -120,9 +120,9 @@ func (s *space) refuse(r refusal) {
 	})
 }
 
-// told waits for an Event, of whatever reason, on an object of the namespace that says all
+// eventWith waits for an Event, of whatever reason, on an object of the namespace that says all
 // of the words, and returns it.
-func (s *space) told(kind, name string, words ...string) (event string) {
+func (s *space) eventWith(kind, name string, words ...string) (event string) {
 	s.Helper()
 	eventually(s.T, fmt.Sprintf("an Event on %s %s says %q", kind, name, words), func() error {
 		list, err := api().CoreV1().Events(s.ns).List(ctx, metav1.ListOptions{
@@ -195,20 +195,20 @@ func TestRefusedSnapshots(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := s.in(t)
 			s.snapshotOfClass(name, "source", c.class)
-			// A conflict of the sidecars' own may be told before.
+			// A conflict of the sidecars' own may come before.
 			failed := await(t, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), name, fmt.Sprintf("say %q", c.says), func(v *snapshotv1.VolumeSnapshot) bool {
 				return v.Status != nil && v.Status.Error != nil && v.Status.Error.Message != nil &&
 					!slices.ContainsFunc(c.says, func(word string) bool { return !strings.Contains(*v.Status.Error.Message, word) })
 			})
 			content := &space{t, metav1.NamespaceDefault}
-			t.Log(content.told("VolumeSnapshotContent", *failed.Status.BoundVolumeSnapshotContentName, c.says...))
+			t.Log(content.eventWith("VolumeSnapshotContent", *failed.Status.BoundVolumeSnapshotContentName, c.says...))
 			s.deleteFailed(failed)
 		})
 	}
 	t.Run("no-such-claim", func(t *testing.T) {
 		s := s.in(t)
 		s.snapshot("no-such-claim", "gone")
-		t.Log(s.told("VolumeSnapshot", "no-such-claim", "cannot get claim from snapshot"))
+		t.Log(s.eventWith("VolumeSnapshot", "no-such-claim", "cannot get claim from snapshot"))
 	})
 	t.Run("other-driver", func(t *testing.T) { s.in(t).testOtherDriver() })
 	s.noneBut("source")
@@ -227,7 +227,7 @@ func (s *space) testOtherDriver() {
 		s.no(err)
 		awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), snapshot.Name, snapshot)
 	}()
-	s.Log(s.told("VolumeSnapshot", snapshot.Name, other, driverName))
+	s.Log(s.eventWith("VolumeSnapshot", snapshot.Name, other, driverName))
 }
 
 // deleteFailed deletes a snapshot that was never ready, and waits until it is gone. Of

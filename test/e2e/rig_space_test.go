@@ -147,7 +147,7 @@ func (s *space) onNodes() (left []string, err error) {
 }
 
 // claim makes a PersistentVolumeClaim: of the chart's class, ReadWriteOnce and of
-// 64Mi, unless told otherwise.
+// 64Mi, unless an option says otherwise.
 func (s *space) claim(name string, options ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	s.Helper()
 	claim, err := s.tryClaim(name, options...)
@@ -211,7 +211,7 @@ func cloneOf(claim string) func(*corev1.PersistentVolumeClaim) {
 }
 
 // pod makes a pod that does nothing, with the claim of the same name at /data,
-// unless told otherwise.
+// unless an option says otherwise.
 func (s *space) pod(name string, options ...func(*corev1.Pod)) *corev1.Pod {
 	s.Helper()
 	grace := int64(1)

@@ -85,7 +85,7 @@ func never[T object, L runtime.Object](t *testing.T, d time.Duration, client wat
 }
 
 // follow calls met with each state of the objects that are selected, nil while
-// there is none, until that returns true. It is told by watching. A watch that
+// there is none, until that returns true. It watches them. A watch that
 // ends, as it does with the API server, begins anew.
 func follow[T object, L runtime.Object](d time.Duration, client watched[L], options metav1.ListOptions, met func(T) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
@@ -174,7 +174,7 @@ func eventually(t *testing.T, want string, check func() error) {
 	}
 }
 
-// timedOut says what was waited for, and all that may tell why it did not come.
+// timedOut says what was waited for, and all that may explain why it did not come.
 func timedOut[T object](err error, last T, name, want string) string {
 	namespace := ""
 	if !reflect.ValueOf(last).IsNil() {

@@ -27,7 +27,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// suiteDoc tells which of Kubernetes' storage tests pass, and why the others do not
+// suiteDoc lists which of Kubernetes' storage tests pass, and why the others do not
 // run. TestExternalStorage holds it to that, in both directions.
 const suiteDoc = "../../docs/external-storage.md"
 
@@ -50,7 +50,7 @@ func TestExternalStorage(t *testing.T) {
 	run.driver = run.driverFile()
 	run.undefined()
 	failed := run.tests()
-	run.tell()
+	run.print()
 	run.check()
 	if failed != nil && !t.Failed() {
 		t.Errorf("no test has failed, but: %v", failed)
@@ -63,7 +63,7 @@ type suiteRun struct {
 	*testing.T
 	full   bool
 	nodes  int
-	driver string // the file that tells the tests of the driver
+	driver string // the file that describes the driver to the tests
 
 	promised map[string]int // the tests that are to pass, by group
 	reasons  []*reason
@@ -195,12 +195,12 @@ func (r *suiteRun) undefined() {
 		r.Fatalf("list the tests: %v: %s", err, out)
 	}
 	line := regexp.MustCompile(`(?m)^Skipping registration: (.*) \[Driver: ` + regexp.QuoteMeta(driverName) + `\] - (.*)$`)
-	found := map[string]string{} // each is told more than once
+	found := map[string]string{} // each is printed more than once
 	for _, match := range line.FindAllStringSubmatch(string(out), -1) {
 		found[match[1]] = match[2]
 	}
 	if len(found) == 0 {
-		r.Errorf("the tests do not tell any more which of them they leave out; that began with:\n%.2000s", out)
+		r.Errorf("the tests do not print any more which of them they leave out; the output began with:\n%.2000s", out)
 	}
 	for name, why := range found {
 		r.skip(name, why)
@@ -316,8 +316,8 @@ func (r *reason) is(name string, nodes int) bool {
 		!slices.ContainsFunc(r.words, func(word string) bool { return !strings.Contains(name, word) })
 }
 
-// tell prints the result.
-func (r *suiteRun) tell() {
+// print prints the result.
+func (r *suiteRun) print() {
 	var b strings.Builder
 	all := 0
 	for _, name := range slices.Sorted(maps.Keys(r.passed)) {
@@ -382,7 +382,7 @@ func TestAllowedTopologies(t *testing.T) {
 }
 
 // testAllowedTopologies expects volumes of a class where that allows them, and that a
-// pod which has to be on the other node is told why it cannot be.
+// pod which has to be on the other node gets the reason why it cannot be.
 func testAllowedTopologies(t *testing.T, why string, options ...func(*storagev1.StorageClass)) {
 	t.Parallel()
 	one, two := lab.Nodes[0], lab.Nodes[1]

@@ -135,7 +135,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		if err := step.do(ctx); err != nil {
 			return err
 		}
-		c.tell("%s", step.what)
+		c.report("%s", step.what)
 	}
 	return nil
 }
@@ -149,8 +149,8 @@ func (c *Cluster) waitForServiceAccount(ctx context.Context) error {
 	})
 }
 
-// tell logs what has happened, and when after the start.
-func (c *Cluster) tell(format string, args ...any) {
+// report logs what has happened, and when after the start.
+func (c *Cluster) report(format string, args ...any) {
 	c.log.Printf("%6.2f s  %s", time.Since(c.began).Seconds(), fmt.Sprintf(format, args...))
 }
 

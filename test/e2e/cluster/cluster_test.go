@@ -472,7 +472,7 @@ func TestAgain(t *testing.T) {
 	}
 }
 
-// TestStartFails expects that who starts a cluster is told why it does not start.
+// TestStartFails expects an error that says why a cluster does not start.
 func TestStartFails(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "broken.tar")
 	if err := os.WriteFile(broken, []byte("no archive"), 0o600); err != nil {

@@ -134,7 +134,7 @@ func startEnding(t *testing.T, ending string) (*exec.Cmd, *bytes.Buffer) {
 	return cmd, stderr
 }
 
-// checkKeptLogs expects to be told where logs are, and removes them.
+// checkKeptLogs expects the output to say where logs are, and removes them.
 func checkKeptLogs(t *testing.T, output string) {
 	t.Helper()
 	_, after, _ := strings.Cut(output, "The logs of the cluster are in ")

@@ -21,7 +21,7 @@ type loop struct {
 	device uint64 // the number of the device that it is on, if that is one
 }
 
-// fileID tells a file from all others. A path does not: the kernel shows that of a
+// fileID is that of one file alone. A path does not: the kernel shows that of a
 // device of a node that is gone without the directory that it was mounted at.
 type fileID struct{ filesystem, inode uint64 }
 

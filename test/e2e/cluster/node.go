@@ -151,7 +151,7 @@ func (n *Node) Start(ctx context.Context) error {
 		return err
 	}
 	n.loaded = len(n.cluster.images)
-	n.cluster.tell("%s is ready", n.Name)
+	n.cluster.report("%s is ready", n.Name)
 	return nil
 }
 
@@ -244,7 +244,7 @@ func (n *Node) discard() error {
 func (n *Node) RestartKubelet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	// Kubernetes tells times in full seconds.
+	// Kubernetes has times in full seconds.
 	began := time.Now().Truncate(time.Second).Add(time.Second)
 	if _, err := n.Exec(ctx, "sh", "-c", "kill $(cat "+pidFile("kubelet")+")"); err != nil {
 		return fmt.Errorf("restart the kubelet: %w", err)

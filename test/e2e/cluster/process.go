@@ -33,7 +33,7 @@ func startProcess(name, log string, cmd *exec.Cmd) (*process, error) {
 	}
 	p := &process{name, log, cmd, make(chan struct{})}
 	go func() {
-		_ = cmd.Wait() // ended tells
+		_ = cmd.Wait() // ended says how
 		close(p.done)
 	}()
 	return p, nil

@@ -26,7 +26,7 @@ const (
 	nodeProcess = "btrfs-csi-e2e-node" // what boots a node
 )
 
-// labVariable tells a process that it runs in a lab, and in which.
+// labVariable names the lab that a process runs in.
 const labVariable = "BTRFS_CSI_E2E_LAB"
 
 // namespaces are those that the lab and every node have of their own.

@@ -167,7 +167,7 @@ func run(ctx context.Context, dir, name string, args ...string) (string, error) 
 	return string(out), nil
 }
 
-// complaint leaves out what go tells of its progress.
+// complaint leaves out the progress that go prints.
 func complaint(stderr string) string {
 	var lines []string
 	for line := range strings.Lines(stderr) {

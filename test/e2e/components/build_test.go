@@ -32,7 +32,7 @@ func TestBuildPause(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !strings.HasPrefix(log.String(), "building pause") {
-		t.Errorf("told %q", log.String())
+		t.Errorf("logged %q", log.String())
 	}
 	bin, err := b.link(t.Context())
 	if err != nil {
@@ -52,7 +52,7 @@ func TestBuildPause(t *testing.T) {
 	}
 }
 
-// A pod that does not end when it is told to is killed half a minute later.
+// A pod that does not end when it is asked to is killed half a minute later.
 func stopsWhenAsked(t *testing.T, pause string) {
 	t.Helper()
 	command := exec.Command(pause)
@@ -73,7 +73,7 @@ func stopsWhenAsked(t *testing.T, pause string) {
 	}
 }
 
-func TestBuildTellsWhatFailed(t *testing.T) {
+func TestBuildNamesWhatFailed(t *testing.T) {
 	var log strings.Builder
 	b := newTestBuilder(t, &log)
 	for _, c := range []struct {

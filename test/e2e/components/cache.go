@@ -64,7 +64,7 @@ func (c cache) entry(ctx context.Context, name string, key hash.Hash, fill func(
 	return dir, os.Rename(made, dir)
 }
 
-// used tells whether an entry is there, and notes that it is of use: its time is
+// used reports whether an entry is there, and notes that it is of use: its time is
 // what prune goes by.
 func used(dir string) bool {
 	now := time.Now()
@@ -77,7 +77,7 @@ func (c cache) lock(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for told := false; ; told = true {
+	for logged := false; ; logged = true {
 		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
 			return func() { file.Close() }, nil
@@ -86,7 +86,7 @@ func (c cache) lock(ctx context.Context) (unlock func(), err error) {
 			file.Close()
 			return nil, fmt.Errorf("lock %s: %w", file.Name(), err)
 		}
-		if !told {
+		if !logged {
 			fmt.Fprintln(c.log, "waiting for another who builds into", c.dir)
 		}
 		select {

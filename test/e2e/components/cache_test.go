@@ -99,7 +99,7 @@ func TestEntryWaitsForTheLock(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if !strings.HasPrefix(log.String(), "waiting for another") {
-		t.Errorf("told %q", log.String())
+		t.Errorf("logged %q", log.String())
 	}
 	unlock()
 	if _, err := c.entry(t.Context(), "some", keyOf("a"), filled); err != nil {

@@ -25,7 +25,7 @@ type Set struct {
 	Repositories string
 }
 
-// Build builds what is missing of what a cluster runs, and tells about it in the
+// Build builds what is missing of what a cluster runs, and reports it in the
 // log. Where nothing is missing it returns at once. It is safe for many at once.
 func Build(ctx context.Context, log io.Writer) (Set, error) {
 	return build(ctx, log, false)

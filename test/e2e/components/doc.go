@@ -24,7 +24,7 @@
 //
 //	cd kubernetes && sed -i 's/ v1.37.2/ v1.37.3/; s/ v0.37.2/ v0.37.3/' go.mod && go mod tidy
 //
-// If a new release has a new library, the error tells of its v0.0.0: exclude that.
+// If a new release has a new library, the error names its v0.0.0: exclude that.
 // The versions of the images for Kubernetes' tests are asked of those tests. busybox,
 // runc and what else is not from a module are Debian's: see hack/deps.sh.
 //

@@ -251,12 +251,12 @@ func ours(names string) map[string][]string {
 		}
 	}
 	for _, names := range found {
-		slices.Sort(names) // each time the tests tell them in another order
+		slices.Sort(names) // each time the tests list them in another order
 	}
 	return found
 }
 
-// shortName returns the part of an image's name that tells what it is.
+// shortName returns the part of an image's name that says what it is.
 func shortName(image string) string {
 	name, _, _ := strings.Cut(path.Base(image), ":")
 	return name

@@ -9,7 +9,7 @@ import (
 type component struct {
 	name     string
 	dir      string // of the module, below this one
-	takes    string // from nothing on 2 cores, told to who waits
+	takes    string // from nothing on 2 cores, for who waits
 	programs []program
 }
 

@@ -210,7 +210,7 @@ func TestClaimsOfOthers(t *testing.T) {
 		step{"for another node", fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, selectedNode, theirs), "may select that node only"})
 }
 
-// TestFreeSpaceOfOthers: a node tells of its own pools only.
+// TestFreeSpaceOfOthers: a node reports its own pools only.
 func TestFreeSpaceOfOthers(t *testing.T) {
 	w := newWorld(t)
 	for _, s := range []step{

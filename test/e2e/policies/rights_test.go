@@ -24,7 +24,7 @@ var reads = map[string]string{
 	"persistentvolumeclaims": "which claims are made from a source",
 	"pods":                   "which DaemonSet the own pod is of; pods of the release's namespace only",
 	"storageclasses":         "which claims are for this driver",
-	"csistoragecapacities":   "what was told of the free space",
+	"csistoragecapacities":   "the free space that was reported",
 	"volumesnapshots":        "which claims are made from one",
 	"volumesnapshotcontents": "which snapshots the cluster knows of",
 	"volumesnapshotclasses":  "the parameters of snapshots",

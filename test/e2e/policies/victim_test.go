@@ -192,7 +192,7 @@ func (v victim) allows(what string) bool {
 }
 
 // judge fails for what was done and may not be done, and the reverse. Who may not
-// is told so: any other error is one of the test.
+// gets that as the error: any other is one of the test.
 func (v victim) judge(t *testing.T, what string, done, may bool, err error) {
 	t.Helper()
 	switch {

@@ -391,11 +391,11 @@ maximumVolumeSize: 8Gi
 func (w *world) capacities() {
 	set, err := core.AppsV1().DaemonSets(namespace).Get(ctx, release, metav1.GetOptions{})
 	no(w.T, err)
-	told := []string{"* capacity", "* maximumVolumeSize", "remove metadata.ownerReferences"}
-	w.attacked("the own free space", capacities, w.put(capacities, namespace, capacityText, "csisc-mine", mine, pool1, set.UID), told...)
+	fields := []string{"* capacity", "* maximumVolumeSize", "remove metadata.ownerReferences"}
+	w.attacked("the own free space", capacities, w.put(capacities, namespace, capacityText, "csisc-mine", mine, pool1, set.UID), fields...)
 	w.deletable()
 	w.attacked("another node's free space", capacities, w.put(capacities, namespace, capacityText, "csisc-theirs", theirs, pool2, set.UID))
-	w.makeable("free space", capacities, namespace, append([]string{"change storageClassName", "change metadata.name", "add metadata.generateName"}, told...), capacityText, "csisc-new", mine, pool1, set.UID)
+	w.makeable("free space", capacities, namespace, append([]string{"change storageClassName", "change metadata.name", "add metadata.generateName"}, fields...), capacityText, "csisc-new", mine, pool1, set.UID)
 }
 
 const leaseText = `

@@ -74,7 +74,7 @@ func (o *upOptions) up(ctx context.Context) error {
 		err = o.install(ctx, c)
 	}
 	if err == nil {
-		tell(c)
+		printUsage(c)
 		<-ctx.Done()
 	}
 	return errors.Join(err, c.Stop())
@@ -105,8 +105,8 @@ func (o *upOptions) install(ctx context.Context, c *cluster.Cluster) error {
 	return nil
 }
 
-// tell says how to use the cluster.
-func tell(c *cluster.Cluster) {
+// printUsage prints how to use the cluster.
+func printUsage(c *cluster.Cluster) {
 	self := os.Args[0]
 	if name != defaultName {
 		self += " --name " + name

@@ -101,20 +101,18 @@ func check(ctx context.Context, stateDir string, repair bool) (findings []snapsh
 	if !errors.Is(err, errNoDriver) {
 		return findings, err
 	}
-	if repair {
-		release, err := lockState(stateDir)
-		if err != nil {
-			return nil, err
-		}
-		defer release()
-	}
 	engine, err := snapshot.Inspect(ctx, stateDir)
 	if err != nil {
 		return nil, err
 	}
 	defer engine.Close()
-	if repair {
-		return engine.Reconcile(ctx)
+	if !repair {
+		return engine.Plan(ctx)
 	}
-	return engine.Plan(ctx)
+	release, err := lockState(stateDir) // the first write: stateDir is one, the look has shown
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	return engine.Reconcile(ctx)
 }

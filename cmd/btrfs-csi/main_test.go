@@ -488,6 +488,16 @@ func TestCheckWithRoutine(t *testing.T) {
 	}
 }
 
+// TestRepairOfNoStateDirectory: what is no state directory is left as it is.
+func TestRepairOfNoStateDirectory(t *testing.T) {
+	dir := t.TempDir()
+	_, stderr, code := run(t, "check", "--repair", "--state-dir", dir)
+	files, err := os.ReadDir(dir)
+	if code == 0 || err != nil || len(files) > 0 || !strings.Contains(stderr, filepath.Join(dir, "pools")) {
+		t.Errorf("exit code %d, %q, %v, left %v", code, stderr, err, files)
+	}
+}
+
 // TestCheckWaitsForAStart: what a driver that starts is at is not taken for a fault.
 func TestCheckWaitsForAStart(t *testing.T) {
 	state := t.TempDir()

@@ -30,8 +30,10 @@ const usualRecord = 1024
 type disk struct {
 	path  string // of the pool's directory
 	place place  // of the pool's directory
-	id    string // of the pool
-	mode  btrfs.QuotaMode
+	// mounted is set when a filesystem was mounted at path as the pool was opened.
+	mounted bool
+	id      string // of the pool
+	mode    btrfs.QuotaMode
 	// readOnly is set when the pool could not be written as it was opened: its
 	// limits may not be those of the records.
 	readOnly bool

@@ -262,6 +262,9 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	unix.Close(fd)
 	d.place = is
 	defer d.Pin()()
+	if d.mounted, err = mount.IsPoint(d.path); err != nil {
+		return nil, fmt.Errorf("pool %q: %w", name, err)
+	}
 	// What is at this place is compared from now on.
 	if err := n.acceptable(name, true); err != nil {
 		return nil, err

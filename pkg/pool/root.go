@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
 // root is the pool's directory, open while operations use it.
@@ -95,13 +97,27 @@ func (d *disk) open() (int, error) {
 	fd, is, err := d.openAny()
 	if err == nil && is != d.place {
 		unix.Close(fd)
-		err = fmt.Errorf("%s: another directory is there, or another filesystem is mounted", d.path)
+		err = d.displaced()
 	}
 	if err != nil {
 		// Not wrapped: a pool's directory that is absent is no volume that is absent.
 		return -1, fmt.Errorf("%w: %s", ErrAway, err.Error())
 	}
 	return fd, nil
+}
+
+// displaced says what is at the pool's path instead of the pool.
+func (d *disk) displaced() error {
+	mounted, err := mount.IsPoint(d.path)
+	switch {
+	case err != nil:
+		return err
+	case mounted:
+		return fmt.Errorf("%s: another filesystem is mounted there", d.path)
+	case d.mounted:
+		return fmt.Errorf("%s: its filesystem is not mounted there any more", d.path)
+	}
+	return fmt.Errorf("%s: another directory is there", d.path)
 }
 
 // openAny opens whatever is at the pool's path.

@@ -48,8 +48,11 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 	ctx := t.Context()
 	spec := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
 	must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
-	everything := func() {
+	everything := func(why string) {
 		t.Helper()
+		if err := second(e.Stat(ctx, meta.Volume("pvc"))); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("got %v, wanted %q in it", err, why)
+		}
 		other := spec
 		other.Name = "other"
 		wants(t, second(e.Prepare(ctx, other, meta.Ref{})), pool.ErrAway)
@@ -67,12 +70,12 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 		}
 	}
 	n.Detach(t, "fast")
-	everything()
+	everything("its filesystem is not mounted there any more")
 	empty()
 	disk := n.disks["fast"]
 	n.disks["fast"] = btrfstest.Mount(t)
 	n.Attach(t, "fast")
-	everything()
+	everything("another filesystem is mounted there")
 	empty()
 
 	must(t, e.Close()) // it notices

@@ -71,18 +71,24 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	defer release()
 	defer e.pin()()
 
-	there, entry, err := e.findRecovered(ref, e.notHere)
-	if err == nil {
-		e.indexPut(ctx, entry)
-		if err := sameRequest(entry, kind, spec, source); err != nil {
-			return entry, err
+	there, err := e.locate(ref)
+	if err != nil {
+		return meta.Entry{}, err
+	}
+	if l := there.found; l != nil {
+		entry, err := l.recovered()
+		if err == nil {
+			return entry, e.answerAgain(ctx, l, entry, kind, spec, source)
 		}
-		return entry, there.ensureDurable(entry)
+		if errors.Is(err, pool.ErrFrozen) { // an answer that is final would have it forgotten
+			return meta.Entry{}, unfinished(err)
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return meta.Entry{}, err
+		}
+		there = presence{unknown: e.inPoolAway(ref)} // it was undone
 	}
-	if errors.Is(err, pool.ErrFrozen) { // of what is there: an answer that is final would have it forgotten
-		return meta.Entry{}, unfinished(err)
-	}
-	p, from, err := e.destination(ref, err, spec, source)
+	p, from, err := e.destination(ref, there, spec, source)
 	if err != nil {
 		return meta.Entry{}, err
 	}
@@ -105,9 +111,10 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		ID: ref.ID, Name: spec.Name, Kind: kind, State: meta.Creating, Size: size, Created: time.Now().UTC(),
 		Source: source, Parameters: spec.Parameters, Labels: spec.Labels,
 	}}
-	if err = l.begin(); err == nil {
-		entry, err = l.make(from)
+	if err := l.begin(); err != nil {
+		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
+	entry, err := l.make(from)
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
@@ -115,7 +122,16 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	return entry, nil
 }
 
-// sameRequest holds a request against what an earlier one of its name made, and
+// answerAgain has a request answered by what an earlier one of its name made.
+func (e *Engine) answerAgain(ctx context.Context, l *located, entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) error {
+	e.indexPut(ctx, entry)
+	if err := sameRequest(entry, kind, spec, source); err != nil {
+		return err
+	}
+	return l.ensureDurable(entry)
+}
+
+// sameRequest compares a request with what an earlier one of its name made, and
 // names every difference.
 func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) error {
 	have := entry.Record
@@ -148,39 +164,25 @@ func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) e
 	return fmt.Errorf("%s: %w: it has %s", have.Ref(), ErrExists, strings.Join(differ, "; "))
 }
 
-// destination is origin for what findRecovered did not find, for the reason absent. A pool
-// that cannot be asked stops what would be made in it, or what the index knows there.
-// Else nothing is made in another one, and on no other node.
-func (e *Engine) destination(ref meta.Ref, absent error, spec Spec, source meta.Ref) (*servedPool, *located, error) {
-	var sick *unaskedError
-	if !errors.As(absent, &sick) && !errors.Is(absent, ErrNotFound) {
-		return nil, nil, absent
+// destination is origin for what is not there. A pool that did not answer stops what would be
+// made in it, or what the index knows there. Else nothing is made in another one, and on no
+// other node.
+func (e *Engine) destination(ref meta.Ref, there presence, spec Spec, source meta.Ref) (*servedPool, *located, error) {
+	if there.unknown != nil && there.unasked == nil {
+		return nil, nil, there.unknown
 	}
 	p, from, err := e.origin(spec, source)
-	if sick != nil && (err != nil || e.mayBeIn(sick, ref, p)) {
-		return nil, nil, absent
+	if there.unknown != nil && (err != nil || !spec.allows(p.PoolID()) || e.mayBeIn(there, ref, p)) {
+		return nil, nil, there.unknown
 	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", ref, err)
 	}
 	if !spec.allows(p.PoolID()) {
-		if sick != nil {
-			return nil, nil, absent
-		}
 		return nil, nil, fmt.Errorf("%s: it would be in pool %q (%s): %w, %q: choose another node, or name another pool in the StorageClass",
 			ref, p.Name, p.PoolID(), ErrNotAllowed, spec.Allowed)
 	}
 	return p, from, nil
-}
-
-// mayBeIn reports whether ref may be in a pool that could not be asked although it
-// is to be made in p.
-func (e *Engine) mayBeIn(sick *unaskedError, ref meta.Ref, p *servedPool) bool {
-	known, err := e.lookup(ref)
-	if err != nil || sick.has(p.PoolID()) {
-		return true
-	}
-	return slices.ContainsFunc(known, func(k meta.Entry) bool { return sick.has(k.PoolID) || !e.inUse(k.PoolID) })
 }
 
 // origin returns the pool to make something in, and the source in it, if any.

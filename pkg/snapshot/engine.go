@@ -466,59 +466,6 @@ type located struct {
 	ticket *pool.Ticket // to a commit; nil where none was announced
 }
 
-// find looks a volume or snapshot up in the ledgers of all pools. Where none of them
-// holds it, absent says why.
-func (e *Engine) find(ref meta.Ref) (located, error) { return e.search(ref, e.absent) }
-
-// search is find with a choice of the error for what no pool here contains.
-func (e *Engine) search(ref meta.Ref, absent func(meta.Ref) error) (located, error) {
-	if !meta.ValidID(ref.ID) {
-		return located{}, fmt.Errorf("%s: %w", ref, ErrNotFound)
-	}
-	var found []located
-	var sick unaskedError
-	pools := e.allPools()
-	for i, looked := range each(pools, func(p *servedPool) lookedUp { return p.lookUp(ref) }) {
-		if errors.Is(looked.err, pool.ErrAway) { // a sick disk stops only what may be on it
-			sick.add(pools[i], fmt.Errorf("%s: %w", ref, looked.err))
-		} else if looked.err != nil {
-			return located{}, fmt.Errorf("%s: %w", ref, looked.err)
-		}
-		found = append(found, looked.found...)
-	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		err := error(&sick)
-		if sick.err == nil {
-			err = absent(ref)
-		}
-		return located{}, cmp.Or(e.steady(pools, ref), err)
-	}
-	return located{}, fmt.Errorf("%s: in pools %q and %q: %w: remove one of them by hand", ref, found[0].pool.Name, found[1].pool.Name, ErrAmbiguous)
-}
-
-// lookedUp is what one pool holds of an ID.
-type lookedUp struct {
-	found []located
-	err   error
-}
-
-func (p *servedPool) lookUp(ref meta.Ref) (looked lookedUp) {
-	for _, kind := range ref.Class.Kinds() {
-		l, err := p.read(pool.SlotOf(kind, ref.ID))
-		switch {
-		case err == nil:
-			looked.found = append(looked.found, l)
-		case !errors.Is(err, fs.ErrNotExist):
-			looked.err = err
-			return looked
-		}
-	}
-	return looked
-}
-
 // begin admits an operation to the pool, which fails where it could not be ended: its
 // filesystem is frozen. From then on it is as patient as the kernel. What it looks up may
 // have to wait for a commit, and it is not to be given up between two steps.
@@ -529,21 +476,6 @@ func (l *located) begin() error {
 	l.fs = l.pool.Patiently()
 	return nil
 }
-
-// unaskedError says that what was looked for was not found, and that some pools could
-// not be asked.
-type unaskedError struct {
-	pools []string // IDs
-	err   error
-}
-
-func (u *unaskedError) add(p *servedPool, err error) {
-	u.pools, u.err = append(u.pools, p.PoolID()), errors.Join(u.err, err)
-}
-
-func (u *unaskedError) has(poolID string) bool { return slices.Contains(u.pools, poolID) }
-func (u *unaskedError) Error() string          { return u.err.Error() }
-func (u *unaskedError) Unwrap() error          { return u.err }
 
 // read returns the record of a slot; fs.ErrNotExist for none, and also for an
 // empty directory, which a crash left before it wrote the record.
@@ -578,47 +510,13 @@ func (l *located) decode(data []byte) (err error) {
 	return nil
 }
 
-func (e *Engine) inUse(poolID string) bool {
-	return slices.ContainsFunc(e.allPools(), func(p *servedPool) bool { return p.PoolID() == poolID })
-}
-
-// lookup returns what the index knows of ref, and notices when that fails.
-func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
-	known, err := e.index.Lookup(ref)
-	if err != nil {
-		e.indexBehind.Store(true)
+// recovered is entry for an operation, which is admitted to the pool. What a crash left half
+// made is completed, and what it left declared only is undone: fs.ErrNotExist. The caller has
+// the lock of the ID.
+func (l *located) recovered() (meta.Entry, error) {
+	if err := l.begin(); err != nil {
+		return meta.Entry{}, err
 	}
-	return known, err
-}
-
-// remembered returns the pools that the index knows, and notices when that fails.
-func (e *Engine) remembered() (map[string]index.PoolState, error) {
-	pools, err := e.index.Pools()
-	if err != nil {
-		e.indexBehind.Store(true)
-	}
-	return pools, err
-}
-
-// findRecovered is search for callers that need the subvolume itself: what a crash left
-// half made is completed, what it left declared only is undone and absent,
-// and a subvolume that is gone is ErrLost. The caller holds the lock.
-func (e *Engine) findRecovered(ref meta.Ref, absent func(meta.Ref) error) (located, meta.Entry, error) {
-	l, err := e.search(ref, absent)
-	if err == nil {
-		err = l.begin()
-	}
-	if err != nil {
-		return l, meta.Entry{}, err
-	}
-	entry, err := l.recover()
-	if errors.Is(err, fs.ErrNotExist) {
-		return l, entry, absent(ref)
-	}
-	return l, entry, err
-}
-
-func (l *located) recover() (meta.Entry, error) {
 	if l.record.State == meta.Creating {
 		return l.resume()
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"slices"
 	"strings"
 
@@ -42,7 +41,7 @@ func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 	}
 	if l.record.State == meta.Creating {
 		if _, err := l.fs.Info(l.slot); errors.Is(err, fs.ErrNotExist) {
-			return meta.Entry{}, e.absent(ref)
+			return meta.Entry{}, e.absence(ref)
 		}
 	}
 	return l.entry()
@@ -176,14 +175,6 @@ func (e *Engine) PoolIDs() map[string]string {
 		ids[p.Name] = p.PoolID()
 	}
 	return ids
-}
-
-// Away returns the names of the pools that were in use once and are not now, by ID, but
-// for those that are forgotten.
-func (e *Engine) Away() (map[string]string, error) {
-	known, err := e.host.Known()
-	maps.DeleteFunc(known, func(id, _ string) bool { return e.inUse(id) })
-	return known, err
 }
 
 // Forget has nothing wait any more for a pool that will not come back here.

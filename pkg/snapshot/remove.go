@@ -30,16 +30,16 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	if earlier != nil && !errors.Is(earlier, pool.ErrAway) {
 		return earlier
 	}
-	l, err := e.find(ref)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrForgotten) {
-		if errors.Is(err, ErrNotFound) {
-			err = nil
-		}
-		return cmp.Or(e.steady(pools, ref), earlier, err)
-	}
-	if err != nil {
+	there, err := e.locate(ref)
+	switch {
+	case err != nil:
 		return err
+	case there.unknown != nil:
+		return there.unknown
+	case there.found == nil:
+		return cmp.Or(e.steady(pools, ref), earlier, e.forgotten(ref))
 	}
+	l := there.found
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -230,7 +230,14 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	defer release()
 	defer e.pin()()
 
-	l, entry, err := e.findRecovered(ref, e.absent)
+	l, err := e.find(ref)
+	if err != nil {
+		return meta.Entry{}, err
+	}
+	entry, err := l.recovered()
+	if errors.Is(err, fs.ErrNotExist) {
+		err = e.absence(ref)
+	}
 	if err != nil {
 		return meta.Entry{}, err
 	}

@@ -8,22 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bind mounts the directory source at a target, with flags. The mount gets them before it
-// has a place: where the directory of the targets is shared, as it is with a driver in a
-// container, it is the copies in other namespaces that pods see, and a remount, as
-// mount(8) sets flags, reaches none of them. The target goes by a descriptor, which
-// nobody can put another in the place of.
+// Bind mounts the directory source at a target, with flags. The mount gets its flags before
+// it is attached. If the directory of targets is shared, as in a container, pods see copies
+// of the mount in other namespaces. A later remount, which is how mount(8) sets flags,
+// would not reach these copies. Bind opens the target once and uses the descriptor, so
+// nobody can replace the target meanwhile.
 //
-// The mount leaves the peer group of the source's mount. In the group, whatever is
-// mounted inside the target later, by a pod with mountPropagation Bidirectional for
-// example, would appear in the source too, and at every other target of it. Below a
-// shared directory the kernel gives the mount and its copies a group of their own.
+// The mount is private, not in the peer group of the source's mount. In that group,
+// everything mounted inside the target later, for example by a pod with mountPropagation
+// Bidirectional, would also appear in the source and at its other targets. Below a shared
+// directory the kernel puts the mount and its copies into a new peer group.
 func Bind(source string, flags Flags, at Target) error {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil {
 		return &os.PathError{Op: "open_tree", Path: source, Err: err}
 	}
-	defer unix.Close(fd) // the mount, too, if it has found no place by then
+	defer unix.Close(fd) // also removes the mount if it was not attached
 	attr := flags.attributes()
 	attr.Propagation = unix.MS_PRIVATE
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
@@ -40,8 +40,8 @@ func Bind(source string, flags Flags, at Target) error {
 	return nil
 }
 
-// Unmount takes away the mount on top at a target. umount(8) goes by the path, and
-// follows the symbolic links that it has by then.
+// Unmount removes the top mount at a target. umount(8) would use the path and follow new
+// symbolic links.
 func Unmount(at Target) error {
 	parent, err := at.openParent()
 	if err != nil {

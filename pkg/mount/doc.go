@@ -1,23 +1,23 @@
-// Package mount knows what is mounted on this node, and mounts and unmounts
-// directories. It knows nothing of CSI, of btrfs, or of volumes.
+// Package mount reads the mount table of this node, and mounts and unmounts directories. It
+// is independent of CSI, of btrfs and of volumes.
 //
 // # The mount table
 //
-// The package reads it by listmount(2) and statmount(2), or, before Linux 6.8, from
-// /proc/self/mountinfo. The file also shows the options of each filesystem, for which
-// btrfs reads the name of a subvolume from its disk: every reader of the file waits for
-// a disk that does not answer. The system calls ask no filesystem for anything.
+// Since Linux 6.8 the package reads the table with listmount(2) and statmount(2), and
+// before from /proc/self/mountinfo. For the file the kernel asks each filesystem for its
+// options, and btrfs reads the name of a subvolume from its disk. So a disk that does not
+// answer blocks every reader of the file. The system calls ask no filesystem.
 //
-// They can wait too, for the kernel's lock of the table, while a reader of the file holds
-// it and a change waits behind that. So nothing here waits for the kernel for more than
-// a few seconds: the answer is ErrSilent then, and never "not mounted".
+// The system calls can block, too: a reader of the file holds the kernel's lock of the
+// table, and a change queues behind it. So questions about the table fail with ErrSilent
+// after 10 s, and never return a wrong "not mounted". Only Options may block for longer.
 //
-// The kernel reports each change of the table, so which mounts there are is read once for
-// each change. It does not report that a directory was renamed, which changes the paths
-// in the table; whoever compares paths gets those of this moment.
+// The kernel reports changes of the table, so the list of mounts is read once after each
+// change. It does not report renames, which change the paths in the table. So functions
+// that compare paths read the paths again.
 //
 // # Targets
 //
-// A Target is a place where something may be mounted. It is opened without following
-// symbolic links, and mounted, unmounted and removed by what was opened.
+// A Target is a place for a mount. It is opened without following symbolic links. Mount,
+// unmount and removal use the opened descriptor.
 package mount

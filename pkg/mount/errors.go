@@ -6,19 +6,18 @@ import (
 )
 
 var (
-	// ErrInvalid is the kind of errors of a request that can never be served, such as
-	// flags that contradict each other.
+	// ErrInvalid is the kind of errors for requests that can never succeed, such as flags
+	// that contradict each other.
 	ErrInvalid = errors.New("invalid")
-	// ErrOutside is the ErrInvalid of a path that is not below the directory of the targets.
+	// ErrOutside is the ErrInvalid for a path outside of the directory of targets.
 	ErrOutside = fmt.Errorf("outside: %w", ErrInvalid)
-	// ErrInTheWay is the kind of errors that somebody has to do something about at the
-	// target first.
+	// ErrInTheWay is the kind of errors for a target that a person must clear first.
 	ErrInTheWay = errors.New("in the way")
-	// ErrSilent is returned when the kernel does not answer a question about mounts.
+	// ErrSilent means that the kernel has not answered a question about mounts in time.
 	ErrSilent = fmt.Errorf("the kernel has not answered within %s what is mounted: a disk of this node may not answer; look for processes in state D, and for that disk in the kernel's log", patience)
 )
 
-// problem is an error that says all in its text, and has a kind besides.
+// problem is an error with a complete text and a kind for errors.Is.
 type problem struct {
 	kind error
 	text string

@@ -7,18 +7,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flags are flags of one mount, as statfs returns them.
+// Flags are the flags of one mount, as statfs(2) returns them.
 type Flags int64
 
-// flag is one of them, as mount(8), statfs and mount_setattr have it.
+// flag is one flag, as mount(8), statfs(2) and mount_setattr(2) name it.
 type flag struct {
 	name   string
 	statfs Flags
 	attr   uint64
 }
 
-// flagTable has the flags that hold for one mount. Options of the filesystem, which
-// would hold for all its mounts, are not among them.
+// flagTable has the flags of a single mount. Options of the whole filesystem, which apply
+// to all its mounts, are not included.
 var flagTable = []flag{
 	{"ro", unix.ST_RDONLY, unix.MOUNT_ATTR_RDONLY},
 	{"nosuid", unix.ST_NOSUID, unix.MOUNT_ATTR_NOSUID},
@@ -29,7 +29,7 @@ var flagTable = []flag{
 	{"relatime", unix.ST_RELATIME, unix.MOUNT_ATTR_RELATIME},
 }
 
-// FlagNames returns the mount options that ParseFlags takes, and rw.
+// FlagNames returns the options that ParseFlags accepts, and rw.
 func FlagNames() []string {
 	names := []string{"rw"}
 	for _, f := range flagTable {
@@ -39,14 +39,14 @@ func FlagNames() []string {
 }
 
 const (
-	// ReadOnly is the flag of a mount that cannot be written.
+	// ReadOnly is the flag of a read-only mount.
 	ReadOnly   = Flags(unix.ST_RDONLY)
 	atimeFlags = Flags(unix.ST_NOATIME | unix.ST_RELATIME)
 	allFlags   = ReadOnly | atimeFlags | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC | unix.ST_NODIRATIME
 )
 
-// ParseFlags returns the flags for mount options, of which none is rw: that is what a
-// mount is without ro.
+// ParseFlags returns the flags for mount options. The option rw is no flag and must not be
+// among them. Errors: ErrInvalid.
 func ParseFlags(options []string) (Flags, error) {
 	var flags Flags
 	for _, option := range options {
@@ -62,11 +62,11 @@ func ParseFlags(options []string) (Flags, error) {
 	return flags, nil
 }
 
-// ReadOnly reports whether a mount with these flags cannot be written.
+// ReadOnly reports whether a mount with these flags is read-only.
 func (f Flags) ReadOnly() bool { return f&ReadOnly != 0 }
 
-// Over returns the flags of a mount for which f is asked, of a filesystem mounted with
-// those of base: what the administrator took away there is not given back.
+// Over returns the flags of a mount that is requested with f on a filesystem mounted with
+// base. A request cannot undo restrictions of the administrator in base.
 func (f Flags) Over(base Flags) Flags {
 	if f&atimeFlags != 0 {
 		base &^= atimeFlags
@@ -74,8 +74,7 @@ func (f Flags) Over(base Flags) Flags {
 	return (f | base) & allFlags
 }
 
-// attributes returns the flags as mount_setattr takes them: those of the mount before
-// are removed, all that are known here.
+// attributes returns the flags for mount_setattr(2). They replace all flags in flagTable.
 func (f Flags) attributes() unix.MountAttr {
 	attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR__ATIME}
 	for _, line := range flagTable {
@@ -92,7 +91,7 @@ func (f Flags) attributes() unix.MountAttr {
 	return attr
 }
 
-// String returns for example "nodev,relatime,rw".
+// String returns the flags as text, for example "nodev,relatime,rw".
 func (f Flags) String() string {
 	names := []string{}
 	for _, line := range flagTable {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// procfs reads the table from /proc/self/mountinfo. A mount is numbered by an ID that
-// another one may get when it is gone.
+// procfs reads the table from /proc/self/mountinfo. The kernel may give the ID of a removed
+// mount to a new one.
 type procfs struct{}
 
 func (procfs) all([]Info) ([]Info, error) {
@@ -34,7 +34,7 @@ func (procfs) all([]Info) ([]Info, error) {
 	return mounts, nil
 }
 
-// again reads them all, and leaves out what has the ID of one that is gone.
+// again reads the whole table. A mount with a reused ID on another device is left out.
 func (p procfs) again(mounts []Info) ([]Info, error) {
 	wanted := map[[2]uint64]bool{}
 	for _, m := range mounts {
@@ -60,14 +60,14 @@ func (p procfs) of(fd int) (Info, error) {
 		return Info{}, err
 	}
 	for _, m := range all {
-		if m.id == id { // which stays that of this mount while fd is open
+		if m.id == id { // the ID is not reused while fd is open
 			return m, nil
 		}
 	}
 	return Info{}, errNoMount
 }
 
-// oldMountOf returns the ID in the file of the mount that an open file is on.
+// oldMountOf returns the mount ID of an open file, as mountinfo shows it.
 func oldMountOf(fd int) (uint64, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st); err != nil {
@@ -79,7 +79,7 @@ func oldMountOf(fd int) (uint64, error) {
 	return st.Mnt_id, nil
 }
 
-// options reads the whole table, for which one disk that does not answer is enough to wait.
+// options reads the whole table, so any disk that does not answer blocks it.
 func (procfs) options(fd int) ([]string, error) {
 	return ask(func() ([]string, error) {
 		id, err := oldMountOf(fd)
@@ -103,9 +103,9 @@ func splitOptions(options string) []string {
 	return strings.FieldsFunc(options, func(r rune) bool { return r == ',' })
 }
 
-// fastest returns the reader by system calls, or that of the file where the kernel has no
-// such calls, or a seccomp profile forbids them. A request of no size is refused before
-// the kernel looks at any mount.
+// fastest returns the reader by system calls. It returns the reader of mountinfo if the
+// kernel lacks these calls or a seccomp profile forbids them. The kernel rejects a request
+// of size 0 before it looks at any mount.
 func fastest() reader {
 	for _, call := range []uintptr{unix.SYS_LISTMOUNT, unix.SYS_STATMOUNT} {
 		var none mountRequest

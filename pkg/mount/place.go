@@ -7,23 +7,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pathOnly opens for a look at what is there, not into it.
+// pathOnly opens a file for stat, not for its content.
 const pathOnly = unix.O_PATH | unix.O_CLOEXEC
 
-// procPath is a path to what is open, whatever happens to its name.
+// procPath returns a path to an open file that stays valid after a rename.
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// Place identifies a directory, and says how it is mounted.
+// Place identifies a directory and contains the flags of its mount.
 type Place struct {
 	Device, Inode uint64
 	Flags         Flags
 }
 
-// Same reports whether both are one directory. Every btrfs subvolume has a device number
-// of its own.
+// Same reports whether p and other are the same directory. Every btrfs subvolume has a
+// device number of its own.
 func (p Place) Same(other Place) bool { return p.Device == other.Device && p.Inode == other.Inode }
 
-// PlaceAt returns what is at a path.
+// PlaceAt returns the Place at a path. It follows symbolic links.
 func PlaceAt(path string) (Place, error) {
 	f, err := os.OpenFile(path, pathOnly, 0)
 	if err != nil {

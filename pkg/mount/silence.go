@@ -5,16 +5,16 @@ import (
 	"time"
 )
 
-// patience is how long the kernel may take for an answer. It has read tables of
-// thousands of mounts in milliseconds.
+// patience is the time limit for an answer of the kernel. Tables with thousands of mounts
+// take milliseconds.
 const patience = 10 * time.Second
 
-// overdue is the number of questions that were given up on and have no answer yet.
+// overdue is the number of timed-out questions whose calls have not returned yet.
 var overdue atomic.Int64
 
-// ask asks the kernel, which may have to wait for a disk, and gives up after a while:
-// ErrSilent. What hangs in the kernel cannot be ended and holds a thread. So until the
-// last question that was given up on has its answer, no other one is asked.
+// ask runs a question to the kernel and returns ErrSilent after patience. A blocked call
+// cannot be interrupted and occupies a thread. So ask returns ErrSilent at once until all
+// timed-out calls have returned.
 func ask[T any](question func() (T, error)) (T, error) { return askFor(patience, &overdue, question) }
 
 func askFor[T any](limit time.Duration, overdue *atomic.Int64, question func() (T, error)) (T, error) {

@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syscalls reads the table by listmount(2) and statmount(2), since Linux 6.8. A mount is
-// numbered by an ID that no other one gets until the next boot.
+// syscalls reads the table with listmount(2) and statmount(2), since Linux 6.8. The kernel
+// does not reuse a mount ID before the next boot.
 type syscalls struct{}
 
-// mountRequest is struct mnt_id_req of linux/mount.h, in its first version.
+// mountRequest is the first version of struct mnt_id_req in linux/mount.h.
 type mountRequest struct {
 	size  uint32
 	_     uint32
@@ -22,11 +22,11 @@ type mountRequest struct {
 	param uint64
 }
 
-// rootOfNamespace stands for all mounts below the root directory (LSMT_ROOT).
+// rootOfNamespace requests all mounts below the root directory (LSMT_ROOT).
 const rootOfNamespace = ^uint64(0)
 
-// What statmount is asked for. None of it is asked of the filesystem itself, as its
-// options (STATMOUNT_MNT_OPTS) are.
+// wanted is the set of fields to request. The kernel knows them without asking the
+// filesystem, unlike its options (STATMOUNT_MNT_OPTS).
 const wanted = statmountSuperblock | statmountMount | statmountRoot | statmountPoint | statmountType
 
 const (
@@ -38,8 +38,8 @@ const (
 	statmountOptions    = 0x80 // STATMOUNT_MNT_OPTS, since Linux 6.11
 )
 
-// mountStatus is struct statmount of linux/mount.h. The texts follow it; where they are is
-// counted from its end.
+// mountStatus is struct statmount of linux/mount.h. Texts follow it. Their offsets count
+// from its end.
 type mountStatus struct {
 	size        uint32
 	options     uint32
@@ -94,7 +94,7 @@ func (syscalls) options(fd int) ([]string, error) {
 	return splitOptions(status.text(statmountOptions, status.options)), nil
 }
 
-// mountOf returns the ID of the mount that an open file is on.
+// mountOf returns the unique mount ID of an open file.
 func mountOf(fd int) (uint64, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
@@ -106,8 +106,8 @@ func mountOf(fd int) (uint64, error) {
 	return st.Mnt_id, nil
 }
 
-// listMounts returns the IDs of all mounts, by one call: the kernel changes nothing
-// meanwhile, so that none is missed.
+// listMounts returns the IDs of all mounts. One call returns them all, and the table does
+// not change during a call, so no mount is missed.
 func listMounts() ([]uint64, error) {
 	for ids := make([]uint64, 1<<10); ; ids = make([]uint64, 4*len(ids)) {
 		request := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), id: rootOfNamespace}
@@ -121,8 +121,8 @@ func listMounts() ([]uint64, error) {
 	}
 }
 
-// statMounts leaves out the mounts that are gone, and does not ask about those that are
-// known. Both are ordered by ID.
+// statMounts returns the mounts with these IDs. Mounts that are gone are left out, and
+// known mounts are returned as they are. Both arguments are ordered by ID.
 func statMounts(ids []uint64, known []Info) ([]Info, error) {
 	mounts := make([]Info, 0, len(ids))
 	buffer := make([]uint64, statusWords)
@@ -141,7 +141,7 @@ func statMounts(ids []uint64, known []Info) ([]Info, error) {
 		if err != nil {
 			return nil, err
 		}
-		if m.Point != "" { // it is below the root directory still
+		if m.Point != "" { // it is still below the root directory
 			mounts = append(mounts, m)
 		}
 	}
@@ -149,9 +149,9 @@ func statMounts(ids []uint64, known []Info) ([]Info, error) {
 }
 
 const (
-	// statusWords has room for a mount whose two paths are of usual length, in 8 bytes.
+	// statusWords has room for a mount with two paths of usual length. Its unit is 8 bytes.
 	statusWords = 1 << 10
-	// mostStatusWords has room for any two paths that the kernel writes.
+	// mostStatusWords has room for the longest paths that the kernel returns.
 	mostStatusWords = 1 << 20
 )
 
@@ -163,7 +163,8 @@ func statMount(id uint64, buffer []uint64) (Info, error) {
 	return status.info(), nil
 }
 
-// askStatmount asks for parts of what there is to say of a mount.
+// askStatmount requests parts of the status of a mount, and enlarges the buffer as
+// necessary.
 func askStatmount(id, parts uint64, buffer []uint64) (mountTexts, error) {
 	for ; len(buffer) <= mostStatusWords; buffer = make([]uint64, 4*len(buffer)) {
 		request := mountRequest{size: uint32(unsafe.Sizeof(mountRequest{})), id: id, param: parts}
@@ -178,7 +179,7 @@ func askStatmount(id, parts uint64, buffer []uint64) (mountTexts, error) {
 	return mountTexts{}, os.NewSyscallError("statmount", unix.EOVERFLOW)
 }
 
-// mountTexts is what statmount has written.
+// mountTexts is an answer of statmount: the structure and its texts.
 type mountTexts struct {
 	*mountStatus
 	texts []byte
@@ -197,7 +198,7 @@ func (m mountTexts) info() Info {
 	return newInfo(m.id, m.deviceMajor, m.deviceMinor, m.text(statmountType, m.fsType), m.text(statmountRoot, m.root), m.text(statmountPoint, m.point))
 }
 
-// text returns one of the texts, "" for one that the kernel has not written.
+// text returns one text, or "" if the kernel has not written it.
 func (m mountTexts) text(part uint64, offset uint32) string {
 	if m.mask&part == 0 || int(offset) >= len(m.texts) {
 		return ""

@@ -14,25 +14,25 @@ import (
 
 // Info is one mount.
 type Info struct {
-	// Device is that of the filesystem, the same for all subvolumes of a btrfs, of
-	// which stat returns another one for each.
+	// Device is the device number of the filesystem. All subvolumes of a btrfs share it,
+	// although stat(2) returns a different number for each.
 	Device uint64
-	// Type is that of the filesystem, without the subtype of FUSE.
+	// Type is the type of the filesystem, without the subtype of FUSE.
 	Type string
-	// Root is the directory that is mounted: its path within its filesystem, or the last one
-	// that it had.
+	// Root is the path of the mounted directory within its filesystem. If the directory was
+	// removed, Root is its last path.
 	Root string
-	// Point is where it is mounted: a path as this process sees it.
+	// Point is the mount point, as this process sees it.
 	Point string
 
-	id uint64 // as the reader numbers mounts
+	id uint64 // mount ID of the reader
 }
 
-// String returns what is mounted, for people.
+// String describes the mount for people.
 func (m Info) String() string { return fmt.Sprintf("%s (%s)", m.Root, m.Type) }
 
-// deletedSuffix is what the kernel appends to the path of a directory that is gone. No
-// name has a slash, so no other path ends like that.
+// deletedSuffix is what the kernel appends to the path of a removed directory. File names
+// contain no slash, so no other path ends like this.
 const deletedSuffix = "//deleted"
 
 func newInfo(id uint64, major, minor uint32, fsType, root, point string) Info {
@@ -41,38 +41,38 @@ func newInfo(id uint64, major, minor uint32, fsType, root, point string) Info {
 	}
 }
 
-// reader is one way to ask the kernel. Mounts that are not below the root directory of
-// this process are not part of the answers.
+// reader reads the mount table. Mounts outside of the root directory of this process are
+// left out.
 type reader interface {
-	// all returns the mounts in the order in which they were made. One that is there
-	// from before the call until after it is among them. Those that are among known,
-	// which all has returned before, may be returned as they were then.
+	// all returns the mounts, the oldest first. It includes every mount that exists during
+	// the whole call. Mounts in known, from an earlier call of all, may be returned
+	// unchanged.
 	all(known []Info) ([]Info, error)
-	// again returns those of mounts that are still there, with their paths of this
-	// moment.
+	// again returns those of mounts that still exist, with current paths.
 	again(mounts []Info) ([]Info, error)
-	// of returns the mount that an open file is on.
+	// of returns the mount of an open file.
 	of(fd int) (Info, error)
-	// options returns those of the filesystem that an open file is on.
+	// options returns the mount options of the filesystem of an open file.
 	options(fd int) ([]string, error)
 }
 
-// errNoMount is the error of a file on a mount that the mount table does not have.
+// errNoMount means that the mount of a file is not in the mount table.
 var errNoMount = errors.New("it is on a mount that was taken away, or lies outside of the root directory of this process")
 
-// table keeps what is mounted until the kernel reports a change.
+// table caches the mounts until the kernel reports a change.
 type table struct {
 	reader reader
 
-	mu     sync.Mutex // protects what follows
-	mounts []Info     // whose paths may be old
-	watch  *Watch     // opened before mounts was read; nil: nothing was read yet
+	mu     sync.Mutex // protects the fields below
+	mounts []Info     // paths may be outdated
+	watch  *Watch     // opened before mounts was read; nil if nothing was read yet
 }
 
 // system is the mount table of this process.
 var system = &table{reader: fastest()}
 
-// Of returns the mount that an open file is on, and whether the file is its root.
+// Of returns the mount of an open file, and whether the file is the root of that mount.
+// Errors: ErrSilent.
 func Of(f *os.File) (m Info, top bool, err error) {
 	if top, err = isRoot(int(f.Fd()), ""); err != nil {
 		return Info{}, false, &os.PathError{Op: "statx", Path: f.Name(), Err: err}
@@ -81,15 +81,15 @@ func Of(f *os.File) (m Info, top bool, err error) {
 	return m, top, err
 }
 
-// Options returns the mount options of the filesystem that an open file is on, as the
-// mount table shows them; none where the kernel (Linux 6.8 to 6.10) shows them only together
-// with those of all other filesystems. The filesystem may read its disk for them, and the
-// kernel keeps the table locked meanwhile. So ask for those of a disk that has just
-// answered, and seldom.
+// Options returns the mount options of the filesystem of an open file, as the mount table
+// shows them. On Linux 6.8 to 6.10 it returns none: there, only the table of all
+// filesystems contains them. The filesystem may read its disk, and meanwhile the kernel
+// keeps the table locked. So call Options rarely, and only for a disk that has just
+// answered.
 func Options(f *os.File) ([]string, error) { return named(system.reader.options(int(f.Fd()))) }
 
-// IsPoint reports whether something is mounted at a path, which may end in a symbolic
-// link: that is no mount. It never waits for a disk.
+// IsPoint reports whether path is a mount point. A symbolic link is none. IsPoint never
+// waits for a disk.
 func IsPoint(path string) (bool, error) {
 	fd, err := unix.Open(path, pathOnly|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -103,21 +103,20 @@ func IsPoint(path string) (bool, error) {
 	return is, nil
 }
 
-// Inner is a mount of something within a directory.
+// Inner is a mount of a directory, or of a file or directory below it.
 type Inner struct {
 	Info
-	// Rel is the path from the directory to what is mounted: empty for the directory
-	// itself, else it begins with a slash.
+	// Rel is the path from the directory to the mounted file. It is empty for the directory
+	// itself, and else begins with a slash.
 	Rel string
 }
 
-// Inside returns the mounts of a directory and of what is below it, wherever they are
-// mounted, and through whichever mount path leads there: a mount counts by its root
-// within the filesystem. So a directory that lies in another one that is mounted is not
-// taken for it.
+// Inside returns all mounts of a directory, and of files and directories below it. It
+// compares the roots of mounts within the filesystem. So neither the mount points nor the
+// path in dir matter, and a mount of a parent does not count. Errors: ErrSilent.
 func Inside(path string) ([]Inner, error) { return named(system.inside(path)) }
 
-// attempts is how often a question is asked again because a rename came between.
+// attempts is the number of attempts while directories are renamed.
 const attempts = 10
 
 func (t *table) inside(path string) ([]Inner, error) {
@@ -138,13 +137,13 @@ func (t *table) inside(path string) ([]Inner, error) {
 	return nil, fmt.Errorf("directories above %s are being renamed: it is asked again later", path)
 }
 
-// directory is one by its place within its filesystem.
+// directory identifies a directory by its path within its filesystem.
 type directory struct {
 	device uint64
 	root   string
 }
 
-// inner returns the mounts that are of the directory or of what is below.
+// inner returns the mounts of the directory, and of files and directories below it.
 func (d directory) inner(mounts []Info) (found []Inner) {
 	for _, m := range mounts {
 		rel, ok := strings.CutPrefix(m.Root, strings.TrimSuffix(d.root, "/"))
@@ -155,10 +154,10 @@ func (d directory) inner(mounts []Info) (found []Inner) {
 	return found
 }
 
-// Within returns the paths from a directory to those of the files that lie in it or below,
-// by the paths of the files. These are what the kernel calls the files: absolute, and without
-// links. The mount table alone is asked, and none of the filesystems that the paths lead
-// through. So what has such a path need not be there.
+// Within maps each of files that lies below dir to its path relative to dir. Other files
+// are left out. The files are absolute paths without symbolic links, as the kernel shows
+// them, and need not exist. Within reads only the mount table and asks none of the
+// filesystems on the way.
 func Within(dir string, files []string) (map[string]string, error) {
 	return named(system.within(dir, files))
 }
@@ -178,8 +177,8 @@ func (t *table) within(dir string, files []string) (map[string]string, error) {
 	return rels, err
 }
 
-// rel returns the path from the directory to a file, by the innermost of the mounts of its
-// filesystem that lead there.
+// rel returns the path of a file relative to the directory. The innermost mount above the
+// file decides.
 func (d directory) rel(mounts []Info, file string) (rel string, ok bool) {
 	longest := -1
 	for _, m := range mounts {
@@ -194,7 +193,7 @@ func (d directory) rel(mounts []Info, file string) (rel string, ok bool) {
 	return rel, ok
 }
 
-// locate returns where a directory is in its filesystem.
+// locate returns the path of a directory within its filesystem.
 func (t *table) locate(at string) (directory, error) {
 	f, err := os.OpenFile(at, pathOnly|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
 	if err != nil {
@@ -222,7 +221,7 @@ func (t *table) locate(at string) (directory, error) {
 	return directory{}, fmt.Errorf("%s is not below the mount that it is on: it is being renamed, or lies outside of the root directory of this process", at)
 }
 
-// on returns the mounts of one filesystem, with their paths of this moment.
+// on returns the mounts of one filesystem, with current paths.
 func (t *table) on(device uint64) ([]Info, error) {
 	mounts, err := t.list()
 	if err != nil {
@@ -232,7 +231,7 @@ func (t *table) on(device uint64) ([]Info, error) {
 	return ask(func() ([]Info, error) { return t.reader.again(mounts) })
 }
 
-// list returns what is mounted, with paths that may be old.
+// list returns all mounts. Their paths may be outdated.
 func (t *table) list() ([]Info, error) {
 	return ask(func() ([]Info, error) {
 		t.mu.Lock()
@@ -250,7 +249,8 @@ func (t *table) list() ([]Info, error) {
 	})
 }
 
-// changed is asked before the table is read: what comes in between is reported again.
+// changed reports whether the table has changed. list calls it before it reads the table,
+// so that a change during the read is reported next time.
 func (t *table) changed() (bool, error) {
 	if t.watch != nil {
 		return t.watch.Changed(0)
@@ -260,7 +260,8 @@ func (t *table) changed() (bool, error) {
 	return err == nil, err
 }
 
-// forget has the table read again: the report of a change is gone once asked for.
+// forget makes the next list read the table again. A report of a change is consumed by
+// asking for it.
 func (t *table) forget() {
 	_ = t.watch.Close()
 	t.watch, t.mounts = nil, nil
@@ -278,7 +279,7 @@ func isRoot(fd int, rel string) (bool, error) {
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
-// named says in an error what was wanted.
+// named adds to an error what the question was.
 func named[T any](answer T, err error) (T, error) {
 	if err != nil {
 		err = fmt.Errorf("look what is mounted: %w", err)

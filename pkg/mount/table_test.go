@@ -20,7 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// readers are the ways to read the table, of which the kernel has to have both.
+// readers are both ways to read the table. The kernel must support both.
 var readers = map[string]reader{"system calls": syscalls{}, "mountinfo": procfs{}}
 
 func TestMain(m *testing.M) {
@@ -30,11 +30,11 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// aloneVariable says to a test binary that it runs for one test.
+// aloneVariable marks a test binary that runs a single test.
 const aloneVariable = "BTRFS_CSI_TEST_ALONE"
 
-// alone runs the test in a process with a root directory and a mount namespace of its own,
-// where it returns true. Nothing that the test mounts is left when that ends.
+// alone runs the test again in a process with a mount namespace of its own, and returns
+// true there. Mounts of the test end with that process.
 func alone(t *testing.T) bool {
 	t.Helper()
 	btrfstest.RequireRoot(t)
@@ -50,9 +50,9 @@ func alone(t *testing.T) bool {
 	return false
 }
 
-// inEmptyNamespace is alone with nothing mounted but an empty directory for / and /proc.
-// No change of the table comes from elsewhere: where a directory is removed in another
-// namespace, the mounts on it go here.
+// inEmptyNamespace is alone with only an empty / and /proc mounted. Mounts of the machine
+// cannot change the table there: removing a directory in another namespace would also
+// remove mounts on it in this one.
 func inEmptyNamespace(t *testing.T) bool {
 	t.Helper()
 	if !alone(t) {
@@ -81,19 +81,20 @@ func mkdir(t testing.TB, path string) string {
 	return path
 }
 
-// workspace returns an empty directory, which goes when the test ends with all that is
-// mounted in it.
+// workspace returns an empty directory. The end of the test removes it and all mounts in
+// it.
 func workspace(t *testing.T) string {
 	t.Helper()
 	btrfstest.RequireRoot(t)
 	dir := t.TempDir()
 	must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
-	must(t, unix.Mount("", dir, "", unix.MS_PRIVATE, "")) // what is shared cannot be moved
+	must(t, unix.Mount("", dir, "", unix.MS_PRIVATE, "")) // shared mounts cannot be moved
 	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
 	return dir
 }
 
-// filesystem returns where a btrfs is mounted, which goes with all that is mounted in it.
+// filesystem mounts a btrfs and returns its mount point. The end of the test unmounts it
+// and all mounts in it.
 func filesystem(t *testing.T) string {
 	t.Helper()
 	top := btrfstest.Mount(t)
@@ -113,7 +114,7 @@ func command(t testing.TB, name string, args ...string) {
 	}
 }
 
-// strange are names that users may choose for directories.
+// strange has unusual names that users may give to directories.
 var strange = []string{
 	"a b", "a\tb", "a\nb", `a\b`, `a\040b`, "#", "ä", "\xff\xfe", "a\vb\f\r", "\u00a0", " - ", " (deleted)", "(unreachable)", "-\v-", strings.Repeat("n", 255),
 }
@@ -144,7 +145,7 @@ func tangle(t *testing.T, dir string) {
 	must(t, unix.Unmount(stack, unix.MNT_DETACH))
 }
 
-// bindDeep mounts a directory below itself, at a path that is longer than PATH_MAX.
+// bindDeep mounts a directory below itself, at a path longer than PATH_MAX.
 func bindDeep(t *testing.T, dir string) {
 	t.Helper()
 	at, err := unix.Open(dir, pathOnly, 0)
@@ -164,7 +165,7 @@ func bindDeep(t *testing.T, dir string) {
 	must(t, unix.MoveMount(tree, "", at, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH))
 }
 
-// tangleBtrfs does so with subvolumes, some of which are gone.
+// tangleBtrfs is tangle with subvolumes. It removes some of them.
 func tangleBtrfs(t *testing.T, top string) {
 	for _, name := range strange {
 		volume := filepath.Join(top, name)
@@ -178,8 +179,7 @@ func tangleBtrfs(t *testing.T, top string) {
 	}
 }
 
-// TestReadersAgree compares both ways to read the table in a namespace where everything
-// is mounted that can be.
+// TestReadersAgree compares both readers in a namespace with mounts of all kinds.
 func TestReadersAgree(t *testing.T) {
 	if !alone(t) {
 		return
@@ -237,8 +237,8 @@ func read(t *testing.T, r reader) []Info {
 	return all
 }
 
-// undisturbed reads until nothing has changed meanwhile. In the other namespaces of the
-// machine directories are removed that mounts of this one are on.
+// undisturbed repeats read until the table does not change meanwhile. In other namespaces
+// of the machine, directories with mounts of this namespace may be removed.
 func undisturbed(t *testing.T, read func()) {
 	t.Helper()
 	w, err := NewWatch()
@@ -276,7 +276,7 @@ func compareReaders(t *testing.T, atLeast int) {
 		if !slices.Equal(again, all) {
 			t.Errorf("%s: again other mounts than before", name)
 		}
-		for keep := range 7 { // some are known, and some that were are gone
+		for keep := range 7 { // some are known, some known ones are gone
 			var known, more []Info
 			for i, m := range all {
 				if i%7 <= keep {
@@ -296,8 +296,8 @@ func compareReaders(t *testing.T, atLeast int) {
 	}
 }
 
-// TestNoMountIsMissed reads while others mount, unmount, move and rename: what is mounted
-// all the time is in each answer.
+// TestNoMountIsMissed reads the table while goroutines mount, unmount, move and rename.
+// Each answer contains every permanent mount.
 func TestNoMountIsMissed(t *testing.T) {
 	dir := workspace(t)
 	const stable = 300
@@ -326,7 +326,7 @@ func TestNoMountIsMissed(t *testing.T) {
 	must(t, <-done)
 }
 
-// churn changes the table until stop.
+// churn changes the table until stop is closed.
 func churn(dir string, stop chan struct{}, changes *atomic.Int64) error {
 	for i := 0; ; i++ {
 		select {
@@ -346,7 +346,7 @@ func churn(dir string, stop chan struct{}, changes *atomic.Int64) error {
 	}
 }
 
-// TestTableFollows mounts and unmounts many times: a table that is kept has to show each.
+// TestTableFollows: the cached table shows each of many mounts and unmounts.
 func TestTableFollows(t *testing.T) {
 	dir := mkdir(t, filepath.Join(workspace(t), "at"))
 	for name, r := range readers {
@@ -369,7 +369,7 @@ func TestTableFollows(t *testing.T) {
 	}
 }
 
-// counting counts how often the whole table is read, and may fail.
+// counting counts how often the whole table is read. It returns err if set.
 type counting struct {
 	reader
 	reads int
@@ -384,8 +384,8 @@ func (c *counting) all(known []Info) ([]Info, error) {
 	return c.reader.all(nil)
 }
 
-// TestTableIsReadOncePerChange: also after an answer that did not come, for which the
-// report of the change is gone.
+// TestTableIsReadOncePerChange also covers a failed read, which has consumed the report of
+// the change.
 func TestTableIsReadOncePerChange(t *testing.T) {
 	if !inEmptyNamespace(t) {
 		return
@@ -417,7 +417,7 @@ func TestTableIsReadOncePerChange(t *testing.T) {
 	}
 }
 
-// TestInside: a mount counts by its root, wherever and through whichever mount.
+// TestInside: mounts are found by their root, at any mount point and through any mount.
 func TestInside(t *testing.T) {
 	top := filesystem(t)
 	base := mkdir(t, filepath.Join(top, "base"))
@@ -469,7 +469,7 @@ func TestInside(t *testing.T) {
 	})
 	check(at("other"), map[string]string{"other": ""})
 
-	// The kernel reports no rename. The paths are right all the same.
+	// The kernel does not report a rename. The paths must be current all the same.
 	_, err := Inside(volume)
 	must(t, err)
 	must(t, os.Rename(base, filepath.Join(top, "renamed")))
@@ -488,11 +488,11 @@ func TestInside(t *testing.T) {
 	}
 }
 
-// TestWithin: a path leads into a directory through whichever mount, also one that another
-// filesystem is mounted over, which is not asked.
+// TestWithin: files are found through any mount, also below one that another filesystem
+// covers. That filesystem is not asked.
 func TestWithin(t *testing.T) {
 	top := filesystem(t)
-	must(t, unix.Mount("", top, "", unix.MS_PRIVATE, "")) // what is mounted here is not mounted at its binds, too
+	must(t, unix.Mount("", top, "", unix.MS_PRIVATE, "")) // mounts here do not propagate to its binds
 	volume := mkdir(t, filepath.Join(top, "base", "v"))
 	dir := workspace(t)
 	at := func(name string) string { return mkdir(t, filepath.Join(dir, name)) }
@@ -500,7 +500,7 @@ func TestWithin(t *testing.T) {
 	bind(t, volume, at("volume"))
 	bind(t, mkdir(t, filepath.Join(volume, "in")), at("in"))
 	bind(t, mkdir(t, filepath.Join(top, "base", "vx")), at("sibling"))
-	bind(t, at("sibling"), filepath.Join(volume, "in")) // where it is hidden through this mount
+	bind(t, at("sibling"), filepath.Join(volume, "in")) // hides the directory through this mount
 	must(t, unix.Mount("none", at("volume"), "tmpfs", 0, ""))
 	want := map[string]string{
 		volume + "/f": "f", at("base") + "/v/a/f": "a/f", dir + "/volume/f": "f", at("in") + "/f": "in/f",
@@ -524,7 +524,7 @@ func TestWithin(t *testing.T) {
 }
 
 // FuzzInner proves that a mount counts for a directory if its root is that directory or
-// below, name by name, and that the rest is what is between.
+// lies below it, compared by components, and that Rel is the rest.
 func FuzzInner(f *testing.F) {
 	for _, paths := range [][2]string{
 		{"/", "/"}, {"/", "/a"}, {"/a", "/a"}, {"/a", "/ab"}, {"/a", "/a/b"}, {"/a/b", "/a"}, {"/a", "/a\n/b"}, {"/active/x/fs", "/active/x/fs/active/x/fs"},
@@ -535,7 +535,7 @@ func FuzzInner(f *testing.F) {
 	f.Fuzz(func(t *testing.T, dir, root string) {
 		live := strings.TrimSuffix(root, deletedSuffix)
 		if path.Clean(dir) != dir || path.Clean(live) != live || !path.IsAbs(dir) || !path.IsAbs(live) {
-			return // no path of the kernel's
+			return // not a path that the kernel returns
 		}
 		m := newInfo(1, 8, 1, "btrfs", root, "/at")
 		found := directory{m.Device, dir}.inner([]Info{m})
@@ -553,7 +553,7 @@ func FuzzInner(f *testing.F) {
 	})
 }
 
-// FuzzReadStatus proves that no answer of the kernel's ends the process.
+// FuzzReadStatus proves that no answer of the kernel makes the process panic.
 func FuzzReadStatus(f *testing.F) {
 	f.Add([]byte(nil), uint32(512), uint64(wanted), uint32(0), uint32(0))
 	f.Add([]byte("btrfs\x00/root\x00/point\x00"), uint32(530), uint64(wanted), uint32(6), uint32(12))
@@ -574,7 +574,7 @@ func FuzzReadStatus(f *testing.F) {
 	})
 }
 
-// renaming renames a directory between the two looks of a question, for some times.
+// renaming renames a directory between two reads, left times.
 type renaming struct {
 	reader
 	a, b string
@@ -591,8 +591,7 @@ func (r *renaming) again(mounts []Info) ([]Info, error) {
 	return r.reader.again(mounts)
 }
 
-// TestInsideWhileRenamed: the answer is right or an error, and never that nothing is
-// mounted.
+// TestInsideWhileRenamed: the answer is correct or an error, and never an empty list.
 func TestInsideWhileRenamed(t *testing.T) {
 	top := filesystem(t)
 	mkdir(t, filepath.Join(top, "a", "v"))
@@ -642,8 +641,8 @@ func wantPoint(t *testing.T, path string, want bool) {
 	}
 }
 
-// TestSilence: a question without an answer is an error, after which none is asked until
-// the answer has come.
+// TestSilence: a blocked question times out with an error. No other question runs until it
+// returns.
 func TestSilence(t *testing.T) {
 	var overdue atomic.Int64
 	release := make(chan struct{})
@@ -695,8 +694,7 @@ func TestWatch(t *testing.T) {
 	must(t, w.Close())
 }
 
-// TestOptions: both readers give the options of the filesystem, whichever mount of it leads
-// there.
+// TestOptions: both readers return the options of the filesystem through any of its mounts.
 func TestOptions(t *testing.T) {
 	dir := workspace(t)
 	must(t, unix.Mount("none", mkdir(t, filepath.Join(dir, "of")), "tmpfs", 0, "size=1m,mode=700"))

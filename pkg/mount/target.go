@@ -12,18 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// targetMode is the mode of a target directory, which what is mounted there hides.
+// targetMode is the mode of a target directory. A mount hides it.
 const targetMode = 0o750
 
-// Targets are the places where something may be mounted: below one directory, by a path
-// without symbolic links. This process is root, so a link that a pod put there would have
-// it mount, unmount or remove directories anywhere on the node.
+// Targets is the set of paths below one directory that have no symbolic links. This process
+// is root. With a symbolic link, a pod could make it mount, unmount or remove directories
+// anywhere on the node.
 type Targets struct {
 	given    string // as the caller writes it
-	resolved string // without symbolic links, as the mount table has it
+	resolved string // without symbolic links, as in the mount table
 }
 
-// NewTargets returns the targets below a directory, which need not be there yet.
+// NewTargets returns the targets below dir. The directory need not exist yet.
 func NewTargets(dir string) (*Targets, error) {
 	if !filepath.IsAbs(dir) {
 		return nil, fmt.Errorf("%q: want an absolute path", dir)
@@ -39,25 +39,26 @@ func NewTargets(dir string) (*Targets, error) {
 	return &Targets{given: given, resolved: resolved}, nil
 }
 
-// Contain reports whether a path of the mount table is that of a target.
+// Contain reports whether a path of the mount table is a target.
 func (t *Targets) Contain(path string) bool {
 	return strings.HasPrefix(path, strings.TrimSuffix(t.resolved, "/")+"/")
 }
 
-// Target is a place where something may be mounted.
+// Target is a place for a mount.
 type Target struct {
-	path string // absolute and resolved, as the mount table has it
+	path string // absolute and resolved, as in the mount table
 	rel  string // below root
 	root string
 }
 
-// maxName is the most bytes that a file's name can have (NAME_MAX).
+// maxName is the longest name of a file in bytes (NAME_MAX).
 const maxName = 255
 
-// Path returns the path of the target, without symbolic links.
+// Path returns the path of the target without symbolic links.
 func (t Target) Path() string { return t.path }
 
-// Parse returns the target at a path. It looks at the words alone.
+// Parse returns the target at a path. It checks only the text of the path. Errors:
+// ErrInvalid, ErrOutside.
 func (t *Targets) Parse(path string) (Target, error) {
 	if !filepath.IsAbs(path) || filepath.Clean(path) != path {
 		return Target{}, invalid("want an absolute path without . or .. or doubled slashes")
@@ -74,12 +75,12 @@ func (t *Targets) Parse(path string) (Target, error) {
 	return Target{}, &problem{ErrOutside, "want a path below " + t.given}
 }
 
-// Open opens what is at the target, mounted or not, for fstat and the like. The caller
-// closes it. A symbolic link anywhere below the directory of the targets is ErrInvalid,
-// what is absent fs.ErrNotExist.
+// Open opens the target for fstat(2) and similar calls, mounted or not. The caller closes
+// it. Errors: fs.ErrNotExist; ErrInvalid for a symbolic link below the directory of
+// targets; ErrInTheWay for a file in place of a directory.
 func (t Target) Open() (*os.File, error) { return t.openBelow(t.rel) }
 
-// Check fails for a target that Open refuses; an absent one will do.
+// Check returns the error of Open. An absent target is no error.
 func (t Target) Check() error {
 	f, err := t.Open()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -91,7 +92,7 @@ func (t Target) Check() error {
 	return f.Close()
 }
 
-// openParent opens the directory that the target is in, like Open.
+// openParent is Open for the parent directory of the target.
 func (t Target) openParent() (*os.File, error) { return t.openBelow(filepath.Dir(t.rel)) }
 
 func (t Target) openBelow(rel string) (*os.File, error) {
@@ -113,20 +114,21 @@ func (t Target) openBelow(rel string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), t.path), nil
 }
 
-// openBeneath opens a path below a directory, following no symbolic link: ELOOP.
+// openBeneath opens a path below a directory. Errors: ELOOP for a symbolic link; EXDEV for
+// a path that leaves the directory.
 func openBeneath(dir int, rel string) (int, error) {
 	fd, err := unix.Openat2(dir, rel, &unix.OpenHow{
 		Flags:   pathOnly,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EPERM) {
-		// A kernel before 5.6, or a seccomp profile that does not know the call.
+		// The kernel is older than 5.6, or a seccomp profile does not know the call.
 		return walkBeneath(dir, rel)
 	}
 	return fd, err
 }
 
-// walkBeneath does the same by one openat for each component.
+// walkBeneath is openBeneath with one openat(2) for each component.
 func walkBeneath(dir int, rel string) (int, error) {
 	at, err := unix.Openat(dir, ".", pathOnly, 0)
 	if err != nil {
@@ -163,8 +165,8 @@ func openNoLink(dir int, name string) (int, error) {
 	return fd, nil
 }
 
-// EnsureDir makes the target directory, in a parent that is there, and reports
-// whether it had to.
+// EnsureDir creates the target directory and reports whether it was absent. Errors:
+// ErrInTheWay when the parent is absent or the target is not an empty directory.
 func (t Target) EnsureDir() (made bool, err error) {
 	parent, err := t.openParent()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -181,8 +183,8 @@ func (t Target) EnsureDir() (made bool, err error) {
 	return err == nil, t.CheckEmptyDir()
 }
 
-// CheckEmptyDir fails unless the target is a directory with nothing in it: what
-// a mount would hide is somebody's.
+// CheckEmptyDir returns ErrInTheWay unless the target is an empty directory: a mount would
+// hide the user's files.
 func (t Target) CheckEmptyDir() error {
 	at, err := t.Open()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -206,8 +208,8 @@ func (t Target) CheckEmptyDir() error {
 	return nil
 }
 
-// RemoveDir removes the target directory. What is absent is no error; a
-// directory that has something in it stays, with all of it.
+// RemoveDir removes the target directory. An absent target is no error. A directory that is
+// not empty stays, with ErrInTheWay.
 func (t Target) RemoveDir() error {
 	parent, err := t.openParent()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -229,7 +231,7 @@ func (t Target) RemoveDir() error {
 	return nil
 }
 
-// Place returns what is at the target.
+// Place returns the Place of the target.
 func (t Target) Place() (Place, error) {
 	f, err := t.Open()
 	if err != nil {
@@ -239,7 +241,8 @@ func (t Target) Place() (Place, error) {
 	return placeOf(f)
 }
 
-// Top returns the mount on top at the target, false for none.
+// Top returns the top mount at the target. The bool is true if the target is the root of
+// that mount, and false if it is not mounted or absent.
 func (t Target) Top() (Info, bool, error) {
 	f, err := t.Open()
 	if errors.Is(err, fs.ErrNotExist) {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Both ways to open a path must refuse the same.
+// TestOpenBeneath: openat2 and walkBeneath refuse the same paths.
 func TestOpenBeneath(t *testing.T) {
 	dir := t.TempDir()
 	mkdir(t, filepath.Join(dir, "a", "b"))
@@ -86,7 +86,7 @@ func wantInTheWay(t *testing.T, err error, word string) {
 	}
 }
 
-// FuzzTargetPath proves that no words lead out of the directory of the targets.
+// FuzzTargetPath proves that no path leads out of the directory of targets.
 func FuzzTargetPath(f *testing.F) {
 	for _, path := range []string{
 		"/kubelet/pods/p/mount", "/data/kubelet/x", "/kubelet", "/kubelet/", "/kubelet/..", "/kubelet/../etc", "/kubelet//x", "/kubeletx/y", "", "x", "/", "/kubelet/a\x00b", "/kubelet/a\nb",

@@ -8,15 +8,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tableFile shows the mount table of this process, and its changes.
+// tableFile is the mount table of this process. Poll reports its changes.
 const tableFile = "/proc/self/mountinfo"
 
-// Watch reports changes of the mount table. It is for one goroutine at a time.
+// Watch reports changes of the mount table. Only one goroutine may use it at a time.
 type Watch struct{ file *os.File }
 
-// NewWatch returns a Watch that reports changes from now on.
+// NewWatch returns a Watch for changes after this call.
 func NewWatch() (*Watch, error) {
-	// Not os.Open, by which Go's own poller would take the report now and then.
+	// With os.Open, Go's own poller would consume some of the reports.
 	fd, err := unix.Open(tableFile, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: tableFile, Err: err}
@@ -24,8 +24,8 @@ func NewWatch() (*Watch, error) {
 	return &Watch{os.NewFile(uintptr(fd), tableFile)}, nil
 }
 
-// Changed waits for a change since it was last reported. It returns false when there is
-// none within the time. Nothing but that time makes it wait.
+// Changed waits up to within for a change, and reports whether there was one since the last
+// call. It never waits longer.
 func (w *Watch) Changed(within time.Duration) (bool, error) {
 	end := time.Now().Add(within)
 	for {
@@ -36,5 +36,5 @@ func (w *Watch) Changed(within time.Duration) (bool, error) {
 	}
 }
 
-// Close ends the reports.
+// Close closes the watch.
 func (w *Watch) Close() error { return w.file.Close() }

@@ -10,7 +10,8 @@ import (
 	"unicode/utf8"
 )
 
-// FuzzID proves that any text becomes one safe directory name, and two texts two.
+// FuzzID proves that any text becomes a safe directory name, and different texts different
+// names.
 func FuzzID(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"pvc-1", "pvc-1"}, {"pvc-1", "PVC-1"}, {"", "."}, {"..", "../x"}, {"a/b", ID("a/b")}, {"a\x00", "a"},
@@ -35,7 +36,7 @@ func FuzzID(f *testing.F) {
 	})
 }
 
-// FuzzRecordRoundTrip proves that what fits is read as it was written.
+// FuzzRecordRoundTrip proves that a record is read as it was written, if it fits.
 func FuzzRecordRoundTrip(f *testing.F) {
 	f.Add("pvc-1", uint8(0), int64(1<<30), int64(0), "", "zstd:3", "pvc/name", "data")
 	f.Add("<&>\u2028\x00", uint8(0xff), int64(0), int64(-1), "snap", "", "", "")

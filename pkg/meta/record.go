@@ -11,30 +11,30 @@ import (
 	"time"
 )
 
-// LedgerXattr is the extended attribute that holds a subvolume's record, on the
-// directory that contains the subvolume. The trusted namespace is out of reach
-// of everything without CAP_SYS_ADMIN, and the directory out of reach of pods.
+// LedgerXattr is the extended attribute that contains a subvolume's record. It is on the
+// directory that contains the subvolume. Only CAP_SYS_ADMIN can access the trusted
+// namespace, and pods cannot reach the directory.
 const LedgerXattr = "trusted.btrfs-csi"
 
-// MaxRecordSize bounds an encoded record, in bytes: an xattr must fit in one
-// leaf of the smallest node size that mkfs.btrfs makes on any platform (4 KiB).
+// MaxRecordSize is the largest encoded record in bytes. An xattr must fit into a leaf of
+// the smallest node size that mkfs.btrfs supports (4 KiB).
 const MaxRecordSize = 3500
 
-// recordVersion is raised when a reader of the previous version would
-// misunderstand a record; fields that may be ignored do not raise it.
+// recordVersion increases when older readers would misunderstand a record. A field that
+// readers may ignore does not increase it.
 const recordVersion = 1
 
 // Errors of DecodeRecord and Record.Encode.
 var (
-	// ErrDamaged is returned for a record that is not one of ours or is cut short.
+	// ErrDamaged means that a record is truncated or invalid.
 	ErrDamaged = errors.New("record is damaged")
-	// ErrNewer is returned for a record written by a later release.
+	// ErrNewer means that a later release has written the record.
 	ErrNewer = errors.New("record was written by a newer version")
-	// ErrTooLarge is returned for a record of more than MaxRecordSize bytes.
+	// ErrTooLarge means that a record has more than MaxRecordSize bytes.
 	ErrTooLarge = errors.New("record is too large")
 )
 
-// Kind says what a subvolume is used for; also the name of its area on disk.
+// Kind is the use of a subvolume, and the name of its directory in a pool.
 type Kind string
 
 const (
@@ -42,22 +42,21 @@ const (
 	Active Kind = "active"
 	// Committed is a read-only snapshot.
 	Committed Kind = "committed"
-	// View is a read-only volume on top of a snapshot.
+	// View is a read-only volume of a snapshot.
 	View Kind = "view"
 )
 
-// Class is the name space that an ID lives in: CSI has one for volumes and one
-// for snapshots.
+// Class is the namespace of an ID. CSI has one for volumes and one for snapshots.
 type Class string
 
 const (
-	// Volumes are the kinds Active and View.
+	// Volumes contains the kinds Active and View.
 	Volumes Class = "volume"
-	// Snapshots are the kind Committed.
+	// Snapshots contains the kind Committed.
 	Snapshots Class = "snapshot"
 )
 
-// Class returns the class that k belongs to.
+// Class returns the class of k.
 func (k Kind) Class() Class {
 	if k == Committed {
 		return Snapshots
@@ -76,7 +75,7 @@ func (c Class) Kinds() []Kind {
 	return []Kind{Active, View}
 }
 
-// Ref names one volume or snapshot of this node.
+// Ref identifies a volume or a snapshot of this node.
 type Ref struct {
 	Class Class  `json:"class"`
 	ID    string `json:"id"`
@@ -88,61 +87,60 @@ func Volume(id string) Ref { return Ref{Volumes, id} }
 // Snapshot returns the Ref of a snapshot.
 func Snapshot(id string) Ref { return Ref{Snapshots, id} }
 
-// IsZero reports whether r names nothing.
+// IsZero reports whether r is empty.
 func (r Ref) IsZero() bool { return r == Ref{} }
 
-// String returns for example `volume "pvc-1"`.
+// String returns r as text, for example `volume "pvc-1"`.
 func (r Ref) String() string { return fmt.Sprintf("%s %q", r.Class, r.ID) }
 
-// State is how far the making of a subvolume has come.
+// State is the progress of creation.
 type State string
 
 const (
-	// Creating is the state from the declaration until all that was declared
-	// is on disk. A subvolume that is missing then was never there.
+	// Creating lasts until everything in the record is on disk. If the subvolume is
+	// missing, it was never created.
 	Creating State = "creating"
-	// Ready is the state afterwards. A subvolume that is missing then is lost.
+	// Ready follows Creating. If the subvolume is missing, it is lost.
 	Ready State = "ready"
 )
 
-// Parameters are the properties of a subvolume that a StorageClass or a
-// VolumeSnapshotClass sets. The zero value is the filesystem's default.
+// Parameters are properties of a subvolume from a StorageClass or VolumeSnapshotClass. The
+// zero value means the filesystem's defaults.
 type Parameters struct {
-	// Compression is a value of the property btrfs.compression: zstd, zstd:1
-	// to zstd:15, zlib, zlib:1 to zlib:9, lzo or none.
+	// Compression is a value of the btrfs property "compression": zstd, zstd:1 to zstd:15,
+	// zlib, zlib:1 to zlib:9, lzo or none.
 	Compression string `json:"compression,omitempty"`
-	// NoDataCow writes file data in place, without checksums.
+	// NoDataCow turns off copy on write, and with it checksums.
 	NoDataCow bool `json:"nodatacow,omitempty"`
-	// SkipNested lets a snapshot or clone leave out subvolumes that were made
-	// inside the volume, which otherwise refuse it.
+	// SkipNested allows a snapshot or clone of a volume with nested subvolumes, and leaves
+	// these out. Without it such a snapshot fails.
 	SkipNested bool `json:"skipNested,omitempty"`
 }
 
-// Record is what was asked for when a subvolume was made.
+// Record is the request by which a subvolume was made.
 type Record struct {
 	ID         string            `json:"id"`
-	Name       string            `json:"name"` // as the CO gave it
+	Name       string            `json:"name"` // from the CSI request
 	Kind       Kind              `json:"kind"`
 	State      State             `json:"state"`
-	Size       int64             `json:"size"` // bytes; the limit of an active, the least size of what is made from it
+	Size       int64             `json:"size"` // bytes; limit of a volume, and minimum size of its copies
 	Created    time.Time         `json:"created"`
-	Source     Ref               `json:"source,omitzero"` // what it was made from
+	Source     Ref               `json:"source,omitzero"` // volume or snapshot that was copied
 	Parameters Parameters        `json:"parameters,omitzero"`
 	Labels     map[string]string `json:"labels,omitempty"` // for people: PVC name and namespace
 }
 
-// Ref returns the reference by which r is found.
+// Ref returns the reference of r.
 func (r Record) Ref() Ref { return Ref{r.Kind.Class(), r.ID} }
 
-// envelope wraps a record with the version of its encoding.
+// envelope adds the version of the encoding to a record.
 type envelope struct {
 	Version int             `json:"version"`
 	Record  json.RawMessage `json:"record"`
 }
 
-// Encode returns r as it is written to the ledger: JSON, so that getfattr shows
-// an administrator what a directory is. It returns ErrTooLarge for more than
-// MaxRecordSize bytes.
+// Encode returns r for the ledger. The format is JSON, readable with getfattr. Errors:
+// ErrTooLarge.
 func (r Record) Encode() ([]byte, error) {
 	record, err := json.Marshal(r)
 	if err != nil {
@@ -158,7 +156,7 @@ func (r Record) Encode() ([]byte, error) {
 	return data, nil
 }
 
-// DecodeRecord reads what Encode wrote. It returns ErrDamaged or ErrNewer.
+// DecodeRecord decodes the result of Encode. Errors: ErrDamaged, ErrNewer.
 func DecodeRecord(data []byte) (Record, error) {
 	var e envelope
 	if err := json.Unmarshal(data, &e); err != nil {
@@ -184,36 +182,35 @@ func (r Record) valid() bool {
 		(r.Source.IsZero() || ValidID(r.Source.ID) && (r.Source.Class == Volumes || r.Source.Class == Snapshots))
 }
 
-// Lineage is what btrfs itself knows of a subvolume (BTRFS_IOC_GET_SUBVOL_INFO).
-// UUIDs are in their 36-character form, empty where there is none.
+// Lineage is what btrfs stores about a subvolume (BTRFS_IOC_GET_SUBVOL_INFO). UUIDs have 36
+// characters, or are empty.
 type Lineage struct {
 	SubvolumeID    uint64 `json:"subvolumeID"`
 	UUID           string `json:"uuid"`
 	ParentUUID     string `json:"parentUUID,omitempty"`
 	ReceivedUUID   string `json:"receivedUUID,omitempty"`
-	CreatedTransid uint64 `json:"createdTransid"` // equal for all snapshots taken at one instant
+	CreatedTransid uint64 `json:"createdTransid"` // transaction; equal for snapshots of one instant
 }
 
 // Entry is one subvolume of one pool.
 type Entry struct {
 	Record
 	Lineage
-	Pool   string `json:"pool"`   // name, on this node
-	PoolID string `json:"poolID"` // UUID, everywhere
+	Pool   string `json:"pool"`   // name on this node
+	PoolID string `json:"poolID"` // UUID, the same on all nodes
 }
 
-// hashPrefix marks the IDs that are hashes of names. No name that begins with
-// it is used as it stands, so the two can never meet.
+// hashPrefix begins every ID that is a hash. A name with this prefix is always hashed, so a
+// name never equals the hash of another.
 const hashPrefix = "sha256-"
 
-// safeName is what may be a directory's name, a CSI handle and a word in a
-// shell without quoting.
+// safeName matches names that are safe as directory name, CSI handle and unquoted shell
+// word.
 var safeName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 
-// ID returns the ID for a CSI name: the name itself where it is a safe name
-// already, else a hash of it. The same name always gives the same ID, so that a
-// retry finds its own work without asking anyone, and no user's text becomes a
-// path.
+// ID returns the ID for a CSI name. A safe name is its own ID, and any other name is
+// hashed. The same name always has the same ID, so a retry finds its own work. No text of a
+// user becomes a path.
 func ID(name string) string {
 	if safeName.MatchString(name) && !strings.HasPrefix(name, hashPrefix) {
 		return name
@@ -222,5 +219,5 @@ func ID(name string) string {
 	return hashPrefix + hex.EncodeToString(sum[:])
 }
 
-// ValidID reports whether id can have come from ID.
+// ValidID reports whether id may be a result of ID.
 func ValidID(id string) bool { return safeName.MatchString(id) }

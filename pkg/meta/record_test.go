@@ -39,7 +39,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	}
 }
 
-// TestRecordFormat fails when the encoding changes: what is on disks cannot.
+// TestRecordFormat fails when the encoding changes: existing disks keep the old one.
 func TestRecordFormat(t *testing.T) {
 	t.Parallel()
 	const onDisk = `{"version":1,"record":{"id":"pvc-1","name":"pvc-1","kind":"active","state":"ready","size":9223372036854775807,` +
@@ -165,8 +165,8 @@ func TestKinds(t *testing.T) {
 	}
 }
 
-// FuzzDecodeRecord proves that no record can harm its reader, and that what is
-// taken means the same when it is written again.
+// FuzzDecodeRecord proves that no record can make its reader panic, and that an accepted
+// record keeps its meaning when it is written again.
 func FuzzDecodeRecord(f *testing.F) {
 	good, err := full().Encode()
 	if err != nil {

@@ -10,25 +10,25 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// gather is how long a change of the index waits for others. One transaction of
-// bbolt costs more than a hundred changes in it.
+// gather is the time in which changes are collected for one write. A transaction of bbolt
+// costs more than a hundred changes in it.
 const gather = 5 * time.Millisecond
 
-// change is an entry that was made or removed.
+// change adds or removes an entry.
 type change struct {
 	ref   meta.Ref
 	apply func(*bolt.Tx) error
 }
 
-// behind are the changes that are not in the file yet. Nobody waits for them to
-// be: the ledger has them.
+// behind queues changes that are not in the file yet. Callers do not wait for the write,
+// because the ledger already contains them.
 type behind struct {
-	writing sync.Mutex // held from taking changes until they are written: they stay in order
+	writing sync.Mutex // held from reading changes until they are written, for their order
 
-	mu      sync.Mutex // protects what follows
+	mu      sync.Mutex // protects the three fields below
 	changes []change
-	touched map[meta.Ref]bool // has a change
-	failed  error             // the last write, and it was not returned yet
+	touched map[meta.Ref]bool // refs in changes
+	failed  error             // error of the last write that was not returned yet
 
 	wake chan struct{}
 	stop func()
@@ -44,7 +44,7 @@ func newBehind() *behind {
 	}
 }
 
-// add returns the failure of an earlier write.
+// add queues a change and returns the error of an earlier write.
 func (b *behind) add(c change) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -52,7 +52,7 @@ func (b *behind) add(c change) error {
 	b.touched[c.ref] = true
 	select {
 	case b.wake <- struct{}{}:
-	default: // the writer is about to look
+	default: // the writer is already due
 	}
 	failed := b.failed
 	b.failed = nil
@@ -65,7 +65,7 @@ func (b *behind) touches(ref meta.Ref) bool {
 	return b.touched[ref]
 }
 
-// run writes what comes until end is called.
+// run writes changes until end is called.
 func (b *behind) run(f *file) {
 	defer close(b.done)
 	for {
@@ -83,15 +83,15 @@ func (b *behind) run(f *file) {
 	}
 }
 
-// end writes the rest. What is added later is not written.
+// end writes the remaining changes. Later changes are not written.
 func (b *behind) end(f *file) error {
 	b.stop()
 	<-b.done
 	return b.write(f)
 }
 
-// write brings the file up to date. What cannot be written is given up, and
-// returned once: the file may lack it.
+// write writes all queued changes. If that fails the changes are dropped and the error is
+// returned once. The file may then lack them.
 func (b *behind) write(f *file) error {
 	b.writing.Lock()
 	defer b.writing.Unlock()

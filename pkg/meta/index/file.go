@@ -14,22 +14,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTimeout is how long Open waits for another process to let go of the file.
+// openTimeout is how long Open waits for another process to unlock the file.
 const openTimeout = 2 * time.Second
 
-// errUntrusted is returned inside the package for an index file that must be made
-// anew.
+// errUntrusted means that the file must be replaced. It is internal to the package.
 var errUntrusted = errors.New("index cannot be trusted")
 
-// file is the bbolt file of an index. Damage that shows only in its use, as a panic of
-// bbolt's, ends that use with an error, and the file is made anew, empty.
+// file is the bbolt file of an index. If bbolt panics on a damaged file, the current
+// operation fails with errUntrusted and an empty file replaces the damaged one.
 type file struct {
 	path     string
 	renewing sync.Mutex
 	db       atomic.Pointer[bolt.DB]
 }
 
-// openFile opens the file, anew where it cannot be trusted; renewed then says why.
+// openFile opens the file. It replaces an untrusted file; renewed is then the reason.
 func openFile(path string) (f *file, renewed string, err error) {
 	db, err := openTrusted(path)
 	if errors.Is(err, errUntrusted) && !noRoom(err) {
@@ -50,7 +49,7 @@ func openFile(path string) (f *file, renewed string, err error) {
 	return f, renewed, nil
 }
 
-// openMemory opens an empty file that is nowhere: its path is empty.
+// openMemory opens an empty index in memory. Its path is empty.
 func openMemory() (*file, error) {
 	db, err := openVerified("")
 	if err != nil {
@@ -63,7 +62,7 @@ func openMemory() (*file, error) {
 
 func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
 
-// memfd is os.OpenFile of a file in memory.
+// memfd replaces os.OpenFile by a file in memory.
 func memfd(string, int, os.FileMode) (*os.File, error) {
 	fd, err := unix.MemfdCreate("index", unix.MFD_CLOEXEC)
 	if err != nil {
@@ -93,13 +92,13 @@ func (f *file) guard(use func(*bolt.DB) error) (err error) {
 	return use(db)
 }
 
-// renew replaces a file that has proved damaged by an empty one. What bbolt holds of
-// the old one is given up: in which state it left its locks nobody knows.
+// renew replaces a damaged file by an empty one. The old bbolt.DB is abandoned, because its
+// locks are in an unknown state.
 func (f *file) renew(damaged *bolt.DB) error {
 	f.renewing.Lock()
 	defer f.renewing.Unlock()
 	if f.db.Load() != damaged {
-		return nil // somebody else did
+		return nil // another goroutine did
 	}
 	if err := removeFile(f.path); err != nil {
 		return err
@@ -112,7 +111,7 @@ func (f *file) renew(damaged *bolt.DB) error {
 	return nil
 }
 
-// removeFile takes nothing but a file away, unlike os.Remove.
+// removeFile removes a file. Unlike os.Remove it never removes a directory.
 func removeFile(path string) error {
 	if err := unix.Unlink(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove %s: %w", path, err)
@@ -120,7 +119,7 @@ func removeFile(path string) error {
 	return nil
 }
 
-// openTrusted opens a file that is as its last user left it.
+// openTrusted opens a file that is unchanged since its last use.
 func openTrusted(path string) (*bolt.DB, error) {
 	if _, err := os.Lstat(path); errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("%w: there was none", errUntrusted)
@@ -131,9 +130,9 @@ func openTrusted(path string) (*bolt.DB, error) {
 	return openVerified(path)
 }
 
-// openVerified opens the file, or an empty one in memory for no path, and reads all
-// of it. What bbolt makes of damage in spite of the seal, a panic or SIGBUS, is caught
-// here, where nothing depends on the file yet.
+// openVerified opens the file and reads all of it. An empty path opens an empty file in
+// memory. Damage that the seal does not show makes bbolt panic or causes SIGBUS. Both are
+// caught here, before anything depends on the file.
 func openVerified(path string) (db *bolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -151,9 +150,9 @@ func openVerified(path string) (db *bolt.DB, err error) {
 	db, err = bolt.Open(path, 0o600, &bolt.Options{
 		OpenFile: openFile,
 		Timeout:  openTimeout,
-		NoSync:   true, // a cache over the ledger: an fsync would buy nothing
-		// The free list is kept in the file: to find the free pages bbolt would
-		// read all others, in a goroutine in which a panic cannot be caught.
+		NoSync:   true, // the file is a cache of the ledger
+		// The free list is in the file. Without it bbolt would search free pages in a
+		// goroutine whose panic cannot be caught.
 		FreelistType: bolt.FreelistMapType,
 	})
 	switch {

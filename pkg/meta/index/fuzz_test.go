@@ -9,8 +9,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// FuzzRecordInIndex proves that whatever record is taken from a ledger can be found
-// in the index, and hides nothing else there.
+// FuzzRecordInIndex proves that every accepted record can be found in the index and hides
+// no other.
 func FuzzRecordInIndex(f *testing.F) {
 	r := entry(meta.Active, "pvc-1", poolA, meta.Snapshot("snap")).Record
 	data, err := r.Encode()
@@ -54,14 +54,14 @@ func FuzzRecordInIndex(f *testing.F) {
 	})
 }
 
-// FuzzDamagedIndex damages a good file behind the back of its seal: what is opened
-// has the entries it was closed with, or says that it has been made anew.
+// FuzzDamagedIndex damages a file without changing its seal. Open returns the entries of
+// the closed file, or reports that it replaced the file.
 func FuzzDamagedIndex(f *testing.F) {
 	const entries = 40
 	good := closedIndex(f, entries, func(*bolt.Tx) error { return nil })
 	f.Add(uint32(0), []byte{}, uint32(0))
 	f.Add(uint32(16), []byte{0xff, 0xff}, uint32(0))              // flags of a meta page
-	f.Add(uint32(4096+16), []byte("noise"), uint32(0))            // and of the other
+	f.Add(uint32(4096+16), []byte("noise"), uint32(0))            // flags of the other meta page
 	f.Add(uint32(len(good.data)/2), []byte{1}, uint32(0))         // an entry
 	f.Add(uint32(0), []byte{}, uint32(len(good.data)/2))          // cut
 	f.Add(uint32(len(good.data)-1), []byte{0, 0, 0}, uint32(0))   // longer

@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// indexVersion is raised when the schema in doc.go changes; an index of
-	// another version is made anew.
+	// indexVersion increases when the schema in doc.go changes. An index of another version
+	// is replaced.
 	indexVersion = 1
-	// historyLimit is how many removals are remembered.
+	// historyLimit is the number of removals in the history.
 	historyLimit = 10_000
 )
 
@@ -30,32 +30,30 @@ var (
 	keyVersion     = []byte("version")
 )
 
-// Index is a bbolt file over the entries of all pools of a node.
-// It is safe for concurrent use.
+// Index stores the entries of all pools of a node. It is safe for concurrent use.
 type Index struct {
 	file   *file
 	behind *behind
 }
 
-// Removed is a line of the history: an entry that was removed, and when.
+// Removed is a removed entry in the history.
 type Removed struct {
 	meta.Entry
 	RemovedAt time.Time `json:"removedAt"`
 }
 
-// PoolState is what the index remembers of a pool, beside its entries.
+// PoolState is what the index stores about a pool beside its entries.
 type PoolState struct {
 	Name string `json:"name"`
-	// Unlisted are volumes and snapshots that are in the pool and are no entries: their
-	// record cannot be read, or they are not complete.
+	// Unlisted contains the volumes and snapshots in the pool that are no entries, because
+	// their records cannot be read or they are incomplete.
 	Unlisted []meta.Ref `json:"unlisted,omitempty"`
 }
 
-// Open opens the index at path. A file that is missing, damaged, of another
-// version, or was in use when the machine went down is replaced by an empty one;
-// renewed then says why, for the log. Where there is no room for it the index is in
-// memory alone. It fails when another process holds the file, or when none can be
-// made.
+// Open opens the index at path. It replaces a file that is missing, damaged, of another
+// version, or was in use at a power cut, by an empty one. It keeps the index in memory when
+// the disk is full. In both cases renewed is the reason, for the log. Open fails when
+// another process has locked the file, or when it cannot create one.
 func Open(path string) (x *Index, renewed string, err error) {
 	f, renewed, err := openFile(path)
 	if noRoom(err) {
@@ -70,7 +68,7 @@ func Open(path string) (x *Index, renewed string, err error) {
 	return x, renewed, nil
 }
 
-// initialise makes the buckets, and refuses another version's.
+// initialise creates the buckets. It returns errUntrusted for another version.
 func initialise(db *bolt.DB) error {
 	return db.Update(func(tx *bolt.Tx) error {
 		for _, name := range [][]byte{bucketMeta, bucketEntries, bucketChildren, bucketPools, bucketRemoved} {
@@ -89,8 +87,8 @@ func initialise(db *bolt.DB) error {
 	})
 }
 
-// checkValues proves that every entry decodes and stands at its key, and that
-// children and entries agree.
+// checkValues returns an error unless every entry can be decoded and has its own key, and
+// children match entries.
 func checkValues(tx *bolt.Tx) error {
 	entries := tx.Bucket(bucketEntries)
 	if entries == nil {
@@ -127,12 +125,12 @@ func checkValues(tx *bolt.Tx) error {
 	return nil
 }
 
-// Check verifies the whole file: bbolt's structure, every value, and that the
-// buckets agree. Its cost grows with the number of entries.
+// Check verifies the structure of the file, all values, and that the buckets match. Its
+// cost grows with the number of entries.
 func (x *Index) Check() error {
 	return x.view(func(tx *bolt.Tx) error {
 		var errs []error
-		for err := range tx.Check() { // drained: the checker stops only at the end
+		for err := range tx.Check() { // read to the end: the checker cannot be stopped
 			errs = append(errs, err)
 		}
 		if len(errs) > 0 {
@@ -142,7 +140,8 @@ func (x *Index) Check() error {
 	})
 }
 
-// Close closes the file, and seals it. Nothing may be added any more.
+// Close writes pending changes, closes the file and seals it. Nothing may be added after
+// Close.
 func (x *Index) Close() error {
 	err := errors.Join(x.behind.end(x.file), x.file.close())
 	if err != nil || x.file.path == "" {
@@ -151,7 +150,7 @@ func (x *Index) Close() error {
 	return sealClosed(x.file.path)
 }
 
-// view reads the file with all that was added before.
+// view writes pending changes and then reads the file.
 func (x *Index) view(fn func(*bolt.Tx) error) error {
 	if err := x.behind.write(x.file); err != nil {
 		return err
@@ -159,15 +158,14 @@ func (x *Index) view(fn func(*bolt.Tx) error) error {
 	return x.file.view(fn)
 }
 
-// Put adds e, or replaces the entry of the same class, ID and pool. It does not
-// wait for the file: its error is that of an earlier Put or Remove, and so is
-// that of whoever reads next.
+// Put adds e, or replaces the entry of the same class, ID and pool. It does not wait for
+// the file. Its error is that of an earlier Put or Remove. Reads return such errors, too.
 func (x *Index) Put(e meta.Entry) error {
 	return x.behind.add(change{e.Ref(), func(tx *bolt.Tx) error { return putEntry(tx, e) }})
 }
 
-// Remove takes the entry of ref in a pool out and adds it to the history. An
-// absent one is no error. Like Put it does not wait.
+// Remove removes the entry of ref in a pool and adds it to the history. An absent entry is
+// no error. Remove does not wait for the file and returns errors like Put.
 func (x *Index) Remove(ref meta.Ref, poolID string) error {
 	now := time.Now().UTC()
 	return x.behind.add(change{ref, func(tx *bolt.Tx) error {
@@ -182,11 +180,11 @@ func (x *Index) Remove(ref meta.Ref, poolID string) error {
 	}})
 }
 
-// Flush returns when all that was added before is in the file.
+// Flush writes all pending changes to the file.
 func (x *Index) Flush() error { return x.behind.write(x.file) }
 
-// Pools returns the pools that the index has known, by ID, also those that are away now:
-// of these it remembers what they held.
+// Pools returns all pools by ID that the index has ever seen, also those that are absent
+// now.
 func (x *Index) Pools() (map[string]PoolState, error) {
 	pools := map[string]PoolState{}
 	err := x.file.view(func(tx *bolt.Tx) error {
@@ -200,8 +198,8 @@ func (x *Index) Pools() (map[string]PoolState, error) {
 	return pools, err
 }
 
-// Lookup returns the entries of ref, one for each pool that holds or held it:
-// also those of pools that are away now.
+// Lookup returns the entries of ref, one for each pool that contains it. For absent pools
+// the entries are as last seen.
 func (x *Index) Lookup(ref meta.Ref) ([]meta.Entry, error) {
 	view := x.file.view
 	if x.behind.touches(ref) {
@@ -218,8 +216,8 @@ func (x *Index) Lookup(ref meta.Ref) ([]meta.Entry, error) {
 	return found, err
 }
 
-// Walk calls fn for every entry of class with an ID greater than after, ordered
-// by ID, until fn returns false. fn must not call the index.
+// Walk calls fn for every entry of class with an ID greater than after, ordered by ID,
+// until fn returns false. fn must not call the index.
 func (x *Index) Walk(class meta.Class, after string, fn func(meta.Entry) bool) error {
 	return x.view(func(tx *bolt.Tx) error {
 		return walkPrefix(tx.Bucket(bucketEntries), classPrefix(class), afterKey(classPrefix(class), after),
@@ -233,8 +231,7 @@ func (x *Index) Walk(class meta.Class, after string, fn func(meta.Entry) bool) e
 	})
 }
 
-// WalkChildren is Walk over what was made from source; class picks volumes or
-// snapshots.
+// WalkChildren is Walk over the volumes or snapshots that were made from source.
 func (x *Index) WalkChildren(source meta.Ref, class meta.Class, after string, fn func(meta.Entry) bool) error {
 	return x.view(func(tx *bolt.Tx) error {
 		prefix := append(refPrefix(source), classPrefix(class)...)
@@ -248,9 +245,8 @@ func (x *Index) WalkChildren(source meta.Ref, class meta.Class, after string, fn
 	})
 }
 
-// SyncPool makes the entries of one pool exactly those of want, writing only
-// what differs, and remembers the pool. It returns the number of entries
-// that it had to change. Entries of other pools stay.
+// SyncPool makes the entries of one pool equal to want and stores state. It writes only
+// differences, and returns their number. Entries of other pools stay.
 func (x *Index) SyncPool(poolID string, state PoolState, want []meta.Entry) (changed int, err error) {
 	if err := x.behind.write(x.file); err != nil {
 		return 0, err
@@ -281,8 +277,8 @@ func (x *Index) SyncPool(poolID string, state PoolState, want []meta.Entry) (cha
 	return changed, err
 }
 
-// diffPool takes out of missing what the index already holds unchanged, and
-// returns the entries of the pool that are not wanted any more.
+// diffPool removes from missing what the index already contains unchanged. It returns the
+// entries of the pool that are not in missing.
 func diffPool(tx *bolt.Tx, poolID string, missing map[string]meta.Entry) (gone []meta.Entry, err error) {
 	suffix := append([]byte{0}, poolID...)
 	err = tx.Bucket(bucketEntries).ForEach(func(k, v []byte) error {
@@ -304,7 +300,7 @@ func diffPool(tx *bolt.Tx, poolID string, missing map[string]meta.Entry) (gone [
 	return gone, err
 }
 
-// History returns the last removals, the newest first.
+// History returns the last removals, newest first.
 func (x *Index) History() ([]Removed, error) {
 	var history []Removed
 	err := x.view(func(tx *bolt.Tx) error {
@@ -384,10 +380,10 @@ func putJSON(b *bolt.Bucket, key []byte, value any) error {
 	return b.Put(key, data)
 }
 
-// errStop ends a walk early.
+// errStop ends a walk without an error.
 var errStop = errors.New("stop")
 
-// walkPrefix calls fn for the keys that begin with prefix, from seek on.
+// walkPrefix calls fn for the keys with this prefix, starting at seek.
 func walkPrefix(b *bolt.Bucket, prefix, seek []byte, fn func(k, v []byte) error) error {
 	if seek == nil {
 		seek = prefix
@@ -409,8 +405,8 @@ func refPrefix(r meta.Ref) []byte     { return append(append(classPrefix(r.Class
 func entryKey(e meta.Entry) []byte    { return append(refPrefix(e.Ref()), e.PoolID...) }
 func childKey(e meta.Entry) []byte    { return append(refPrefix(e.Source), entryKey(e)...) }
 
-// afterKey is the first key behind all those of the ID after: IDs are followed
-// by 0x00, and no ID holds 0x01.
+// afterKey returns the first key after all keys of the ID after. Byte 0x00 follows each ID,
+// and no ID contains 0x01.
 func afterKey(prefix []byte, after string) []byte {
 	if after == "" {
 		return nil

@@ -31,7 +31,7 @@ func entry(kind meta.Kind, id, pool string, source meta.Ref) meta.Entry {
 	}
 }
 
-// newIndex returns one that is checked when the test ends.
+// newIndex returns an index. The end of the test checks it.
 func newIndex(t testing.TB) (*Index, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "index.db")
@@ -69,7 +69,7 @@ func put(t testing.TB, x *Index, entries ...meta.Entry) {
 	must(t, x.Flush())
 }
 
-// walked returns the IDs that a walk tells, at most limit.
+// walked returns the IDs of a walk, at most limit.
 func walked(t testing.TB, limit int, walk func(func(meta.Entry) bool) error) []string {
 	t.Helper()
 	var ids []string
@@ -98,7 +98,7 @@ func TestIndexPutLookupRemove(t *testing.T) {
 	}
 	same(t, lookup(meta.Volume("x")), []meta.Entry{a, b})
 	same(t, lookup(meta.Snapshot("x")), []meta.Entry{snap})
-	a.Size, a.Source = 2<<30, meta.Volume("other") // the source changes hands
+	a.Size, a.Source = 2<<30, meta.Volume("other") // another source
 	put(t, x, a)
 	must(t, x.Check())
 	must(t, x.Close())
@@ -121,15 +121,15 @@ func TestIndexPutLookupRemove(t *testing.T) {
 func TestIndexWalk(t *testing.T) {
 	t.Parallel()
 	x, _ := newIndex(t)
-	for _, id := range []string{"b", "a", "a-", "a.b", "ab", "a_b", "A", "0"} { // in order: 0 A a a- a.b a_b ab b
+	for _, id := range []string{"b", "a", "a-", "a.b", "ab", "a_b", "A", "0"} { // ordered: 0 A a a- a.b a_b ab b
 		put(t, x, entry(meta.Active, id, poolA, meta.Ref{}), entry(meta.Committed, "snap-"+id, poolA, meta.Volume(id)))
 	}
-	put(t, x, entry(meta.Active, "a", poolB, meta.Ref{})) // twice
+	put(t, x, entry(meta.Active, "a", poolB, meta.Ref{})) // the same ID in two pools
 	want := []string{"0", "A", "a", "a", "a-", "a.b", "a_b", "ab", "b"}
 	for after := range want {
 		rest := want[after+1:]
 		if want[after] == "a" {
-			rest = want[4:] // both are behind
+			rest = want[4:] // both entries of "a" come before
 		}
 		got := walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, want[after], fn) })
 		if !slices.Equal(got, rest) {
@@ -138,7 +138,7 @@ func TestIndexWalk(t *testing.T) {
 	}
 	same(t, walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "", fn) }), want)
 	same(t, walked(t, 3, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "", fn) }), want[:3])
-	same(t, walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "a+", fn) }), want[4:]) // of no entry
+	same(t, walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "a+", fn) }), want[4:]) // no entry has this ID
 	same(t, len(walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Snapshots, "", fn) })), 8)
 }
 
@@ -161,7 +161,7 @@ func TestIndexWalkChildren(t *testing.T) {
 	same(t, children(meta.Volume("a"), meta.Volumes, "", 9), []string{"clone-a1", "clone-a2", "clone-a3"})
 	same(t, children(meta.Snapshot("a"), meta.Volumes, "", 9), []string{"view"})
 	same(t, children(meta.Volume("missing"), meta.Volumes, "", 9), []string(nil))
-	must(t, x.Remove(meta.Volume("a"), poolA)) // they outlive it
+	must(t, x.Remove(meta.Volume("a"), poolA)) // children outlive their source
 	must(t, x.Remove(meta.Snapshot("a2"), poolA))
 	same(t, children(meta.Volume("a"), meta.Snapshots, "", 9), []string{"a1", "a3"})
 }
@@ -198,7 +198,7 @@ func TestIndexSyncPool(t *testing.T) {
 	same(t, found, []meta.Entry{elsewhere})
 	history, err := x.History()
 	must(t, err)
-	same(t, len(history), 0) // nobody removed them: the disk was exchanged
+	same(t, len(history), 0) // a changed disk is no removal
 }
 
 func TestIndexHistoryIsBounded(t *testing.T) {
@@ -220,10 +220,10 @@ func TestIndexHistoryIsBounded(t *testing.T) {
 	}
 }
 
-// closed is an index file with its seal.
+// closed is a closed index file and its seal.
 type closed struct{ data, seal []byte }
 
-// closedIndex returns one of n entries, changed by change as a fault would.
+// closedIndex returns an index of n entries after the transaction change.
 func closedIndex(t testing.TB, n int, change func(*bolt.Tx) error) closed {
 	t.Helper()
 	x, path := newIndex(t)
@@ -244,7 +244,7 @@ func readClosed(t testing.TB, path string) closed {
 	return closed{data, seal}
 }
 
-// write lays the files down in a new directory. A nil seal is none.
+// write writes the files to a new directory. A nil seal writes none.
 func (c closed) write(t testing.TB) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "index.db")
@@ -302,7 +302,7 @@ func TestOpenReplaces(t *testing.T) {
 			}
 			put(t, x, entry(meta.Active, "new", poolA, meta.Ref{}))
 			must(t, x.Close())
-			x, renewed, err = Open(path) // it is a good one now
+			x, renewed, err = Open(path) // the file is valid now
 			must(t, err)
 			same(t, renewed, "")
 			must(t, x.Close())
@@ -310,13 +310,13 @@ func TestOpenReplaces(t *testing.T) {
 	}
 }
 
-// TestOpenAfterKill: a killed process leaves its seal, and a file that is
-// as good as the page cache.
+// TestOpenAfterKill: the file and the seal of a killed process are valid until the next
+// boot.
 func TestOpenAfterKill(t *testing.T) {
 	t.Parallel()
 	x, path := newIndex(t)
 	put(t, x, entry(meta.Active, "pvc", poolA, meta.Ref{}))
-	left := readClosed(t, path) // not closed at all
+	left := readClosed(t, path) // copied while open
 	again, renewed, err := Open(left.write(t))
 	must(t, err)
 	found, err := again.Lookup(meta.Volume("pvc"))
@@ -327,8 +327,8 @@ func TestOpenAfterKill(t *testing.T) {
 	must(t, again.Close())
 }
 
-// TestIndexDamagedInUse overwrites the file below an open index: what trips over that
-// fails, the driver goes on, and the index is an empty one that can be filled.
+// TestIndexDamagedInUse overwrites the file of an open index. Operations that find the
+// damage fail. Then the index is empty and works again.
 func TestIndexDamagedInUse(t *testing.T) {
 	t.Parallel()
 	for name, use := range map[string]func(*Index) error{
@@ -369,7 +369,7 @@ func TestIndexDamagedInUse(t *testing.T) {
 	}
 }
 
-// damage overwrites all of an index file but the two pages that bbolt begins with.
+// damage overwrites an index file except the two meta pages of bbolt.
 func damage(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -412,7 +412,7 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// TestCheck plants one fault after another.
+// TestCheck introduces one fault at a time.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	e := entry(meta.Committed, "snap", poolA, meta.Volume("pvc"))
@@ -454,7 +454,7 @@ func TestCheck(t *testing.T) {
 
 const holdVariable = "META_TEST_HOLD_INDEX"
 
-// TestOpenInUse has another process hold the file: this test itself.
+// TestOpenInUse opens a file that another process, a copy of this test, has locked.
 func TestOpenInUse(t *testing.T) {
 	if path := os.Getenv(holdVariable); path != "" {
 		x, _, err := Open(path)
@@ -487,8 +487,8 @@ func TestOpenInUse(t *testing.T) {
 	must(t, x.Close())
 }
 
-// FuzzOpen proves that no file and no seal can harm the driver, and that
-// what is opened can be used.
+// FuzzOpen proves that no file and no seal can make Open panic, and that every opened index
+// works.
 func FuzzOpen(f *testing.F) {
 	good := closedIndex(f, 3, func(*bolt.Tx) error { return nil })
 	f.Add(good.data, good.seal)

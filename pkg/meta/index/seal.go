@@ -14,30 +14,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// seal says when the index file can be trusted. bbolt maps the file and believes
-// its pages: damage makes it panic, partly in goroutines of its own where nobody
-// can recover, so a file has to be judged before it is opened.
+// seal records whether the index file can be trusted. bbolt maps the file and trusts its
+// pages. A damaged page makes it panic, partly in goroutines that cannot be recovered. So
+// the file is judged before it is opened:
 //
-// As long as the index is open, and after its process was killed, the file is as
-// good as the kernel's page cache, that is, until the next boot. Once it was
-// closed it is as good as its checksum. The index is never synced, nor is that checksum:
-// a power cut in between leaves a seal that does not match. But that the index is in use
-// is durable before it is: else a power cut could leave the index and the checksum as they
-// were closed earlier, and what was remembered since of pools that are away would be
-// lost.
-//
-// A snapshot of btrfs holds both files as they were. When it takes the place of its source
-// the index is older than the pools, and would say of what a pool that is away has got
-// since that it never was. So the seal also names the subvolume.
+//   - Boot: the index is open, or its process was killed. The file is valid until the next
+//     boot, because the page cache has all writes. This seal is synced before the index is
+//     used. Otherwise a power cut could restore an earlier index with its checksum, and the
+//     memory of absent pools since then would be lost.
+//   - Sum: the index was closed. Neither the file nor this seal is synced. If a power cut
+//     prevents their write, the seal does not match.
+//   - Subvolume: a btrfs snapshot contains an older index with its seal. When the snapshot
+//     replaces its source the index is older than the pools, and would report newer volumes
+//     of absent pools as gone. So the seal names the subvolume in which it was written.
 type seal struct {
-	Boot      string `json:"boot,omitempty"`      // open since this boot
-	Sum       string `json:"sha256,omitempty"`    // closed with this content
-	Subvolume string `json:"subvolume,omitempty"` // that it was written in, on btrfs
+	Boot      string `json:"boot,omitempty"`      // ID of the boot in which the index was opened
+	Sum       string `json:"sha256,omitempty"`    // SHA-256 of the closed file
+	Subvolume string `json:"subvolume,omitempty"` // ID of the subvolume around the file, on btrfs
 }
 
 func sealPath(path string) string { return path + ".seal" }
 
-// checkSeal fails for an index file that is not as its last user left it.
+// checkSeal returns an error unless the index file is unchanged since its last use.
 func checkSeal(path string) error {
 	data, err := os.ReadFile(sealPath(path))
 	if err != nil {
@@ -68,7 +66,7 @@ func checkSeal(path string) error {
 	return err
 }
 
-// sealOpen marks the file as in use, sealClosed as it is now.
+// sealOpen seals the file as in use, durably. sealClosed seals its current content.
 func sealOpen(path string) error {
 	boot, err := bootID()
 	if err != nil {
@@ -80,7 +78,7 @@ func sealOpen(path string) error {
 	return syncFiles(sealPath(path), filepath.Dir(path))
 }
 
-// syncFiles makes files and directories durable, in order.
+// syncFiles syncs files and directories in order.
 func syncFiles(paths ...string) error {
 	for _, path := range paths {
 		f, err := os.Open(path)
@@ -102,7 +100,7 @@ func sealClosed(path string) error {
 	return seal{Sum: sum}.write(path)
 }
 
-// write replaces the seal. A killed process leaves the old one or the new one.
+// write replaces the seal atomically. After a kill it is the old one or the new one.
 func (s seal) write(path string) (err error) {
 	if s.Subvolume, err = subvolumeOf(path); err != nil {
 		return err
@@ -118,8 +116,8 @@ func (s seal) write(path string) (err error) {
 	return os.Rename(next, sealPath(path))
 }
 
-// subvolumeOf identifies the subvolume that a file lies in, "" where it is not on btrfs:
-// statfs mixes the subvolume's ID into that of the filesystem.
+// subvolumeOf returns an ID of the subvolume around a file, or "" outside of btrfs. In
+// btrfs statfs(2) combines the IDs of the filesystem and the subvolume.
 func subvolumeOf(path string) (string, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {

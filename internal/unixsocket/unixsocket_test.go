@@ -21,7 +21,7 @@ func TestPathTooLong(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "at most 107 bytes") {
 		t.Errorf("want an error that says how long it may be, got %v", err)
 	}
-	_, err = net.Listen("unix", filepath.Join(long, ".csi.sock")) // what the check prevents
+	_, err = net.Listen("unix", filepath.Join(long, ".csi.sock")) // the error that the check prevents
 	if !errors.Is(err, unix.EINVAL) {
 		t.Errorf("want EINVAL of the kernel, got %v", err)
 	}

@@ -56,6 +56,7 @@ func (e *Engine) View(ctx context.Context, spec Spec, source meta.Ref) (meta.Ent
 // Commit makes a read-only snapshot of a volume, which lives on. Else it is
 // like Prepare.
 func (e *Engine) Commit(ctx context.Context, spec Spec, volume string) (meta.Entry, error) {
+	spec.Size = Range{} // that of the volume
 	return e.create(ctx, meta.Committed, spec, meta.Volume(volume))
 }
 
@@ -96,9 +97,6 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	if from == nil {
 		ticket = p.Commits.Begin()
 		defer ticket.Done()
-	}
-	if kind == meta.Committed {
-		spec.Size = Range{}
 	}
 	size, err := p.size(spec.Size, from)
 	if err != nil {

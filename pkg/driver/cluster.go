@@ -14,32 +14,34 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// Cluster is what the driver asks about volumes and snapshots of other nodes.
-// Its errors are answered to the CO as they are if they carry a grpc code, else
-// with UNAVAILABLE. All may be called at the same time.
+// Cluster answers questions about volumes and snapshots of other nodes. The CO gets its
+// errors with their gRPC code, or else with UNAVAILABLE. All methods may be called
+// concurrently.
 type Cluster interface {
-	// Owner returns the node that a volume or snapshot is on, or was last, and the
-	// ID of its pool; empty where the cluster knows of none.
+	// Owner returns the current or last node of a volume or snapshot, and the ID of its
+	// pool. Both are empty if the cluster does not know it.
 	Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error)
-	// KeptBy returns the names of the objects of the cluster that stand for a volume
-	// or snapshot and do not go when it is deleted.
+	// KeptBy returns the names of PersistentVolumes or VolumeSnapshotContents that use a
+	// volume or snapshot and would outlive its deletion.
 	KeptBy(ctx context.Context, ref meta.Ref) ([]string, error)
-	// Expand has the node that owns a volume grow it, waits for that, and
-	// returns the new size in bytes.
+	// Expand makes the node that owns a volume expand it, waits for the result, and returns
+	// the new size in bytes.
 	Expand(ctx context.Context, volume string, want snapshot.Range) (int64, error)
 }
 
-// alone is the cluster of a driver that has none.
-type alone struct{}
+// noCluster is the Cluster of a driver without one.
+type noCluster struct{}
 
-func (alone) Owner(context.Context, meta.Ref) (node, poolID string, err error) { return "", "", nil }
-func (alone) KeptBy(context.Context, meta.Ref) ([]string, error)               { return nil, nil }
-func (alone) Expand(_ context.Context, volume string, _ snapshot.Range) (int64, error) {
+func (noCluster) Owner(context.Context, meta.Ref) (node, poolID string, err error) {
+	return "", "", nil
+}
+func (noCluster) KeptBy(context.Context, meta.Ref) ([]string, error) { return nil, nil }
+func (noCluster) Expand(_ context.Context, volume string, _ snapshot.Range) (int64, error) {
 	return 0, fmt.Errorf("%s: %w on this node", meta.Volume(volume), snapshot.ErrNotFound)
 }
 
-// elsewhere returns the other node that owns ref, "" for none. It fails for what
-// is in a pool of this node that is away.
+// elsewhere returns the other node that owns ref, or "". It returns pool.ErrAway if ref is
+// in an absent pool of this node.
 func (d *Driver) elsewhere(ctx context.Context, ref meta.Ref) (string, error) {
 	owner, poolID, err := d.cluster.Owner(ctx, ref)
 	if err != nil {
@@ -51,17 +53,17 @@ func (d *Driver) elsewhere(ctx context.Context, ref meta.Ref) (string, error) {
 	if poolID != "" && !slices.Contains(d.poolIDs(), poolID) {
 		return "", fmt.Errorf("%s: was in pool %s of this node: %w: mount its filesystem", ref, poolID, pool.ErrAway)
 	}
-	return "", nil // the mirror lags behind
+	return "", nil // the object in the cluster is outdated
 }
 
-// notHere reports whether another node may have what the engine has not: its
-// pool may have been moved there.
+// notHere reports whether err allows that another node has the object, because its pool may
+// have moved there.
 func notHere(err error) bool {
 	return errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, pool.ErrAway)
 }
 
-// orElsewhere turns the answer that a source is not here into one that has the
-// scheduler choose again, where another node has the source.
+// orElsewhere replaces err, the error of a create, by RESOURCE_EXHAUSTED if another node
+// has the source. The scheduler then selects another node.
 func (d *Driver) orElsewhere(ctx context.Context, source meta.Ref, err error) error {
 	if source.IsZero() || !notHere(err) {
 		return err
@@ -76,7 +78,8 @@ func (d *Driver) orElsewhere(ctx context.Context, source meta.Ref, err error) er
 	return answer(codes.ResourceExhausted, "the source, %s, is on node %q: its copies are made there, not on node %q", source, owner, d.options.NodeID)
 }
 
-// checkHere fails for what is on another node, and reports whether it was found on this one.
+// checkHere returns an error if ref is on another node. found is true if it is on this
+// node.
 func (d *Driver) checkHere(ctx context.Context, ref meta.Ref) (found bool, err error) {
 	if _, err := d.engine.Stat(ctx, ref); !notHere(err) {
 		return err == nil, nil
@@ -88,7 +91,7 @@ func (d *Driver) checkHere(ctx context.Context, ref meta.Ref) (found bool, err e
 	return false, answer(codes.Unavailable, "%s is on node %q, not on node %q: it has to be deleted there", ref, owner, d.options.NodeID)
 }
 
-// checkUnkept fails for what something in the cluster still stands for.
+// checkUnkept returns FAILED_PRECONDITION if another object of the cluster still uses ref.
 func (d *Driver) checkUnkept(ctx context.Context, ref meta.Ref) error {
 	names, err := d.cluster.KeptBy(ctx, ref)
 	if err != nil {
@@ -104,7 +107,7 @@ func (d *Driver) checkUnkept(ctx context.Context, ref meta.Ref) error {
 	return precondition("%s: the %s %q stands for it too, and does not go with it: delete that one first", ref, kind, names)
 }
 
-// expand grows a volume here, or has its owner do it.
+// expand expands a volume on this node, or makes its owner do it.
 func (d *Driver) expand(ctx context.Context, volume string, want snapshot.Range) (bytes int64, err error) {
 	entry, err := d.engine.Resize(ctx, volume, want)
 	if !notHere(err) {
@@ -119,8 +122,8 @@ func (d *Driver) expand(ctx context.Context, volume string, want snapshot.Range)
 	return bytes, unavailable(err)
 }
 
-// unavailable gives the failure to reach the cluster its code, since it passes;
-// what has one or is the engine's keeps it.
+// unavailable adds UNAVAILABLE to an error of the cluster, so that the CO retries. Errors
+// with a code, and errors of the engine and of contexts, stay unchanged.
 func unavailable(err error) error {
 	var has interface{ GRPCStatus() *status.Status }
 	if err == nil || errors.As(err, &has) || errors.Is(err, snapshot.ErrNotFound) ||

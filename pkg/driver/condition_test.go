@@ -15,7 +15,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// healthOf fails unless the health of a volume has exactly these reasons.
+// healthOf fails the test unless the health of a volume has exactly these reasons.
 func (r *rig) healthOf(volume string, want ...string) {
 	r.t.Helper()
 	health, err := r.ControllerGetVolumeHealth(r.t.Context(), &csi.ControllerGetVolumeHealthRequest{VolumeId: volume})
@@ -29,15 +29,15 @@ func (r *rig) healthOf(volume string, want ...string) {
 	}
 }
 
-// TestMadeReadOnly: whoever owns the root directory of a volume can make it read-only. No
-// pod gets it to write to in vain; one that reads does, and all else goes on.
+// TestMadeReadOnly: the owner of a volume's root directory can make it read-only. Then no
+// pod gets it read-write. Pods that only read, and all other operations, still work.
 func TestMadeReadOnly(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc")
 	must(t, btrfs.SetReadOnly(r.source(volume), true))
 	r.healthOf(volume, "SubvolumeReadOnly")
-	must(t, r.publish(volume, target, writer(), false)) // it is there
+	must(t, r.publish(volume, target, writer(), false)) // already published
 	other := r.targetPath("pod-2", volume)
 	wantCode(t, r.publish(volume, other, writer(), false), codes.FailedPrecondition, "property set "+r.source(volume)+" ro false")
 	must(t, r.publish(volume, other, writer(), true))
@@ -59,8 +59,8 @@ func TestMadeReadOnly(t *testing.T) {
 	must(t, r.delete(volume))
 }
 
-// swapOn makes a swap file and has it active until off, or until the test ends, which is
-// before the filesystem is unmounted. Where the file is by then does not matter.
+// swapOn makes an active swap file. off, or the end of the test before the unmount,
+// deactivates it, even after a rename of the file.
 func swapOn(t *testing.T, path string) (off func()) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -77,7 +77,8 @@ func swapOn(t *testing.T, path string) (off func()) {
 	return off
 }
 
-// TestActiveSwapFile: the kernel copies no subvolume with one. The answer says what to do.
+// TestActiveSwapFile: the kernel does not snapshot a subvolume with an active swap file.
+// The error says what to do.
 func TestActiveSwapFile(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, rigOptions{})
@@ -99,10 +100,10 @@ func TestActiveSwapFile(t *testing.T) {
 	must(t, err)
 }
 
-// TestCompressionOverruled: options of the pool's mount count for more than the class.
+// TestCompressionOverruled: mount options of the pool override the parameters of the class.
 func TestCompressionOverruled(t *testing.T) {
 	t.Parallel()
-	for option, want := range map[string]map[string]string{ // the reason, by compression
+	for option, want := range map[string]map[string]string{ // compression to reason
 		"compress-force=zstd": {"none": "CompressionOverruled", "zstd": "", "": ""},
 		"compress=zstd":       {"none": "", "lzo": ""},
 		"nodatacow":           {"zstd": "CompressionOverruled", "none": "", "": ""},
@@ -126,15 +127,15 @@ func TestCompressionOverruled(t *testing.T) {
 	}
 }
 
-// TestSwapFileBelowADeadFilesystem: whoever asks for the health of a volume does not wait for
-// another filesystem that a swap file is hidden below, and that does not answer.
+// TestSwapFileBelowADeadFilesystem: a swap file is hidden below a filesystem that does not
+// answer. The health of a volume must not wait for that filesystem.
 func TestSwapFileBelowADeadFilesystem(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, rigOptions{})
 	volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc", Parameters: map[string]string{"nodatacow": "true"}}).GetVolumeId()
 	at := t.TempDir()
 	bindMount(t, r.source(volume), at)
-	must(t, unix.Mount("", at, "", unix.MS_PRIVATE, "")) // what is mounted here must not be at the source, too
+	must(t, unix.Mount("", at, "", unix.MS_PRIVATE, "")) // mounts here must not propagate to the source
 	t.Cleanup(func() { must(t, unix.Unmount(at, unix.MNT_DETACH)) })
 	swapOn(t, filepath.Join(at, "swap file"))
 	deadFilesystem(t, at)
@@ -142,14 +143,14 @@ func TestSwapFileBelowADeadFilesystem(t *testing.T) {
 	r.healthOf(r.create("other"))
 }
 
-// deadFilesystem mounts one that answers nothing until the test ends.
+// deadFilesystem mounts a filesystem that does not answer until the test ends.
 func deadFilesystem(t *testing.T, at string) {
 	t.Helper()
 	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	must(t, err)
 	must(t, unix.Mount("dead", at, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", fuse.Fd())))
 	t.Cleanup(func() {
-		must(t, fuse.Close()) // whoever waits for it gets an error
+		must(t, fuse.Close()) // pending calls fail
 		must(t, unix.Unmount(at, unix.MNT_DETACH))
 	})
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// controller is the controller service, for the volumes of this node.
+// controller is the CSI controller service for the volumes of this node.
 type controller struct {
 	csi.UnimplementedControllerServer
 	*Driver
@@ -76,10 +76,10 @@ func (s *controller) DeleteVolume(ctx context.Context, request *csi.DeleteVolume
 	return &csi.DeleteVolumeResponse{}, nil
 }
 
-// Delete removes a volume that is mounted nowhere, or a snapshot. It holds the
-// lock of a volume while it looks at the mount table and removes, so that it
-// cannot be mounted in between. What is on another node is not gone, whoever
-// says that it was never here.
+// Delete removes a volume that is not mounted, or a snapshot. It holds the lock of a volume
+// during the check of the mount table and the removal, so that no mount comes in between.
+// Delete of a volume on another node fails, and does not succeed because the volume is
+// absent here.
 func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 	here := false
 	if ref.Class == meta.Volumes {
@@ -98,7 +98,7 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 			return err
 		}
 		if found && ref.Class == meta.Volumes {
-			return fmt.Errorf("%s: %w: its pool has just come", ref, snapshot.ErrBusy) // it may be mounted
+			return fmt.Errorf("%s: %w: its pool has just come", ref, snapshot.ErrBusy) // checkUnused did not find it: it may be mounted
 		}
 		here = found
 	}
@@ -109,18 +109,19 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 	}
 	err := d.engine.Remove(ctx, ref)
 	if errors.Is(err, snapshot.ErrForgotten) && d.options.Cluster != nil {
-		return nil // the cluster has been asked, which does not forget
+		return nil // the cluster has confirmed that it is gone
 	}
 	return err
 }
 
-// checkUnused fails for a volume that is mounted anywhere on the node, or a
-// directory in it is, such as a volume of a driver that runs in it. A volume of the same
-// name elsewhere is another one. here reports whether the volume is on this node at all.
+// checkUnused returns FAILED_PRECONDITION if the volume or a directory in it is mounted
+// anywhere on the node. A directory may be the volume of another driver that runs in this
+// volume. A volume of the same name in another pool does not count. here is true if the
+// volume is on this node.
 func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err error) {
 	source, err := d.engine.Mounts(ctx, id)
 	if errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrForgotten) || errors.Is(err, snapshot.ErrLost) {
-		return false, nil // there is nothing to lose here
+		return false, nil // no data is here
 	}
 	if err != nil {
 		return false, err
@@ -156,7 +157,7 @@ func (s *controller) ValidateVolumeCapabilities(ctx context.Context, request *cs
 	}}, nil
 }
 
-// confirm says what a volume is not, of what is asked.
+// confirm returns an error for the first requested property that the volume does not have.
 func confirm(request *csi.ValidateVolumeCapabilitiesRequest, entry meta.Entry) error {
 	if err := checkUses(request.GetVolumeCapabilities(), entry.Source); err != nil {
 		return err
@@ -183,21 +184,21 @@ func confirm(request *csi.ValidateVolumeCapabilitiesRequest, entry meta.Entry) e
 	return nil
 }
 
-// readOnlyView is the answer to who wants to write to a view.
+// readOnlyView is the error for a request to write to a view.
 func readOnlyView(entry meta.Entry) error {
 	return precondition("volume %q is a read-only view of %s: use a read-only access mode, or make a volume of that snapshot with a writable one", entry.ID, entry.Source)
 }
 
-// contextPoolID is the key of the volume context. The pool's name would not do:
-// it may change, and the context may not.
+// contextPoolID is a key of the volume context. The value is the pool's ID and not its
+// name, because the name may change and the context may not.
 const contextPoolID = "poolID"
 
 func volumeContext(entry meta.Entry) map[string]string {
 	return map[string]string{contextPoolID: entry.PoolID}
 }
 
-// checkContext holds a volume context against the volume's. Kubernetes adds keys
-// of its own, which bear a prefix.
+// checkContext compares a volume context with the volume. It ignores keys of Kubernetes,
+// which have a prefix.
 func checkContext(have map[string]string, entry meta.Entry) error {
 	want := volumeContext(entry)
 	for _, key := range slices.Sorted(maps.Keys(have)) {
@@ -233,10 +234,9 @@ func (s *controller) ControllerGetVolume(ctx context.Context, request *csi.Contr
 	return &csi.ControllerGetVolumeResponse{Volume: volumeOf(entry), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
 }
 
-// GetCapacity answers 0 for what this node cannot provide. For parameters that
-// no volume can have it answers the room of some pool: with none on any node the
-// scheduler would look no further, and nobody would ask CreateVolume, which
-// says what is wrong.
+// GetCapacity returns 0 for what this node cannot provide. For invalid parameters it
+// returns the capacity of some pool. With 0 on all nodes the scheduler would stop, and
+// CreateVolume, which reports the invalid parameter, would never be called.
 func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
 	for _, capability := range request.GetVolumeCapabilities() {
 		if checkCapability(capability, true) != nil {
@@ -248,7 +248,7 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 		options.pool = pools[0]
 	}
 	capacity, err := s.engine.Capacity(ctx, options.pool)
-	if errors.Is(err, snapshot.ErrNoPool) || errors.Is(err, pool.ErrSilent) { // no pods are to be sent there
+	if errors.Is(err, snapshot.ErrNoPool) || errors.Is(err, pool.ErrSilent) { // the scheduler shall avoid this node
 		return &csi.GetCapacityResponse{}, nil
 	}
 	if err != nil {
@@ -264,9 +264,9 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 	}, nil
 }
 
-// steady rounds a capacity in bytes down by less than a thousandth. It is asked for after
-// each volume that was made, which takes a few KiB, and each change is written to the API
-// server.
+// steady rounds a capacity in bytes down by less than a thousandth. The provisioner calls
+// GetCapacity after each new volume and writes each change to the API server. A new volume
+// takes a few KiB, so the rounded capacity seldom changes.
 func steady(capacity int64) int64 {
 	step := max(int64(1)<<max(0, bits.Len64(uint64(capacity))-11), snapshot.MinSize)
 	return capacity / step * step
@@ -340,7 +340,7 @@ func (s *controller) ListSnapshots(ctx context.Context, request *csi.ListSnapsho
 	return response, nil
 }
 
-// walkSnapshots walks over the snapshots of one ID, or of one volume, or all.
+// walkSnapshots walks over all snapshots, or those with an ID, or those of a volume.
 func (s *controller) walkSnapshots(ctx context.Context, id, volume, after string, fn func(meta.Entry) bool) error {
 	switch {
 	case id == "" && volume == "":

@@ -109,7 +109,7 @@ func TestSizeIsEnforced(t *testing.T) {
 	must(t, fill(filepath.Join(target, "file"), 150))
 }
 
-// fill writes a file of some MiB, and syncs it.
+// fill writes a file of size MiB and syncs it.
 func fill(path string, size int) error {
 	f, err := os.Create(path)
 	if err != nil {
@@ -167,8 +167,7 @@ func TestSourceThatIsNotThere(t *testing.T) {
 	wantCode(t, err, codes.NotFound)
 }
 
-// zfs-localpv keeps a volume for as long as a clone is there, and loses
-// snapshots with their volume.
+// zfs-localpv keeps a volume while a clone exists, and loses snapshots with their volume.
 func TestSnapshotOutlivesItsVolume(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
@@ -329,7 +328,7 @@ func TestCapacity(t *testing.T) {
 		"capability":        {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{writer()}}, true},
 		"another topology":  {&csi.GetCapacityRequest{AccessibleTopology: here}, false},
 		"no such pool":      {&csi.GetCapacityRequest{Parameters: map[string]string{"pool": "absent"}}, false},
-		"wrong parameter":   {&csi.GetCapacityRequest{Parameters: map[string]string{"pol": "fast"}}, true}, // CreateVolume says so
+		"wrong parameter":   {&csi.GetCapacityRequest{Parameters: map[string]string{"pol": "fast"}}, true}, // CreateVolume reports it
 		"block":             {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{block}}, false},
 	} {
 		response, err := r.GetCapacity(t.Context(), test.request)
@@ -406,7 +405,7 @@ func TestPages(t *testing.T) {
 	}
 	_, next, err := listVolumes(2, "")
 	must(t, err)
-	must(t, r.delete(volumes[1])) // the one that the token names
+	must(t, r.delete(volumes[1])) // the volume in the token
 	if ids, _, err := listVolumes(0, next); err != nil || !slices.Equal(ids, volumes[2:]) {
 		t.Errorf("after a removal: %v, %v", ids, err)
 	}
@@ -587,7 +586,7 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-// Every capability that is told has its RPCs.
+// TestCapabilities: the driver serves the RPCs of every capability that it reports.
 func TestCapabilities(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	plugin, err := r.GetPluginCapabilities(t.Context(), &csi.GetPluginCapabilitiesRequest{})
@@ -610,17 +609,17 @@ func TestCapabilities(t *testing.T) {
 	wantCode(t, err, codes.Unimplemented)
 }
 
-// TestSteadyCapacity: what a volume takes changes no capacity, or seldom, and what is told
-// is nearly all that there is.
+// TestSteadyCapacity: a new volume seldom changes the reported capacity, which is nearly
+// all of the real one.
 func TestSteadyCapacity(t *testing.T) {
 	for _, have := range []int64{0, mib, 3 * mib, 100 * mib, 10<<30 - mib, 7 << 40, math.MaxInt64} {
-		told := steady(have)
-		if told > have || have-told > have/1000 {
-			t.Errorf("of %d bytes %d are told", have, told)
+		reported := steady(have)
+		if reported > have || have-reported > have/1000 {
+			t.Errorf("of %d bytes %d are told", have, reported)
 		}
 	}
 	changes := 0
-	const each = 64 << 10 // taken by one volume
+	const each = 64 << 10 // bytes that one volume takes
 	for have := int64(10 << 30); have > 10<<30-100*each; have -= each {
 		if steady(have) != steady(have-each) {
 			changes++

@@ -10,11 +10,11 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// creation is a CreateVolumeRequest, read.
+// creation is a checked CreateVolumeRequest.
 type creation struct {
 	spec   snapshot.Spec
 	source meta.Ref // zero for none
-	view   bool     // a read-only view of the source is what is asked for
+	view   bool     // the request is for a read-only view of the source
 }
 
 // newCreation checks a CreateVolumeRequest.
@@ -44,8 +44,8 @@ func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
 	return c, err
 }
 
-// checkUses refuses capabilities that a volume of a source cannot have, and
-// mount flags that no mount can have.
+// checkUses refuses capabilities that a volume with this source cannot have, and
+// unsupported mount flags.
 func checkUses(capabilities []*csi.VolumeCapability, source meta.Ref) error {
 	if err := checkCapabilities(capabilities, source); err != nil {
 		return err
@@ -58,7 +58,7 @@ func checkUses(capabilities []*csi.VolumeCapability, source meta.Ref) error {
 	return nil
 }
 
-// expansion checks what both RPCs that expand a volume have in common.
+// expansion checks the fields that ControllerExpandVolume and NodeExpandVolume share.
 func expansion(size *csi.CapacityRange, capability *csi.VolumeCapability) (snapshot.Range, error) {
 	if capability != nil {
 		if err := checkCapability(capability, true); err != nil {

@@ -19,7 +19,7 @@ const (
 	oneOfMany   = csi.VolumeCapability_AccessMode_MULTI_NODE_SINGLE_WRITER
 )
 
-// changed is a plain request, changed.
+// changed returns a plain request after change.
 func changed(change func(*csi.CreateVolumeRequest)) *csi.CreateVolumeRequest {
 	request := &csi.CreateVolumeRequest{Name: "pvc-1", VolumeCapabilities: []*csi.VolumeCapability{writer()}}
 	change(request)
@@ -143,7 +143,7 @@ func equalSpecs(a, b snapshot.Spec) bool {
 	return a.Name == b.Name && a.Pool == b.Pool && a.Size == b.Size && a.Parameters == b.Parameters && maps.Equal(a.Labels, b.Labels)
 }
 
-// A StorageClass says how to write; a claim that only reads may use it too.
+// A StorageClass defines compression for writes. A read-only PVC may use the class, too.
 func TestViewMayHaveAClassWithCompression(t *testing.T) {
 	c, err := newCreation(changed(func(r *csi.CreateVolumeRequest) {
 		r.VolumeContentSource, r.VolumeCapabilities, r.Parameters = fromSnapshot("s"), []*csi.VolumeCapability{reader()}, map[string]string{"compression": "lzo"}
@@ -161,7 +161,7 @@ func TestCommitIsChecked(t *testing.T) {
 	}
 	for what, test := range map[string]struct {
 		request *csi.CreateSnapshotRequest
-		says    string // empty: it is fine
+		says    string // expected error; empty for none
 	}{
 		"plain":       {request(func(*csi.CreateSnapshotRequest) {}), ""},
 		"nested":      {request(func(r *csi.CreateSnapshotRequest) { r.Parameters = map[string]string{"nestedSubvolumes": "skip"} }), ""},

@@ -1,12 +1,10 @@
-// Package driver serves the Container Storage Interface on top of the engine.
-// It is the only package that knows of grpc.
+// Package driver serves the Container Storage Interface (CSI) on top of the engine.
 //
-// A request is read by request.go, which is pure and refuses what makes no
-// sense; handed to the engine by controller.go and node.go; and an error of the
-// engine's becomes a code in status.go, in one table. Mounts are made in
-// node.go, on paths that target.go has proved safe.
+// request.go and creation.go check requests, without I/O. controller.go and node.go call
+// the engine. status.go maps errors to gRPC codes in one table. node.go mounts volumes at
+// paths that pkg/mount has checked.
 //
-// A volume's ID is the name that the CO chose for it, where that is a safe name.
-// The topology of a volume is its pool, not its node: when a disk moves to
-// another node, its volumes follow.
+// A volume's ID is the name from its CreateVolume request if that is a safe name, and else
+// a hash of it. The topology of a volume is its pool, not its node. When a disk moves to
+// another node, its volumes move with it.
 package driver

@@ -28,17 +28,18 @@ import (
 const (
 	// Name is the name of the CSI driver.
 	Name = "btrfs-csi.github.io"
-	// DefaultKubeletDir is where a kubelet keeps its files unless its --root-dir says otherwise.
+	// DefaultKubeletDir is the default of the kubelet's --root-dir.
 	DefaultKubeletDir = "/var/lib/kubelet"
 
-	// defaultGracePeriod is how long requests under way may take to end at stop.
+	// defaultGracePeriod is how long running requests may take at a stop.
 	defaultGracePeriod = 10 * time.Second
-	// defaultCalm is how long a change of the pools waits for the next one.
+	// defaultCalm is the delay between the last change of pools and the restart of the
+	// server.
 	defaultCalm = 2 * time.Second
 )
 
-// Engine is what the driver needs of *snapshot.Engine, whose documentation says
-// what each method promises. All may be called at the same time.
+// Engine is the part of *snapshot.Engine that the driver uses. See there for each method.
+// All methods may be called concurrently.
 type Engine interface {
 	Prepare(ctx context.Context, spec snapshot.Spec, source meta.Ref) (meta.Entry, error)
 	View(ctx context.Context, spec snapshot.Spec, source meta.Ref) (meta.Entry, error)
@@ -68,30 +69,28 @@ type Options struct {
 	NodeID string
 	// Version is the vendor version. Required.
 	Version string
-	// KubeletDir is the directory below which volumes may be mounted;
-	// DefaultKubeletDir without it.
+	// KubeletDir is the directory below which volumes may be mounted. The default is
+	// DefaultKubeletDir.
 	KubeletDir string
-	// Ready says whether requests can be served; always without it.
+	// Ready reports whether requests can be served. Without it they always can.
 	Ready func() bool
-	// EndpointOwner is the user ID that the CSI socket belongs to, so that
-	// sidecars of that user reach it; root's without it.
+	// EndpointOwner is the user ID that owns the CSI socket, for sidecars of that user. The
+	// default is root.
 	EndpointOwner int
-	// Register makes the driver known to the kubelet in whose directory
-	// KubeletDir is, for as long as CSI is served.
+	// Register registers the driver with the kubelet of KubeletDir while CSI is served.
 	Register bool
-	// Cluster, if given, is asked about what is not on this node.
+	// Cluster answers questions about other nodes. It may be nil.
 	Cluster Cluster
-	// Observe, if given, is called for every RPC once it has ended. method is the
-	// name alone, for example CreateVolume. It must not block.
+	// Observe is called after every RPC, unless it is nil. method is the bare name, for
+	// example CreateVolume. It must not block.
 	Observe func(method string, code codes.Code, d time.Duration)
-	// AroundMounts, if given, makes each change of the mount table in place of the
-	// driver, and may come between: for tests that end the process there.
+	// AroundMounts, if not nil, runs each change of the mount table by calling change.
+	// Tests use it to end the process before or after.
 	AroundMounts func(change func() error) error
-	// GracePeriod is how long requests under way may take to end at stop; 10 s
-	// without it.
+	// GracePeriod is how long running requests may take at a stop. The default is 10 s.
 	GracePeriod time.Duration
-	// Calm is how long the pools must have stayed the same before kubelet and
-	// sidecars are made to ask for them again; 2 s without it.
+	// Calm is how long pools must stay unchanged before the server restarts, so that
+	// kubelet and sidecars read the topology again. The default is 2 s.
 	Calm time.Duration
 }
 
@@ -105,16 +104,16 @@ type Driver struct {
 	targets *mount.Targets
 	locks   locks
 
-	requests atomic.Uint64 // the number of the last request
+	requests atomic.Uint64 // number of the last request
 	serving  atomic.Bool
 
-	renew    chan struct{} // has Serve begin anew
-	mu       sync.Mutex    // protects what follows
-	asked    bool          // by NodeGetInfo, since Serve began anew
-	reported []string      // the pool IDs that NodeGetInfo answered last, in order
+	renew    chan struct{} // makes Serve restart the server
+	mu       sync.Mutex    // protects the fields below
+	asked    bool          // NodeGetInfo was called since the last restart
+	reported []string      // pool IDs of the last NodeGetInfo, sorted
 }
 
-// New returns a driver over an engine, which it does not close.
+// New returns a driver over an engine. It does not close the engine.
 func New(engine Engine, options Options) (*Driver, error) {
 	if options.NodeID == "" || options.Version == "" {
 		return nil, fmt.Errorf("node ID %q, version %q: neither may be empty", options.NodeID, options.Version)
@@ -133,7 +132,7 @@ func New(engine Engine, options Options) (*Driver, error) {
 		return nil, fmt.Errorf("kubelet directory %w: set it to the kubelet's --root-dir", err)
 	}
 	d := &Driver{
-		engine: engine, cluster: cmp.Or[Cluster](options.Cluster, alone{}), options: options, attach: mount.Bind, detach: mount.Unmount, targets: targets,
+		engine: engine, cluster: cmp.Or[Cluster](options.Cluster, noCluster{}), options: options, attach: mount.Bind, detach: mount.Unmount, targets: targets,
 		renew: make(chan struct{}, 1),
 	}
 	if around := options.AroundMounts; around != nil {
@@ -145,9 +144,9 @@ func New(engine Engine, options Options) (*Driver, error) {
 	return d, nil
 }
 
-// Serve answers requests on a unix socket until ctx ends, then lets those under
-// way end for the grace period. endpoint is unix:///path or an absolute path. A
-// Driver may serve more than once, and nil is returned for a stop by ctx.
+// Serve serves requests on a unix socket until ctx ends, and then gives running requests
+// the grace period. endpoint is unix:///path or an absolute path. Serve returns nil when
+// ctx ends it, and may be called again.
 func (d *Driver) Serve(ctx context.Context, endpoint string) error {
 	path, err := socketPath(endpoint)
 	if err != nil {
@@ -161,9 +160,8 @@ func (d *Driver) Serve(ctx context.Context, endpoint string) error {
 	}
 }
 
-// serveOnce serves, and is registered with the kubelet if that is asked for,
-// until ctx ends or the pools change: kubelet and sidecars read the topology of
-// the node only once, when they connect.
+// serveOnce serves, and registers with the kubelet if required, until ctx ends or the pools
+// change. Kubelet and sidecars read the topology of a node only when they connect.
 func (d *Driver) serveOnce(ctx context.Context, path string) error {
 	listener, err := unixsocket.Listen(path, d.options.EndpointOwner)
 	if err != nil {
@@ -171,9 +169,9 @@ func (d *Driver) serveOnce(ctx context.Context, path string) error {
 	}
 	defer func() { _ = listener.Close() }()
 	d.mu.Lock()
-	d.asked = false // who did is gone
+	d.asked = false // clients of the last server are gone
 	select {
-	case <-d.renew: // the next NodeGetInfo answers what it was for
+	case <-d.renew: // the next NodeGetInfo returns the new pools anyway
 	default:
 	}
 	d.mu.Unlock()
@@ -201,11 +199,11 @@ func (d *Driver) serveOnce(ctx context.Context, path string) error {
 	return err
 }
 
-// Serving reports whether the socket is served at this moment.
+// Serving reports whether the socket is served now.
 func (d *Driver) Serving() bool { return d.serving.Load() }
 
-// PoolsChanged says that pools may have come or gone. Where the last answer to NodeGetInfo
-// is not true any more, kubelet and sidecars are made to ask again.
+// PoolsChanged must be called after pools may have changed. If the last answer to
+// NodeGetInfo is outdated it restarts the server, so that kubelet and sidecars ask again.
 func (d *Driver) PoolsChanged() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -214,16 +212,16 @@ func (d *Driver) PoolsChanged() {
 	}
 }
 
-// serveAnew has Serve begin anew. The caller holds mu.
+// serveAnew makes Serve restart the server. The caller holds mu.
 func (d *Driver) serveAnew() {
 	select {
 	case d.renew <- struct{}{}:
-	default: // it is about to
+	default: // a restart is already due
 	}
 }
 
-// calm waits until no pool has come or gone for a while: where several are
-// mounted one after the other, sidecars are to be restarted once.
+// calm waits until no pool has changed for Options.Calm, so that sidecars restart once when
+// several pools are mounted one after the other.
 func (d *Driver) calm(ctx context.Context) {
 	for ctx.Err() == nil {
 		before := d.poolIDs()
@@ -237,14 +235,14 @@ func (d *Driver) calm(ctx context.Context) {
 	}
 }
 
-// reportPools returns the IDs of the pools in use for an answer to NodeGetInfo, and
-// remembers them.
+// reportPools returns the IDs of the pools in use for NodeGetInfo, and stores them as
+// reported.
 func (d *Driver) reportPools() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	ids := d.poolIDs()
 	if d.asked && !slices.Equal(d.reported, ids) {
-		d.serveAnew() // who asked before knows something else
+		d.serveAnew() // earlier clients have outdated pools
 	}
 	d.asked, d.reported = true, ids
 	return ids
@@ -260,9 +258,9 @@ func (d *Driver) server(logger klog.Logger) *grpc.Server {
 	return server
 }
 
-// stopGracefully lets requests end, and cuts them off when the time is over. One
-// that hangs in the kernel, on a disk that has died, is left behind: the volumes
-// of other disks are to be served on. What it holds is locked for as long.
+// stopGracefully waits for running requests up to grace, and then cancels them. It abandons
+// requests that hang in the kernel on a dead disk, so that volumes on other disks are
+// served again. Their locks stay held.
 func stopGracefully(server *grpc.Server, grace time.Duration) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); server.GracefulStop() }()

@@ -20,7 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// stubEngine does what a test says for Stat and nothing else.
+// stubEngine implements only Stat, by a function of the test.
 type stubEngine struct {
 	Engine
 	stat func() (meta.Entry, error)
@@ -28,7 +28,7 @@ type stubEngine struct {
 
 func (e *stubEngine) Stat(context.Context, meta.Ref) (meta.Entry, error) { return e.stat() }
 
-// stubDriver needs no root and no btrfs.
+// stubDriver returns a driver that needs neither root nor btrfs.
 func stubDriver(t *testing.T, stat func() (meta.Entry, error), o Options) *Driver {
 	t.Helper()
 	o.NodeID, o.Version, o.KubeletDir = "node-1", "v1", t.TempDir()
@@ -153,7 +153,7 @@ func TestStopLetsRequestsEnd(t *testing.T) {
 	}
 }
 
-// isServed reports whether somebody listens on a socket.
+// isServed reports whether a process listens on a socket.
 func isServed(socket string) bool {
 	connection, err := net.Dial("unix", socket)
 	if err != nil {
@@ -186,7 +186,7 @@ func TestPanicFailsOneRequest(t *testing.T) {
 	}
 }
 
-// logs keeps what is logged.
+// logs collects log messages.
 type logs struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -254,7 +254,7 @@ func TestNewWantsItsOptions(t *testing.T) {
 	}
 }
 
-// Who points another client than a kubelet at the driver has no such directory.
+// A client other than a kubelet may have no kubelet directory.
 func TestAbsentKubeletDirServes(t *testing.T) {
 	if _, err := New(&stubEngine{}, Options{NodeID: "n", Version: "v1", KubeletDir: filepath.Join(t.TempDir(), "absent")}); err != nil {
 		t.Error(err)

@@ -12,7 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// forgetful is an engine that has lost its index while a pool was away.
+// forgetful is an engine that has lost its index while a pool was absent.
 type forgetful struct{ Engine }
 
 func (forgetful) Stat(context.Context, meta.Ref) (meta.Entry, error) {
@@ -26,29 +26,29 @@ func (forgetful) Mounts(context.Context, string) (snapshot.Mount, error) {
 func (forgetful) Remove(context.Context, meta.Ref) error { return snapshot.ErrForgotten }
 func (forgetful) PoolIDs() map[string]string             { return map[string]string{"default": "here"} }
 
-// told is a cluster that knows where one thing is.
-type told struct {
-	alone
+// oneOwner is a Cluster that returns one owner for everything.
+type oneOwner struct {
+	noCluster
 	node, poolID string
 	err          error
 }
 
-func (c told) Owner(context.Context, meta.Ref) (node, poolID string, err error) {
+func (c oneOwner) Owner(context.Context, meta.Ref) (node, poolID string, err error) {
 	return c.node, c.poolID, c.err
 }
 
-// TestDeleteOfTheForgotten: where the engine cannot tell that something is gone, the
-// cluster can. Without one it is not answered with OK.
+// TestDeleteOfTheForgotten: when the engine does not know whether a volume is gone, the
+// cluster decides. Without a cluster the delete fails.
 func TestDeleteOfTheForgotten(t *testing.T) {
 	for name, c := range map[string]struct {
 		cluster Cluster
 		want    codes.Code
 	}{
 		"no cluster":                     {nil, codes.Unavailable},
-		"the cluster knows of none":      {told{}, codes.OK},
-		"it is in the pool that is away": {told{node: "node", poolID: "away"}, codes.Unavailable},
-		"it is on another node":          {told{node: "other"}, codes.Unavailable},
-		"the cluster does not answer":    {told{err: errors.New("no route")}, codes.Unavailable},
+		"the cluster knows of none":      {oneOwner{}, codes.OK},
+		"it is in the pool that is away": {oneOwner{node: "node", poolID: "away"}, codes.Unavailable},
+		"it is on another node":          {oneOwner{node: "other"}, codes.Unavailable},
+		"the cluster does not answer":    {oneOwner{err: errors.New("no route")}, codes.Unavailable},
 	} {
 		d, err := New(forgetful{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir(), Cluster: c.cluster})
 		if err != nil {
@@ -62,7 +62,8 @@ func TestDeleteOfTheForgotten(t *testing.T) {
 	}
 }
 
-// TestLookUpOfTheForgotten: no request for a volume or snapshot is answered by NOT_FOUND.
+// TestLookUpOfTheForgotten: no request for a forgotten volume or snapshot returns
+// NOT_FOUND.
 func TestLookUpOfTheForgotten(t *testing.T) {
 	d, err := New(forgetful{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir()})
 	must(t, err)

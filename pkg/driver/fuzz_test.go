@@ -42,8 +42,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// FuzzRequestBytes sends one request of each type that is served, made from any
-// bytes that are one, to a node with a volume, a snapshot and a mount.
+// FuzzRequestBytes sends one request of each served type that the bytes can be decoded as.
+// The node has a volume, a snapshot and a mount.
 func FuzzRequestBytes(f *testing.F) {
 	r := newFuzzRig(f)
 	for _, call := range r.calls {
@@ -53,7 +53,7 @@ func FuzzRequestBytes(f *testing.F) {
 			f.Add(call.name, request)
 		}
 	}
-	request, err := proto.Marshal(&csi.ControllerExpandVolumeRequest{VolumeId: "pvc-1", CapacityRange: sized(100*mib + 1)}) // to be rounded up
+	request, err := proto.Marshal(&csi.ControllerExpandVolumeRequest{VolumeId: "pvc-1", CapacityRange: sized(100*mib + 1)}) // is rounded up
 	must0(f, err)
 	f.Add("ControllerExpandVolume", request)
 	for _, path := range fuzzPaths {
@@ -79,8 +79,8 @@ func FuzzRequestBytes(f *testing.F) {
 	})
 }
 
-// FuzzRequests makes nearly valid requests, one after the other, with retries,
-// and faults of the pool in between.
+// FuzzRequests sends sequences of nearly valid requests, with retries and faults of the
+// pool.
 func FuzzRequests(f *testing.F) {
 	r := newFuzzRig(f)
 	for i := range r.calls {
@@ -88,7 +88,7 @@ func FuzzRequests(f *testing.F) {
 		f.Add(append([]byte{opNest, opCall, byte(i)}, bytes.Repeat([]byte{0xe5, 0x11, 0xf3, 7}, 20)...))
 	}
 	for _, method := range []string{"CreateVolume", "CreateSnapshot", "ControllerExpandVolume", "DeleteSnapshot"} {
-		for step := range byte(10) { // the first call fails there, the second goes on from what is left
+		for step := range byte(10) { // the first call fails at step, the second continues
 			f.Add(slices.Concat([]byte{opFault, step, 0, step}, r.sequence(method), []byte{opRepeat}))
 		}
 	}
@@ -98,7 +98,7 @@ func FuzzRequests(f *testing.F) {
 		_, _ = random.Read(data)
 		f.Add(data)
 	}
-	f.Add(slices.Concat([]byte{opNest}, r.sequence("CreateSnapshot"))) // refused when it has begun
+	f.Add(slices.Concat([]byte{opNest}, r.sequence("CreateSnapshot"))) // refused after it has started
 	f.Add(r.sequence("NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume", "DeleteVolume", "CreateSnapshot", "DeleteSnapshot"))
 	f.Add(r.sequence("CreateVolume", "CreateSnapshot", "ControllerExpandVolume", "NodeGetVolumeStats", "ListSnapshots", "DeleteSnapshot", "ListVolumes"))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -114,7 +114,7 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// sequence returns the input that makes valid calls of these methods.
+// sequence returns the input for valid calls of these methods.
 func (r *fuzzRig) sequence(methods ...string) (data []byte) {
 	for _, method := range methods {
 		zeros := builder{rest: make([]byte, 1<<10)}
@@ -127,15 +127,15 @@ func (r *fuzzRig) sequence(methods ...string) (data []byte) {
 
 const (
 	mostCalls = 12
-	// callTimeout is longer than any answer takes.
+	// callTimeout is longer than any call takes.
 	callTimeout = btrfstest.Patience
-	// secret is in the value of every secret that is sent, and nowhere else.
+	// secret is part of every secret value that is sent, and of nothing else.
 	secret = "hunter2-is-not-to-be-told"
 	// fuzzPool is the ID of the pool.
 	fuzzPool = "0b5c1b54-0000-4000-8000-00000000000a"
 )
 
-// What a step of FuzzRequests does. Other numbers are calls too.
+// The operations of FuzzRequests. Other numbers are calls, too.
 const (
 	opCall = iota
 	opRepeat
@@ -145,15 +145,15 @@ const (
 	ops = 16
 )
 
-// rpc is one method that is served.
+// rpc is one served method.
 type rpc struct {
 	name, path    string
 	input, output protoreflect.MessageType
 }
 
-// fuzzRig is a driver on a real socket, over an engine and a pool in memory. The
-// volumes of that are directories of a btrfs, so that they can be mounted. On it
-// are also the kubelet's directory and a canary that nobody may touch.
+// fuzzRig is a driver on a real socket, over an engine and a pool in memory. The volumes
+// are directories of a real btrfs, so that they can be mounted. This btrfs also contains
+// the kubelet's directory and a canary that must not change.
 type fuzzRig struct {
 	base, kubelet, canary, state string
 
@@ -162,14 +162,14 @@ type fuzzRig struct {
 	calls      []rpc
 	logged     journal
 
-	// Of one run.
+	// State of one run.
 	t        *testing.T
 	engine   *snapshot.Engine
 	pool     *pooltest.Filesystem
-	faulty   bool // calls may fail for reasons of the pool
+	faulty   bool // the pool may make calls fail
 	last     rpc
 	repeated proto.Message
-	before   string // the listing of what is to be left alone
+	before   string // listing at the start of the run
 }
 
 func newFuzzRig(f *testing.F) *fuzzRig {
@@ -187,7 +187,7 @@ func newFuzzRig(f *testing.F) *fuzzRig {
 	return r
 }
 
-// listen serves, and connects.
+// listen serves the driver and connects to it.
 func (r *fuzzRig) listen(f *testing.F) {
 	socket := filepath.Join(f.TempDir(), "csi.sock")
 	ctx, cancel := context.WithCancel(context.Background())
@@ -205,7 +205,7 @@ func (r *fuzzRig) listen(f *testing.F) {
 	f.Cleanup(func() { _ = r.connection.Close() })
 }
 
-// callsOf returns what a server serves, whatever is registered there.
+// callsOf returns all methods that a server serves.
 func callsOf(f *testing.F, server *grpc.Server) (calls []rpc) {
 	for service, info := range server.GetServiceInfo() {
 		found, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(service))
@@ -223,7 +223,7 @@ func callsOf(f *testing.F, server *grpc.Server) (calls []rpc) {
 	return calls
 }
 
-// call returns the method of a name; some method for any other text.
+// call returns the method with a name, or some method for any other text.
 func (r *fuzzRig) call(name string) rpc {
 	for _, call := range r.calls {
 		if call.name == name {
@@ -235,8 +235,8 @@ func (r *fuzzRig) call(name string) rpc {
 	return r.calls[h.Sum32()%uint32(len(r.calls))]
 }
 
-// begin makes the node of one run anew: volume pvc-1, staged, a snapshot of it,
-// and pvc-2, which is read-only.
+// begin creates the node of one run: volume pvc-1, staged, with a snapshot, and volume
+// pvc-2, read-only.
 func (r *fuzzRig) begin(t *testing.T) {
 	t.Helper()
 	r.t, r.faulty, r.repeated = t, false, nil
@@ -248,7 +248,7 @@ func (r *fuzzRig) begin(t *testing.T) {
 		mkdir(t, filepath.Join(r.kubelet, dir))
 	}
 	write(t, filepath.Join(r.kubelet, "pods/other/file"), "precious")
-	write(t, filepath.Join(r.kubelet, "pods/other/data/file"), "precious") // an empty target is there to be removed
+	write(t, filepath.Join(r.kubelet, "pods/other/data/file"), "precious") // not an empty target, which could be removed
 	must(t, os.Symlink(r.canary, filepath.Join(r.kubelet, "pods/link")))
 	host := placedHost{pooltest.NewHost(btrfs.QuotaFull), r.state}
 	r.pool = host.Pool(pool.Default)
@@ -278,7 +278,7 @@ func (r *fuzzRig) populate() {
 	must(r.t, err)
 }
 
-// step does what the next bytes say.
+// step runs the operation of the next bytes.
 func (r *fuzzRig) step(b *builder) {
 	switch b.byte() % ops {
 	case opRepeat:
@@ -294,14 +294,14 @@ func (r *fuzzRig) step(b *builder) {
 		r.pool.SetReadOnly(b.byte()%2 == 0)
 		r.faulty = true
 	case opNest:
-		_ = r.pool.Nest(pool.Slot{Area: pool.Area(meta.Active), Name: "pvc-1"}, "nested") // if it is there
+		_ = r.pool.Nest(pool.Slot{Area: pool.Area(meta.Active), Name: "pvc-1"}, "nested") // if pvc-1 exists
 	default:
 		call := r.calls[int(b.byte())%len(r.calls)]
 		r.send(call, b.request(call))
 	}
 }
 
-// send holds one call to what every call promises.
+// send makes one call and checks the promises of every call.
 func (r *fuzzRig) send(call rpc, request proto.Message) {
 	r.t.Helper()
 	poison(request.ProtoReflect())
@@ -311,8 +311,8 @@ func (r *fuzzRig) send(call rpc, request proto.Message) {
 	defer cancel()
 	response := call.output.New().Interface()
 	err := r.connection.Invoke(ctx, call.path, request, response)
-	told := status.Convert(err).Message() + prototext.Format(response)
-	if strings.Contains(told, secret) {
+	answered := status.Convert(err).Message() + prototext.Format(response)
+	if strings.Contains(answered, secret) {
 		r.t.Errorf("%s tells a secret: %v, %v", call.name, err, response)
 	}
 	if !r.mayAnswer(call.name, status.Code(err)) {
@@ -323,15 +323,15 @@ func (r *fuzzRig) send(call rpc, request proto.Message) {
 	}
 }
 
-// specCodes are the codes that CSI has for a method beside INVALID_ARGUMENT, and
-// those that this driver adds: FAILED_PRECONDITION for nested subvolumes and for
-// what stands in the way of a mount, RESOURCE_EXHAUSTED for a pool that is full.
-// A method that is not here answers with INVALID_ARGUMENT at most.
+// specCodes lists the codes that CSI allows for a method beside INVALID_ARGUMENT, and codes
+// that this driver adds: FAILED_PRECONDITION for nested subvolumes and obstacles to a
+// mount, RESOURCE_EXHAUSTED for a full pool. A method that is not listed returns only
+// INVALID_ARGUMENT.
 var specCodes = map[string][]codes.Code{
 	"CreateVolume":               {codes.NotFound, codes.AlreadyExists, codes.OutOfRange, codes.ResourceExhausted, codes.FailedPrecondition},
 	"DeleteVolume":               {codes.FailedPrecondition},
 	"ValidateVolumeCapabilities": {codes.NotFound},
-	"ListVolumes":                {codes.Aborted}, // a starting token that is none
+	"ListVolumes":                {codes.Aborted}, // for an invalid starting token
 	"ControllerGetVolume":        {codes.NotFound},
 	"ControllerGetVolumeHealth":  {codes.NotFound},
 	"CreateSnapshot":             {codes.NotFound, codes.AlreadyExists, codes.ResourceExhausted, codes.FailedPrecondition},
@@ -347,10 +347,10 @@ var specCodes = map[string][]codes.Code{
 	"NodeExpandVolume":           {codes.NotFound, codes.OutOfRange, codes.ResourceExhausted},
 }
 
-// unserved are the methods that no capability of the driver's promises.
+// unserved lists the methods that no capability of the driver promises.
 var unserved = []string{"ControllerPublishVolume", "ControllerUnpublishVolume", "ControllerModifyVolume", "ControllerListVolumeHealth"}
 
-// faultCodes are what a method may answer while the pool fails.
+// faultCodes lists the codes that any method may return while the pool fails.
 var faultCodes = []codes.Code{codes.Aborted, codes.Unavailable, codes.ResourceExhausted}
 
 func (r *fuzzRig) mayAnswer(method string, code codes.Code) bool {
@@ -363,7 +363,7 @@ func (r *fuzzRig) mayAnswer(method string, code codes.Code) bool {
 	return r.faulty && slices.Contains(faultCodes, code)
 }
 
-// promised looks whether what was answered is true.
+// promised checks whether a successful response is true.
 func (r *fuzzRig) promised(request, response proto.Message) {
 	r.t.Helper()
 	has := func(ref meta.Ref, want bool) {
@@ -395,11 +395,11 @@ func (r *fuzzRig) promised(request, response proto.Message) {
 	}
 }
 
-// end looks at what the calls of a run have left.
+// end checks the state after a run.
 func (r *fuzzRig) end() {
 	r.t.Helper()
 	if r.faulty {
-		r.pool.Kill() // ends the faults
+		r.pool.Kill() // also ends faults
 		r.pool.SetReadOnly(false)
 		_, err := r.engine.Reconcile(r.t.Context())
 		must(r.t, err)
@@ -419,8 +419,8 @@ func (r *fuzzRig) end() {
 	}
 }
 
-// checkMounts fails for a mount that is not that of a volume, or not where the
-// kubelet wants it.
+// checkMounts fails the test for a mount that is no volume's, or outside of the kubelet's
+// targets.
 func (r *fuzzRig) checkMounts() {
 	r.t.Helper()
 	for _, m := range mountTable(r.t) {
@@ -430,7 +430,7 @@ func (r *fuzzRig) checkMounts() {
 	}
 }
 
-// checkVolumes fails for a volume that has lost what was in it.
+// checkVolumes fails the test for a volume without its file.
 func (r *fuzzRig) checkVolumes() {
 	r.t.Helper()
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
@@ -441,7 +441,7 @@ func (r *fuzzRig) checkVolumes() {
 	}
 }
 
-// listing tells all that the driver has to leave alone.
+// listing lists everything that the driver must not change.
 func (r *fuzzRig) listing() string {
 	r.t.Helper()
 	var text strings.Builder
@@ -460,8 +460,8 @@ func (r *fuzzRig) listing() string {
 	return text.String()
 }
 
-// placedHost gives the volumes of a host in memory directories that can be
-// mounted, with a file in each.
+// placedHost gives each volume of a host in memory a directory that can be mounted, with a
+// file in it.
 type placedHost struct {
 	*pooltest.Host
 	dir string
@@ -515,14 +515,14 @@ func (p placed) Move(from, to pool.Slot) error {
 	if err := os.MkdirAll(filepath.Dir(p.slot(to)), 0o700); err != nil {
 		return err
 	}
-	if err := os.Rename(p.slot(from), p.slot(to)); !os.IsNotExist(err) { // nothing was made in it
+	if err := os.Rename(p.slot(from), p.slot(to)); !os.IsNotExist(err) { // an absent slot has no directory
 		return err
 	}
 	return nil
 }
 
-// localise makes the paths of a request, which begin with /kubelet, /canary or
-// /state wherever those are, paths of this rig.
+// localise replaces paths in a request that begin with /kubelet, /canary or /state by those
+// of this rig.
 func (r *fuzzRig) localise(m protoreflect.Message) {
 	for i := range m.Descriptor().Fields().Len() {
 		field := m.Descriptor().Fields().Get(i)
@@ -532,11 +532,11 @@ func (r *fuzzRig) localise(m protoreflect.Message) {
 	}
 }
 
-// placeholder finds the directories of a rig by their names alone.
+// placeholder matches the names of a rig's directories.
 var placeholder = regexp.MustCompile(`^/(kubelet|canary|state)\b`)
 
-// poison puts the secret into every value that CSI calls one, at least one where
-// there can be any.
+// poison puts the secret into every secret field of a request. It adds one where there is
+// none.
 func poison(m protoreflect.Message) {
 	for i := range m.Descriptor().Fields().Len() {
 		field := m.Descriptor().Fields().Get(i)
@@ -555,11 +555,11 @@ func poisonMap(secrets protoreflect.Map) {
 	}
 }
 
-// builder makes requests that are nearly valid. It takes what to change from the
-// bytes of the fuzzer; without any they are valid.
+// builder makes nearly valid requests. The bytes of the fuzzer select what to change.
+// Without bytes a request is valid.
 type builder struct {
 	rest []byte
-	all  bool // every field is set
+	all  bool // set every field
 }
 
 func (b *builder) byte() byte {
@@ -571,7 +571,7 @@ func (b *builder) byte() byte {
 	return first
 }
 
-// text is whatever the fuzzer says.
+// text returns any text from the fuzzer.
 func (b *builder) text() string {
 	n := min(int(b.byte()%64), len(b.rest))
 	text := strings.ToValidUTF8(string(b.rest[:n]), "\ufffd")
@@ -593,7 +593,7 @@ func (b *builder) request(call rpc) proto.Message {
 	return m.Interface()
 }
 
-// seldom are the fields that a usual request does without.
+// seldom lists the fields that a usual request does not set.
 var seldom = []string{
 	"volume_content_source", "accessibility_requirements", "accessible_topology", "mutable_parameters", "parameters", "limit_bytes",
 	"starting_token", "max_entries", "volume_mount_group", "volume_context", "publish_context", "readonly", "block", "mount_flags",
@@ -632,7 +632,7 @@ func (b *builder) fillMap(name string, to protoreflect.Map) {
 	}
 }
 
-// mapWords are what maps have, the usual first.
+// mapWords lists keys and values of maps, the usual ones first.
 var mapWords = map[string]struct{ keys, values []string }{
 	"parameters": {
 		[]string{paramPool, paramCompression, paramNoDataCow, paramNestedSubvolumes, sidecarPrefix + "pvc/name", sidecarPrefix + "other"},
@@ -643,7 +643,7 @@ var mapWords = map[string]struct{ keys, values []string }{
 	"secrets":        {[]string{"password"}, nil},
 }
 
-// choose takes the first word as a rule, sometimes another, and seldom any text.
+// choose returns the first word usually, another one sometimes, and seldom any text.
 func (b *builder) choose(words []string) string {
 	n := b.byte()
 	switch {
@@ -667,7 +667,7 @@ func (b *builder) value(field protoreflect.FieldDescriptor, empty func() protore
 		return protoreflect.ValueOfBool(b.byte()%2 == 0)
 	case protoreflect.EnumKind:
 		n := protoreflect.EnumNumber(b.byte())
-		return protoreflect.ValueOfEnum(1 + n%16*(n>>7)) // each second time the first
+		return protoreflect.ValueOfEnum(1 + n%16*(n>>7)) // the first value in half of the cases
 	case protoreflect.Int32Kind:
 		return protoreflect.ValueOfInt32([]int32{1, 2, 0, -1, math.MinInt32, math.MaxInt32}[int(b.byte())%6])
 	case protoreflect.Int64Kind:
@@ -688,7 +688,7 @@ func (b *builder) size() int64 {
 	}
 }
 
-// words are what a text of a request may be, the usual first.
+// words returns texts for a field, the usual one first.
 func words(field string) []string {
 	ids := []string{"pvc-1", "pvc-2", "pvc-3", "snap-1", meta.ID("a/b"), "absent", "../active/pvc-1", "", ".", strings.Repeat("n", 300)}
 	switch field {
@@ -712,7 +712,7 @@ func words(field string) []string {
 	return nil
 }
 
-// fuzzPaths are places to mount at, most of them bad.
+// fuzzPaths lists target paths. Most are invalid.
 var fuzzPaths = []string{
 	"/kubelet/plugins/pvc-1/globalmount", "/kubelet/plugins/pvc-2/globalmount", "/kubelet/pods/pod-1/pvc-1/mount", "/kubelet/pods/pod-1/pvc-1",
 	"/kubelet/pods/pod-2/pvc-1/mount", "/kubelet/pods/pod-1/pvc-1/a b\\040\n", "/kubelet/plugins/pvc-1/globalmount/inside", "/kubelet/plugins/pvc-1/globalmount/data",
@@ -721,7 +721,7 @@ var fuzzPaths = []string{
 	"/kubelet/pods/pod-1/pvc-1/\x00", "/kubelet/pods/pod-1/pvc-1/" + strings.Repeat("n", 300), "/kubelet/" + strings.Repeat("n/", 2500) + "n", "/proc/self/root/etc",
 }
 
-// journal keeps what klog says, at the verbosity that says most.
+// journal collects the output of klog at the highest verbosity.
 type journal struct {
 	mu   sync.Mutex // protects text
 	text bytes.Buffer
@@ -765,7 +765,7 @@ func must0(f *testing.F, err error) {
 	}
 }
 
-// FuzzParameters proves that what is taken of a class is what it says.
+// FuzzParameters proves that accepted parameters keep their meaning.
 func FuzzParameters(f *testing.F) {
 	f.Add("pool", "default", "compression", "zstd:3")
 	f.Add("nodatacow", "true", "compression", "none")
@@ -798,7 +798,7 @@ func FuzzParameters(f *testing.F) {
 	})
 }
 
-// FuzzToken proves that a list goes on behind an ID or not at all.
+// FuzzToken proves that a token contains a valid ID or is refused.
 func FuzzToken(f *testing.F) {
 	for _, token := range []string{"", tokenAfter("pvc-1"), tokenAfter("../x"), tokenAfter(""), "x", tokenAfter("pvc-1") + "\n"} {
 		f.Add(token)
@@ -814,8 +814,8 @@ func FuzzToken(f *testing.F) {
 	})
 }
 
-// FuzzPoolIdentity proves that a pool is known by the ID in its file, which can be
-// a topology key, or is refused; the file stays.
+// FuzzPoolIdentity proves that a pool has the ID in its file, which is valid in a topology
+// key, or is refused. The file never changes.
 func FuzzPoolIdentity(f *testing.F) {
 	new(journal).capture(f)
 	state := btrfstest.Mount(f)

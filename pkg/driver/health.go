@@ -14,8 +14,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// lostTable says what it means for a volume that the engine cannot give it.
-// Other errors are no state of a volume.
+// lostTable maps errors of Stat to the health of a volume. Other errors fail the request.
 var lostTable = []struct {
 	err    error
 	status csi.VolumeHealthErrorType
@@ -23,15 +22,15 @@ var lostTable = []struct {
 }{
 	{snapshot.ErrOutside, csi.VolumeHealthErrorType_INACCESSIBLE, "SubvolumeOutsidePool"},
 	{snapshot.ErrLost, csi.VolumeHealthErrorType_DATA_LOSS, "SubvolumeLost"},
-	{pool.ErrSilent, csi.VolumeHealthErrorType_INACCESSIBLE, pool.Silent.Reason()}, // which is a pool that is away, too
+	{pool.ErrSilent, csi.VolumeHealthErrorType_INACCESSIBLE, pool.Silent.Reason()}, // ErrSilent is an ErrAway: keep it before that
 	{pool.ErrAway, csi.VolumeHealthErrorType_INACCESSIBLE, "PoolAway"},
 	{snapshot.ErrUnreadable, csi.VolumeHealthErrorType_INACCESSIBLE, "RecordUnreadable"},
 	{snapshot.ErrAmbiguous, csi.VolumeHealthErrorType_INACCESSIBLE, "FoundInTwoPools"},
 }
 
-// ControllerGetVolumeHealth and NodeGetVolumeHealth return the same: controller
-// and node of a volume are one process. ControllerListVolumeHealth is not
-// served: listings leave lost volumes out, which is what it would be for.
+// ControllerGetVolumeHealth and NodeGetVolumeHealth return the same, because one process
+// serves both. ControllerListVolumeHealth is not served: its purpose is lost volumes, and
+// listings leave these out.
 func (s *controller) ControllerGetVolumeHealth(ctx context.Context, request *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
 	health, err := s.volumeHealth(ctx, request.GetVolumeId())
 	return &csi.ControllerGetVolumeHealthResponse{VolumeHealth: health}, err
@@ -42,7 +41,7 @@ func (s *node) NodeGetVolumeHealth(ctx context.Context, request *csi.NodeGetVolu
 	return &csi.NodeGetVolumeHealthResponse{VolumeHealth: health}, err
 }
 
-// mostNested is how many nested subvolumes are named.
+// mostNested is the largest number of nested subvolumes in a message.
 const mostNested = 10
 
 func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth, error) {
@@ -89,8 +88,8 @@ func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth
 	return health, nil
 }
 
-// NodeGetStorageHealth reports the conditions of all pools. CSI allows each reason once, so
-// one entry names all pools that have the problem.
+// NodeGetStorageHealth returns the conditions of all pools. CSI allows each reason only
+// once, so one entry contains all pools with the same problem.
 func (s *node) NodeGetStorageHealth(ctx context.Context, _ *csi.NodeGetStorageHealthRequest) (*csi.NodeGetStorageHealthResponse, error) {
 	response := &csi.NodeGetStorageHealthResponse{}
 	for _, p := range s.engine.Pools(ctx) {
@@ -118,7 +117,7 @@ func addBackend(response *csi.NodeGetStorageHealthResponse, problem pool.Problem
 	})
 }
 
-// named has a message begin with the pool that it is about, where it does not already.
+// named prefixes a message with its pool, unless it already has that prefix.
 func named(name, message string) string {
 	prefix := fmt.Sprintf("pool %q: ", name)
 	return prefix + strings.TrimPrefix(message, prefix)

@@ -11,7 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// silentEngine is one whose only disk does not answer.
+// silentEngine is an engine whose only disk does not answer.
 type silentEngine struct{ Engine }
 
 var errSilentDisk = fmt.Errorf("pool %q: %w", "default", pool.ErrSilent)
@@ -24,7 +24,8 @@ func (silentEngine) Pools(context.Context) []pool.Status {
 	return []pool.Status{{Name: "default", ID: "here", Error: errSilentDisk.Error(), Silent: true}}
 }
 
-// TestHealthOfASilentDisk: the health of the storage and that of its volumes have one word for it.
+// TestHealthOfASilentDisk: the health of the storage and of its volumes have the same
+// reason.
 func TestHealthOfASilentDisk(t *testing.T) {
 	d, err := New(silentEngine{}, Options{NodeID: "node", Version: "test", KubeletDir: t.TempDir()})
 	must(t, err)

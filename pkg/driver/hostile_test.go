@@ -20,9 +20,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// TestHostilePod does to the root of its volume what a privileged pod can. The volume
-// can be copied, published again and deleted all the same, and what the pod points at
-// outside of it stays as it was.
+// TestHostilePod changes the root of a volume as a privileged pod can. The volume can still
+// be copied, published and deleted. Files outside that the pod points at do not change.
 func TestHostilePod(t *testing.T) {
 	for name, do := range map[string]func(t *testing.T, root string){
 		"immutable root":       func(t *testing.T, root string) { chattr(t, root, unix.STATX_ATTR_IMMUTABLE) },
@@ -64,7 +63,7 @@ func TestHostilePod(t *testing.T) {
 			do(t, target)
 
 			again := r.targetPath("pod-2", volume)
-			must(t, r.publish(volume, again, writer(), name == "read-only property")) // TestMadeReadOnly has the other way
+			must(t, r.publish(volume, again, writer(), name == "read-only property")) // see TestMadeReadOnly for read-write
 			wantFile(t, filepath.Join(again, "data"), "kept")
 			must(t, r.unpublish(volume, again))
 			taken := r.snapshot("snapshot-1", volume)
@@ -91,19 +90,19 @@ func TestHostilePod(t *testing.T) {
 	}
 }
 
-// tellUser has a copy of the test binary print as which user it runs.
-const tellUser = "BTRFS_CSI_TEST_TELL_USER"
+// printUser makes a copy of the test binary print its user ID.
+const printUser = "BTRFS_CSI_TEST_TELL_USER"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(tellUser) == "1" {
+	if os.Getenv(printUser) == "1" {
 		fmt.Print(os.Geteuid())
 		return
 	}
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// TestSetuidAndDevices: a program of root's and a device node that a pod has put into its
-// volume work where the class asks for nothing, and not with nosuid and nodev.
+// TestSetuidAndDevices: a setuid program of root and a device node in a volume work by
+// default, but not with nosuid and nodev.
 func TestSetuidAndDevices(t *testing.T) {
 	const nobody = "65534"
 	for _, test := range []struct {
@@ -140,8 +139,8 @@ func TestSetuidAndDevices(t *testing.T) {
 	}
 }
 
-// runSetuid has nobody run a program of root's in dir, and returns as which user that ran.
-// It is run by a descriptor: nobody may not enter the directories of the test.
+// runSetuid makes nobody run a setuid program of root in dir, and returns its effective
+// user. It uses a descriptor, because nobody may not enter the directories of the test.
 func runSetuid(t *testing.T, dir string) string {
 	t.Helper()
 	self, err := os.Executable()
@@ -154,7 +153,7 @@ func runSetuid(t *testing.T, dir string) string {
 	defer f.Close()
 	cmd := exec.Command("/proc/self/fd/3")
 	cmd.ExtraFiles = []*os.File{f}
-	cmd.Dir, cmd.Env = "/", []string{tellUser + "=1"}
+	cmd.Dir, cmd.Env = "/", []string{printUser + "=1"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -163,8 +162,9 @@ func runSetuid(t *testing.T, dir string) string {
 	return string(out)
 }
 
-// TestHeldByTheKernel: what the kernel holds stays whole and in use, the answer to its
-// delete says what may hold it, and when that ends the delete goes through.
+// TestHeldByTheKernel: a subvolume that the kernel does not remove stays complete and
+// usable. The error of its delete names the possible reasons. Afterwards the delete
+// succeeds.
 func TestHeldByTheKernel(t *testing.T) {
 	for name, hold := range map[string]struct {
 		begin func(t *testing.T, volume string) (end func())
@@ -228,9 +228,9 @@ func chattr(t *testing.T, path string, flag uint32) {
 	must(t, unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|flag)))
 }
 
-// TestTargetsThatChange exchanges a directory above the target for a symbolic link, again
-// and again, while the driver works there. It may refuse, but what the link points at
-// is neither mounted on nor unmounted nor removed.
+// TestTargetsThatChange repeatedly replaces a directory above the target by a symbolic link
+// while the driver works there. The driver may refuse, but must not mount, unmount or
+// remove anything behind the link.
 func TestTargetsThatChange(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
@@ -239,7 +239,7 @@ func TestTargetsThatChange(t *testing.T) {
 	outside := filepath.Join(t.TempDir(), "outside")
 	decoy := filepath.Join(outside, "volumes", volume, "mount")
 	mkdir(t, decoy)
-	bindMount(t, r.source(volume), decoy) // looks like what is to be unmounted
+	bindMount(t, r.source(volume), decoy) // looks like the volume at the target
 	t.Cleanup(func() { unmountBelow(t, outside) })
 	pod, link := filepath.Join(r.kubelet, "pods", "pod-1"), filepath.Join(r.kubelet, "pods", "link")
 	must(t, os.Symlink(outside, link))

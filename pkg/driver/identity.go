@@ -7,7 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 )
 
-// identity is the identity service.
+// identity is the CSI identity service.
 type identity struct {
 	csi.UnimplementedIdentityServer
 	*Driver

@@ -16,8 +16,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// coded is an error that has a code because CSI asks for it. Unlike that of
-// package status its text stands alone, and so can be part of another.
+// coded is an error with a gRPC code. Unlike an error of package status, its text does not
+// contain the code, so it can be part of another text.
 type coded struct {
 	code codes.Code
 	text string
@@ -30,18 +30,18 @@ func answer(code codes.Code, format string, args ...any) error {
 	return &coded{code, fmt.Sprintf(format, args...)}
 }
 
-// precondition is the answer to a request that something else has to precede.
+// precondition returns FAILED_PRECONDITION: a person must do something before the request.
 func precondition(format string, args ...any) error {
 	return answer(codes.FailedPrecondition, format, args...)
 }
 
-// plain returns the text of an error without a code, to be part of another.
+// plain returns the text of an error without its code.
 func plain(err error) string { return status.Convert(err).Message() }
 
-// creating are the RPCs whose work another node could do as well.
+// creating lists the RPCs that another node could serve, too.
 var creating = []string{"CreateVolume", "CreateSnapshot"}
 
-// observe numbers the request, logs it and its failure, and calls Observe.
+// observe numbers and logs the request, logs its failure, and calls Options.Observe.
 func (d *Driver) observe(logger klog.Logger) grpc.UnaryServerInterceptor {
 	return func(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 		method := path.Base(info.FullMethod)
@@ -62,7 +62,7 @@ func (d *Driver) observe(logger klog.Logger) grpc.UnaryServerInterceptor {
 	}
 }
 
-// translate gives every error its code.
+// translate adds a code to every error.
 func translate(ctx context.Context, request any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	response, err := handler(ctx, request)
 	if err == nil {
@@ -74,7 +74,7 @@ func translate(ctx context.Context, request any, info *grpc.UnaryServerInfo, han
 	return nil, statusOf(err)
 }
 
-// survive turns a panic into the failure of its one request.
+// survive turns a panic into the failure of one request.
 func survive(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (response any, err error) {
 	defer func() {
 		if r := recover(); r != nil {

@@ -7,22 +7,22 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// locks keeps apart what mounts, unmounts or deletes one volume, or works at one
-// target path: a volume is not deleted between the look at the mount table and
-// the mount. Nobody waits; who comes second gets snapshot.ErrBusy and is called
-// again by the CO. They are taken before the engine's own locks, never after.
+// locks allows one operation at a time for each volume and each target path. So a volume is
+// not deleted between the check of the mount table and the mount. Nobody waits: the second
+// request fails with snapshot.ErrBusy, and the CO retries. These locks are acquired before
+// the locks of the engine, never after.
 type locks struct {
 	mu   sync.Mutex // protects held
 	held map[lockKey]struct{}
 }
 
-// lockKey is a volume ID or a target path; the kind keeps the two apart.
+// lockKey is a volume ID or a target path, according to kind.
 type lockKey struct{ kind, name string }
 
 func volumeLock(id string) lockKey { return lockKey{"volume", id} }
 func pathLock(path string) lockKey { return lockKey{"path", path} }
 
-// acquire takes all keys or none. The function that it returns lets go.
+// acquire locks all keys, or none and returns snapshot.ErrBusy. release unlocks them.
 func (l *locks) acquire(keys ...lockKey) (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,7 +11,7 @@ import (
 // fsType is the filesystem of every volume.
 const fsType = "btrfs"
 
-// target returns the place where the kubelet wants a volume. field names it in the answer.
+// target returns the target at a path. field is the name of the request field for errors.
 func (d *Driver) target(field, path string) (mount.Target, error) {
 	if err := required(field, path); err != nil {
 		return mount.Target{}, err
@@ -26,9 +26,9 @@ func (d *Driver) target(field, path string) (mount.Target, error) {
 	return at, nil
 }
 
-// volumeOfMount returns the ID of the volume that is mounted, false for anything else. It
-// goes by names alone and asks no pool: a volume has to be unmounted also when its pool is
-// away, does not answer, or does not know it any more.
+// volumeOfMount returns the ID of a mounted volume, or false for another mount. It uses
+// only names and asks no pool: a volume must be unmounted even if its pool is absent,
+// silent, or has lost the volume.
 func volumeOfMount(m mount.Info) (id string, is bool) {
 	if m.Type != fsType {
 		return "", false

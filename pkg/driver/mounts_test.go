@@ -14,7 +14,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
-// TestVolumeOfAMount: the last names count, and only on btrfs. FuzzVolumeAt has more.
+// TestVolumeOfAMount: the last components of the path decide, and only on btrfs.
+// FuzzVolumeAt covers more.
 func TestVolumeOfAMount(t *testing.T) {
 	for root, want := range map[string]string{
 		"/pools/default/active/outer/fs/pools/default/active/inner/fs": "inner",
@@ -32,8 +33,8 @@ func TestVolumeOfAMount(t *testing.T) {
 	}
 }
 
-// TestDriversInVolumesOfDrivers has three drivers, of which each has its state directory
-// in a volume of the one before. All of them have all that a driver promises of mounts.
+// TestDriversInVolumesOfDrivers runs three drivers. The state directory of each is in a
+// volume of the one before. All keep their promises about mounts.
 func TestDriversInVolumesOfDrivers(t *testing.T) {
 	for name, volumes := range map[string][]string{
 		"volumes of their own names": {"outer", "middle", "inner"},
@@ -54,11 +55,11 @@ func TestDriversInVolumesOfDrivers(t *testing.T) {
 				wantCode(t, r.delete(volumes[i]), codes.FailedPrecondition, volumes[i], "mounted")
 				wantFile(t, filepath.Join(targets[i], "file"), "data")
 			}
-			// Each is in use for as long as one in it is mounted, and no longer.
+			// Each volume is in use exactly while one inside it is mounted.
 			last := len(rigs) - 1
 			for i, r := range rigs {
 				if i > 0 {
-					wantCode(t, r.delete(volumes[i]), codes.Unavailable) // its pool went with the volume that it is in
+					wantCode(t, r.delete(volumes[i]), codes.Unavailable) // its pool was in the deleted volume
 				}
 				wantFile(t, filepath.Join(targets[last], "file"), "data")
 				must(t, r.unpublish(volumes[i], targets[i]))
@@ -74,8 +75,8 @@ func TestDriversInVolumesOfDrivers(t *testing.T) {
 	}
 }
 
-// onlyHere publishes a new volume at one target, and proves that it is published at no
-// other one.
+// onlyHere publishes a new volume at one target, and checks that a second target is
+// refused.
 func onlyHere(t *testing.T, r *rig, name string) (target string) {
 	t.Helper()
 	volume, c := r.create(name), capability(singleWriter)
@@ -85,12 +86,12 @@ func onlyHere(t *testing.T, r *rig, name string) (target string) {
 	other := r.targetPath("pod-2", volume)
 	wantCode(t, r.publish(volume, other, c, false), codes.FailedPrecondition, target)
 	wantGone(t, other)
-	must(t, r.publish(volume, target, c, false)) // the same again
+	must(t, r.publish(volume, target, c, false)) // the same request again
 	return target
 }
 
-// onSubvolumes returns a state directory without a pool of its own, and one btrfs whose
-// subvolumes are mounted as its pools.
+// onSubvolumes mounts subvolumes of one btrfs as the pools of a state directory, which has
+// no pool itself.
 func onSubvolumes(t *testing.T, names ...string) (state, top string) {
 	t.Helper()
 	top, state = btrfstest.Mount(t), filepath.Join(t.TempDir(), "state")
@@ -104,7 +105,8 @@ func onSubvolumes(t *testing.T, names ...string) (state, top string) {
 	return state, top
 }
 
-// TestPoolsOfOneFilesystem: the volume of one pool is not that of the same ID in another.
+// TestPoolsOfOneFilesystem: a volume is not confused with one of the same ID in another
+// pool.
 func TestPoolsOfOneFilesystem(t *testing.T) {
 	state, top := onSubvolumes(t, "default", "other")
 	r := newRig(t, rigOptions{state: state})
@@ -119,7 +121,7 @@ func TestPoolsOfOneFilesystem(t *testing.T) {
 
 	wantCode(t, r.delete("pvc-1"), codes.FailedPrecondition, "mounted")
 	must(t, r.unpublish("pvc-1", target))
-	must(t, r.publish("pvc-1", target, capability(singleWriter), false)) // the other one is at held
+	must(t, r.publish("pvc-1", target, capability(singleWriter), false)) // the volume of the other pool is at held
 	must(t, r.unpublish("pvc-1", target))
 	must(t, r.unstage("pvc-1"))
 	must(t, r.delete("pvc-1"))
@@ -129,7 +131,8 @@ func TestPoolsOfOneFilesystem(t *testing.T) {
 	}
 }
 
-// TestVolumeInTwoPools: one that is found twice is not deleted, and is unmounted.
+// TestVolumeInTwoPools: a volume that is in two pools cannot be deleted, but can be
+// unmounted.
 func TestVolumeInTwoPools(t *testing.T) {
 	state, top := onSubvolumes(t, "default", "other")
 	r := newRig(t, rigOptions{state: state})
@@ -146,8 +149,8 @@ func TestVolumeInTwoPools(t *testing.T) {
 	must(t, r.unstage("pvc-1"))
 }
 
-// TestMountsOfPoolsThatGo: a volume whose pool is away is unmounted all the same, and
-// what it is mounted at says so until then.
+// TestMountsOfPoolsThatGo: a volume is unmounted although its pool is absent. Until then a
+// look at its target shows that it is mounted.
 func TestMountsOfPoolsThatGo(t *testing.T) {
 	state, _ := onSubvolumes(t, "default", "fast")
 	r := newRig(t, rigOptions{state: state})
@@ -166,9 +169,9 @@ func TestMountsOfPoolsThatGo(t *testing.T) {
 	wantMounts(t, r.stagingPath(volume), 0)
 }
 
-// TestRenamedDirectories: the kernel does not report that a directory above a mount's root
-// was renamed, as it is when the root filesystem is rolled back. The mounts are known all
-// the same, and a copy of the directory under its old name has nothing to do with them.
+// TestRenamedDirectories: a directory above a mount's root is renamed, as in a rollback of
+// the root filesystem. The kernel does not report that. The driver still knows the mounts,
+// and does not confuse them with a copy of the directory under its old name.
 func TestRenamedDirectories(t *testing.T) {
 	top, state := btrfstest.Mount(t), filepath.Join(t.TempDir(), "state")
 	root, broken := filepath.Join(top, "@"), filepath.Join(top, "@broken")
@@ -199,8 +202,8 @@ func TestRenamedDirectories(t *testing.T) {
 	must(t, r.delete("pvc-1"))
 }
 
-// TestMountsInTheWay: what only looks like the volume is not unmounted, and what is the
-// volume is, whatever its pool says by now.
+// TestMountsInTheWay: a mount that only looks like the volume is not unmounted. A mount of
+// the volume is, even after its pool has lost the volume.
 func TestMountsInTheWay(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
@@ -211,6 +214,6 @@ func TestMountsInTheWay(t *testing.T) {
 	bindMount(t, inside, at)
 	wantCode(t, r.unpublish("pvc-2", at), codes.FailedPrecondition, at)
 	wantMounts(t, at, 1)
-	must(t, r.engine.Remove(t.Context(), meta.Volume(volume))) // past the driver
+	must(t, r.engine.Remove(t.Context(), meta.Volume(volume))) // bypasses the driver
 	must(t, r.unpublish(volume, target))
 }

@@ -16,11 +16,10 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// mostMounts is how often a volume is unmounted from one path before that is
-// given up.
+// mostMounts is the number of unmounts at one path after which the driver gives up.
 const mostMounts = 100
 
-// node is the node service.
+// node is the CSI node service.
 type node struct {
 	csi.UnimplementedNodeServer
 	*Driver
@@ -85,7 +84,7 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 	return &csi.NodeStageVolumeResponse{}, nil
 }
 
-// NodeUnstageVolume leaves the directory, which is the CO's.
+// NodeUnstageVolume keeps the directory, because the CO owns it.
 func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
 	at, err := s.unmount(request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), func(mount.Target) error { return nil })
 	if err != nil {
@@ -95,9 +94,9 @@ func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVo
 	return &csi.NodeUnstageVolumeResponse{}, nil
 }
 
-// NodePublishVolume mounts from the pool, not from the staging path: what the
-// engine says is the truth, whatever somebody mounted over the staging path or
-// remounted it to. That it is staged is asked for as CSI wants it.
+// NodePublishVolume mounts the volume from its pool and not from the staging path, because
+// somebody may have mounted over the staging path or remounted it. It only checks that the
+// volume is staged, as CSI requires.
 func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
 	u, at, staging, err := s.parsePublish(request)
 	if err != nil {
@@ -148,7 +147,8 @@ func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, s
 	return u, at, staging, err
 }
 
-// publish makes the directory and mounts; what it made it takes back on failure.
+// publish creates the target directory and mounts the volume. After a failure it removes a
+// directory that it has created.
 func (s *node) publish(ctx context.Context, b binding, at mount.Target) error {
 	made, err := at.EnsureDir()
 	if err == nil {
@@ -169,8 +169,8 @@ func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpubli
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 
-// unmount unmounts a volume, also one that the engine does not know any more,
-// and calls then if nothing is mounted there afterwards.
+// unmount unmounts a volume, even if the engine does not know it. It calls then when
+// nothing is mounted at the path any more.
 func (s *node) unmount(volume, field, path string, then func(mount.Target) error) (mount.Target, error) {
 	if err := required("volume_id", volume); err != nil {
 		return mount.Target{}, err
@@ -205,8 +205,8 @@ func (s *node) NodeGetVolumeStats(ctx context.Context, request *csi.NodeGetVolum
 	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{usage}}, nil
 }
 
-// usage returns the usage of the volume, not of the filesystem around it, as far as the
-// pool has quota. btrfs has no limit of inodes, so none is returned.
+// usage returns the usage of the volume, or that of its pool if the pool has no quota.
+// btrfs has no limit of inodes, so there is none in the result.
 func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, error) {
 	room, err := s.engine.Room(ctx, entry.Ref())
 	if err != nil {
@@ -243,8 +243,8 @@ func (s *node) NodeExpandVolume(ctx context.Context, request *csi.NodeExpandVolu
 	return &csi.NodeExpandVolumeResponse{CapacityBytes: entry.Size}, nil
 }
 
-// volumeAt returns the volume that is at a path; NOT_FOUND for anything else
-// there, as CSI wants it.
+// volumeAt returns the volume that is mounted at a path. Another mount there is NOT_FOUND,
+// as CSI requires.
 func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, error) {
 	if err := required("volume_id", volume); err != nil {
 		return meta.Entry{}, err
@@ -277,14 +277,14 @@ func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, e
 	return entry, answer(codes.NotFound, "volume %q is not what is at %q", volume, path)
 }
 
-// use is one way to mount a volume.
+// use describes how a volume is to be mounted.
 type use struct {
-	readOnlyMode bool // by its access mode nobody writes
-	singleTarget bool // at one target path at a time
+	readOnlyMode bool // the access mode does not allow writes
+	singleTarget bool // only one target path at a time is allowed
 	flags        mount.Flags
 }
 
-// newUse checks a capability for the mounting of a volume.
+// newUse checks a capability for mounting.
 func newUse(capability *csi.VolumeCapability, readOnly bool) (use, error) {
 	if err := checkCapability(capability, true); err != nil {
 		return use{}, err
@@ -300,18 +300,19 @@ func newUse(capability *csi.VolumeCapability, readOnly bool) (use, error) {
 	}, err
 }
 
-// binding is a volume and how it is to be mounted.
+// binding is a volume and the properties of its mount.
 type binding struct {
 	volume string
 	source string
 	place  mount.Place
-	asked  mount.Flags // by the request
-	flags  mount.Flags // of the mount to be made
-	// madeReadOnly says what is to be done to write to the volume; empty if it can be.
+	asked  mount.Flags // flags of the request
+	flags  mount.Flags // flags of the new mount
+	// madeReadOnly says how to make the volume writable again. It is empty for a writable
+	// volume.
 	madeReadOnly string
 }
 
-// bindingOf asks the engine for a volume and settles the flags of its mount.
+// bindingOf looks up a volume and determines the flags of its mount.
 func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContext map[string]string) (binding, error) {
 	entry, err := s.engine.Stat(ctx, meta.Volume(volume))
 	if err != nil {
@@ -338,8 +339,8 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 	return b, nil
 }
 
-// isAt reports whether the volume is mounted at a target as it is wanted. It
-// fails when anything else is, or the volume is, otherwise.
+// isAt reports whether the volume is mounted at a target with the right flags. It returns
+// an error if something else is mounted there, or the volume with other flags.
 func (b binding) isAt(at mount.Target) (bool, error) {
 	have, err := at.Place()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -354,13 +355,13 @@ func (b binding) isAt(at mount.Target) (bool, error) {
 		return false, err
 	case !have.Same(b.place):
 		return false, precondition("volume %q: something else is mounted at %q: %s: unmount it", b.volume, at.Path(), top)
-	case have.Flags&(b.asked|mount.ReadOnly) != b.asked: // what else it has is that of the pool by then
+	case have.Flags&(b.asked|mount.ReadOnly) != b.asked: // other flags come from the pool at the time of the mount
 		return false, answer(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.Path(), have.Flags, b.flags)
 	}
 	return true, nil
 }
 
-// checkStaged fails unless the volume is mounted at its staging path.
+// checkStaged returns FAILED_PRECONDITION unless the volume is mounted at its staging path.
 func (b binding) checkStaged(staging mount.Target) error {
 	have, err := staging.Place()
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -372,8 +373,8 @@ func (b binding) checkStaged(staging mount.Target) error {
 	return nil
 }
 
-// checkWritable fails for a volume that a pod would write to in vain. A pod that mounts it
-// read-only may have it.
+// checkWritable returns an error for a read-write mount of a volume whose root somebody has
+// made read-only. A read-only mount is allowed.
 func (b binding) checkWritable() error {
 	if b.madeReadOnly == "" || b.asked.ReadOnly() {
 		return nil
@@ -381,10 +382,9 @@ func (b binding) checkWritable() error {
 	return fmt.Errorf("volume %q is wanted read-write: %w: %s; or mount the volume read-only", b.volume, snapshot.ErrMadeReadOnly, b.madeReadOnly)
 }
 
-// checkSingleTarget fails for a volume that may be published once only and is
-// published elsewhere. SINGLE_NODE_WRITER is not held to that, as CSI would have
-// it: it is what ReadWriteOnce was called by older kubelets, and any number of
-// pods of a node may share such a volume.
+// checkSingleTarget returns FAILED_PRECONDITION if a volume with a single target is
+// published at another one. CSI wants the same for SINGLE_NODE_WRITER, but older kubelets
+// use it for ReadWriteOnce, and any number of pods of a node may share such a volume.
 func (s *node) checkSingleTarget(b binding, u use, staging mount.Target) error {
 	if !u.singleTarget {
 		return nil
@@ -401,8 +401,7 @@ func (s *node) checkSingleTarget(b binding, u use, staging mount.Target) error {
 	return nil
 }
 
-// bind mounts a volume and proves that what is there afterwards is what was
-// asked for. It undoes the mount else.
+// bind mounts a volume and verifies the result. If that fails it unmounts the volume.
 func (s *node) bind(ctx context.Context, b binding, at mount.Target) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -417,7 +416,7 @@ func (s *node) bind(ctx context.Context, b binding, at mount.Target) error {
 	return nil
 }
 
-// prove looks what came of a mount.
+// prove returns an error unless the volume is mounted at the target with its flags.
 func (b binding) prove(at mount.Target) error {
 	have, err := at.Place()
 	if err != nil {
@@ -432,8 +431,8 @@ func (b binding) prove(at mount.Target) error {
 	return nil
 }
 
-// unbind unmounts a volume from a target, as often as it is mounted there. It
-// fails for what is not that volume, and touches no directory.
+// unbind removes all mounts of a volume at a target. It returns an error for another mount,
+// and removes no directory.
 func (s *node) unbind(volume string, at mount.Target) error {
 	for range mostMounts {
 		top, isMount, err := at.Top()
@@ -450,8 +449,8 @@ func (s *node) unbind(volume string, at mount.Target) error {
 	return fmt.Errorf("volume %q stays mounted at %q: unmounted %d times in vain", volume, at.Path(), mostMounts)
 }
 
-// undone adds to the cause of a failure that taking back failed too. The kubelet
-// cleans up after ABORTED, not after most others.
+// undone adds the error of a failed undo to its cause, as ErrUnfinished. The kubelet cleans
+// up after ABORTED, but not after most other codes.
 func undone(cause, undo error) error {
 	if undo == nil {
 		return cause

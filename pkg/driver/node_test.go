@@ -28,11 +28,11 @@ const (
 	nodeReader   = csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY
 )
 
-// Faults are around the real thing.
+// The functions below add faults to real mounts.
 
 type attacher = func(source string, flags mount.Flags, at mount.Target) error
 
-// broken fails after the mount.
+// broken returns an error after the mount.
 func broken(real attacher) attacher {
 	return func(source string, flags mount.Flags, at mount.Target) error {
 		if err := real(source, flags, at); err != nil {
@@ -44,10 +44,10 @@ func broken(real attacher) attacher {
 
 func brokenDetach(mount.Target) error { return errors.New("broken unmount") }
 
-// lyingDetach says that it did.
+// lyingDetach succeeds without an unmount.
 func lyingDetach(mount.Target) error { return nil }
 
-// attachOf mounts something else than it is told.
+// attachOf mounts the directory other instead of the source.
 func attachOf(other string) attacher {
 	return func(_ string, flags mount.Flags, at mount.Target) error { return mount.Bind(other, flags, at) }
 }
@@ -129,14 +129,14 @@ func TestFlagsHold(t *testing.T) {
 func TestFlagsThatDoNotHoldAreAFailure(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
-	r.driver.attach = func(source string, flags mount.Flags, at mount.Target) error { // it turns read-only just after
+	r.driver.attach = func(source string, flags mount.Flags, at mount.Target) error { // the pool turns read-only after the mount
 		return errors.Join(mount.Bind(source, flags, at), unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
 	}
 	wantCode(t, r.stage(volume, writer()), codes.Aborted, "relatime,ro", "relatime,rw")
 	wantMounts(t, r.stagingPath(volume), 0)
 }
 
-// The kubelet sees a copy of the mount, in a namespace of its own.
+// The kubelet sees a copy of the mount in another namespace.
 func TestFlagsHoldInOtherNamespaces(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	r.share()
@@ -170,8 +170,9 @@ func TestFlagsHoldInOtherNamespaces(t *testing.T) {
 }
 
 // TestMountInsideAVolumeIsSeenThereOnly: a pod with mountPropagation Bidirectional, or an
-// administrator, mounts something inside a published volume. In the pool it would be in
-// the way of a delete; at the other targets it would hide the data of other pods.
+// administrator, mounts something inside a published volume. That mount must not appear in
+// the pool, where it would block a delete, or at other targets, where it would hide data of
+// other pods.
 func TestMountInsideAVolumeIsSeenThereOnly(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	r.share()
@@ -205,8 +206,8 @@ func TestPublishOtherwiseIsAlreadyExists(t *testing.T) {
 	write(t, filepath.Join(target, "file"), "still writable")
 }
 
-// TestPoolRemountedOtherwise: what a mount has from its pool, and nobody has asked for, is
-// no reason to refuse the same request.
+// TestPoolRemountedOtherwise: flags that a mount has from its pool, and not from the
+// request, are no reason to refuse the same request.
 func TestPoolRemountedOtherwise(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
@@ -282,7 +283,7 @@ func TestUnknownVolumeIsNotFound(t *testing.T) {
 	}
 }
 
-// Targets that must not be mounted on. Each is left as it is.
+// TestRefusedTargets lists targets that must not be mounted on. Each stays unchanged.
 func TestRefusedTargets(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
@@ -333,7 +334,7 @@ func TestEmptyTargetDirectoryIsUsedAndKeptOnFailure(t *testing.T) {
 	must(t, r.stage(volume, writer()))
 	r.driver.attach = broken(mount.Bind)
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount")
-	wantMounts(t, target, 0) // fails also where the directory is gone
+	wantMounts(t, target, 0) // also fails if the directory is gone
 	r.driver.attach = mount.Bind
 	must(t, r.publish(volume, target, writer(), false))
 }
@@ -349,7 +350,7 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 
 	r.driver.attach = attachOf(r.source(other))
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "something else")
-	wantMounts(t, target, 1) // not ours to undo, and told
+	wantMounts(t, target, 1) // the driver must not undo this mount, and reports it
 	must(t, btrfstest.Unmount(target))
 
 	r.driver.attach, r.driver.detach = broken(mount.Bind), brokenDetach
@@ -379,8 +380,8 @@ func TestSomethingElseAtTheTargetIsRefusedAndKept(t *testing.T) {
 	wantFile(t, filepath.Join(foreign, "file"), "data")
 }
 
-// k3s-forge ignored the failed unmount and removed the target recursively: all
-// data of the volume.
+// k3s-forge ignored a failed unmount and removed the target recursively, with all data of
+// the volume.
 func TestFailedUnmountRemovesNothing(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
@@ -467,7 +468,7 @@ func TestDeleteOfAMountedVolumeIsRefused(t *testing.T) {
 	must(t, r.delete(volume))
 }
 
-// A pod names the directories in its volume, and the kubelet mounts them.
+// A pod chooses the names of directories in its volume, and the kubelet mounts them.
 func TestDirectoriesInAVolumeDoNotKeepAnotherVolume(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
@@ -492,7 +493,7 @@ func TestVolumeOfTheSameNameElsewhereDoesNotKeepIt(t *testing.T) {
 	must(t, r.delete(volume))
 }
 
-// Whoever wins, no volume is deleted under a mount.
+// Whichever request wins, no volume is deleted while it is mounted.
 func TestDeleteAgainstPublish(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	for i := range 30 {
@@ -544,7 +545,7 @@ func TestNonStandardKubeletDir(t *testing.T) {
 
 	resolved, err := filepath.EvalSymlinks(target)
 	must(t, err)
-	must(t, r.publish(volume, resolved, writer(), false)) // the same place by its other name
+	must(t, r.publish(volume, resolved, writer(), false)) // the same target by its other path
 	wantMounts(t, target, 1)
 	wantCode(t, r.delete(volume), codes.FailedPrecondition)
 	must(t, r.unpublish(volume, resolved))
@@ -609,7 +610,7 @@ func TestStatsWithoutQuotaAreThePools(t *testing.T) {
 	}
 }
 
-// A pool smaller than the sum of its promises has less left than a limit says.
+// A pool that is smaller than the sum of its limits has less space than one limit.
 func TestStatsDoNotPromiseMoreThanThePoolHas(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc-1", CapacityRange: sized(1 << 30)}).GetVolumeId()

@@ -10,18 +10,18 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// tokenPrefix distinguishes our tokens from other text, and this format from later ones.
+// tokenPrefix marks tokens of this driver and the version of their format.
 const tokenPrefix = "v1:"
 
-// tokenAfter returns the token for the page behind an ID. It names the last ID
-// rather than a number: what comes and goes between two pages neither hides nor
-// repeats anything else.
+// tokenAfter returns the token of the page after an ID. A token contains the last ID and no
+// index, so entries that are added or removed between two pages do not hide or repeat
+// others.
 func tokenAfter(id string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(tokenPrefix + id))
 }
 
-// readToken returns the ID in a token; ABORTED, as the spec has it, for what is
-// none of ours.
+// readToken returns the ID in a token. It returns ABORTED for an invalid token, as CSI
+// requires.
 func readToken(token string) (after string, err error) {
 	if token == "" {
 		return "", nil
@@ -34,8 +34,8 @@ func readToken(token string) (after string, err error) {
 	return after, nil
 }
 
-// page collects up to max entries of a walk, 0 for all, and the token for the
-// next ones.
+// page collects up to max entries of a walk, or all for 0. next is the token of the next
+// page.
 func page(token string, max int32, walk func(after string, fn func(meta.Entry) bool) error) (entries []meta.Entry, next string, err error) {
 	if max < 0 {
 		return nil, "", invalid("max_entries is %d, it must not be negative", max)

@@ -14,19 +14,18 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/internal/unixsocket"
 )
 
-// registrations is where a kubelet looks for plugins, in its directory.
+// registrations is the directory of plugin sockets in the kubelet's directory.
 const registrations = "plugins_registry"
 
-// retryRegistration is how long after a refusal the driver is offered again.
+// retryRegistration is the delay before another registration after a refusal.
 const retryRegistration = 10 * time.Second
 
-// registrar answers the kubelet, which finds its socket and asks what is behind
-// it (pluginregistration v1).
+// registrar serves the kubelet's plugin registration (pluginregistration v1).
 type registrar struct {
 	registration.UnimplementedRegistrationServer
 	logger  klog.Logger
-	socket  string        // of CSI
-	refused chan struct{} // receives when the kubelet refused the driver
+	socket  string        // the CSI socket
+	refused chan struct{} // receives after a refusal by the kubelet
 }
 
 func (r *registrar) GetInfo(context.Context, *registration.InfoRequest) (*registration.PluginInfo, error) {
@@ -35,7 +34,7 @@ func (r *registrar) GetInfo(context.Context, *registration.InfoRequest) (*regist
 	}, nil
 }
 
-// NotifyRegistrationStatus receives the outcome of the registration from the kubelet.
+// NotifyRegistrationStatus receives the result of the registration from the kubelet.
 func (r *registrar) NotifyRegistrationStatus(_ context.Context, status *registration.RegistrationStatus) (*registration.RegistrationStatusResponse, error) {
 	if status.GetPluginRegistered() {
 		r.logger.Info("Registered with the kubelet")
@@ -49,9 +48,8 @@ func (r *registrar) NotifyRegistrationStatus(_ context.Context, status *registra
 	return &registration.RegistrationStatusResponse{}, nil
 }
 
-// register offers the CSI socket to the kubelet, if that is asked for, until
-// unregister is called, by which the kubelet forgets the driver. What is mounted
-// stays mounted.
+// register registers the CSI socket with the kubelet until unregister is called, if
+// Options.Register is set. After unregister the kubelet forgets the driver. Mounts stay.
 func (d *Driver) register(ctx context.Context, socket string) (unregister func(), err error) {
 	if !d.options.Register {
 		return func() {}, nil
@@ -79,8 +77,8 @@ func (d *Driver) register(ctx context.Context, socket string) (unregister func()
 	return func() { cancel(); <-done }, nil
 }
 
-// wait returns true when it is time to offer the driver again: kubelets before
-// 1.35 do not by themselves ask again after a failure, of the API server say.
+// wait returns true when the driver should register again. Kubelets before 1.35 do not
+// retry by themselves after a failure, for example of the API server.
 func (r *registrar) wait(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():
@@ -95,7 +93,7 @@ func (r *registrar) wait(ctx context.Context) bool {
 	}
 }
 
-// offer serves the socket that a kubelet looks for.
+// offer serves the registration socket.
 func (r *registrar) offer(path string) (withdraw func(), err error) {
 	listener, err := unixsocket.Listen(path, 0)
 	if err != nil {

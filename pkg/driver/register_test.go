@@ -22,23 +22,23 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// registerRig is a driver that registers in a kubelet directory of its own, over
-// an engine that is followed.
+// registerRig returns a driver that registers in a temporary kubelet directory and follows
+// the pools of its engine.
 func registerRig(t *testing.T) (r *rig, registry string) {
 	t.Helper()
 	kubelet := shortDir(t)
 	registry = filepath.Join(kubelet, registrations, Name+"-reg.sock")
 	mkdir(t, filepath.Dir(registry))
 	r = newRig(t, rigOptions{Options: Options{KubeletDir: kubelet, Register: true, Calm: time.Millisecond}})
-	waitFor(t, "socket of the registration", func() bool { // it comes after the socket of CSI
+	waitFor(t, "socket of the registration", func() bool { // created after the CSI socket
 		_, err := os.Lstat(registry)
 		return err == nil
 	})
 	return r, registry
 }
 
-// shortDir is a directory whose path leaves room for that of a socket, as that of
-// t.TempDir, with the name of the test in it, does not.
+// shortDir returns a directory with a path that is short enough for a socket. t.TempDir
+// contains the test's name and is too long.
 func shortDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "")
@@ -65,7 +65,7 @@ func TestRegistration(t *testing.T) {
 		_, err := client.NotifyRegistrationStatus(t.Context(), &registration.RegistrationStatus{PluginRegistered: registered, Error: "why"})
 		must(t, err)
 	}
-	// The endpoint that was told is that of the driver.
+	// The reported endpoint is the driver's socket.
 	_, err = csi.NewIdentityClient(dial(t, plugin.Endpoint)).GetPluginInfo(t.Context(), &csi.GetPluginInfoRequest{})
 	must(t, err)
 }
@@ -86,8 +86,8 @@ func TestRegistrationGoesWithTheDriver(t *testing.T) {
 	wantGone(t, registry)
 }
 
-// What kubelet and sidecars were told of the topology is read by them once: they
-// have to be made to ask again, and only when it is not true any more.
+// Kubelet and sidecars read the topology once. The driver must make them read it again when
+// it is outdated, and only then.
 func TestServedAnewWhenPoolsChange(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	r, registry := registerRig(t)
@@ -105,7 +105,7 @@ func TestServedAnewWhenPoolsChange(t *testing.T) {
 	before := keysOf(t, csi.NewNodeClient(connection))
 	socket, registered := born(t, r.socket), born(t, registry)
 	r.create("pvc-1")
-	r.driver.PoolsChanged() // nothing has
+	r.driver.PoolsChanged() // no pool has changed
 	if len(before) != 1 || born(t, r.socket) != socket || connection.GetState() != connectivity.Ready {
 		t.Errorf("served anew for nothing; keys %v, connection %v", before, connection.GetState())
 	}
@@ -119,7 +119,7 @@ func TestServedAnewWhenPoolsChange(t *testing.T) {
 	}
 }
 
-// A node may have no pool when it is asked.
+// A node may have no pool at the first NodeGetInfo.
 func TestServedAnewForTheFirstPool(t *testing.T) {
 	engine := &pooledEngine{}
 	d, err := New(engine, Options{NodeID: "node-1", Version: "v1", KubeletDir: shortDir(t), Calm: time.Millisecond})
@@ -138,7 +138,7 @@ func TestServedAnewForTheFirstPool(t *testing.T) {
 	}
 }
 
-// One that hangs in the kernel must not keep the others from being served.
+// A request that hangs in the kernel must not keep the driver from serving others.
 func TestServedAnewBesideARequestThatHangs(t *testing.T) {
 	hang := make(chan struct{})
 	engine := &pooledEngine{}
@@ -160,7 +160,7 @@ func TestServedAnewBesideARequestThatHangs(t *testing.T) {
 	must(t, err)
 }
 
-// pooledEngine has the pools that a test says.
+// pooledEngine has the pools that a test sets.
 type pooledEngine struct {
 	stubEngine
 	ids atomic.Pointer[map[string]string]
@@ -184,8 +184,8 @@ func keysOf(t *testing.T, client csi.NodeClient) []string {
 	return keys
 }
 
-// lookup returns when a file was made or moved into place, 0 for none. The number
-// of its inode may be that of one before.
+// lookup returns the change time of a file, or 0 if it is absent. The inode number does not
+// identify a file, since a new file may reuse it.
 func lookup(path string) int64 {
 	var st unix.Stat_t
 	if unix.Lstat(path, &st) != nil {
@@ -216,7 +216,7 @@ func TestEndpointOwner(t *testing.T) {
 	must(t, getVolume(t, socket))
 }
 
-// stubCluster knows where one volume and one snapshot are.
+// stubCluster knows the owner of one volume and one snapshot.
 type stubCluster struct {
 	owner  string
 	pool   string
@@ -237,8 +237,8 @@ func (c *stubCluster) Expand(_ context.Context, _ string, want snapshot.Range) (
 	return c.expand(want)
 }
 
-// TestDeleteOfTheKept: what another object of the cluster stands for, too, is not
-// deleted with the one that is.
+// TestDeleteOfTheKept: a volume or snapshot that another object of the cluster uses is not
+// deleted.
 func TestDeleteOfTheKept(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	cluster := &stubCluster{}
@@ -273,7 +273,7 @@ func TestDeleteOfTheKept(t *testing.T) {
 			}
 		}
 	}
-	// What is gone already is gone, whoever stands for it.
+	// A volume that is already gone can be deleted, whatever uses it.
 	cluster.kept, cluster.err = []string{"db-data"}, nil
 	if _, err := r.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: volume}); err != nil {
 		t.Error(err)

@@ -17,7 +17,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// Parameters of a StorageClass; nestedSubvolumes also of a VolumeSnapshotClass.
+// Parameters of a StorageClass. A VolumeSnapshotClass may only have nestedSubvolumes.
 const (
 	paramPool             = "pool"
 	paramCompression      = "compression"
@@ -25,21 +25,21 @@ const (
 	paramNestedSubvolumes = "nestedSubvolumes"
 )
 
-// sidecarPrefix marks the parameters that the CSI sidecars add.
+// sidecarPrefix begins the parameters that CSI sidecars add.
 const sidecarPrefix = "csi.storage.k8s.io/"
 
-// labels are the parameters of the sidecars that are kept with a volume or
-// snapshot, so that people can see whose it is.
+// labels lists the sidecar parameters that are stored with a volume or snapshot, to show
+// its owner to people.
 var labels = []string{
 	"pvc/name", "pvc/namespace", "pv/name",
 	"volumesnapshot/name", "volumesnapshot/namespace", "volumesnapshotcontent/name",
 }
 
-// maxNameBytes is the general size limit of CSI for a name.
+// maxNameBytes is CSI's general size limit of a string, in bytes.
 const maxNameBytes = 128
 
 var (
-	// controlCharacters are those that the CSI spec bans from names.
+	// controlCharacters matches the characters that CSI bans from names.
 	controlCharacters = regexp.MustCompile(`[\x{00}-\x{08}\x{0B}\x{0C}\x{0E}-\x{1F}\x{7F}-\x{9F}]`)
 
 	compressionValue = regexp.MustCompile(`^(zstd(:([1-9]|1[0-5]))?|zlib(:[1-9])?|lzo|none)$`)
@@ -49,7 +49,7 @@ func invalid(format string, args ...any) error {
 	return status.Errorf(codes.InvalidArgument, format, args...)
 }
 
-// required refuses an empty field.
+// required returns an error for an empty field.
 func required(field, value string) error {
 	if value == "" {
 		return invalid("%s is missing", field)
@@ -57,7 +57,7 @@ func required(field, value string) error {
 	return nil
 }
 
-// checkName holds a name against the rules of the CSI spec.
+// checkName checks a name against the rules of CSI.
 func checkName(name string) error {
 	switch {
 	case name == "":
@@ -72,7 +72,7 @@ func checkName(name string) error {
 	return nil
 }
 
-// classOptions are the parameters of a class, read.
+// classOptions is the result of reading the parameters of a class.
 type classOptions struct {
 	pool       string
 	parameters meta.Parameters
@@ -89,8 +89,8 @@ func snapshotParameters(params map[string]string) (classOptions, error) {
 	return readParameters(params, paramNestedSubvolumes)
 }
 
-// readParameters refuses every parameter that is not known here by its name: a
-// misspelt one would else be ignored for the life of the volume.
+// readParameters reads parameters and refuses unknown ones. Otherwise a misspelt parameter
+// would be ignored for the life of the volume.
 func readParameters(params map[string]string, known ...string) (o classOptions, err error) {
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		value := params[key]
@@ -151,8 +151,7 @@ func (o *classOptions) set(key, value string) error {
 	return nil
 }
 
-// sizeRange reads a capacity range; what no size can satisfy is the engine's to
-// say.
+// sizeRange reads a capacity range. The engine refuses ranges that no size satisfies.
 func sizeRange(r *csi.CapacityRange) (snapshot.Range, error) {
 	if r.GetRequiredBytes() < 0 || r.GetLimitBytes() < 0 {
 		return snapshot.Range{}, invalid("capacity range: required %d and limit %d bytes must not be negative", r.GetRequiredBytes(), r.GetLimitBytes())
@@ -160,7 +159,7 @@ func sizeRange(r *csi.CapacityRange) (snapshot.Range, error) {
 	return snapshot.Range{Required: r.GetRequiredBytes(), Limit: r.GetLimitBytes()}, nil
 }
 
-// contentSource reads what a volume shall be made from; zero for nothing.
+// contentSource returns the source of a new volume, or the zero Ref.
 func contentSource(s *csi.VolumeContentSource) (meta.Ref, error) {
 	if s == nil {
 		return meta.Ref{}, nil
@@ -180,7 +179,7 @@ func contentSource(s *csi.VolumeContentSource) (meta.Ref, error) {
 	return ref, nil
 }
 
-// singleNodeModes are the access modes that any volume serves.
+// singleNodeModes lists the access modes that all volumes support.
 var singleNodeModes = []csi.VolumeCapability_AccessMode_Mode{
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER,
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_READER_ONLY,
@@ -188,8 +187,7 @@ var singleNodeModes = []csi.VolumeCapability_AccessMode_Mode{
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
 }
 
-// checkCapabilities refuses a set of capabilities that a volume made from source
-// cannot have.
+// checkCapabilities refuses capabilities that a volume with this source cannot have.
 func checkCapabilities(caps []*csi.VolumeCapability, source meta.Ref) error {
 	if len(caps) == 0 {
 		return invalid("volume capabilities are missing")
@@ -202,8 +200,9 @@ func checkCapabilities(caps []*csi.VolumeCapability, source meta.Ref) error {
 	return nil
 }
 
-// checkCapability refuses what no volume has. Readers on many nodes can only be
-// promised for a volume that nobody writes, and see it on its own node only.
+// checkCapability refuses capabilities that no volume has. readOnlyMany allows readers on
+// many nodes: a copy may have this mode if nobody writes to it. Its pods still run on its
+// own node only.
 func checkCapability(c *csi.VolumeCapability, readOnlyMany bool) error {
 	if c == nil {
 		return invalid("volume capability is missing")
@@ -243,7 +242,7 @@ func checkAccessMode(mode csi.VolumeCapability_AccessMode_Mode, readOnlyMany boo
 	return invalid("access mode %s is not supported: a volume lives on one node; use ReadWriteOnce or ReadWriteOncePod", mode)
 }
 
-// onlyReads reports whether nobody may write by these capabilities.
+// onlyReads reports whether all capabilities are read-only.
 func onlyReads(caps []*csi.VolumeCapability) bool {
 	return !slices.ContainsFunc(caps, func(c *csi.VolumeCapability) bool { return !readOnlyMode(c) })
 }
@@ -254,7 +253,7 @@ func readOnlyMode(c *csi.VolumeCapability) bool {
 		mode == csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY
 }
 
-// mountOptions returns the options of a bind mount, without contradictions.
+// mountOptions returns the options of a bind mount, and resolves ro and rw.
 func mountOptions(c *csi.VolumeCapability, readOnly bool) []string {
 	options := slices.DeleteFunc(slices.Clone(c.GetMount().GetMountFlags()), func(f string) bool { return f == "ro" || f == "rw" })
 	if readOnly || readOnlyMode(c) || slices.Contains(c.GetMount().GetMountFlags(), "ro") {
@@ -263,10 +262,10 @@ func mountOptions(c *csi.VolumeCapability, readOnly bool) []string {
 	return options
 }
 
-// Topology: one key for each pool, with the same value everywhere, so that a
-// node is known by the set of the pools it has.
+// There is one topology key for each pool, with the same value on all nodes. So the keys of
+// a node are the set of its pools.
 const (
-	// TopologyPrefix comes before the pool's ID in a topology key.
+	// TopologyPrefix precedes the pool's ID in a topology key.
 	TopologyPrefix = "topology." + Name + "/"
 	// TopologyValue is the value of every topology key.
 	TopologyValue = "true"
@@ -276,8 +275,8 @@ func topologyOf(poolID string) *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{TopologyPrefix + poolID: TopologyValue}}
 }
 
-// poolsOf returns the IDs of the pools that lie in one of the requisite topologies, nil where
-// there is no requirement. Keys of others are none of ours to judge.
+// poolsOf returns the IDs of the pools in the requisite topologies, or nil without a
+// requirement. It ignores keys of other drivers.
 func poolsOf(requisite []*csi.Topology) []string {
 	if len(requisite) == 0 {
 		return nil

@@ -37,18 +37,18 @@ type rig struct {
 	t       *testing.T
 	driver  *Driver
 	engine  *snapshot.Engine
-	state   string // the state directory, which is the btrfs
+	state   string // the state directory, mount point of the btrfs
 	kubelet string
 	socket  string
 }
 
-// rigOptions change what newRig makes.
+// rigOptions are the options of newRig.
 type rigOptions struct {
 	Options
 	quota btrfs.QuotaMode
-	pools []string // more pools, each on a btrfs of its own
+	pools []string // additional pools, each on another btrfs
 	mount []string // mount options of the pool default
-	state string   // the state directory, on a btrfs; one of its own without it
+	state string   // state directory on a btrfs; by default a new one
 	wrap  func(e Engine) Engine
 }
 
@@ -118,7 +118,7 @@ func (r *rig) serve() {
 	r.NodeClient = csi.NewNodeClient(connection)
 }
 
-// serve runs a driver until the function that it returns is called.
+// serve runs a driver until stop is called.
 func serve(t *testing.T, d *Driver, endpoint string) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -180,7 +180,7 @@ func (r *rig) create(name string) string {
 	return r.createAs(&csi.CreateVolumeRequest{Name: name, CapacityRange: sized(100 * mib)}).GetVolumeId()
 }
 
-// createAs makes a volume, read-write unless the request says otherwise.
+// createAs makes a volume. It is read-write by default.
 func (r *rig) createAs(request *csi.CreateVolumeRequest) *csi.Volume {
 	r.t.Helper()
 	if request.VolumeCapabilities == nil {
@@ -207,7 +207,7 @@ func (r *rig) delete(volume string) error {
 	return err
 }
 
-// source returns where a volume is in its pool.
+// source returns the path of a volume in its pool.
 func (r *rig) source(volume string) string {
 	r.t.Helper()
 	m, err := r.engine.Mounts(r.t.Context(), volume)
@@ -217,8 +217,8 @@ func (r *rig) source(volume string) string {
 	return m.Source
 }
 
-// stagingPath and targetPath are made the way the kubelet does: the staging
-// directory itself, and the parent of the target.
+// stagingPath and targetPath create directories as the kubelet does: the staging directory,
+// and the parent of the target.
 func (r *rig) stagingPath(volume string) string {
 	at := filepath.Join(r.kubelet, "plugins", "csi", volume, "globalmount")
 	mkdir(r.t, at)
@@ -255,7 +255,7 @@ func (r *rig) unpublish(volume, target string) error {
 	return err
 }
 
-// sync commits a transaction, which is when usage is counted.
+// sync commits a transaction, which updates usage.
 func (r *rig) sync() {
 	r.t.Helper()
 	dir, err := os.Open(r.state)
@@ -264,7 +264,7 @@ func (r *rig) sync() {
 	must(r.t, unix.Syncfs(int(dir.Fd())))
 }
 
-// published makes, stages and publishes a volume, and returns ID and target.
+// published creates, stages and publishes a volume. It returns the volume's ID and target.
 func (r *rig) published(name string) (volume, target string) {
 	r.t.Helper()
 	volume = r.create(name)
@@ -281,7 +281,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// wantCode fails the test unless err has a code, and a text with all words.
+// wantCode fails the test unless err has this code and its text contains all words.
 func wantCode(t *testing.T, err error, code codes.Code, words ...string) {
 	t.Helper()
 	if status.Code(err) != code {
@@ -329,7 +329,7 @@ func bindMount(t *testing.T, from, to string) {
 	}
 }
 
-// mountTable returns what is mounted, in the order of the kernel.
+// mountTable returns all mounts in the order of the kernel.
 func mountTable(t *testing.T) (all []mount.Info) {
 	t.Helper()
 	lines, err := mountinfo.GetMounts(nil)
@@ -340,7 +340,7 @@ func mountTable(t *testing.T) (all []mount.Info) {
 	return all
 }
 
-// mountsAt returns how many mounts are at a path.
+// mountsAt returns the number of mounts at a path.
 func mountsAt(t *testing.T, path string) int {
 	t.Helper()
 	path, err := filepath.EvalSymlinks(path)
@@ -355,8 +355,8 @@ func wantMounts(t *testing.T, path string, n int) {
 	}
 }
 
-// unmountBelow reads the table again after each unmount, which may have taken others with
-// it: the copies of a shared mount.
+// unmountBelow removes all mounts below dir. It reads the table again after each unmount,
+// because that may have removed copies of a shared mount, too.
 func unmountBelow(t *testing.T, dir string) {
 	dir, err := filepath.EvalSymlinks(dir)
 	if err != nil {
@@ -375,8 +375,8 @@ func unmountBelow(t *testing.T, dir string) {
 	}
 }
 
-// share makes the mounts of the pool and of the kubelet's directory shared ones, as they
-// are on a node. In the tests they are private, or else shared with what is around them.
+// share makes the mounts of the pool and of the kubelet's directory shared, as on a node.
+// By default the mounts of tests are private, or shared with their surroundings.
 func (r *rig) share() {
 	r.t.Helper()
 	bindMount(r.t, r.kubelet, r.kubelet)

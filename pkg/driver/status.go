@@ -12,9 +12,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// meanings gives each error of the engine, or about mounts, its code. The first match
-// counts: whatever went wrong, ErrUnfinished means that work may be left
-// behind, and only ABORTED makes a sidecar try again rather than forget it.
+// meanings maps errors of the engine, of pools and of mounts to codes. The first match
+// counts. ErrUnfinished comes first, whatever the cause: work may be left behind, and only
+// after ABORTED do sidecars retry instead of forgetting the volume.
 var meanings = []struct {
 	err  error
 	code codes.Code
@@ -47,8 +47,8 @@ var meanings = []struct {
 	{mount.ErrSilent, codes.Unavailable},
 }
 
-// statusOf gives err its code; what has one keeps it. What nobody thought of is
-// ABORTED: the provisioner takes INTERNAL as final and would leak a volume.
+// statusOf adds a code to err. An error with a code keeps it. Unknown errors become
+// ABORTED, because the provisioner takes INTERNAL as final and would leak a volume.
 func statusOf(err error) error {
 	if err == nil {
 		return nil
@@ -67,8 +67,9 @@ func statusOf(err error) error {
 // Code returns the gRPC code of an error of the engine.
 func Code(err error) codes.Code { return status.Code(statusOf(err)) }
 
-// statusOfCreate is statusOf for what could be made on another node as well: a
-// pool that cannot be written is to the scheduler like one that is full.
+// statusOfCreate is statusOf for requests that another node could serve. A read-only pool
+// then becomes RESOURCE_EXHAUSTED, like a full one, so that the scheduler tries another
+// node.
 func statusOfCreate(err error) error {
 	if errors.Is(err, pool.ErrReadOnly) && !errors.Is(err, snapshot.ErrUnfinished) {
 		return status.Error(codes.ResourceExhausted, err.Error())

@@ -38,7 +38,7 @@ func (o *overcommitted) start() {
 	o.running = startDriver(o.t, o.state, "--loop-pool=4Gi", "--http="+o.address)
 }
 
-// fill leaves so many bytes free in the filesystem below the pool.
+// fill fills the filesystem below the pool and leaves this many bytes.
 func (o *overcommitted) fill(left int64) {
 	o.t.Helper()
 	f, err := os.OpenFile(filepath.Join(o.state, "filler"), os.O_CREATE|os.O_RDWR, 0o600)
@@ -68,7 +68,7 @@ func (o *overcommitted) ask(name string, size int64) error {
 	return err
 }
 
-// says wants a word in what a command prints, and its exit code.
+// says checks a word in the output of a command, and its exit code.
 func (o *overcommitted) says(want string, code int, command string) {
 	o.t.Helper()
 	stdout, stderr, got := run(o.t, command, "--state-dir", o.state)
@@ -77,8 +77,8 @@ func (o *overcommitted) says(want string, code int, command string) {
 	}
 }
 
-// reported wants a fault in all that reports faults. A volume that cannot be read has its own
-// reason, and the same message.
+// reported checks that all commands, metrics and RPCs report a fault. A volume that cannot
+// be read has another reason with the same message.
 func (o *overcommitted) reported(problem, reason, ofVolume string) {
 	o.t.Helper()
 	o.says(problem, 0, "pools")
@@ -94,7 +94,7 @@ func (o *overcommitted) reported(problem, reason, ofVolume string) {
 	o.logs(`problem="` + problem + `"`)
 }
 
-// logs waits until the log has a text.
+// logs waits for a text in the log.
 func (o *overcommitted) logs(text string) {
 	o.t.Helper()
 	for deadline := time.Now().Add(2 * time.Minute); !strings.Contains(o.LogText(), text); time.Sleep(100 * time.Millisecond) {
@@ -104,10 +104,10 @@ func (o *overcommitted) logs(text string) {
 	}
 }
 
-// TestLoopPoolLargerThanItsRoom: a loop pool on a filesystem that is too small for its file
-// has the capacity of what there is, makes nothing when that is nearly used up, and all
-// that reports on pools reports it, before and after the kernel stops it. When there is
-// room again, and it is mounted again, all is as before.
+// TestLoopPoolLargerThanItsRoom: a loop pool is larger than the filesystem of its image.
+// Its capacity is the space of that filesystem. When this is nearly used up the pool
+// refuses new volumes, and every report shows it, before and after the kernel stops the
+// filesystem. With new space and a new mount the pool works as before.
 func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	o := newOvercommitted(t)
 	image := filepath.Join(o.state, loopImage)
@@ -132,7 +132,7 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 
 	o.fill(0)
 	for n := 0; n < 100 && !o.stopped(); n++ {
-		_ = os.WriteFile(filepath.Join(o.pool, "active/data/fs/file"), make([]byte, 24*mebi), 0o600) // until there is an error
+		_ = os.WriteFile(filepath.Join(o.pool, "active/data/fs/file"), make([]byte, 24*mebi), 0o600) // until it fails
 		_ = btrfstest.Sync(o.pool)
 	}
 	o.reported("ReadOnly", "PoolReadOnly", "the kernel has stopped")
@@ -142,7 +142,7 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	if err := o.ask("late", 32*mebi); err == nil || !strings.Contains(err.Error(), "the kernel has stopped") {
 		t.Errorf("made on a filesystem that has stopped: %v", err)
 	}
-	o.get("/readyz") // other pools are served
+	o.get("/readyz") // still ready: other pools are served
 
 	o.running.stop(t)
 	if err := os.Remove(filepath.Join(o.state, "filler")); err != nil {
@@ -168,7 +168,7 @@ func (o *overcommitted) refused(err error, code codes.Code, why string) {
 	}
 }
 
-// get returns what the HTTP port answers with 200.
+// get returns the body of an answer with status 200 from the HTTP port.
 func (o *overcommitted) get(path string) string {
 	o.t.Helper()
 	ctx, cancel := context.WithTimeout(o.t.Context(), time.Minute)
@@ -199,8 +199,8 @@ func httpGet(ctx context.Context, t *testing.T, url string) string {
 	return text.String()
 }
 
-// TestNoRoomForALoopPool: where there is no room for a pool none is made, and the log says
-// why.
+// TestNoRoomForALoopPool: without space for a pool none is created, and the log has the
+// reason.
 func TestNoRoomForALoopPool(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	state := btrfstest.Ext4(t, 200*mebi)
@@ -214,8 +214,8 @@ func TestNoRoomForALoopPool(t *testing.T) {
 	}
 }
 
-// TestMountedReadOnly: check and pools report a pool that somebody has mounted read-only, with
-// and without a driver, and do not take it for one that the kernel has stopped.
+// TestMountedReadOnly: check and pools report a pool that is mounted read-only, with and
+// without a driver. They do not report it as stopped by the kernel.
 func TestMountedReadOnly(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state)

@@ -17,14 +17,14 @@ func newCheck() *cobra.Command {
 	var repair bool
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Compare what is on disk with what should be",
-		Long: `Check compares every pool with its ledger and prints what is wrong and what a
-repair would do. It changes nothing unless --repair is given, and never removes
-what btrfs-csi did not make. A running driver is asked, so that what it is at is
-not taken for a fault.
+		Short: "Find faults in the pools and repair them",
+		Long: `Check compares every pool with its records. It prints each fault and what a repair
+would do. It changes nothing without --repair, and never removes data that btrfs-csi
+did not create. If a driver runs, check asks the driver, so that running operations
+are not reported as faults.
 
-The exit code is 1 when something is wrong, and with --repair when something is
-wrong still. What a driver does by itself when it runs is printed and is not wrong.`,
+The exit code is 1 if there is a fault, or with --repair if a fault remains. Check
+also prints cleanup that a driver does by itself when it runs. This is no fault.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.pool != "" {
@@ -49,7 +49,7 @@ wrong still. What a driver does by itself when it runs is printed and is not wro
 		},
 	}
 	o.add(cmd)
-	cmd.Flags().BoolVar(&repair, "repair", false, "do what the plan says, in all pools")
+	cmd.Flags().BoolVar(&repair, "repair", false, "repair the faults, in all pools")
 	cmd.MarkFlagsMutuallyExclusive("pool", "repair")
 	return cmd
 }
@@ -72,10 +72,11 @@ func findingRows(t *table, findings []snapshot.Finding) {
 	}
 }
 
-// startPatience is how long a driver that holds its state directory may take to answer.
+// startPatience is how long a driver that has locked its state directory may take to
+// answer.
 const startPatience = 30 * time.Second
 
-// askStarted is askDriver, and waits for a driver that is starting: what it reconciles
+// askStarted is askDriver that waits for a starting driver. Work of its reconciliation
 // would look like faults.
 func askStarted(ctx context.Context, stateDir, method, path string, found any) error {
 	for end := time.Now().Add(startPatience); ; {
@@ -91,7 +92,7 @@ func askStarted(ctx context.Context, stateDir, method, path string, found any) e
 	}
 }
 
-// check asks the running driver, or looks itself where none runs.
+// check asks the running driver, or inspects the pools itself if none runs.
 func check(ctx context.Context, stateDir string, repair bool) (findings []snapshot.Finding, err error) {
 	method, path := http.MethodGet, "/check"
 	if repair {
@@ -109,7 +110,7 @@ func check(ctx context.Context, stateDir string, repair bool) (findings []snapsh
 	if !repair {
 		return engine.Plan(ctx)
 	}
-	release, err := lockState(stateDir) // the first write: stateDir is one, the look has shown
+	release, err := lockState(stateDir) // the first write: Inspect has checked stateDir
 	if err != nil {
 		return nil, err
 	}

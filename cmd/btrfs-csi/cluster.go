@@ -21,8 +21,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// connect makes the clients of the cluster that kubeconfig names, else of that
-// which kubectl would take, or which the pod runs in.
+// connect returns clients for the cluster in kubeconfig. Without kubeconfig it uses
+// kubectl's default, or the cluster of the pod.
 func connect(kubeconfig string, qps float32, burst int) (*client.Clients, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = kubeconfig
@@ -34,14 +34,14 @@ func connect(kubeconfig string, qps float32, burst int) (*client.Clients, error)
 	return client.Connect(rest.AddUserAgent(config, "btrfs-csi/"+version))
 }
 
-// localNode is this node as the controllers of the cluster see it.
+// localNode implements cluster.Node for the controllers.
 type localNode struct {
 	engine engine
 	driver *driver.Driver
 }
 
-// engine is what localNode needs of *snapshot.Engine. It has no Remove: the cluster deletes
-// through the driver, which looks at the mounts first.
+// engine is the part of *snapshot.Engine that localNode uses. It has no Remove: the cluster
+// deletes through the driver, which checks mounts first.
 type engine interface {
 	Stat(ctx context.Context, ref meta.Ref) (meta.Entry, error)
 	Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error
@@ -113,10 +113,10 @@ func (n *localNode) Expand(ctx context.Context, volume string, size int64) (int6
 
 func (n *localNode) Exclude(reasons map[string]error) { n.engine.Deny(reasons) }
 
-// Remove deletes as a request of CSI would: what is mounted is not deleted.
+// Remove deletes like a CSI request, and so refuses a mounted volume.
 func (n *localNode) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }
 
-// otherNodes is the cluster as the driver sees it.
+// otherNodes implements driver.Cluster.
 type otherNodes struct{ *cluster.Manager }
 
 var _ driver.Cluster = otherNodes{}

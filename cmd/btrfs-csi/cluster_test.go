@@ -15,9 +15,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// TestForgottenIsGoneToTheCluster: what may be in a pool that is away and forgotten is in no
-// pool that is here, of which the controllers ask. Else nothing that is deleted meanwhile would
-// ever be gone to the cluster.
+// TestForgottenIsGoneToTheCluster: an ID that may be in a forgotten absent pool is not in
+// any pool of this node, and the controllers get Gone. Otherwise no deletion would ever
+// complete in the cluster.
 func TestForgottenIsGoneToTheCluster(t *testing.T) {
 	state := t.TempDir()
 	known := filepath.Join(state, "known")

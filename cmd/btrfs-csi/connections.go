@@ -6,13 +6,13 @@ import (
 	"sync"
 )
 
-// mostConnections is how many connections the HTTP port keeps: a handful for the kubelet
-// and for those that scrape, and little memory and few descriptors for anybody else.
+// mostConnections limits the connections of the HTTP port. The kubelet and scrapers need a
+// few. The limit bounds the memory and descriptors that other clients can use.
 const mostConnections = 100
 
-// boundedListener accepts every connection, and keeps no more than most of them. A limit
-// on accepting would let a client that hoards connections shut out the kubelet's probes.
-// Here the client with the most connections loses its oldest one instead.
+// boundedListener accepts every connection and keeps at most most of them. When there are
+// more, the client with the most connections loses its oldest one. A limit on accepting
+// would be wrong: a client that opens many connections would block the kubelet's probes.
 type boundedListener struct {
 	net.Listener
 	most int
@@ -21,7 +21,7 @@ type boundedListener struct {
 	open []*boundedConn // oldest first
 }
 
-// boundedConn is a connection of a boundedListener until it is closed.
+// boundedConn is an open connection of a boundedListener.
 type boundedConn struct {
 	net.Conn
 	listener *boundedListener
@@ -40,7 +40,7 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// add returns the connection that has to go for the new one.
+// add adds a connection and returns the one to close for it, or nil.
 func (l *boundedListener) add(c *boundedConn) (surplus *boundedConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -66,7 +66,7 @@ func (l *boundedListener) remove(c *boundedConn) {
 	l.open = slices.DeleteFunc(l.open, func(o *boundedConn) bool { return o == c })
 }
 
-// Close may be called more than once: by the listener and by the server.
+// Close closes the connection. The listener and the server may both call it.
 func (c *boundedConn) Close() error {
 	c.listener.remove(c)
 	return c.Conn.Close()

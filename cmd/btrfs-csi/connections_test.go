@@ -16,9 +16,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// TestHoarderOfConnections: a client that keeps thousands of connections, and goes on to
-// open more, costs the driver no more than mostConnections descriptors, and neither the
-// kubelet's probes nor a scrape notice.
+// TestHoarderOfConnections: a client opens thousands of connections and never closes them.
+// The driver uses at most mostConnections descriptors, and the kubelet's probes and a
+// scrape still succeed.
 func TestHoarderOfConnections(t *testing.T) {
 	const hoarded = 3000
 	address := freeAddress(t)
@@ -46,7 +46,7 @@ func TestHoarderOfConnections(t *testing.T) {
 		}
 	}
 	most = max(most, descriptors())
-	if limit := before + mostConnections + 20; most > limit { // 20: what the driver itself opens now and then
+	if limit := before + mostConnections + 20; most > limit { // 20 for the driver itself
 		t.Errorf("%d connections are held, and the driver has %d descriptors open, want no more than %d", hoarded, most, limit)
 	}
 
@@ -87,7 +87,7 @@ func TestHoarderOfConnections(t *testing.T) {
 	}
 }
 
-// keepAlive returns a connection that has had an answer, and is kept for the next.
+// keepAlive returns an idle connection that has already had an answer.
 func keepAlive(t *testing.T, address, from string) net.Conn {
 	t.Helper()
 	conn, err := dialFrom(t.Context(), address, from)
@@ -110,8 +110,8 @@ func dialFrom(ctx context.Context, address, from string) (net.Conn, error) {
 	return dialer.DialContext(ctx, "tcp", address)
 }
 
-// TestGreediestClientLosesItsOldest: who has the most connections loses the oldest of them;
-// where nobody has more than another, the oldest of all goes.
+// TestGreediestClientLosesItsOldest: the client with the most connections loses its oldest
+// one. If all have the same number, the oldest of all connections is closed.
 func TestGreediestClientLosesItsOldest(t *testing.T) {
 	cases := map[string]struct{ open, kept []string }{
 		"within":           {[]string{"a1", "b1", "a2"}, []string{"a1", "b1", "a2"}},

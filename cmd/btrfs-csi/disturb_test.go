@@ -15,14 +15,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 )
 
-// disturbVariable has the seed of a driver in whose pools others commit between two steps,
-// and in which a step waits, now and then. Package reliability starts such ones.
+// disturbVariable contains a random seed. Between steps of such a driver, others commit or
+// steps wait. Package reliability starts these drivers.
 const disturbVariable = "BTRFS_CSI_TEST_DISTURB"
 
 const (
-	// often is that a step is preceded by a commit, or a wait, once in so many.
+	// often means that one in so many steps follows a commit, and one in so many a wait.
 	often = 3
-	// longest is how long a step waits at most.
+	// longest is the longest wait before a step.
 	longest = 5 * time.Millisecond
 )
 

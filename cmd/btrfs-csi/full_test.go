@@ -14,7 +14,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// fillBlocks leaves no block, fillInodes no inode.
+// fillBlocks uses all blocks, and fillInodes all inodes.
 func fillBlocks(dir string) error { return btrfstest.FillFile(filepath.Join(dir, "ballast")) }
 
 func fillInodes(dir string) error {
@@ -29,8 +29,8 @@ func fillInodes(dir string) error {
 	}
 }
 
-// TestFullStateDirectory has no room where the state directory is, and the socket too,
-// unless there is no inode for one. The driver starts all the same, lists and deletes.
+// TestFullStateDirectory: the filesystem of the state directory is full, and also that of
+// the socket, except for inodes. The driver still starts, lists and deletes.
 func TestFullStateDirectory(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -57,7 +57,7 @@ func TestFullStateDirectory(t *testing.T) {
 			if err := os.Mkdir(filepath.Join(state, "directory"), 0o700); !errors.Is(err, unix.ENOSPC) {
 				t.Fatalf("there is room: %v", err)
 			}
-			for i := range 3 { // more starts than one
+			for i := range 3 { // also after restarts
 				d = start()
 				d.wantVolumes(t, 3-i)
 				if _, err := d.DeleteVolume(t.Context(), &csi.DeleteVolumeRequest{VolumeId: fmt.Sprintf("pvc-%d", i)}); err != nil {

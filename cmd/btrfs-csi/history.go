@@ -18,9 +18,9 @@ func newHistory() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "history",
-		Short: "List what was deleted",
+		Short: "List deleted volumes and snapshots",
 		Long: `History lists the volumes and snapshots that were deleted on this node, the last one
-first. The running driver remembers them, for as long as its index.db is kept.`,
+first. The running driver keeps this list in its file index.db.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var removed []index.Removed
@@ -43,7 +43,7 @@ first. The running driver remembers them, for as long as its index.db is kept.`,
 		},
 	}
 	addStateDir(cmd, &stateDir)
-	cmd.Flags().Uint16Var(&limited, "limit", 50, "list this many at most; 0 for all")
+	cmd.Flags().Uint16Var(&limited, "limit", 50, "list at most this many; 0 for all")
 	output.add(cmd)
 	return cmd
 }

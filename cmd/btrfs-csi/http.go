@@ -24,15 +24,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// adminSocket is where check, history and pools reach the running driver, in the state
-// directory.
+// adminSocket is the socket in the state directory through which check, history and pools
+// call the running driver.
 const adminSocket = "admin.sock"
 
-// errNoDriver is returned where no driver runs on a state directory.
+// errNoDriver means that no driver runs on a state directory.
 var errNoDriver = errors.New("no driver is running")
 
-// httpHandler serves what is asked over the network. Nothing of it changes
-// anything.
+// httpHandler serves probes and metrics on the network. No request changes anything.
 func httpHandler(m *metrics, ready func() error) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
@@ -47,14 +46,14 @@ func httpHandler(m *metrics, ready func() error) http.Handler {
 	return mux
 }
 
-// serveHTTP serves handler until ctx ends; a failure later ends ctx.
+// serveHTTP serves handler until ctx ends. A later failure calls cancel.
 func serveHTTP(ctx context.Context, cancel context.CancelCauseFunc, address string, handler http.Handler) error {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return fmt.Errorf("--http: %w", err)
 	}
-	// Anybody on the network may connect. No connection stays that does nothing, no request
-	// is large or slow to come, and who does not read the answer does not hold it for long.
+	// Anybody on the network may connect. Timeouts end idle connections, slow requests and
+	// slow readers, and large headers are refused.
 	serveListener(ctx, cancel, &boundedListener{Listener: listener, most: mostConnections}, &http.Server{
 		Handler: handler, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
 	})
@@ -71,7 +70,7 @@ func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener
 	context.AfterFunc(ctx, func() { _ = server.Close() })
 }
 
-// serveAdmin lets check, history and pools ask this driver.
+// serveAdmin serves check, history and pools on the admin socket.
 func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOptions, e *snapshot.Engine, m *cluster.Manager) error {
 	listener, err := unixsocket.Listen(filepath.Join(o.stateDir, adminSocket), 0)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
@@ -100,15 +99,15 @@ func serveAdmin(ctx context.Context, cancel context.CancelCauseFunc, o serveOpti
 	}))
 	mux.HandleFunc("GET /pools", answer(func(ctx context.Context) (any, error) { return nonNil(e.Pools(ctx)), nil }))
 	if o.profiling {
-		mux.HandleFunc("/debug/pprof/", pprof.Index) // of heap, goroutine and others too
+		mux.HandleFunc("/debug/pprof/", pprof.Index) // also heap, goroutine and others
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	}
-	serveListener(ctx, cancel, listener, &http.Server{Handler: mux}) // root alone reaches it, and may ask for long profiles
+	serveListener(ctx, cancel, listener, &http.Server{Handler: mux}) // no timeouts: only root can connect, and profiles take long
 	return nil
 }
 
-// answer serves what a function returns, as JSON.
+// answer returns a handler that serves the result of ask as JSON.
 func answer(ask func(context.Context) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		found, err := ask(r.Context())
@@ -122,8 +121,8 @@ func answer(ask func(context.Context) (any, error)) http.HandlerFunc {
 	}
 }
 
-// orphanFindings returns the orphans as findings of check. None is repaired by it:
-// that is the policy of serve --orphans. pools are the IDs of those in use, by name.
+// orphanFindings returns orphans as findings of check. check never repairs them, because
+// serve --orphans does. pools maps the names of pools in use to their IDs.
 func orphanFindings(found []orphans.Orphan, pools map[string]string) []snapshot.Finding {
 	names := map[string]string{}
 	for name, id := range pools {
@@ -146,8 +145,8 @@ func orphanFindings(found []orphans.Orphan, pools map[string]string) []snapshot.
 	return findings
 }
 
-// askDriver has the running driver answer into found; errNoDriver if there is
-// none.
+// askDriver sends a request to the running driver and decodes the answer into found.
+// Errors: errNoDriver.
 func askDriver(ctx context.Context, stateDir, method, path string, found any) error {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(stateDir, adminSocket))
@@ -157,7 +156,7 @@ func askDriver(ctx context.Context, stateDir, method, path string, found any) er
 		return err
 	}
 	response, err := client.Do(request)
-	// EINVAL is for a path that no driver can listen on: it is too long.
+	// EINVAL means that the path is too long for a socket, so no driver listens on it.
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EINVAL) {
 		return errNoDriver
 	}

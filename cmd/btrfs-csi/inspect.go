@@ -12,8 +12,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// inspectOptions are common to the commands that look at the pools. They read
-// the ledgers on disk, and so work with and without a running driver.
+// inspectOptions are the options of commands that inspect pools. These read the records on
+// disk, so they need no running driver.
 type inspectOptions struct {
 	stateDir string
 	pool     string
@@ -22,11 +22,11 @@ type inspectOptions struct {
 
 func (o *inspectOptions) add(cmd *cobra.Command) {
 	addStateDir(cmd, &o.stateDir)
-	cmd.Flags().StringVar(&o.pool, "pool", "", "show this pool only")
+	cmd.Flags().StringVar(&o.pool, "pool", "", "show only this pool")
 	o.output.add(cmd)
 }
 
-// inventory reads the pools, and names on stderr those that cannot be read.
+// inventory reads the pools. It names pools that cannot be read on stderr.
 func (o *inspectOptions) inventory(ctx context.Context, stderr io.Writer) ([]snapshot.Item, error) {
 	engine, err := snapshot.Inspect(ctx, o.stateDir)
 	if err != nil {
@@ -46,7 +46,8 @@ func (o *inspectOptions) inventory(ctx context.Context, stderr io.Writer) ([]sna
 	return slices.DeleteFunc(items, func(i snapshot.Item) bool { return o.pool != "" && i.Pool != o.pool }), err
 }
 
-// checkPool fails for a --pool that there is not: an empty answer would be a wrong one.
+// checkPool returns an error if the pool of --pool does not exist. An empty list would be
+// misleading.
 func (o *inspectOptions) checkPool(pools []pool.Status) error {
 	names := make([]string, 0, len(pools))
 	for _, p := range pools {
@@ -58,7 +59,7 @@ func (o *inspectOptions) checkPool(pools []pool.Status) error {
 	return nil
 }
 
-// nonNil makes an empty list print as [] and not as null.
+// nonNil makes an empty list print as [], not as null.
 func nonNil[T any](list []T) []T {
 	if list == nil {
 		return []T{}

@@ -26,15 +26,16 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// orderFile names a file that says after which step a driver kills itself, and in what
-// operation: it counts from when the order came.
+// orderFile is a variable with the path of a file. The file contains a step number and an
+// operation. The driver kills itself after that step, counted from the last change of the
+// file.
 const orderFile = "BTRFS_CSI_TEST_ORDER_FILE"
 
-// mortal ends its process by SIGKILL after a step. Before a step is after the one
-// before it, so all boundaries but the first, where nothing has happened, are met.
+// mortal kills its process with SIGKILL after a step. This covers all boundaries between
+// steps except the first, before which nothing has happened.
 type mortal struct {
 	file  string
-	mu    sync.Mutex // protects what follows
+	mu    sync.Mutex // protects the fields below
 	order string
 	steps int
 }
@@ -48,7 +49,7 @@ func becomeMortal() {
 		return pooltest.Around(h, func(_ pooltest.Step, do func() error) error { return m.step(do) })
 	}
 	aroundMounts = func(change func() error) error {
-		_ = m.step(func() error { return nil }) // the directory is there, the mount is not
+		_ = m.step(func() error { return nil }) // the directory exists, the mount does not
 		return m.step(change)
 	}
 }
@@ -71,14 +72,14 @@ func (m *mortal) step(do func() error) error {
 	return err
 }
 
-// thing is a volume or snapshot that should be there: where, with what in it, and how
-// large.
+// thing is a volume or snapshot that must exist: its area, data and size.
 type thing struct {
 	area, data string
 	size       int64
 }
 
-// victim is a driver that is killed again and again, and what it has acknowledged.
+// victim is a driver that is killed repeatedly, and the operations that it has
+// acknowledged.
 type victim struct {
 	testkit.Node
 	t      *testing.T
@@ -93,7 +94,7 @@ func newVictim(t *testing.T, quota string) *victim {
 		Node: newNode(t, btrfstest.Mount(t)), t: t, order: filepath.Join(t.TempDir(), "order"),
 		quota: quota, there: map[string]thing{},
 	}
-	t.Cleanup(func() { // what a test that failed has left
+	t.Cleanup(func() { // mounts of a failed test
 		paths, _ := filepath.Glob(v.Kubelet + "/*")
 		for _, path := range paths {
 			btrfstest.UnmountAll(t, path)
@@ -124,7 +125,7 @@ func (v *victim) path(id string, x thing) string {
 	return filepath.Join(v.State, "pools/default", x.area, id, "fs")
 }
 
-// write puts data into a volume, durably.
+// write writes data to a volume, durably.
 func (v *victim) write(id, data string) {
 	v.t.Helper()
 	x := v.there[id]
@@ -158,7 +159,7 @@ func (v *victim) snapshot(id, volume string) {
 	v.there[id] = thing{"committed", v.there[volume].data, v.there[volume].size}
 }
 
-// listed returns the sizes of all that the driver lists, by ID.
+// listed returns the sizes of all listed volumes and snapshots by ID.
 func (v *victim) listed() map[string]int64 {
 	v.t.Helper()
 	found := map[string]int64{}
@@ -175,7 +176,7 @@ func (v *victim) listed() map[string]int64 {
 	return found
 }
 
-// slots returns all that lies in the pool, by ID, with its content.
+// slots returns all slots of the pool with their content, by ID.
 func (v *victim) slots() map[string]thing {
 	v.t.Helper()
 	found := map[string]thing{}
@@ -195,8 +196,8 @@ func (v *victim) slots() map[string]thing {
 	return found
 }
 
-// verify wants exactly what is known on the disk and in the lists, but for id, which
-// has to be one of some things, or absent if that is allowed; and nothing to repair.
+// verify checks that the disk and the listings contain exactly the expected things, and
+// that there is nothing to repair. id must be one of allowed, or absent if absent is true.
 func (v *victim) verify(when, id string, absent bool, allowed ...thing) {
 	v.t.Helper()
 	disk, sizes := v.slots(), v.listed()
@@ -223,8 +224,8 @@ func (v *victim) verify(when, id string, absent bool, allowed ...thing) {
 	}
 }
 
-// killedAt arms the driver, has it do something, and reports whether it died of that.
-// The next one serves then.
+// killedAt makes the driver kill itself at a step of do, and reports whether it died. Then
+// it starts the next driver.
 func (v *victim) killedAt(step int, id string, do func() error) bool {
 	v.t.Helper()
 	v.must(os.WriteFile(v.order, fmt.Appendf(nil, "%d %s", step, id), 0o600))
@@ -246,13 +247,13 @@ func (v *victim) killedAt(step int, id string, do func() error) bool {
 	return true
 }
 
-// operation is something that the driver is killed in. prepare makes what it needs.
+// operation is an operation in which the driver is killed. prepare creates its inputs.
 type operation struct {
 	name    string
 	prepare func(v *victim, id string)
 	do      func(v *victim, id string) error
-	after   *thing // nil: it is gone
-	least   int    // steps
+	after   *thing // nil if the operation deletes it
+	least   int    // minimum number of steps
 }
 
 const grown = 32 * mebi
@@ -283,9 +284,9 @@ var operations = []operation{
 	}, nil, 4},
 }
 
-// TestKilledAtEveryStep kills the driver, which is a process on a real disk, after each
-// step of each operation. The next one leaves nothing half done, before it is asked
-// again; and when it is, the operation is done once.
+// TestKilledAtEveryStep kills the driver, a process on a real disk, after each step of each
+// operation. The next driver leaves nothing incomplete even before a retry. The retry then
+// performs the operation exactly once.
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, quota := range []string{"full", "simple"} {
 		t.Run(quota, func(t *testing.T) {
@@ -305,7 +306,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
-// dies reports whether an operation had as many steps that the driver died at one.
+// dies reports whether the driver died at this step, and so whether the operation has that
+// many steps.
 func (v *victim) dies(o operation, step int) bool {
 	v.t.Helper()
 	id := fmt.Sprintf("%s-%d", o.name, step)
@@ -333,11 +335,11 @@ func (v *victim) dies(o operation, step int) bool {
 	return died
 }
 
-// TestUmask: whatever that of the driver is, the root of a volume is for everybody to pass.
-// The mode is that with which it is made: set in a step of its own, a driver that is killed
-// in between would leave another one.
+// TestUmask: with any umask of the driver, everybody may enter the root of a volume. The
+// root is created with that mode. If a separate step set the mode, a kill before it would
+// leave a wrong one.
 func TestUmask(t *testing.T) {
-	defer unix.Umask(unix.Umask(0o077)) // which the driver inherits
+	defer unix.Umask(unix.Umask(0o077)) // the driver inherits it
 	v := newVictim(t, "simple")
 	info, err := os.Stat(v.path("base", v.there["base"]))
 	v.must(err)
@@ -357,7 +359,7 @@ func (v *victim) unmount(id string) {
 	v.must(v.driver.Unmount(v.t.Context(), id))
 }
 
-// mounts is how often something is mounted at a path.
+// mounts returns the number of mounts at a path.
 func mounts(t *testing.T, path string) int {
 	t.Helper()
 	table, err := os.ReadFile("/proc/self/mountinfo")
@@ -367,9 +369,8 @@ func mounts(t *testing.T, path string) int {
 	return strings.Count(string(table), " "+path+" ")
 }
 
-// TestKilledAtEveryMount kills the driver before and after each change of the mount
-// table. Asked again it mounts once, or leaves no mount and no directory; the data, and
-// what was mounted before, stay.
+// TestKilledAtEveryMount kills the driver before and after each change of the mount table.
+// A retry leaves one mount, or no mount and no directory. Data and earlier mounts stay.
 func TestKilledAtEveryMount(t *testing.T) {
 	v, ctx := newVictim(t, "full"), t.Context()
 	for step := 1; step <= 2; step++ {
@@ -378,7 +379,7 @@ func TestKilledAtEveryMount(t *testing.T) {
 		for _, o := range []struct {
 			name            string
 			do              func() error
-			staged, present int // mounts after it
+			staged, present int // mounts afterwards
 		}{
 			{"stage", func() error { return v.driver.Stage(ctx, id, testkit.Writer) }, 1, 0},
 			{"publish", func() error { return v.driver.Publish(ctx, id, testkit.Writer) }, 1, 1},

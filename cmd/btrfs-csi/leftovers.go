@@ -20,19 +20,19 @@ func newLeftovers() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "leftovers",
-		Short: "List what removed nodes, or a lost disk, have left in the cluster",
-		Long: `Leftovers lists the pools, subvolumes, PersistentVolumes and
-VolumeSnapshotContents of nodes that the cluster has no more. Nobody looks after
-them: what is being deleted hangs. With --delete they are deleted, except for what
-a PersistentVolumeClaim or a VolumeSnapshot still stands for.
+		Short: "List objects of removed nodes, or of a lost disk, in the cluster",
+		Long: `Leftovers lists the Pools, Subvolumes, PersistentVolumes and VolumeSnapshotContents of
+nodes that are no longer in the cluster. No controller handles these objects, so their
+deletion hangs. With --delete, leftovers deletes them, except for objects that a
+PersistentVolumeClaim or a VolumeSnapshot still uses.
 
-With --pool-id it lists those of a pool that no node has, whose disk is gone for good.
-One that a node refuses is not gone; the status says so.
+With --pool-id, leftovers lists the objects of a pool that no node has, because its disk
+is lost. A pool that a node refuses is not lost, and the status says so.
 
-What is on the disks stays there. A disk that is attached to another node is found
-again, with all its volumes; so think before you delete.
+Leftovers never deletes data on disks. If you attach a disk to another node, all its
+volumes are found again. So think before you delete.
 
-It runs anywhere, with the rights of an administrator of the cluster.`,
+You can run leftovers anywhere, with the rights of a cluster administrator.`,
 		Example: `  kubectl delete node worker-3
   btrfs-csi leftovers
   btrfs-csi leftovers --node worker-3 --delete
@@ -59,15 +59,16 @@ It runs anywhere, with the rights of an administrator of the cluster.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; what kubectl would take without it")
-	f.StringVar(&filter.Node, "node", "", "of this node only")
-	f.StringVar(&filter.Pool, "pool-id", "", "of this pool, which no node has")
-	f.BoolVar(&remove, "delete", false, "delete them")
+	f.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig of the cluster; by default that of kubectl")
+	f.StringVar(&filter.Node, "node", "", "only objects of this node")
+	f.StringVar(&filter.Pool, "pool-id", "", "only objects of this pool, which no node has")
+	f.BoolVar(&remove, "delete", false, "delete the objects")
 	output.add(cmd)
 	return cmd
 }
 
-// clearLeftovers deletes what may be, if asked to, and returns a row for each.
+// clearLeftovers deletes the objects that may be deleted, if remove is true. It returns a
+// row for each object.
 func clearLeftovers(ctx context.Context, found []prune.Object, remove bool) (rows []leftoverRow, failed error) {
 	rows = []leftoverRow{}
 	for _, o := range found {
@@ -82,7 +83,7 @@ func clearLeftovers(ctx context.Context, found []prune.Object, remove bool) (row
 	return rows, failed
 }
 
-// leftoverRow is what leftovers shows of one.
+// leftoverRow is one row of the output.
 type leftoverRow struct {
 	prune.Object
 	Deleted bool `json:"deleted"`

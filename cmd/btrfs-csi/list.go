@@ -39,7 +39,7 @@ func newList() *cobra.Command {
 	return cmd
 }
 
-// limit prints a size that may not be known.
+// limit formats a size. An unknown size is empty.
 func limit(bytes int64) string {
 	if bytes == 0 {
 		return ""
@@ -47,7 +47,7 @@ func limit(bytes int64) string {
 	return size(bytes)
 }
 
-// statusOf includes the subvolumes that pods have made in a volume.
+// statusOf returns the status, with the number of nested subvolumes.
 func statusOf(i snapshot.Item) string {
 	if len(i.Nested) == 0 {
 		return i.Status

@@ -19,16 +19,16 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// loopImage is the file of the loop-backed pool, in the state directory.
+// loopImage is the image file of the loop pool, in the state directory.
 const loopImage = "default.img"
 
-// minLoopPool is the least size that mkfs.btrfs makes a filesystem of, in bytes.
+// minLoopPool is the smallest filesystem that mkfs.btrfs can make, in bytes.
 const minLoopPool = 256 << 20
 
-// retryLoopPool is the time between two attempts to make or mount the loop pool.
+// retryLoopPool is the delay between attempts to create or mount the loop pool.
 const retryLoopPool = 3 * time.Second
 
-// parseLoopPool returns the size of the loop pool in bytes, 0 for none.
+// parseLoopPool returns the size of the loop pool in bytes, or 0 for none.
 func parseLoopPool(text string) (int64, error) {
 	if text == "" {
 		return 0, nil
@@ -43,8 +43,8 @@ func parseLoopPool(text string) (int64, error) {
 	return want, nil
 }
 
-// keepLoopPool sees to it that there is a loop pool of a size, if one is wanted. Where it
-// cannot be had the other pools are served, and it is tried again until ctx ends.
+// keepLoopPool creates or mounts the loop pool, if want is not 0. After a failure it tries
+// again in the background until ctx ends, and other pools are served meanwhile.
 func keepLoopPool(ctx context.Context, stateDir string, want int64) {
 	if want == 0 {
 		return
@@ -67,14 +67,13 @@ func keepLoopPool(ctx context.Context, stateDir string, want int64) {
 	}()
 }
 
-// loopPool sees to it that there is a pool "default" where the state directory
-// is not on btrfs: a filesystem of its own in a sparse file. An image that is
-// there is mounted, and grown where a larger size is asked for; it is never made
-// anew nor shrunk. The mount stays when the driver stops: pods use it. What somebody
-// else has mounted there is left alone.
+// loopPool provides the pool "default" if the state directory is not on btrfs. The pool is
+// a filesystem in a sparse image file. loopPool mounts an existing image and grows it to
+// want bytes, but never replaces or shrinks it. The mount stays when the driver stops,
+// because pods use it. A btrfs that somebody else has mounted at this place stays as it is.
 func loopPool(ctx context.Context, stateDir string, want int64) error {
 	if on, err := btrfs.IsBtrfs(stateDir); err != nil || on {
-		return err // pools/default is made there
+		return err // the engine creates pools/default
 	}
 	image := filepath.Join(stateDir, loopImage)
 	target := filepath.Join(stateDir, "pools", pool.Default)
@@ -103,8 +102,8 @@ func loopPool(ctx context.Context, stateDir string, want int64) error {
 	return nil
 }
 
-// makeImage makes the filesystem under another name first, so that an image of
-// the right name is always whole.
+// makeImage makes an image if there is none. It uses a temporary name first, so an image
+// with the final name is always complete.
 func makeImage(ctx context.Context, image string, size int64) error {
 	if _, err := os.Lstat(image); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -116,7 +115,7 @@ func makeImage(ctx context.Context, image string, size int64) error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone already, if all went well
+	defer os.Remove(f.Name()) // already renamed after success
 	defer f.Close()
 	if err := f.Truncate(size); err != nil {
 		return err
@@ -134,9 +133,9 @@ func makeImage(ctx context.Context, image string, size int64) error {
 	return btrfs.Sync(filepath.Dir(image))
 }
 
-// roomForImage refuses to make an image where there is no room for the least of filesystems:
-// the kernel stops one that finds none. Where there is less than was asked for, the pool has
-// the capacity of what there is.
+// roomForImage returns an error if there is no space for the smallest filesystem, because
+// the kernel stops a filesystem whose image gets no space. With less space than the
+// requested size, the pool has the capacity of that space.
 func roomForImage(dir string) error {
 	var room unix.Statfs_t
 	if err := unix.Statfs(dir, &room); err != nil {
@@ -149,11 +148,11 @@ func roomForImage(dir string) error {
 	return nil
 }
 
-// unfinishedImage is how the name of an image begins that is not whole yet.
+// unfinishedImage begins the name of an incomplete image.
 const unfinishedImage = ".unfinished-" + loopImage + "-"
 
-// removeUnfinished removes what starts that were killed have left beside an image. A
-// mkfs.btrfs that has outlived one goes on in a file that nobody sees.
+// removeUnfinished removes incomplete images of killed starts. A mkfs.btrfs that still runs
+// then writes to an unlinked file.
 func removeUnfinished(image string) error {
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(image), unfinishedImage+"*"))
 	for _, file := range left {
@@ -162,14 +161,14 @@ func removeUnfinished(image string) error {
 	return err
 }
 
-// growLoopPool grows the filesystem at target to want bytes, and to what its image has
-// already: the driver that made it larger may have been too short-lived to go on. Other
-// devices, as disks that somebody has added, are left alone.
+// growLoopPool grows the filesystem at target to want bytes, or to the size of its image if
+// that is larger: a driver may have died after it enlarged the image. Devices that somebody
+// has added stay unchanged.
 func growLoopPool(image, target string, want int64) error {
 	var file unix.Stat_t
 	err := unix.Stat(image, &file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it is somebody else's
+		return nil // the mounted filesystem is not the loop pool
 	}
 	if err != nil {
 		return &fs.PathError{Op: "stat", Path: image, Err: err}
@@ -179,7 +178,7 @@ func growLoopPool(image, target string, want int64) error {
 		return err
 	}
 	defer loop.Close()
-	want = max(want, file.Size) // never shrunk
+	want = max(want, file.Size) // never shrink
 	if device.Size >= want/sector*sector {
 		return nil
 	}
@@ -192,11 +191,11 @@ func growLoopPool(image, target string, want int64) error {
 	return btrfs.GrowToDevice(target, device.ID)
 }
 
-// sector is what btrfs counts devices in, in bytes.
+// sector is the unit of device sizes in btrfs, in bytes.
 const sector = 4096
 
 // loopDevice returns the device of a filesystem that is a loop device on file, and opens
-// it; nil where there is none.
+// it. It returns nil if there is none.
 func loopDevice(target string, file *unix.Stat_t) (btrfs.Device, *os.File, error) {
 	devices, err := btrfs.Devices(target)
 	for _, d := range devices {

@@ -1,10 +1,10 @@
-// The Go runtime would read the mount table at the start, for a CPU limit. While the disk
-// of one btrfs does not answer the kernel does not get to the end of that table, holds it
-// locked, and nobody on the node can mount. So no limit is looked for; the chart sets none.
+// At startup the Go runtime would read the mount table to find a CPU limit. While the disk of
+// one btrfs does not answer, the kernel blocks in this read with the table locked, and nobody
+// on the node can mount. So the runtime does not look for a limit; the chart sets none.
 //
 //go:debug containermaxprocs=0
 
-// Command btrfs-csi is the CSI driver for btrfs, and what looks at its pools.
+// Command btrfs-csi is the CSI driver for btrfs, with commands to inspect its pools.
 package main
 
 import (
@@ -42,11 +42,11 @@ func newCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "btrfs-csi",
 		Short: "Container Storage Interface driver for btrfs",
-		Long: `btrfs-csi serves volumes, snapshots and clones on btrfs to Kubernetes, or to
-any other client of the Container Storage Interface.
+		Long: `btrfs-csi serves volumes, snapshots and clones on btrfs to Kubernetes and to other
+clients of the Container Storage Interface (CSI).
 
-A volume is a subvolume, a snapshot a read-only subvolume, and a restore or
-clone an instant copy-on-write child of its source.`,
+A volume is a subvolume. A snapshot is a read-only subvolume. A restore or a clone is
+an instant copy-on-write copy of its source.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}

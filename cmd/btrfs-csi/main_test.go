@@ -34,8 +34,8 @@ import (
 
 const mebi = 1 << 20
 
-// commandVariable makes the test binary be the command: what the tests start is a real
-// process, with the race detector in it.
+// commandVariable makes the test binary run the command. So tests start a real process with
+// the race detector.
 const commandVariable = "BTRFS_CSI_TEST_AS_COMMAND"
 
 func TestMain(m *testing.M) {
@@ -48,17 +48,17 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// command prepares a run of the command.
+// command returns a run of the command.
 func command(ctx context.Context, args ...string) *exec.Cmd {
 	return asCommand(exec.CommandContext(ctx, os.Args[0], args...))
 }
 
 func asCommand(cmd *exec.Cmd) *exec.Cmd {
-	cmd.Env = append(os.Environ(), commandVariable+"=1", "GORACE=atexit_sleep_ms=0") // else each end takes a second
+	cmd.Env = append(os.Environ(), commandVariable+"=1", "GORACE=atexit_sleep_ms=0") // otherwise each exit takes a second
 	return cmd
 }
 
-// run runs the command to its end and returns what it printed and its exit code.
+// run runs the command and returns its output and exit code.
 func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -106,7 +106,7 @@ func startDriverOn(t *testing.T, n testkit.Node, args ...string) *running {
 	return r
 }
 
-// stop ends the driver as a kubelet does, and fails the test unless it ends well.
+// stop ends the driver like a kubelet, and fails the test unless the exit code is 0.
 func (r *running) stop(t *testing.T) {
 	t.Helper()
 	if r.stopped {
@@ -170,8 +170,8 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	}
 	d.stop(t)
 
-	// As drivers that were killed have left it: the file is grown, the filesystem is not,
-	// and another is half made.
+	// Killed drivers have left this state: the file has grown, the filesystem has not, and
+	// another image is incomplete.
 	unfinished := filepath.Join(state, unfinishedImage+"1")
 	if err := errors.Join(os.Truncate(filepath.Join(state, loopImage), 3<<29), os.WriteFile(unfinished, nil, 0o600)); err != nil {
 		t.Fatal(err)
@@ -199,8 +199,8 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	}
 }
 
-// TestLoopPoolIsInNobodysWay: a disk of somebody else's is served as it is, and a loop
-// pool that cannot be had, or cannot grow, keeps no other pool from being served.
+// TestLoopPoolIsInNobodysWay: a disk that somebody else has mounted is served as it is. If
+// a loop pool cannot be created or grown, the other pools are served all the same.
 func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	state := t.TempDir()
@@ -235,7 +235,7 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	btrfstest.UnmountAll(t, pool)
 
 	tool(t, "mount", "--bind", btrfstest.Mount(t), other)
-	tool(t, "truncate", "--size=512M", image) // and no filesystem in it
+	tool(t, "truncate", "--size=512M", image) // without a filesystem
 	d := startDriver(t, state, "--loop-pool=1Gi")
 	d.create(t, "pvc-other", map[string]string{"pool": "other"}, nil)
 	tool(t, "mkfs.btrfs", "-q", image)
@@ -253,7 +253,7 @@ func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	serves("other")
 }
 
-// TestPoolThatIsNot: a misspelt --pool is no pool in which nothing is wrong.
+// TestPoolThatIsNot: a misspelt --pool is an error, not an empty list.
 func TestPoolThatIsNot(t *testing.T) {
 	state := btrfstest.Mount(t)
 	startDriver(t, state).stop(t)
@@ -304,8 +304,8 @@ func TestDeviceMissing(t *testing.T) {
 	}
 }
 
-// TestTreeOfANameThatCameAgain: a volume that was restored under the name of the one that
-// its snapshot was taken of is not its own ancestor.
+// TestTreeOfANameThatCameAgain: a volume is restored under the name of its deleted
+// ancestor. It is not its own ancestor.
 func TestTreeOfANameThatCameAgain(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state)
@@ -329,8 +329,7 @@ func TestTreeOfANameThatCameAgain(t *testing.T) {
 	}
 }
 
-// TestHistory deletes a snapshot and its volume, and looks for them as somebody would
-// who misses them.
+// TestHistory deletes a snapshot and its volume, and then finds both in the history.
 func TestHistory(t *testing.T) {
 	state := btrfstest.Mount(t)
 	if _, stderr, code := run(t, "history", "--state-dir", state); code != 1 || !strings.Contains(stderr, "no driver is running on "+state) {
@@ -423,7 +422,8 @@ func TestInspectWithAndWithoutDriver(t *testing.T) {
 	t.Run("without", look)
 }
 
-// TestCheckRepairs plants what a crash leaves, and what only people may mend.
+// TestCheckRepairs creates faults that a crash leaves, and faults that only a person may
+// repair.
 func TestCheckRepairs(t *testing.T) {
 	for _, served := range []bool{true, false} {
 		t.Run(map[bool]string{true: "with driver", false: "without driver"}[served], func(t *testing.T) {
@@ -464,13 +464,13 @@ func TestCheckRepairs(t *testing.T) {
 	}
 }
 
-// TestCheckWithRoutine: accounting of what is gone, which a driver removes by itself, is
-// printed where none runs, and is not wrong.
+// TestCheckWithRoutine: a driver removes accounting of deleted subvolumes by itself.
+// Without a driver, check prints it but does not count it as a fault.
 func TestCheckWithRoutine(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state, "--quota=simple")
-	const mark = 0x6373692d62747266   // of the driver's groups: see pkg/snapshot/disk.go
-	plant := func(subvolume uint64) { // as a volume that is gone leaves it
+	const mark = 0x6373692d62747266   // of the driver's groups: see mark in pkg/pool/quota.go
+	plant := func(subvolume uint64) { // as a deleted volume leaves it
 		t.Helper()
 		group := btrfs.NewQgroupID(1, subvolume)
 		if err := errors.Join(btrfs.CreateQgroup(state, group), btrfs.LimitOwnQgroup(state, group, 1, mark)); err != nil {
@@ -482,13 +482,14 @@ func TestCheckWithRoutine(t *testing.T) {
 		t.Errorf("with a driver: exit code %d: %s%s", code, stdout, stderr)
 	}
 	d.stop(t)
-	plant(4712) // the driver may have swept
+	plant(4712) // the driver may have removed the first one
 	if stdout, stderr, code := run(t, "check", "--state-dir", state); code != 0 || !strings.Contains(stdout, "StaleQuota") {
 		t.Errorf("without a driver: exit code %d: %s%s", code, stdout, stderr)
 	}
 }
 
-// TestRepairOfNoStateDirectory: what is no state directory is left as it is.
+// TestRepairOfNoStateDirectory: a repair changes nothing in a directory that is no state
+// directory.
 func TestRepairOfNoStateDirectory(t *testing.T) {
 	dir := t.TempDir()
 	_, stderr, code := run(t, "check", "--repair", "--state-dir", dir)
@@ -498,7 +499,7 @@ func TestRepairOfNoStateDirectory(t *testing.T) {
 	}
 }
 
-// TestCheckWaitsForAStart: what a driver that starts is at is not taken for a fault.
+// TestCheckWaitsForAStart: the work of a starting driver is not reported as a fault.
 func TestCheckWaitsForAStart(t *testing.T) {
 	state := t.TempDir()
 	release, err := lockState(state)
@@ -516,7 +517,7 @@ func TestCheckWaitsForAStart(t *testing.T) {
 		a.err = askStarted(t.Context(), state, http.MethodGet, "/pools", &a.pools)
 		answer <- a
 	}()
-	time.Sleep(100 * time.Millisecond) // it asks before there is a socket
+	time.Sleep(100 * time.Millisecond) // check asks before the socket exists
 	listener, err := net.Listen("unix", filepath.Join(state, adminSocket))
 	if err != nil {
 		t.Fatal(err)
@@ -529,13 +530,13 @@ func TestCheckWaitsForAStart(t *testing.T) {
 	}
 }
 
-// TestStateInUse: a look at whether a driver runs keeps none from starting.
+// TestStateInUse: stateInUse never keeps a driver from starting.
 func TestStateInUse(t *testing.T) {
 	state := t.TempDir()
 	if stateInUse(state) {
 		t.Error("in use before anything was there")
 	}
-	syscall.ForkLock.RLock() // a child of this process would hold the lock until it runs its own program
+	syscall.ForkLock.RLock() // a forked child would hold the lock until its exec
 	defer syscall.ForkLock.RUnlock()
 	var looking sync.WaitGroup
 	var ended atomic.Bool
@@ -567,14 +568,15 @@ func TestStateInUse(t *testing.T) {
 	looking.Wait()
 }
 
-// TestAdminSocketIsForRootAlone holds also where others may enter the state directory.
+// TestAdminSocketIsForRootAlone: only root can connect, even if others may enter the state
+// directory.
 func TestAdminSocketIsForRootAlone(t *testing.T) {
 	state := btrfstest.Mount(t)
 	if err := os.Chmod(state, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(state, adminSocket)
-	if err := os.WriteFile(filepath.Join(state, "."+adminSocket), nil, 0o666); err != nil { // a killed start has left something
+	if err := os.WriteFile(filepath.Join(state, "."+adminSocket), nil, 0o666); err != nil { // left by a killed start
 		t.Fatal(err)
 	}
 	d := startDriver(t, state)

@@ -19,8 +19,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// metrics are what Prometheus scrapes. What is known of the pools is read at
-// each scrape, at a cost that does not grow with the number of volumes.
+// metrics is the Prometheus collector. It reads the state of pools at each scrape. The cost
+// does not depend on the number of volumes.
 type metrics struct {
 	registry   *prometheus.Registry
 	started    time.Time
@@ -45,7 +45,7 @@ func newMetrics(engine *atomic.Pointer[snapshot.Engine]) *metrics {
 	return m
 }
 
-// mostScrapes is how many scrapes are answered at a time: each reads the state of all pools.
+// mostScrapes limits concurrent scrapes, since each one reads the state of all pools.
 const mostScrapes = 4
 
 func (m *metrics) handler() http.Handler {
@@ -78,10 +78,10 @@ var (
 	descDeviceErrors  = poolMetric("device_errors_total", "Error counters of the pool's devices.", "device", "type")
 )
 
-// Describe makes m a prometheus.Collector.
+// Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(m, ch) }
 
-// Collect makes m a prometheus.Collector.
+// Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	if e := m.engine.Load(); e != nil {
 		for _, p := range e.Pools(context.Background()) {
@@ -95,11 +95,11 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 
 func (m *metrics) collectCluster(ch chan<- prometheus.Metric, c *cluster.Manager) {
 	published := c.Published()
-	if published.IsZero() { // a driver that never reaches the cluster has to be noticed, too
+	if published.IsZero() { // the alert must fire if the driver never reaches the cluster
 		published = m.started
 	}
 	ch <- prometheus.MustNewConstMetric(descPublished, prometheus.GaugeValue, float64(published.Unix()))
-	if found, looked := c.Orphans(); looked { // else nobody knows that there are none
+	if found, looked := c.Orphans(); looked { // before that the number is unknown
 		collectOrphans(ch, found)
 	}
 }
@@ -141,7 +141,7 @@ func collectPool(ch chan<- prometheus.Metric, p pool.Status) {
 	gauge(descMissing, float64(p.DevicesMissing()))
 	for _, d := range p.Devices {
 		name := d.Path
-		if d.Missing { // the kernel has one name for all
+		if d.Missing { // all missing devices have the same path
 			name = fmt.Sprintf("missing, ID %d", d.ID)
 		}
 		for kind, count := range map[string]uint64{

@@ -20,7 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// emptyNode has no pools.
+// emptyNode is a node without pools.
 type emptyNode struct{ cluster.Node }
 
 func (emptyNode) Pools(context.Context) []node.Pool { return nil }
@@ -31,11 +31,11 @@ func (emptyNode) Walk(context.Context, meta.Class, func(meta.Entry) bool) error 
 
 func (emptyNode) Exclude(map[string]error) {}
 
-// emptyCluster is an API server that has nothing, and where nothing happens.
+// emptyCluster is an API server without objects and events.
 func emptyCluster(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	switch {
-	case query.Has("sendInitialEvents"): // a newer way to list, which it does not know
+	case query.Has("sendInitialEvents"): // it does not support the newer way to list
 		w.WriteHeader(http.StatusUnprocessableEntity)
 	case query.Has("watch"):
 		<-r.Context().Done()
@@ -45,12 +45,13 @@ func emptyCluster(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// TestPublishedMetric: the alert on it has to fire also where nothing was ever published.
+// TestPublishedMetric: the alert on the metric must also fire if nothing was ever
+// published.
 func TestPublishedMetric(t *testing.T) {
 	const name, started = "btrfs_csi_mirror_last_success_timestamp_seconds ", "1e+06"
 	for _, c := range []struct {
 		name      string
-		cluster   http.HandlerFunc // none without
+		cluster   http.HandlerFunc // nil: no cluster
 		published bool
 	}{
 		{name: "without a cluster"},
@@ -99,7 +100,7 @@ func TestPublishedMetric(t *testing.T) {
 	}
 }
 
-// scrape returns what Prometheus gets.
+// scrape returns the metrics as Prometheus gets them.
 func scrape(t *testing.T, m *metrics) string {
 	t.Helper()
 	answer := httptest.NewRecorder()

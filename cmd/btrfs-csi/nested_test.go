@@ -15,7 +15,7 @@ import (
 )
 
 // TestServeInAVolume runs a driver with its state directory in a published volume of
-// another one, as with kind, or with CI in a claim.
+// another driver, as kind or CI in a PVC do.
 func TestServeInAVolume(t *testing.T) {
 	outer := newVictim(t, "full")
 	outer.make("outer", nil, testkit.Writer, thing{"active", "", 16 * mebi})
@@ -34,7 +34,7 @@ func TestServeInAVolume(t *testing.T) {
 	wantInUse(t, outer, "outer", outer.Kubelet)
 	inner.driver.stop(t)
 	outer.unmount("outer")
-	wantInUse(t, outer, "outer", inner.Kubelet) // in use by what is mounted of it alone
+	wantInUse(t, outer, "outer", inner.Kubelet) // only mounts of this volume count
 	data, err := os.ReadFile(filepath.Join(inner.Target("inner"), "data"))
 	if err != nil || string(data) != "kept" {
 		t.Errorf("inner has %q, %v", data, err)
@@ -57,7 +57,7 @@ func deleteVolume(v *victim, id string) error {
 	return err
 }
 
-// wantInUse fails the test unless a volume cannot be deleted, since it is mounted below a
+// wantInUse fails the test unless a volume cannot be deleted because it is mounted below a
 // directory.
 func wantInUse(t *testing.T, v *victim, id, below string) {
 	t.Helper()

@@ -12,8 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 )
 
-// outputFlag is the -o of the commands that show data: empty for a table, or json. It
-// refuses all else before the command does anything.
+// outputFlag is the flag -o: empty for a table, or json. Set refuses other formats before
+// the command starts.
 type outputFlag string
 
 func (o *outputFlag) add(cmd *cobra.Command) {
@@ -31,7 +31,7 @@ func (o *outputFlag) Set(format string) error {
 	return nil
 }
 
-// print writes data as JSON, or the table that fill makes of it.
+// print writes data as JSON, or the table of fill.
 func (o *outputFlag) print(w io.Writer, data any, fill func(*table)) error {
 	if *o == "json" {
 		encoder := json.NewEncoder(w)
@@ -55,7 +55,7 @@ func (t *table) row(cells ...string) {
 	fmt.Fprintln(t.w, strings.Join(cells, "\t"))
 }
 
-// size prints bytes as Kubernetes does, in powers of 1024 with one decimal.
+// size formats bytes like Kubernetes, in powers of 1024 with one decimal.
 func size(bytes int64) string {
 	const units = "KMGTPE"
 	if bytes < 1024 {
@@ -68,7 +68,7 @@ func size(bytes int64) string {
 	return strings.TrimSuffix(fmt.Sprintf("%.1f", value), ".0") + units[unit:unit+1] + "i"
 }
 
-// age prints the time since t as kubectl does.
+// age formats the time since t like kubectl.
 func age(t time.Time) string {
 	if t.IsZero() {
 		return ""

@@ -12,7 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// poolRow is what pools shows of a pool. Sizes are in bytes.
+// poolRow is one row of the output. Sizes are in bytes.
 type poolRow struct {
 	Name              string `json:"name"`
 	ID                string `json:"id,omitempty"`
@@ -23,14 +23,14 @@ type poolRow struct {
 	Unallocated       int64  `json:"unallocated"`
 	Quota             string `json:"quota"`
 	QuotaInconsistent bool   `json:"quotaInconsistent"`
-	QuotaRescans      uint64 `json:"quotaRescans,omitempty"` // known to a running driver, as is the next
-	Nesting           int    `json:"nesting,omitempty"`      // volumes that hold subvolumes of pods
+	QuotaRescans      uint64 `json:"quotaRescans,omitempty"` // only from a running driver, like nesting
+	Nesting           int    `json:"nesting,omitempty"`      // volumes with nested subvolumes
 	ReadOnly          bool   `json:"readOnly"`
 	DevicesMissing    int    `json:"devicesMissing,omitempty"`
 	DeviceErrors      uint64 `json:"deviceErrors"`
 	Status            string `json:"status"`
 	Error             string `json:"error,omitempty"`
-	Detail            string `json:"detail,omitempty"` // what is wrong, or should be known
+	Detail            string `json:"detail,omitempty"` // problems and remarks
 }
 
 func newPools() *cobra.Command {
@@ -65,8 +65,8 @@ func newPools() *cobra.Command {
 	return cmd
 }
 
-// poolsOf asks the running driver, which alone knows what it refuses to serve
-// because another node does, or else looks at the disks.
+// poolsOf asks the running driver, or inspects the disks if none runs. Only a driver knows
+// the pools that it does not serve because another node owns them.
 func poolsOf(ctx context.Context, stateDir string) (pools []pool.Status, err error) {
 	err = askDriver(ctx, stateDir, http.MethodGet, "/pools", &pools)
 	if !errors.Is(err, errNoDriver) {

@@ -34,10 +34,10 @@ const (
 	lockFile  = "lock"
 )
 
-// Only the tests set these: they end the process at a step of an operation.
+// Only tests set these variables, to end the process at a step of an operation.
 var (
 	wrapHost     = func(h pool.Host) pool.Host { return h }
-	aroundMounts func(change func() error) error // nil: nobody is in between
+	aroundMounts func(change func() error) error // nil outside of tests
 )
 
 // serveOptions are the flags of serve.
@@ -68,9 +68,9 @@ func newServe() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Serve the Container Storage Interface on a unix socket",
-		Long: `Serve serves the volumes of this node. Every btrfs filesystem that is mounted at
-STATE-DIR/pools/NAME is a pool, also one that is mounted later. Where STATE-DIR
-itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
+		Long: `Serve runs the CSI driver for the volumes of this node. Every btrfs filesystem that
+is mounted at STATE-DIR/pools/NAME is a pool, also one that is mounted later. If
+STATE-DIR itself is on btrfs, serve also creates the pool STATE-DIR/pools/default.`,
 		Example: `  # On a node whose /var/lib is on btrfs
   btrfs-csi serve --node-id "$(hostname)"
 
@@ -85,29 +85,29 @@ itself is on btrfs, STATE-DIR/pools/default is made and is one too.`,
 	addStateDir(cmd, &o.stateDir)
 	f.StringVar(&o.nodeID, "node-id", host, "name of this node in the cluster")
 	f.StringVar(&o.kubeletDir, "kubelet-dir", driver.DefaultKubeletDir, "directory below which volumes may be mounted")
-	f.StringVar(&o.http, "http", "", "address to serve /healthz, /readyz and /metrics on, for example :9808; empty for none")
-	f.StringVar(&o.quota, "quota", string(pool.QuotaAuto), "how sizes are enforced: full (exact), simple (cheap with many snapshots), none, or auto (what the filesystem has, else full)")
-	f.StringVar(&o.loopPool, "loop-pool", "", "size of a pool \"default\" in a sparse file, for example 20Gi, made where --state-dir is not on btrfs and grown when this is raised")
-	f.DurationVar(&o.poolTimeout, "pool-timeout", 5*time.Second, "how long the disk of a pool may take to answer before the pool is left out until it does; more for disks that sleep")
-	f.IntVar(&o.endpointOwner, "endpoint-owner", 0, "ID of the user that the socket belongs to, for sidecars that do not run as root")
+	f.StringVar(&o.http, "http", "", "address of /healthz, /readyz and /metrics, for example :9808; empty for none")
+	f.StringVar(&o.quota, "quota", string(pool.QuotaAuto), "how volume sizes are enforced: full (exact), simple (cheap with many snapshots), none, or auto (the mode of the filesystem, else full)")
+	f.StringVar(&o.loopPool, "loop-pool", "", "size of a pool \"default\" in a sparse file, for example 20Gi; created if --state-dir is not on btrfs, and grown when you raise the size")
+	f.DurationVar(&o.poolTimeout, "pool-timeout", 5*time.Second, "how long the disk of a pool may take to answer; a pool with a slower disk is not used until it answers; raise it for disks that spin down")
+	f.IntVar(&o.endpointOwner, "endpoint-owner", 0, "ID of the user that owns the socket, for sidecars that do not run as root")
 	f.BoolVar(&o.register, "register", false, "register with the kubelet of --kubelet-dir")
-	f.BoolVar(&o.kubernetes, "kubernetes", false, "mirror the volumes of this node into the cluster, and serve it: expansion from any node, restores where their source is, orphans")
-	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster for --kubernetes; that of the pod without it")
-	f.Float32Var(&o.kubeQPS, "kube-api-qps", 50, "requests a second to the API server")
-	f.IntVar(&o.kubeBurst, "kube-api-burst", 100, "requests to the API server at once")
-	f.StringVar(&o.orphans, "orphans", string(orphans.Report), "what to do with volumes and snapshots that the cluster knows nothing of: report or delete")
-	f.DurationVar(&o.orphanGrace, "orphan-grace", 24*time.Hour, "how long an orphan is one before it is deleted")
-	f.BoolVar(&o.profiling, "profiling", false, "serve /debug/pprof/ on the socket admin.sock in --state-dir, which root alone can reach")
+	f.BoolVar(&o.kubernetes, "kubernetes", false, "publish the volumes of this node in the cluster, and run controllers: expansion from any node, restores on the node of their source, orphans")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig of the cluster for --kubernetes; by default that of kubectl, or the cluster of the pod")
+	f.Float32Var(&o.kubeQPS, "kube-api-qps", 50, "requests to the API server per second")
+	f.IntVar(&o.kubeBurst, "kube-api-burst", 100, "requests to the API server in a burst")
+	f.StringVar(&o.orphans, "orphans", string(orphans.Report), "what to do with volumes and snapshots without an object in the cluster: report or delete")
+	f.DurationVar(&o.orphanGrace, "orphan-grace", 24*time.Hour, "how long a volume or snapshot must be an orphan before it is deleted")
+	f.BoolVar(&o.profiling, "profiling", false, "serve /debug/pprof/ on the socket admin.sock in --state-dir, for root only")
 	klogFlags := flag.NewFlagSet("klog", flag.ContinueOnError)
 	klog.InitFlags(klogFlags)
 	f.AddGoFlag(klogFlags.Lookup("v"))
 	return cmd
 }
 
-// serve wires everything, from the bottom up, and serves until ctx ends.
+// serve connects all parts, from the lowest layer up, and serves until ctx ends.
 func serve(ctx context.Context, o serveOptions) error {
 	logger := klog.FromContext(ctx)
-	unix.Umask(0o022) // the root directory of a volume has 0755
+	unix.Umask(0o022) // for mode 0755 of a volume's root directory
 	quota, err := parseQuota(o.quota)
 	if err != nil {
 		return err
@@ -130,7 +130,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	keepLoopPool(ctx, o.stateDir, loopBytes)
 
 	var engine atomic.Pointer[snapshot.Engine] // nil until the pools are reconciled
-	var csi atomic.Pointer[driver.Driver]      // nil until it is made
+	var csi atomic.Pointer[driver.Driver]      // nil until it exists
 	answers := func() error {
 		e := engine.Load()
 		if e == nil {
@@ -170,7 +170,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	}
 	defer e.Close()
 	engine.Store(e)
-	debug.FreeOSMemory() // reconciling has read every record; serving keeps none of them
+	debug.FreeOSMemory() // reconciling has read all records; serving keeps none of them
 	m, d, err := o.wire(e, func() bool { return answers() == nil }, metrics)
 	if err != nil {
 		return err
@@ -201,8 +201,8 @@ func serve(ctx context.Context, o serveOptions) error {
 	return nil
 }
 
-// wire makes the driver, and the controllers where there is a cluster, and has both
-// follow the engine.
+// wire creates the driver, and the controllers with --kubernetes, and connects both to
+// changes of the engine.
 func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*cluster.Manager, *driver.Driver, error) {
 	options := driver.Options{
 		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
@@ -262,8 +262,8 @@ func parseSize(text string) (int64, error) {
 	return q.Value(), nil
 }
 
-// lockState keeps a second driver, or a repair, away from the same pools. The lock goes with
-// the file that was opened, as that of flock(2) does, but one can look at it without taking it.
+// lockState locks a state directory against a second driver or repair. Like flock(2), the
+// lock belongs to the open file; but F_OFD_GETLK can test it without taking it.
 func lockState(stateDir string) (release func(), err error) {
 	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -276,7 +276,7 @@ func lockState(stateDir string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// stateInUse reports whether a driver, or a repair, holds a state directory.
+// stateInUse reports whether a driver or a repair has locked a state directory.
 func stateInUse(stateDir string) bool {
 	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -288,8 +288,7 @@ func stateInUse(stateDir string) bool {
 	return err == nil && lock.Type == unix.F_WRLCK
 }
 
-// makeSocketDir makes the directory of the default endpoint, which nobody else
-// would.
+// makeSocketDir creates the directory of the socket. Nothing else creates the default one.
 func makeSocketDir(endpoint string) error {
 	return os.MkdirAll(filepath.Dir(strings.TrimPrefix(endpoint, "unix://")), 0o755)
 }

@@ -11,23 +11,23 @@ import (
 
 const (
 	defaultStateDir = "/var/lib/btrfs-csi"
-	// stateDirVariable holds it for all commands that are run in a driver's container.
+	// stateDirVariable is set in the driver's container, for all commands there.
 	stateDirVariable = "BTRFS_CSI_STATE_DIR"
 
 	stateDirMode = 0o700
-	// kubeletMode is what a kubelet gives a directory of hostPath that it has made.
+	// kubeletMode is the mode of a hostPath directory that a kubelet has created.
 	kubeletMode = 0o755
 )
 
-// addStateDir adds the flag of the directory that a driver keeps everything in.
+// addStateDir adds the flag of the state directory.
 func addStateDir(cmd *cobra.Command, stateDir *string) {
 	cmd.Flags().StringVar(stateDir, "state-dir", cmp.Or(os.Getenv(stateDirVariable), defaultStateDir),
-		"directory that holds the index and the pools; $"+stateDirVariable+" is the default, if it is set")
+		"directory of the index and the pools; the default is $"+stateDirVariable+", if it is set")
 }
 
-// makeStateDir makes the directory where it is not there. In a cluster the kubelet has just
-// made it, for everybody to read: an empty one with the mode of that is as good as made here.
-// Any other has been somebody's choice, and keeps its mode.
+// makeStateDir creates the state directory, if it is absent. In a cluster the kubelet
+// creates it, readable by everybody. So an empty directory with the kubelet's mode gets
+// stateDirMode. Any other mode is an administrator's choice and stays.
 func makeStateDir(path string) error {
 	if err := os.MkdirAll(path, stateDirMode); err != nil {
 		return err

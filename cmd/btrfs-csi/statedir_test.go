@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// TestStateDirIsClosed: one that is made here, or that a kubelet has just made, is for root
-// alone; a mode that somebody has chosen stays.
+// TestStateDirIsClosed: a state directory that the driver or a kubelet has just created is
+// for root only. A mode that an administrator has chosen stays.
 func TestStateDirIsClosed(t *testing.T) {
 	for name, c := range map[string]struct {
-		mode, want fs.FileMode // mode 0: it is not there
+		mode, want fs.FileMode // mode 0: absent
 		file       bool
 	}{
 		"absent":                {want: 0o700},

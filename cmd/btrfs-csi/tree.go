@@ -15,9 +15,9 @@ func newTree() *cobra.Command {
 	var o inspectOptions
 	cmd := &cobra.Command{
 		Use:   "tree",
-		Short: "Show what was made from what",
-		Long: `Tree shows every volume and snapshot below the one that it was made from. What
-is gone, and still has descendants, is shown in parentheses.`,
+		Short: "Show volumes and snapshots below their sources",
+		Long: `Tree shows every volume and snapshot below the volume or snapshot that it was made
+from. A deleted source that still has copies is shown in parentheses.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			items, err := o.inventory(cmd.Context(), cmd.ErrOrStderr())
@@ -37,14 +37,15 @@ is gone, and still has descendants, is shown in parentheses.`,
 	return cmd
 }
 
-// branch is an item and what was made from it.
+// branch is an item and its copies.
 type branch struct {
 	snapshot.Item
 	Children []*branch `json:"children,omitempty"`
 }
 
-// grow arranges items by lineage. A source that is gone gets a branch that says
-// so, also where a later one has its name: IDs come again, outside of Kubernetes.
+// grow arranges items by lineage. A source that is gone gets a branch with the status Gone.
+// A newer item with the ID of a source is not that source: outside of Kubernetes IDs may be
+// used again.
 func grow(items []snapshot.Item) []*branch {
 	all := map[meta.Ref]*branch{}
 	var order []*branch
@@ -84,7 +85,7 @@ func grow(items []snapshot.Item) []*branch {
 	return roots
 }
 
-// kindOf guesses what a source that is gone was.
+// kindOf guesses the kind of a source that is gone.
 func kindOf(r meta.Ref) meta.Kind {
 	if r.Class == meta.Snapshots {
 		return meta.Committed

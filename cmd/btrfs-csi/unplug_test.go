@@ -27,7 +27,7 @@ func tool(t *testing.T, name string, args ...string) {
 	}
 }
 
-// plug mounts an image where the pool of a name is.
+// plug mounts an image as a pool.
 func plug(t *testing.T, image, pool string) {
 	t.Helper()
 	if err := os.MkdirAll(pool, 0o700); err != nil {
@@ -36,9 +36,8 @@ func plug(t *testing.T, image, pool string) {
 	tool(t, "mount", "-t", "btrfs", "-o", "loop", image, pool)
 }
 
-// unplug takes the device from below a mounted filesystem: all that is read from it or
-// written to it from then on is an error. To detach it would not do: the kernel keeps a
-// loop device for as long as it is in use.
+// unplug removes the device below a mounted filesystem: all later reads and writes fail.
+// losetup --detach would not work, since the kernel keeps a loop device while it is in use.
 func unplug(t *testing.T, image, pool string) {
 	t.Helper()
 	if err := os.Truncate(image, 0); err != nil {
@@ -51,12 +50,12 @@ func unplug(t *testing.T, image, pool string) {
 	tool(t, "losetup", "--set-capacity", devices[0].Path)
 }
 
-// unpluggable is a driver with two pools, one of which is on a device that goes.
+// unpluggable is a driver with two pools, one of them on a device that is unplugged.
 type unpluggable struct {
 	*victim
-	image, sick string // of the pool that goes
+	image, sick string // image and name of the unplugged pool
 	http        string
-	topology    *csi.Topology // of the node when it was registered
+	topology    *csi.Topology // of the node at its registration
 }
 
 func newUnpluggable(t *testing.T) *unpluggable {
@@ -97,7 +96,7 @@ func freeAddress(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// createIn makes a volume in a pool, publishes it and writes into it, durably.
+// createIn creates a volume in a pool, publishes it and writes to it, durably.
 func (u *unpluggable) createIn(pool, id string) {
 	u.t.Helper()
 	_, err := u.driver.CreateVolume(u.t.Context(), &csi.CreateVolumeRequest{
@@ -126,9 +125,9 @@ func (u *unpluggable) deleteFrom(id string) {
 	u.must(err)
 }
 
-// TestUnplugged takes the device of one pool away while pods write to it. The other pool
-// is served as before, everything that reports on pools names the one that is sick, the pods' volumes can be
-// unpublished, and when the device is back so are the volumes.
+// TestUnplugged removes the device of one pool while pods write to it. The other pool is
+// served as before. Every report names the unplugged pool, and its volumes can be
+// unpublished. When the device is back, so are the volumes.
 func TestUnplugged(t *testing.T) {
 	u := newUnpluggable(t)
 	u.createIn("sick", "pvc-sick")
@@ -158,7 +157,7 @@ func TestUnplugged(t *testing.T) {
 	u.driver.stop(t)
 }
 
-// served has the pool that is well do all that it does.
+// served checks that all operations work in the other pool.
 func (u *unpluggable) served() {
 	u.t.Helper()
 	ctx := u.t.Context()
@@ -182,7 +181,7 @@ func (u *unpluggable) served() {
 	u.must(err)
 }
 
-// reported wants every way of looking to name the pool that is sick, and that alone.
+// reported checks that every report names the unplugged pool, and no other.
 func (u *unpluggable) reported() {
 	u.t.Helper()
 	health, err := u.driver.NodeGetStorageHealth(u.t.Context(), &csi.NodeGetStorageHealthRequest{})
@@ -209,8 +208,8 @@ func (u *unpluggable) reported() {
 	}
 }
 
-// hasErrors reports whether the metrics have an error of a pool's devices, or that it
-// cannot be used or written.
+// hasErrors reports whether the metrics show that a pool has device errors, is unusable or
+// is read-only.
 func (u *unpluggable) hasErrors(metrics, pool string) bool {
 	for line := range strings.Lines(metrics) {
 		name, labels, _ := strings.Cut(line, "{")
@@ -242,7 +241,7 @@ func (u *unpluggable) scrape() string {
 	return string(text)
 }
 
-// back waits until the volume is served again, with what was in it.
+// back waits until the volume is served again with its data.
 func (u *unpluggable) back() {
 	u.t.Helper()
 	var err error

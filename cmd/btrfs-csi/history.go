@@ -10,6 +10,12 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 )
 
+// removedItem has the kind in the word of the table.
+type removedItem struct {
+	index.Removed
+	Kind string `json:"kind"`
+}
+
 func newHistory() *cobra.Command {
 	var (
 		stateDir string
@@ -34,10 +40,14 @@ first. The running driver keeps this list in its file index.db.`,
 			if limited > 0 {
 				removed = removed[:min(int(limited), len(removed))]
 			}
-			return output.print(cmd.OutOrStdout(), removed, func(t *table) {
+			rows := []removedItem{}
+			for _, r := range removed {
+				rows = append(rows, removedItem{r, r.Kind.String()})
+			}
+			return output.print(cmd.OutOrStdout(), rows, func(t *table) {
 				t.row("NAME", "KIND", "POOL", "SIZE", "SOURCE", "CLAIM", "AGE", "DELETED")
-				for _, r := range removed {
-					t.row(r.ID, string(r.Kind), r.Pool, limit(r.Size), r.Source.ID, claim(r.Record), age(r.Created), age(r.RemovedAt)+" ago")
+				for _, r := range rows {
+					t.row(r.ID, r.Kind, r.Pool, limit(r.Size), r.Source.ID, claim(r.Record), age(r.Created), age(r.RemovedAt)+" ago")
 				}
 			})
 		},

@@ -27,16 +27,30 @@ func newList() *cobra.Command {
 			slices.SortFunc(items, func(a, b snapshot.Item) int {
 				return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Pool, b.Pool))
 			})
-			return o.output.print(cmd.OutOrStdout(), nonNil(items), func(t *table) {
+			return o.output.print(cmd.OutOrStdout(), listed(items), func(t *table) {
 				t.row("NAME", "KIND", "POOL", "SIZE", "USED", "EXCLUSIVE", "SOURCE", "CLAIM", "STATUS", "AGE")
 				for _, i := range items {
-					t.row(i.ID, string(i.Kind), i.Pool, limit(i.Size), used(i), exclusive(i), i.Source.ID, claim(i.Record), statusOf(i), age(i.Created))
+					t.row(i.ID, i.Kind.String(), i.Pool, limit(i.Size), used(i), exclusive(i), i.Source.ID, claim(i.Record), statusOf(i), age(i.Created))
 				}
 			})
 		},
 	}
 	o.add(cmd)
 	return cmd
+}
+
+// listedItem has the kind in the word of the table.
+type listedItem struct {
+	snapshot.Item
+	Kind string `json:"kind"`
+}
+
+func listed(items []snapshot.Item) []listedItem {
+	rows := []listedItem{}
+	for _, i := range items {
+		rows = append(rows, listedItem{i, i.Kind.String()})
+	}
+	return rows
 }
 
 // limit formats a size. An unknown size is empty.

@@ -375,8 +375,8 @@ func TestHistory(t *testing.T) {
 	lines := strings.Split(stdout, "\n")
 	for i, want := range [][]string{
 		{"NAME", "KIND", "POOL", "SIZE", "SOURCE", "CLAIM", "AGE", "DELETED"},
-		{"data", "active", "default", "16Mi", "-", "shop/claim"},
-		{"snap", "committed", "default", "16Mi", "data", "-"},
+		{"data", "Volume", "default", "16Mi", "-", "shop/claim"},
+		{"snap", "Snapshot", "default", "16Mi", "data", "-"},
 	} {
 		if fields := strings.Fields(lines[i]); !slices.Equal(fields[:min(len(want), len(fields))], want) || i > 0 && !strings.HasSuffix(lines[i], " ago") {
 			t.Errorf("exit code %d, line %d is %q, want %q", code, i, fields, want)

@@ -39,9 +39,11 @@ from. A deleted source that still has copies is shown in parentheses.`,
 
 // branch is an item and its copies.
 type branch struct {
-	snapshot.Item
+	listedItem
 	Children []*branch `json:"children,omitempty"`
 }
+
+func newBranch(i snapshot.Item) *branch { return &branch{listedItem: listedItem{i, i.Kind.String()}} }
 
 // grow arranges items by lineage. A source that is gone gets a branch with the status Gone.
 // A newer item with the ID of a source is not that source: outside of Kubernetes IDs may be
@@ -50,7 +52,7 @@ func grow(items []snapshot.Item) []*branch {
 	all := map[meta.Ref]*branch{}
 	var order []*branch
 	for _, i := range items {
-		b := &branch{Item: i}
+		b := newBranch(i)
 		order = append(order, b)
 		if i.Kind != "" {
 			all[i.Ref()] = b
@@ -71,7 +73,7 @@ func grow(items []snapshot.Item) []*branch {
 			source = gone[b.Source]
 		}
 		if source == nil {
-			source = &branch{Item: snapshot.Item{Entry: meta.Entry{Record: meta.Record{ID: b.Source.ID, Kind: kindOf(b.Source)}, Pool: b.Pool}, Status: "Gone"}}
+			source = newBranch(snapshot.Item{Entry: meta.Entry{Record: meta.Record{ID: b.Source.ID, Kind: kindOf(b.Source)}, Pool: b.Pool}, Status: "Gone"})
 			gone[b.Source] = source
 			roots = append(roots, source)
 		}
@@ -98,7 +100,7 @@ func (b *branch) rows(t *table, first, rest string) {
 	if b.Status == "Gone" {
 		name = "(" + name + ")"
 	}
-	t.row(first+name, string(b.Kind), b.Pool, limit(b.Size), used(b.Item), b.Status, age(b.Created))
+	t.row(first+name, b.Kind, b.Pool, limit(b.Size), used(b.Item), b.Status, age(b.Created))
 	for i, child := range b.Children {
 		if i == len(b.Children)-1 {
 			child.rows(t, rest+"└── ", rest+"    ")

@@ -46,6 +46,17 @@ const (
 	View Kind = "view"
 )
 
+// kindWords are the kinds in the words of users.
+var kindWords = map[Kind]string{Active: "Volume", Committed: "Snapshot", View: "ReadOnlyVolume"}
+
+// String returns the word for k that users see. Records and directories have k itself.
+func (k Kind) String() string {
+	if word, ok := kindWords[k]; ok {
+		return word
+	}
+	return string(k)
+}
+
 // Class is the namespace of an ID. CSI has one for volumes and one for snapshots.
 type Class string
 

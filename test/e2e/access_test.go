@@ -113,7 +113,7 @@ func TestReadOnlyMany(t *testing.T) {
 		s.refuses(pod, "touch /data/new", "Read-only file system")
 	}
 	view := find(t, node(t, s.running("one").Spec.NodeName), s.volume("view").Spec.CSI.VolumeHandle)
-	if view == nil || view.Kind != "view" {
+	if view == nil || view.Kind != "ReadOnlyVolume" {
 		t.Errorf("what was made is %+v, a view is wanted", view)
 	}
 }

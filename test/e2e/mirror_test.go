@@ -84,7 +84,7 @@ func TestMirror(t *testing.T) {
 			func() (metav1.Object, error) {
 				return api().CoreV1().PersistentVolumes().Get(ctx, restored.Name, metav1.GetOptions{})
 			}},
-		{"View", "view", view.Spec.CSI.VolumeHandle, handle, "view", "40Mi",
+		{"ReadOnlyVolume", "view", view.Spec.CSI.VolumeHandle, handle, "view", "40Mi",
 			func() (metav1.Object, error) {
 				return api().CoreV1().PersistentVolumes().Get(ctx, view.Name, metav1.GetOptions{})
 			}},

@@ -65,7 +65,7 @@ func testVolume(t *testing.T, node *cluster.Node, v *corev1.PersistentVolume) {
 	if i == nil {
 		t.Fatalf("volume %s is not on %s", v.Name, node.Name)
 	}
-	if i.Kind != "active" || i.Pool != "default" || i.Status != "Ready" || i.Size != v.Spec.Capacity.Storage().Value() {
+	if i.Kind != "Volume" || i.Pool != "default" || i.Status != "Ready" || i.Size != v.Spec.Capacity.Storage().Value() {
 		t.Errorf("on disk there is %+v for a volume of %v", i, v.Spec.Capacity.Storage())
 	}
 	if v.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete {

@@ -107,7 +107,7 @@ func inDriver(node *cluster.Node, command ...string) (string, error) {
 // item is a volume or snapshot on disk, as `btrfs-csi ls` shows it.
 type item struct {
 	ID     string            `json:"id"`
-	Kind   string            `json:"kind"` // active, committed or view
+	Kind   string            `json:"kind"` // Volume, Snapshot or ReadOnlyVolume
 	Size   int64             `json:"size"`
 	Labels map[string]string `json:"labels"`
 	UUID   string            `json:"uuid"`

@@ -20,12 +20,9 @@ const (
 	LabelManagedBy = "snapshot.storage.kubernetes.io/managed-by"
 )
 
-// Kinds are the kinds of a Subvolume.
-var Kinds = map[meta.Kind]string{meta.Active: "Volume", meta.Committed: "Snapshot", meta.View: "View"}
-
 // RefOf returns the volume or snapshot that a Subvolume stands for.
 func RefOf(s *v1alpha1.Subvolume) meta.Ref {
-	if s.Spec.Kind == Kinds[meta.Committed] {
+	if s.Spec.Kind == meta.Committed.String() {
 		return meta.Snapshot(s.Spec.ID)
 	}
 	return meta.Volume(s.Spec.ID)

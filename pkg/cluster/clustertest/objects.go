@@ -28,7 +28,7 @@ func Entry(ref meta.Ref) meta.Entry {
 func Subvolume(e meta.Entry, annotations map[string]string) *v1alpha1.Subvolume {
 	return &v1alpha1.Subvolume{
 		ObjectMeta: metav1.ObjectMeta{Name: client.SubvolumeName(e.Ref()), Annotations: annotations},
-		Spec:       v1alpha1.SubvolumeSpec{ID: e.ID, Kind: client.Kinds[e.Kind], NodeName: "node-1", Pool: e.Pool, PoolID: e.PoolID},
+		Spec:       v1alpha1.SubvolumeSpec{ID: e.ID, Kind: e.Kind.String(), NodeName: "node-1", Pool: e.Pool, PoolID: e.PoolID},
 	}
 }
 

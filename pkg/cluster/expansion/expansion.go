@@ -99,7 +99,7 @@ func hasSize(s *v1alpha1.Subvolume, size int64) bool {
 // isRequested reports whether a Subvolume asks for a size that its node has not answered
 // yet.
 func isRequested(s *v1alpha1.Subvolume) bool {
-	if s.Spec.Kind != client.Kinds[meta.Active] || s.Spec.Size == nil || s.Status.Size == nil || hasSize(s, s.Spec.Size.Value()) {
+	if s.Spec.Kind != meta.Active.String() || s.Spec.Size == nil || s.Status.Size == nil || hasSize(s, s.Spec.Size.Value()) {
 		return false
 	}
 	r := s.Status.Expansion

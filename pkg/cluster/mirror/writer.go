@@ -123,7 +123,7 @@ func (w writer) describe(s *v1alpha1.Subvolume, entry meta.Entry) {
 	if size == nil || size.Value() < entry.Size {
 		size = resource.NewQuantity(entry.Size, resource.BinarySI)
 	}
-	s.Spec.ID, s.Spec.Kind, s.Spec.PoolID, s.Spec.Size = entry.ID, client.Kinds[entry.Kind], entry.PoolID, size
+	s.Spec.ID, s.Spec.Kind, s.Spec.PoolID, s.Spec.Size = entry.ID, entry.Kind.String(), entry.PoolID, size
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
 	}

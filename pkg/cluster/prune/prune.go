@@ -184,7 +184,7 @@ func (s *search) findSubvolumes(ctx context.Context) error {
 		if !ok {
 			continue
 		}
-		if subvolume.Spec.Kind == client.Kinds[meta.Committed] {
+		if subvolume.Spec.Kind == meta.Committed.String() {
 			s.snapshots[subvolume.Spec.ID] = subvolume.Spec.PoolID
 		} else {
 			s.sources[subvolume.Spec.ID] = subvolume.Spec.PoolID

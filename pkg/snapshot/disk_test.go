@@ -108,12 +108,17 @@ func TestExchangedDisk(t *testing.T) { // not beside others, which might get the
 		return st.Dev
 	}
 	t.Cleanup(func() { _ = unix.Unmount(n.path("fast"), unix.MNT_DETACH) })
-	first := mount(devices[0])
-	e := n.start(t)
 	ctx := t.Context()
 	spec := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
-	must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
-	eventually(t, func() bool { // another process may have got the number just then
+	var e *snapshot.Engine
+	eventually(t, func() bool { // another process may take the number in between, and keep it
+		if e != nil {
+			must(t, e.Close())
+			n.Detach(t, "fast")
+		}
+		first := mount(devices[0])
+		e = n.start(t)
+		must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
 		n.Detach(t, "fast")
 		return mount(devices[1]) == first
 	})

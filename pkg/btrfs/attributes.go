@@ -8,12 +8,11 @@ import (
 
 const compressionAttr = "btrfs.compression"
 
-// SetCompression sets the compression of files that are created later in the subvolume at
-// path: "zstd", "zlib", "lzo", "none", or "" for the default of the mount. "none" also
-// overrides a mount option. The kernel stores a level such as "zstd:3" in the attribute,
-// but ignores it and compresses at the default level. SetCompression works on an immutable
-// or append-only root, too. Errors: EINVAL for a value unknown to the kernel and while copy
-// on write is off; EROFS.
+// SetCompression sets how files created later in the subvolume at path are compressed:
+// "zstd", "zlib", "lzo", "none" even against a mount option, or "" for the mount's setting.
+// The kernel stores a level such as "zstd:3", but compresses at the default level. An
+// immutable or append-only root is no obstacle. Errors: EINVAL for an unknown value, or
+// while copy on write is off; EROFS.
 func SetCompression(path, value string) error {
 	return withDir("set compression of", path, func(fd int) error {
 		err := setCompression(fd, value)
@@ -57,10 +56,9 @@ func Compression(path string) (string, error) {
 	return value, err
 }
 
-// SetNoDataCow turns copy on write off or on for files that are created later in the
-// directory at path (FS_NOCOW_FL). Without copy on write there are no checksums and no
-// compression. After a snapshot, the first write to each shared extent still copies it.
-// Errors: EINVAL while compression is set; EROFS.
+// SetNoDataCow turns copy on write, checksums and compression off or on for files created
+// later in the directory at path (FS_NOCOW_FL). The first write to an extent that a
+// snapshot shares still copies it. Errors: EINVAL while compression is set; EROFS.
 func SetNoDataCow(path string, on bool) error {
 	return withDir("set copy on write of", path, func(fd int) error {
 		if on {

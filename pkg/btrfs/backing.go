@@ -11,8 +11,8 @@ import (
 )
 
 // Backing is the file behind a loop device. A sparse file takes space from its own
-// filesystem as btrfs writes. When that filesystem is full, writes to the device fail, and
-// btrfs stops with an error although it has free space itself.
+// filesystem as btrfs writes. When that is full, writes to the device fail, and btrfs stops
+// although it has free space itself.
 type Backing struct {
 	Device    string // path of the loop device
 	Path      string // path of the file
@@ -27,10 +27,9 @@ type Backing struct {
 func (b Backing) Unallocated() int64 { return max(0, b.Size-b.Allocated) }
 
 // Backings returns the files behind the loop devices of the filesystem around path. The
-// kernel reports the path of a file as seen by the process that attached it. A process in
-// another mount namespace, such as a container that has ended, may have seen a path below a
-// mount point. So each file is looked up below "/" and below each of roots. Files that are
-// not found are left out.
+// kernel reports a path as seen by the process that attached the file, perhaps in the mount
+// namespace of an ended container. So each file is looked up below "/" and below each of
+// roots. Files that are not found are left out.
 func Backings(path string, roots ...string) ([]Backing, error) {
 	var found []Backing
 	err := withDir("backing files of", path, func(fd int) error {
@@ -101,9 +100,8 @@ func backing(dir string, roots []string) (b Backing, ok bool) {
 }
 
 // boundBy lowers Available and Metadata to what the filesystems of sparse files have left.
-// A file bounds nothing if its filesystem has space for all that the files in it may still
-// take. Otherwise btrfs may write where the file has no space yet, although btrfs has space
-// elsewhere.
+// A filesystem with space for all its files bounds nothing. Otherwise btrfs may write where
+// a file has no space yet, although btrfs has space elsewhere.
 func (r *Room) boundBy(files []Backing) {
 	wanted, size := map[uint64]int64{}, map[uint64]int64{}
 	for _, b := range files {

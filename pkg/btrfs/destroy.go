@@ -8,25 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// destroyRounds limits how often a subvolume is emptied again because a new nested
-// subvolume appeared. Without the limit, a process that keeps creating them would block
-// Destroy forever.
+// destroyRounds limits how often a subvolume is emptied again. Otherwise a process that
+// keeps creating nested subvolumes would block Destroy forever.
 const destroyRounds = 16
 
-// Destroy removes a subvolume and all subvolumes nested in it. The cost depends only on the
-// number of these subvolumes: the kernel's cleaner removes the files later. A power cut
-// undoes the removal until Sync of the directory that contained the subvolume.
+// Destroy removes a subvolume and all subvolumes nested in it. The cost depends only on
+// their number, since the kernel's cleaner removes files later. A power cut undoes the
+// removal until Sync of the parent directory.
 //
-// Destroy clears the read-only flag of a subvolume that contains others, and the immutable
-// and append-only flags of roots and of directories that contain nested subvolumes. After
-// an error some nested subvolumes may be gone and some flags cleared. Another call
-// continues from there.
+// Destroy clears the read-only flag of subvolumes that contain others, and the immutable
+// and append-only flags of roots and of directories with nested subvolumes. After an error,
+// some flags and nested subvolumes may be gone. Another call continues from there.
 //
-// Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT when the subvolume is at its limit and
-// contains nested ones (lift the limit first); ErrInUse while one of the subvolumes is
-// sent, has an active swap file, or is the default subvolume; ENOTEMPTY when another
-// process keeps creating nested ones. When ErrInUse concerns the outer subvolume, nothing
-// has been removed.
+// Errors: fs.ErrNotExist; ErrNotSubvolume; EDQUOT for a subvolume at its limit with nested
+// ones (lift the limit first); ErrInUse while one of them is sent, has an active swap file,
+// or is the default subvolume; ENOTEMPTY when another process keeps creating nested ones.
+// If ErrInUse concerns the outer subvolume, nothing has been removed.
 func Destroy(path string) error {
 	return withEntry("destroy subvolume", path, func(dir int, name string) error {
 		volume, err := openDirAt(dir, name)
@@ -50,7 +47,7 @@ func Destroy(path string) error {
 	})
 }
 
-// nestedSubvolume is a nested subvolume that destroyNested has yet to remove.
+// nestedSubvolume is an entry of the stack in destroyNested.
 type nestedSubvolume struct {
 	id     uint64
 	parent uint64
@@ -58,9 +55,9 @@ type nestedSubvolume struct {
 	rounds int
 }
 
-// destroyNested removes all subvolumes nested in a subvolume, the innermost first. It uses
-// IDs and file handles, no paths and no recursion, because users choose the depth. It opens
-// at most three descriptors at a time.
+// destroyNested removes all subvolumes nested in a subvolume, the innermost first. Users
+// choose the depth, so it uses IDs and file handles, no paths, no recursion, and at most
+// three descriptors.
 func destroyNested(mount int, volume uint64) error {
 	stack, err := pushNested(nil, mount, volume)
 	for err == nil && len(stack) > 0 {
@@ -97,9 +94,9 @@ func pushNested(stack []nestedSubvolume, mount int, parent uint64) ([]nestedSubv
 	return stack, err
 }
 
-// destroyOne removes a nested subvolume that contains no other. It removes by name in the
-// parent directory. Removal by ID is no alternative: the kernel then builds the path from
-// the root of the filesystem, and fails with ENAMETOOLONG beyond PATH_MAX.
+// destroyOne removes a nested subvolume without children, by name in its parent directory.
+// Removal by ID would fail with ENAMETOOLONG beyond PATH_MAX, because the kernel builds the
+// path from the filesystem's root.
 func destroyOne(mount int, nested nestedSubvolume) error {
 	child, err := openInode(mount, nested.id, firstFree)
 	if isNotFound(err) {
@@ -131,8 +128,8 @@ func destroyOne(mount int, nested nestedSubvolume) error {
 	return err
 }
 
-// unprotect clears the flags that forbid the removal of child from dir. The directory dir
-// lies in the subvolume parent.
+// unprotect clears the flags that forbid removing child from dir, a directory of the
+// subvolume parent.
 func unprotect(mount int, parent uint64, dir, child int) error {
 	root, err := openInode(mount, parent, firstFree)
 	if err != nil {
@@ -152,8 +149,7 @@ func unprotect(mount int, parent uint64, dir, child int) error {
 const protection = fsImmutable | fsAppend
 
 // clearProtection clears the protection of dir, a directory of the subvolume root. It
-// clears the read-only flag of the subvolume first, since nothing in a read-only subvolume
-// can be changed. If dir has no protection, the subvolume stays read-only.
+// clears the subvolume's read-only flag first, but only if dir has protection.
 func clearProtection(root, dir int) error {
 	flags, err := inodeFlags(dir)
 	if err != nil || flags&protection == 0 {
@@ -165,8 +161,8 @@ func clearProtection(root, dir int) error {
 	return changeInodeFlags(dir, 0, protection)
 }
 
-// destroyEntry removes the subvolume with this name from an open directory. When the kernel
-// forbids it, destroyEntry calls unprotect and tries once more.
+// destroyEntry removes a subvolume from an open directory. When that is forbidden it calls
+// unprotect and tries once more.
 func destroyEntry(dir int, name string, unprotect func() error) error {
 	err := snapDestroy(dir, name)
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EROFS) {

@@ -18,8 +18,7 @@ type Device struct {
 	Size int64  // bytes of the device that belong to the filesystem
 	Used int64  // bytes allocated to chunks
 
-	// Error counters. They persist across mounts and start when the filesystem is made or
-	// the counters are reset.
+	// Errors since the filesystem was made or the counters were reset, across mounts.
 	WriteErrors      uint64
 	ReadErrors       uint64
 	FlushErrors      uint64

@@ -13,9 +13,9 @@ import (
 // emptySubvolumeInode is the inode number of a stub (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID).
 const emptySubvolumeInode = 2
 
-// IsStub reports whether path is a stub: an empty directory that a snapshot has in place of
-// a subvolume that is nested in its source. The subvolume itself stays in the source.
-// Nothing can be created in a stub, and rmdir(2) removes it. Errors: fs.ErrNotExist.
+// IsStub reports whether path is a stub: the empty directory that a snapshot has in place
+// of a subvolume nested in its source. The subvolume itself stays in the source. Nothing
+// can be created in a stub, and rmdir(2) removes it. Errors: fs.ErrNotExist.
 func IsStub(path string) (bool, error) {
 	var st unix.Stat_t
 	if err := unix.Lstat(path, &st); err != nil {
@@ -47,10 +47,9 @@ type Entry struct {
 const TopLevel = topLevelSubvol
 
 // EntriesSince returns the entries of live subvolumes with an ID of at least from, ordered
-// by ID. It covers the whole filesystem around path, also what the mount does not reach.
-// While the filesystem is mounted, every new subvolume gets a larger ID than all before it.
-// So a caller that remembers the largest ID pays for the new entries alone. With from = 0
-// it reads the root tree once.
+// by ID, also those that the mount at path does not reach. Until an unmount every new
+// subvolume gets a larger ID than all before. So a caller that knows the largest ID pays
+// only for new entries. With from = 0 it reads the root tree once.
 func EntriesSince(path string, from uint64) (found []Entry, err error) {
 	err = eachRoot(path, max(from, firstFree), rootBackrefKey, func(item treeItem) error {
 		directory, name, err := parseRootRef(item.data)
@@ -81,8 +80,8 @@ func parseName(data []byte, lengthAt int) (string, error) {
 	return string(data[head : head+int(binary.LittleEndian.Uint16(data[lengthAt:]))]), nil
 }
 
-// OpenDirectory opens a directory of the filesystem around path by its subvolume and inode
-// number, also one that the mount does not reach. Errors: fs.ErrNotExist.
+// OpenDirectory opens a directory by subvolume and inode number, also one that the mount at
+// path does not reach. Errors: fs.ErrNotExist.
 func OpenDirectory(path string, subvolume, inode uint64) (dir *os.File, err error) {
 	err = withDir("open in", path, func(mount int) error {
 		fd, err := openInode(mount, subvolume, inode)
@@ -94,9 +93,8 @@ func OpenDirectory(path string, subvolume, inode uint64) (dir *os.File, err erro
 	return dir, err
 }
 
-// ParentDirectory returns the inode number of the parent of a directory, and the
-// directory's name in it. Both lie in the same subvolume. Errors: fs.ErrNotExist for the
-// root of a subvolume.
+// ParentDirectory returns the inode number of a directory's parent in the same subvolume,
+// and the directory's name in it. Errors: fs.ErrNotExist for the root of a subvolume.
 func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name string, err error) {
 	err = withDir("look up parent in", path, func(fd int) error {
 		item, found, err := findFirst(fd, subvolume,
@@ -117,9 +115,9 @@ func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name 
 // inodeRefLengthAt is the offset of the name's length in a struct btrfs_inode_ref.
 const inodeRefLengthAt = 8
 
-// PathOf returns the path of a subvolume relative to the top level of the filesystem around
-// mounted, as a mount with subvolid=5 shows it. Errors: fs.ErrNotExist; ENAMETOOLONG when
-// the path does not fit into the kernel's buffer.
+// PathOf returns the path of a subvolume from the top level of the filesystem around
+// mounted, as under subvolid=5. Errors: fs.ErrNotExist; ENAMETOOLONG when the kernel's
+// buffer is too short.
 func PathOf(mounted string, subvolume uint64) (found string, err error) {
 	err = withDir("path of subvolume in", mounted, func(fd int) error {
 		found, err = pathFromTop(fd, subvolume)
@@ -135,7 +133,7 @@ func PathFromTop(dir string) (found string, err error) {
 		if err := unix.Fstat(fd, &st); err != nil {
 			return err
 		}
-		args := inoLookupArgs{objectID: st.Ino} // treeID 0: the kernel returns that of fd
+		args := inoLookupArgs{objectID: st.Ino} // treeID 0: the kernel takes the subvolume of fd and returns its ID
 		if _, err := ioctl(fd, iocInoLookup, unsafe.Pointer(&args)); err != nil {
 			return err
 		}

@@ -15,8 +15,8 @@ import (
 // UUID is a btrfs UUID in the byte order of the disk.
 type UUID [16]byte
 
-// String returns the usual form of 36 characters, or "" for the zero UUID. btrfs writes the
-// zero UUID for "none".
+// String returns the usual form of 36 characters, or "" for the zero UUID, which btrfs uses
+// for "none".
 func (u UUID) String() string {
 	if u.IsZero() {
 		return ""
@@ -49,9 +49,8 @@ type SubvolumeInfo struct {
 	ReadOnly       bool
 }
 
-// Info returns what btrfs stores about the subvolume at path (GET_SUBVOL_INFO). The cost
-// does not depend on the number or size of subvolumes. Errors: ErrNotSubvolume,
-// fs.ErrNotExist.
+// Info returns what btrfs stores about the subvolume at path (GET_SUBVOL_INFO), at a
+// constant cost. Errors: ErrNotSubvolume, fs.ErrNotExist.
 func Info(path string) (SubvolumeInfo, error) {
 	var info SubvolumeInfo
 	err := withDir("subvolume info of", path, func(fd int) error {
@@ -84,9 +83,9 @@ func subvolInfo(fd int) (*subvolInfoArgs, error) {
 }
 
 // Exists reports whether the filesystem around path has a live subvolume with this ID. It
-// costs one lookup of the reference from the directory entry (ROOT_BACKREF). Destroying a
-// subvolume removes the reference at once. The root item stays until the cleaner has
-// dropped the files, and its reference count is stale until the next commit.
+// looks up the reference from the directory entry (ROOT_BACKREF), which a destroy removes
+// at once. The root item stays until the cleaner has dropped the files, with a reference
+// count that is stale until the next commit.
 func Exists(path string, subvolID uint64) (bool, error) {
 	if subvolID == topLevelSubvol {
 		return true, nil // the top level has no entry
@@ -101,16 +100,15 @@ func Exists(path string, subvolID uint64) (bool, error) {
 }
 
 // WalkSubvolumeIDs calls fn with the ID of every live subvolume of the filesystem around
-// path, in rising order, except the top level (5). It reads the root tree once and needs
-// constant memory. Subvolumes that are created or destroyed meanwhile may or may not be
-// seen. It stops at the first error of fn and returns it.
+// path, in rising order, without the top level (5). It reads the root tree once in constant
+// memory, and may miss concurrent changes. It stops at the first error of fn and returns
+// it.
 func WalkSubvolumeIDs(path string, fn func(id uint64) error) error {
 	return walkRoots(path, rootBackrefKey, func(k itemKey) error { return fn(k.objectID) })
 }
 
-// WalkTreeIDs is WalkSubvolumeIDs that includes destroyed subvolumes whose files the
-// cleaner has not dropped yet. Their root items still exist and their qgroups are still
-// needed.
+// WalkTreeIDs is WalkSubvolumeIDs with destroyed subvolumes that the cleaner has not
+// dropped yet. These still have root items and need their qgroups.
 func WalkTreeIDs(path string, fn func(id uint64) error) error {
 	return walkRoots(path, rootItemKey, func(k itemKey) error { return fn(k.objectID) })
 }
@@ -124,8 +122,7 @@ func DyingIDs(path string) ([]uint64, error) {
 	return slices.Collect(maps.Keys(dying)), err
 }
 
-// TreeExists is Exists that includes destroyed subvolumes which the cleaner has not dropped
-// yet.
+// TreeExists is Exists that also finds subvolumes in DyingIDs.
 func TreeExists(path string, subvolID uint64) (bool, error) {
 	var found bool
 	err := withDir("look up tree in", path, func(fd int) (err error) {
@@ -136,8 +133,8 @@ func TreeExists(path string, subvolID uint64) (bool, error) {
 	return found, err
 }
 
-// CreatedTransid returns SubvolumeInfo.CreatedTransid of the subvolume with this ID in the
-// filesystem around path. Errors: fs.ErrNotExist.
+// CreatedTransid returns SubvolumeInfo.CreatedTransid of a subvolume by ID. Errors:
+// fs.ErrNotExist.
 func CreatedTransid(path string, subvolID uint64) (transid uint64, err error) {
 	err = withDir("look up creation in", path, func(fd int) error {
 		item, found, err := findFirst(fd, rootTree,

@@ -11,8 +11,8 @@ import (
 // Nested is a subvolume inside another.
 type Nested struct {
 	ID uint64
-	// Path is relative to the root of the outer subvolume. It is "" when the kernel cannot
-	// return it: its buffer has 3824 bytes, and the entry may have moved meanwhile.
+	// Path is relative to the outer subvolume. It is "" for a path beyond the kernel's
+	// buffer of 3824 bytes, or when the entry has just moved.
 	Path string
 }
 

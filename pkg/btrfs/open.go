@@ -11,8 +11,7 @@ import (
 
 const openFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 
-// withDir opens a directory, calls fn and closes the directory. It adds the operation and
-// the path to errors.
+// withDir calls fn with an open directory, and adds the operation and the path to errors.
 func withDir(operation, path string, fn func(fd int) error) error {
 	fd, err := openDir(path)
 	if err == nil {
@@ -57,13 +56,12 @@ func withEntry(operation, path string, fn func(dir int, name string) error) erro
 	return nil
 }
 
-// fdPath returns a path to an entry of an open directory, for a library that accepts only
-// paths. No link is followed on the way.
+// fdPath returns a path to an entry of an open directory, without links on the way. A
+// library needs it.
 func fdPath(fd int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name) }
 
-// requireSubvolume returns ErrNotSubvolume unless fd is the root directory of a subvolume.
-// Most ioctls accept any directory and use the subvolume around it, which callers never
-// want.
+// requireSubvolume returns ErrNotSubvolume unless fd is the root of a subvolume. Most
+// ioctls would silently use the subvolume around fd.
 func requireSubvolume(fd int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -78,9 +76,8 @@ func requireSubvolume(fd int) error {
 // handleWithoutParent is FILEID_BTRFS_WITHOUT_PARENT of the kernel's exportfs.h.
 const handleWithoutParent = 0x4d
 
-// openInode opens a directory by subvolume and inode number. It reaches directories whose
-// path is longer than PATH_MAX. mount is any open directory of the filesystem. Errors:
-// ENOENT when the inode or the subvolume is gone.
+// openInode opens a directory by subvolume and inode number, even if its path is longer
+// than PATH_MAX. mount is any open directory of the filesystem. Errors: ENOENT.
 func openInode(mount int, subvolume, inode uint64) (int, error) {
 	generation, err := inodeGeneration(mount, subvolume, inode)
 	if err != nil {

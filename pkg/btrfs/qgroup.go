@@ -32,8 +32,8 @@ func (q QgroupID) Subvolume() uint64 { return uint64(q) & (1<<qgroupLevelShift -
 // String returns the notation of btrfs-progs, such as "0/257".
 func (q QgroupID) String() string { return fmt.Sprintf("%d/%d", q.Level(), q.Subvolume()) }
 
-// Qgroup is the usage and the limit of a qgroup, in bytes. Usage is that of the last
-// commit. Limits are current.
+// Qgroup is the usage and the limit of a qgroup, in bytes. The usage is as of the last
+// commit. The limit is current.
 type Qgroup struct {
 	ID            QgroupID
 	Referenced    uint64 // bytes referenced; with simple quota, bytes written
@@ -43,8 +43,8 @@ type Qgroup struct {
 	Mark uint64
 }
 
-// CreateQgroup creates a qgroup, if it does not exist. The kernel itself creates level 0:
-// newer kernels answer EINVAL there. Errors: ENOTCONN when quota is off.
+// CreateQgroup creates a qgroup, if it does not exist. Level 0 is the kernel's: newer
+// kernels answer EINVAL. Errors: ENOTCONN when quota is off.
 func CreateQgroup(path string, id QgroupID) error {
 	return withQgroup("create qgroup", id, path, func(fd int) error {
 		args := qgroupCreateArgs{create: 1, qgroupID: uint64(id)}
@@ -56,10 +56,10 @@ func CreateQgroup(path string, id QgroupID) error {
 	})
 }
 
-// RemoveQgroup removes a qgroup. It does nothing when the qgroup is absent or quota is off.
-// Errors: EBUSY while the qgroup has members. Newer kernels also answer EBUSY while its
-// subvolume exists or, with simple quota, while usage is charged to it. Older kernels
-// remove the qgroup of a live subvolume together with its limit, so call TreeExists first.
+// RemoveQgroup removes a qgroup, if it exists and quota is on. Errors: EBUSY while it has
+// members. Newer kernels also answer EBUSY while its subvolume exists or, with simple
+// quota, usage is charged to it. Older kernels remove the qgroup and limit of a live
+// subvolume, so call TreeExists first.
 func RemoveQgroup(path string, id QgroupID) error {
 	return withQgroup("remove qgroup", id, path, func(fd int) error {
 		args := qgroupCreateArgs{qgroupID: uint64(id)}
@@ -71,10 +71,9 @@ func RemoveQgroup(path string, id QgroupID) error {
 	})
 }
 
-// AssignQgroup makes member count towards group, whose level is higher. It does nothing
-// when member already does. rescan is true when full quota became inconsistent: call
-// RescanQuota. Errors: ENOENT or EINVAL when one of the two is absent; ENOTCONN when quota
-// is off.
+// AssignQgroup makes member count towards group, of a higher level, if it does not yet. If
+// rescan is true, full quota is inconsistent until RescanQuota. Errors: ENOENT or EINVAL
+// when one is absent; ENOTCONN when quota is off.
 func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
 	err = withQgroup("assign qgroup "+member.String()+" to", group, path, func(fd int) error {
 		rescan, err = assignQgroup(fd, qgroupAssignArgs{assign: 1, src: uint64(member), dst: uint64(group)})
@@ -86,9 +85,8 @@ func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) 
 	return rescan, err
 }
 
-// UnassignQgroup removes member, with its usage, from group. It does nothing when member
-// does not count towards group, or one of the two is absent. rescan and errors are those of
-// AssignQgroup.
+// UnassignQgroup removes member, with its usage, from group, if it is in it. rescan and
+// errors: see AssignQgroup.
 func UnassignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
 	err = withQgroup("remove qgroup "+member.String()+" from", group, path, func(fd int) error {
 		rescan, err = assignQgroup(fd, qgroupAssignArgs{src: uint64(member), dst: uint64(group)})
@@ -105,9 +103,9 @@ func assignQgroup(fd int, args qgroupAssignArgs) (rescan bool, err error) {
 	return code > 0, err
 }
 
-// LimitQgroup limits what a qgroup may reference, in bytes. NoLimit lifts the limit. Writes
-// beyond it fail with EDQUOT. The kernel accepts a limit below the usage. Errors:
-// fs.ErrNotExist; ENOTCONN when quota is off.
+// LimitQgroup limits what a qgroup may reference, in bytes; NoLimit lifts the limit. Writes
+// beyond it fail with EDQUOT. A limit below the usage is accepted. Errors: fs.ErrNotExist;
+// ENOTCONN when quota is off.
 func LimitQgroup(path string, id QgroupID, maxReferenced uint64) error {
 	return withQgroup("limit qgroup", id, path, func(fd int) error {
 		// The ioctl takes the value of NoLimit to clear a limit.
@@ -117,9 +115,9 @@ func LimitQgroup(path string, id QgroupID, maxReferenced uint64) error {
 	})
 }
 
-// LimitOwnQgroup is LimitQgroup that also marks the qgroup, so that its owner can recognise
-// it. The mark is in the field rsv_excl of the limit: every kernel stores this field, none
-// uses it, and btrfs-progs does not change it.
+// LimitOwnQgroup is LimitQgroup that also marks the qgroup as the caller's. The mark is in
+// the field rsv_excl of the limit, which every kernel stores, none uses, and btrfs-progs
+// keeps.
 func LimitOwnQgroup(path string, id QgroupID, maxReferenced, mark uint64) error {
 	return withQgroup("limit qgroup", id, path, func(fd int) error {
 		args := qgroupLimitArgs{qgroupID: uint64(id), flags: qgroupLimitMaxRfer | qgroupLimitRsvExcl, maxRfer: maxReferenced, rsvExcl: mark}
@@ -128,8 +126,8 @@ func LimitOwnQgroup(path string, id QgroupID, maxReferenced, mark uint64) error 
 	})
 }
 
-// QgroupOf returns one qgroup. The cost is two lookups, whatever the number of qgroups.
-// Errors: fs.ErrNotExist when the qgroup is absent or quota is off.
+// QgroupOf returns one qgroup, at the cost of two lookups. Errors: fs.ErrNotExist when it
+// is absent or quota is off.
 func QgroupOf(path string, id QgroupID) (Qgroup, error) {
 	var group Qgroup
 	err := withQgroup("qgroup", id, path, func(fd int) (err error) {
@@ -196,10 +194,9 @@ func findQgroup(fd int, id QgroupID) (Qgroup, error) {
 	return group, err
 }
 
-// ReservedOf returns the reserved bytes of each qgroup: data that is only in memory or
-// belongs to the running transaction. The kernel counts them towards limits, but not in the
-// usage. They are read from sysfs. Without sysfs, and on older kernels, the result is
-// empty.
+// ReservedOf returns the reserved bytes of each qgroup: data in memory or in the running
+// transaction. The kernel counts these towards limits, but not in the usage. They come from
+// sysfs. Without sysfs, and on older kernels, the result is empty.
 func ReservedOf(path string, ids []QgroupID) (map[QgroupID]uint64, error) {
 	reserved := map[QgroupID]uint64{}
 	err := withDir("reserved of qgroups of", path, func(fd int) error {
@@ -222,7 +219,7 @@ func ReservedOf(path string, ids []QgroupID) (map[QgroupID]uint64, error) {
 	return reserved, err
 }
 
-// readNumber reads a number from a file of sysfs. dir is an open directory.
+// readNumber reads a number from a file of sysfs in an open directory.
 func readNumber(dir int, name string) (uint64, bool) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -238,8 +235,8 @@ func readNumber(dir int, name string) (uint64, bool) {
 	return number, err == nil
 }
 
-// QgroupParents returns the qgroups that each member counts towards. Members without such a
-// qgroup are left out.
+// QgroupParents returns the qgroups that each member counts towards, without members that
+// have none.
 func QgroupParents(path string, members []QgroupID) (map[QgroupID][]QgroupID, error) {
 	parents := map[QgroupID][]QgroupID{}
 	err := withDir("parents of qgroups of", path, func(fd int) error {
@@ -264,10 +261,9 @@ func QgroupParents(path string, members []QgroupID) (map[QgroupID][]QgroupID, er
 	return parents, err
 }
 
-// WalkQgroups calls fn with every qgroup, ordered by ID. When quota is off there is none.
-// It reads the quota tree once and needs constant memory. Qgroups that are created or
-// removed meanwhile may or may not be seen. It stops at the first error of fn and returns
-// it.
+// WalkQgroups calls fn with every qgroup, ordered by ID, or with none when quota is off. It
+// reads the quota tree once in constant memory, and may miss concurrent changes. It stops
+// at the first error of fn and returns it.
 func WalkQgroups(path string, fn func(Qgroup) error) error {
 	return withDir("walk qgroups of", path, func(fd int) error {
 		infos := searchQgroups(fd, qgroupInfoKey)
@@ -294,17 +290,16 @@ func WalkQgroups(path string, fn func(Qgroup) error) error {
 	})
 }
 
-// QgroupMembers reports whether group has members. A qgroup with members cannot be removed.
-// On level 0 the result is always false.
+// QgroupMembers reports whether group has members, and so cannot be removed. Level 0 never
+// has any.
 func QgroupMembers(path string, group QgroupID) (bool, error) {
 	if group.Level() == 0 {
 		return false, nil
 	}
 	var found bool
 	err := withQgroup("members of qgroup", group, path, func(fd int) (err error) {
-		// The tree stores each relation in both directions. Keys that begin with group end
-		// first in the IDs of its members, whose levels are lower, and then in the IDs of
-		// its parents.
+		// Keys that begin with group end first in its members, whose levels are lower, then
+		// in its parents: the tree stores each relation in both directions.
 		lower := uint64(group.Level())<<qgroupLevelShift - 1
 		_, found, err = findFirst(fd, quotaTree,
 			itemKey{uint64(group), qgroupRelation, 0}, itemKey{uint64(group), qgroupRelation, lower})
@@ -326,8 +321,8 @@ func searchQgroups(fd int, itemType uint32) *treeSearch {
 	return searchTree(fd, quotaTree, itemKey{0, itemType, 0}, itemKey{0, itemType, ^uint64(0)}, bulkBuffer)
 }
 
-// limitCursor reads limits in step with a scan of qgroups. Both scans are ordered by ID, so
-// neither is kept in memory.
+// limitCursor reads limits in step with a scan of qgroups. Both are ordered by ID, so
+// neither is kept.
 type limitCursor struct {
 	search *treeSearch
 	item   treeItem

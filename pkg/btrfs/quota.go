@@ -29,9 +29,9 @@ type QuotaStatus struct {
 	Rescanning   bool
 }
 
-// Quota returns the state of quota on the filesystem around path. Every kernel has a status
-// item in the quota tree, but only commits write it. Where sysfs and QUOTA_RESCAN_STATUS
-// show the state in memory, Quota uses that instead.
+// Quota returns the state of quota on the filesystem around path. It reads the status item
+// of the quota tree, which only commits write, and prefers the state in memory where sysfs
+// and QUOTA_RESCAN_STATUS show it.
 func Quota(path string) (QuotaStatus, error) {
 	var status QuotaStatus
 	err := withDir("quota status of", path, func(fd int) (err error) {
@@ -84,10 +84,9 @@ func (s *QuotaStatus) refresh(fd int) error {
 	return nil
 }
 
-// EnableQuota turns quota on for the whole filesystem around path (QUOTA_CTL), and commits.
-// It does nothing when quota is already on in this mode. Full quota starts a rescan: see
-// WaitRescan. Errors: ErrQuotaMode, ErrUnsupported, EROFS; EAGAIN when quota was turned off
-// meanwhile.
+// EnableQuota turns quota on for the whole filesystem around path (QUOTA_CTL) and commits,
+// unless it is on in this mode. Full quota starts a rescan: see WaitRescan. Errors:
+// ErrQuotaMode, ErrUnsupported, EROFS; EAGAIN when quota was turned off meanwhile.
 func EnableQuota(path string, mode QuotaMode) error {
 	return withDir("enable "+string(mode)+" quota on", path, func(fd int) error {
 		if on, err := quotaIs(fd, mode); on || err != nil {
@@ -132,8 +131,8 @@ func enableQuota(fd int, mode QuotaMode) error {
 	return fmt.Errorf("unknown quota mode: %w", unix.EINVAL)
 }
 
-// DisableQuota turns quota off for the whole filesystem around path, and removes all
-// qgroups and limits. It does nothing when quota is off.
+// DisableQuota turns quota off for the whole filesystem around path, if it is on, and
+// removes all qgroups and limits.
 func DisableQuota(path string) error {
 	return withDir("disable quota on", path, func(fd int) error {
 		err := quotaCtl(fd, quotaCtlDisable)
@@ -150,8 +149,8 @@ func quotaCtl(fd int, cmd uint64) error {
 	return err
 }
 
-// RescanQuota starts a rescan of full quota (QUOTA_RESCAN). It does nothing while one runs.
-// Errors: EINVAL or ENOTCONN when quota is simple or off.
+// RescanQuota starts a rescan of full quota (QUOTA_RESCAN), unless one runs. Errors: EINVAL
+// or ENOTCONN when quota is simple or off.
 func RescanQuota(path string) error {
 	return withDir("rescan quota of", path, func(fd int) error {
 		var args quotaRescanArgs

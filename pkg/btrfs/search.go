@@ -56,7 +56,7 @@ func (i treeItem) uint64(offset int) (uint64, error) {
 }
 
 // treeSearch reads a range of a tree in key order, one buffer at a time. It sees the
-// running transaction: it returns items that change ahead of it as changed.
+// running transaction, including changes ahead of it.
 type treeSearch struct {
 	fd    int
 	tree  uint64
@@ -69,8 +69,8 @@ type treeSearch struct {
 	done  bool
 }
 
-// searchTree starts a search of the keys from min to max, both included. size is that of
-// the buffer for items, in bytes.
+// searchTree starts a search of the keys from min to max, both included, with a buffer of
+// size bytes for items.
 func searchTree(fd int, tree uint64, min, max itemKey, size int) *treeSearch {
 	words := (int(unsafe.Sizeof(searchArgs{})) + size + 7) / 8
 	return &treeSearch{fd: fd, tree: tree, min: min, max: max, limit: ^uint32(0), buf: make([]uint64, words)}

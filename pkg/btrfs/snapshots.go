@@ -23,11 +23,10 @@ import (
 // snapshotsUnderWay is the number of snapshots in the kernel, or on their way there.
 var snapshotsUnderWay atomic.Int64
 
-// snapCreate calls SNAP_CREATE_V2, which takes as long as a commit. A snapshot that is
-// alone is an ordinary system call. Concurrent snapshots run on C threads. Go lets only
-// GOMAXPROCS goroutines into system calls until it notices, after microseconds to
-// milliseconds, that one of them stays there. Meanwhile the other snapshots would miss the
-// open commit.
+// snapCreate calls SNAP_CREATE_V2, which takes as long as a commit. Only concurrent
+// snapshots run on C threads: Go lets only GOMAXPROCS goroutines into system calls until it
+// notices, after microseconds to milliseconds, that one stays there. Meanwhile the others
+// would miss the open commit.
 func snapCreate(dir int, args *volArgsV2) error {
 	defer snapshotsUnderWay.Add(-1)
 	if snapshotsUnderWay.Add(1) > 1 {

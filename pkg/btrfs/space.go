@@ -9,16 +9,16 @@ import (
 )
 
 // Space is the usage of a filesystem, in bytes. Total and Used count allocated chunks, and
-// count data once, however many copies the profile writes. Mixed chunks count as data.
-// Unallocated counts raw bytes outside of chunks on the devices that are present.
+// data once, however many copies exist. Mixed chunks count as data. Unallocated counts raw
+// bytes outside of chunks on present devices.
 type Space struct {
 	Room
 
 	DataTotal, DataUsed         int64
 	MetadataTotal, MetadataUsed int64
 	SystemTotal, SystemUsed     int64
-	// The global reserve is a part of metadata. If GlobalReserveUsed stays above 0, the
-	// filesystem has run out of space for metadata.
+	// The global reserve is part of metadata. If GlobalReserveUsed stays above 0, space for
+	// metadata has run out.
 	GlobalReserveTotal, GlobalReserveUsed int64
 
 	Unallocated int64
@@ -28,24 +28,23 @@ type Space struct {
 type Room struct {
 	Size      int64
 	Available int64 // as df estimates it, without quota
-	// Metadata estimates what metadata can still take before only the global reserve is
-	// left. Available does not show this: statfs returns 0 only after the kernel has failed
-	// to allocate a chunk for metadata.
+	// Metadata estimates what metadata can take before only the global reserve is left.
+	// Available does not show this: statfs returns 0 only after the kernel failed to
+	// allocate a metadata chunk.
 	Metadata int64
 	// ReadOnly is also true when the kernel stopped the filesystem after an error.
 	ReadOnly bool
-	// Stopped reports that the kernel made the filesystem read-only after an error. It
-	// cannot be written or remounted read-write until it has been unmounted everywhere and
-	// mounted again.
+	// Stopped reports that the kernel made the filesystem read-only after an error. To
+	// write again it must be unmounted everywhere and mounted again.
 	Stopped bool
-	// Backing is the sparse file that bounds Available and Metadata, because its own
-	// filesystem has less space than the file may still take. It is nil when no file does.
+	// Backing is the sparse file that bounds Available and Metadata, because its filesystem
+	// has less space than the file may still take, or nil.
 	Backing *Backing `json:",omitempty"`
 }
 
-// RoomOf returns the free space of the filesystem around path (statfs, SPACE_INFO). It
-// takes the files behind loop devices into account: see Backings for roots. It is much
-// cheaper than SpaceOf.
+// RoomOf returns the free space of the filesystem around path (statfs, SPACE_INFO), bounded
+// by that of files behind loop devices: see Backings for roots. It is much cheaper than
+// SpaceOf.
 func RoomOf(path string, roots ...string) (Room, error) {
 	var space Space
 	err := withDir("room of", path, func(fd int) error { return space.fill(fd, roots) })
@@ -71,10 +70,10 @@ func (s *Space) fill(fd int, roots []string) (err error) {
 	return err
 }
 
-// stopped reports whether the kernel has stopped a filesystem that is read-only. The kernel
-// then refuses to start a commit. If the filesystem was mounted read-only, START_SYNC has
-// nothing to commit and succeeds. If only this mount is read-only, START_SYNC would start a
-// commit and wait, so stopped does not call it.
+// stopped reports whether the kernel has stopped a read-only filesystem: then it refuses to
+// start a commit. If it was mounted read-only START_SYNC has nothing to commit and
+// succeeds. If only this mount is read-only START_SYNC would commit and wait, so stopped
+// does not call it.
 func stopped(fd int) bool {
 	if !readOnlyEverywhere(fd) {
 		return false
@@ -109,10 +108,9 @@ func statfs(fd int) (Room, error) {
 	}
 }
 
-// readOnlyEverywhere reports whether the filesystem itself is read-only, and not only a
-// mount of it. It clones the mount, invisible to others, clears the read-only flag of the
-// clone, and looks whether the clone is still read-only. It returns false where the kernel
-// does not allow that.
+// readOnlyEverywhere reports whether the filesystem itself, not only a mount, is read-only.
+// It clears the read-only flag of a private clone of the mount and looks whether the clone
+// is still read-only. It returns false where the kernel does not allow that.
 func readOnlyEverywhere(fd int) bool {
 	tree, err := unix.OpenTree(fd, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
@@ -127,7 +125,7 @@ func readOnlyEverywhere(fd int) bool {
 }
 
 // SpaceOf returns the usage of the filesystem around path (statfs, SPACE_INFO and
-// DEV_INFO). roots are those of RoomOf.
+// DEV_INFO). See RoomOf for roots.
 func SpaceOf(path string, roots ...string) (Space, error) {
 	var space Space
 	err := withDir("space of", path, func(fd int) error {
@@ -209,8 +207,8 @@ func fsInfo(fd int) (fsInfoArgs, error) {
 }
 
 // GrowToDevice grows the filesystem around path to the whole size of one of its devices
-// (RESIZE). It does nothing when the filesystem already has that size. Errors: EBUSY while
-// a balance, a device operation or another resize runs; EROFS.
+// (RESIZE), if it is smaller. Errors: EBUSY while a balance, a device operation or another
+// resize runs; EROFS.
 func GrowToDevice(path string, device uint64) error {
 	return withDir(fmt.Sprintf("grow to device %d the filesystem of", device), path, func(fd int) error {
 		return resize(fd, fmt.Sprintf("%d:max", device))

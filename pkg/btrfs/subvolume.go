@@ -33,11 +33,10 @@ func Create(path string) error {
 	})
 }
 
-// Snapshot creates dst as a snapshot of the subvolume src (SNAP_CREATE_V2) and commits the
-// transaction. When it returns, dst is durable and contains everything written to src
-// before the call. The kernel holds the inode lock of dst's directory meanwhile. So
-// snapshots into one directory wait for each other, and snapshots into separate directories
-// share commits.
+// Snapshot creates dst as a snapshot of the subvolume src (SNAP_CREATE_V2) and commits. On
+// return dst is durable and contains everything written to src before the call. The kernel
+// holds the inode lock of dst's directory meanwhile: snapshots into one directory wait for
+// each other, and those into separate directories share commits.
 //
 // Errors: ErrNotSubvolume and fs.ErrNotExist for src; fs.ErrExist for dst; EDQUOT.
 func Snapshot(dst, src string, readOnly bool) error {
@@ -87,11 +86,11 @@ func setReadOnly(fd int, readOnly bool) error {
 	return err
 }
 
-// AwaitThaw returns when the filesystem around path accepts writers. While the filesystem
-// is frozen (FIFREEZE), AwaitThaw waits in the kernel, and nothing can interrupt it.
-// FIFREEZE cannot be used to ask: it freezes a filesystem that is not frozen. So AwaitThaw
-// sets subvolume flags that do not exist. The kernel refuses them, but only after it has
-// admitted the writer. This takes no inode lock, starts no transaction and changes nothing.
+// AwaitThaw returns when the filesystem around path accepts writers. While it is frozen
+// (FIFREEZE) AwaitThaw waits in the kernel, and nothing can interrupt it. FIFREEZE cannot
+// be used to ask, since it freezes a filesystem that is not frozen. So AwaitThaw sets
+// subvolume flags that do not exist. The kernel refuses them only after it has admitted the
+// writer, and takes no inode lock, starts no transaction and changes nothing.
 func AwaitThaw(path string) error {
 	return withDir("write to", path, func(fd int) error {
 		impossible := uint64(1) << 63
@@ -100,11 +99,10 @@ func AwaitThaw(path string) error {
 	})
 }
 
-// Sync makes every subvolume that was created or destroyed in dir before the call durable.
-// It is fsync(2). btrfs commits if an entry of a subvolume in dir has changed since the
-// last commit, and does nothing if a commit has covered the change. So concurrent calls
-// share one commit. START_SYNC and WAIT_SYNC are no substitute, since they may wait for the
-// commit interval.
+// Sync makes every subvolume created or destroyed in dir before the call durable. It is
+// fsync(2): btrfs commits if an entry of a subvolume in dir has changed since the last
+// commit, and else does nothing. So concurrent calls share one commit. START_SYNC and
+// WAIT_SYNC may wait for the commit interval instead.
 func Sync(dir string) error {
 	return withDir("sync", dir, func(fd int) error {
 		for {

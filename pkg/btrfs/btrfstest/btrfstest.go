@@ -1,6 +1,6 @@
 // Package btrfstest gives each test a real btrfs filesystem. It needs root, loop devices
-// and btrfs-progs. Without them a test fails, unless BTRFS_CSI_SKIP_ROOT_TESTS=1 allows to
-// skip it. So a suite never passes because it tested nothing.
+// and btrfs-progs. Without them tests fail, unless BTRFS_CSI_SKIP_ROOT_TESTS=1 skips them:
+// no suite passes because it tested nothing.
 package btrfstest
 
 import (
@@ -90,10 +90,10 @@ func Image(t testing.TB, mountPoint string) string {
 	return image.(string)
 }
 
-// PowerCut mounts a copy of a filesystem in the state that a power cut would leave now, and
-// returns its mount point. The copy contains what has reached the device, and not what the
-// kernel has in memory. The original stays mounted. Nothing may write to it during the
-// copy. Kernel 6.7 is needed to mount the copy beside its original.
+// PowerCut mounts a copy of a filesystem as a power cut would leave it now, and returns its
+// mount point. The copy contains what is on the device, without the kernel's memory. The
+// original stays mounted, and nothing may write to it meanwhile. Mounting the copy beside
+// it needs kernel 6.7.
 func PowerCut(t testing.TB, mountPoint string) string {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "powercut.img")
@@ -121,8 +121,8 @@ func Grow(t testing.TB, mountPoint string, size int64) {
 	run(t, "losetup", "--set-capacity", strings.TrimSpace(string(loop)))
 }
 
-// Loop returns a loop device over a new sparse file of size bytes. The end of the test
-// frees it. The test itself unmounts filesystems on it before.
+// Loop returns a loop device over a new sparse file of size bytes. The test unmounts
+// filesystems on it; the end of the test frees it.
 func Loop(t testing.TB, size int64) string {
 	t.Helper()
 	RequireRoot(t)
@@ -208,9 +208,9 @@ func mountImage(t testing.TB, image string, options []string) string {
 	return dir
 }
 
-// UnmountAll removes all mounts at dir. There may be none. It waits for descriptors that
-// the test, or a process forked by another test, closes late. After Patience it fails the
-// test and detaches the mount, so that no mount outlives the test.
+// UnmountAll removes all mounts at dir, if any. It waits for descriptors that the test, or
+// a process forked by another test, closes late. After Patience it fails the test and
+// detaches the mounts.
 func UnmountAll(t testing.TB, dir string) {
 	t.Helper()
 	var err error

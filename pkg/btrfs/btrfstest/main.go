@@ -22,14 +22,14 @@ const SharedVariable = "BTRFS_CSI_TEST_SHARED_MOUNTS"
 // insideVariable marks a test binary that Main has restarted.
 const insideVariable = "BTRFS_CSI_TEST_INSIDE"
 
-// Main runs the tests of a package and returns the exit code. run is m.Run. Every package
-// whose tests mount something calls it in TestMain:
+// Main runs the tests of a package and returns the exit code. Every package whose tests
+// mount something calls it:
 //
 //	func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
 //
 // The tests run in a mount namespace of their own, so the mount propagation of the machine
-// does not matter, and no mount outlives the test binary. Main fails if a mount or a loop
-// device is left at the end. Temporary files are in a directory of their own.
+// does not matter and no mount outlives them. Their temporary files are in a directory of
+// their own. Main fails if a mount or a loop device is left.
 func Main(run func() int) int {
 	if os.Getenv(SkipVariable) == "1" || os.Geteuid() != 0 {
 		return run() // RequireRoot skips or fails each test
@@ -47,8 +47,8 @@ func Main(run func() int) int {
 }
 
 // restartInside moves the thread into a new mount namespace and executes the test binary
-// again as the same process. So signals, wait and inherited descriptors of go test and its
-// fuzzing still work. It returns only on error.
+// again as the same process, so signals, wait and inherited descriptors of go test still
+// work. It returns only on error.
 func restartInside() error {
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {

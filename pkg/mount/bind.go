@@ -9,12 +9,11 @@ import (
 )
 
 // Bind mounts the directory source at a target, with flags. The mount gets its flags before
-// it is attached. If the directory of targets is shared, as in a container, pods see copies
-// of the mount in other namespaces. A later remount, which is how mount(8) sets flags,
-// would not reach these copies. Bind opens the target once and uses the descriptor, so
-// nobody can replace the target meanwhile.
+// it is attached: if the directory of targets is shared, as in a container, pods see copies
+// of the mount, which a later remount (mount(8)) would not reach. The target is opened once
+// and used by its descriptor, so nobody can replace it meanwhile.
 //
-// The mount is private, not in the peer group of the source's mount. In that group,
+// The mount is private, outside of the peer group of the source's mount. In that group,
 // everything mounted inside the target later, for example by a pod with mountPropagation
 // Bidirectional, would also appear in the source and at its other targets. Below a shared
 // directory the kernel puts the mount and its copies into a new peer group.

@@ -1,5 +1,5 @@
 // Package mount reads the mount table of this node, and mounts and unmounts directories. It
-// is independent of CSI, of btrfs and of volumes.
+// is independent of CSI and btrfs.
 //
 // # The mount table
 //
@@ -8,16 +8,16 @@
 // options, and btrfs reads the name of a subvolume from its disk. So a disk that does not
 // answer blocks every reader of the file. The system calls ask no filesystem.
 //
-// The system calls can block, too: a reader of the file holds the kernel's lock of the
-// table, and a change queues behind it. So questions about the table fail with ErrSilent
-// after 10 s, and never return a wrong "not mounted". Only Options may block for longer.
+// They can block, too: a reader of the file holds the kernel's lock of the table, and a
+// change queues behind it. So questions about the table fail with ErrSilent after 10 s, and
+// never return a wrong "not mounted". Only Options may block for longer.
 //
-// The kernel reports changes of the table, so the list of mounts is read once after each
+// The kernel reports changes of the table, so the list of mounts is read once for each
 // change. It does not report renames, which change the paths in the table. So functions
-// that compare paths read the paths again.
+// that compare paths read them again.
 //
 // # Targets
 //
-// A Target is a place for a mount. It is opened without following symbolic links. Mount,
-// unmount and removal use the opened descriptor.
+// A Target is a place for a mount. It is opened without following symbolic links, and
+// mount, unmount and removal use the descriptor.
 package mount

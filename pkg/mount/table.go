@@ -48,7 +48,7 @@ type reader interface {
 	// the whole call. Mounts in known, from an earlier call of all, may be returned
 	// unchanged.
 	all(known []Info) ([]Info, error)
-	// again returns those of mounts that still exist, with current paths.
+	// again returns the mounts that still exist, with current paths.
 	again(mounts []Info) ([]Info, error)
 	// of returns the mount of an open file.
 	of(fd int) (Info, error)
@@ -81,11 +81,10 @@ func Of(f *os.File) (m Info, top bool, err error) {
 	return m, top, err
 }
 
-// Options returns the mount options of the filesystem of an open file, as the mount table
-// shows them. On Linux 6.8 to 6.10 it returns none: there, only the table of all
-// filesystems contains them. The filesystem may read its disk, and meanwhile the kernel
-// keeps the table locked. So call Options rarely, and only for a disk that has just
-// answered.
+// Options returns the mount options of the filesystem of an open file. On Linux 6.8 to 6.10
+// it returns none, since only the table of all filesystems contains them. The filesystem
+// may read its disk for them, with the kernel's table locked. So call Options rarely, and
+// only for a disk that has just answered.
 func Options(f *os.File) ([]string, error) { return named(system.reader.options(int(f.Fd()))) }
 
 // IsPoint reports whether path is a mount point. A symbolic link is none. IsPoint never
@@ -112,8 +111,8 @@ type Inner struct {
 }
 
 // Inside returns all mounts of a directory, and of files and directories below it. It
-// compares the roots of mounts within the filesystem. So neither the mount points nor the
-// path in dir matter, and a mount of a parent does not count. Errors: ErrSilent.
+// compares their roots within the filesystem, so mount points do not matter, and a mount of
+// a parent does not count. Errors: ErrSilent.
 func Inside(path string) ([]Inner, error) { return named(system.inside(path)) }
 
 // attempts is the number of attempts while directories are renamed.
@@ -154,10 +153,9 @@ func (d directory) inner(mounts []Info) (found []Inner) {
 	return found
 }
 
-// Within maps each of files that lies below dir to its path relative to dir. Other files
-// are left out. The files are absolute paths without symbolic links, as the kernel shows
-// them, and need not exist. Within reads only the mount table and asks none of the
-// filesystems on the way.
+// Within maps each of files that lies below dir to its path relative to dir. The files are
+// absolute paths without symbolic links, as the kernel shows them, and need not exist.
+// Within reads only the mount table and asks no filesystem.
 func Within(dir string, files []string) (map[string]string, error) {
 	return named(system.within(dir, files))
 }

@@ -15,8 +15,8 @@ import (
 // targetMode is the mode of a target directory. A mount hides it.
 const targetMode = 0o750
 
-// Targets is the set of paths below one directory that have no symbolic links. This process
-// is root. With a symbolic link, a pod could make it mount, unmount or remove directories
+// Targets is the set of paths below one directory without symbolic links. This process is
+// root: by a symbolic link, a pod could make it mount, unmount or remove directories
 // anywhere on the node.
 type Targets struct {
 	given    string // as the caller writes it
@@ -77,7 +77,7 @@ func (t *Targets) Parse(path string) (Target, error) {
 
 // Open opens the target for fstat(2) and similar calls, mounted or not. The caller closes
 // it. Errors: fs.ErrNotExist; ErrInvalid for a symbolic link below the directory of
-// targets; ErrInTheWay for a file in place of a directory.
+// targets; ErrInTheWay for a file instead of a directory.
 func (t Target) Open() (*os.File, error) { return t.openBelow(t.rel) }
 
 // Check returns the error of Open. An absent target is no error.

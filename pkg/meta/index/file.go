@@ -131,8 +131,8 @@ func openTrusted(path string) (*bolt.DB, error) {
 }
 
 // openVerified opens the file and reads all of it. An empty path opens an empty file in
-// memory. Damage that the seal does not show makes bbolt panic or causes SIGBUS. Both are
-// caught here, before anything depends on the file.
+// memory. It catches a panic of bbolt or a SIGBUS from damage that the seal does not show,
+// before anything depends on the file.
 func openVerified(path string) (db *bolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {

@@ -51,9 +51,9 @@ type PoolState struct {
 }
 
 // Open opens the index at path. It replaces a file that is missing, damaged, of another
-// version, or was in use at a power cut, by an empty one. It keeps the index in memory when
-// the disk is full. In both cases renewed is the reason, for the log. Open fails when
-// another process has locked the file, or when it cannot create one.
+// version, or was in use at a power cut, by an empty one. On a full disk it keeps the index
+// in memory. In both cases renewed is the reason, for the log. Open fails when another
+// process has locked the file, or when it cannot create one.
 func Open(path string) (x *Index, renewed string, err error) {
 	f, renewed, err := openFile(path)
 	if noRoom(err) {
@@ -159,13 +159,13 @@ func (x *Index) view(fn func(*bolt.Tx) error) error {
 }
 
 // Put adds e, or replaces the entry of the same class, ID and pool. It does not wait for
-// the file. Its error is that of an earlier Put or Remove. Reads return such errors, too.
+// the file. It returns the error of an earlier Put or Remove, as reads do.
 func (x *Index) Put(e meta.Entry) error {
 	return x.behind.add(change{e.Ref(), func(tx *bolt.Tx) error { return putEntry(tx, e) }})
 }
 
-// Remove removes the entry of ref in a pool and adds it to the history. An absent entry is
-// no error. Remove does not wait for the file and returns errors like Put.
+// Remove moves the entry of ref in a pool to the history, if it exists. It does not wait,
+// and returns errors like Put.
 func (x *Index) Remove(ref meta.Ref, poolID string) error {
 	now := time.Now().UTC()
 	return x.behind.add(change{ref, func(tx *bolt.Tx) error {
@@ -246,7 +246,7 @@ func (x *Index) WalkChildren(source meta.Ref, class meta.Class, after string, fn
 }
 
 // SyncPool makes the entries of one pool equal to want and stores state. It writes only
-// differences, and returns their number. Entries of other pools stay.
+// differences, and returns their number.
 func (x *Index) SyncPool(poolID string, state PoolState, want []meta.Entry) (changed int, err error) {
 	if err := x.behind.write(x.file); err != nil {
 		return 0, err

@@ -123,7 +123,7 @@ func (d *Driver) expand(ctx context.Context, volume string, want snapshot.Range)
 }
 
 // unavailable adds UNAVAILABLE to an error of the cluster, so that the CO retries. Errors
-// with a code, and errors of the engine and of contexts, stay unchanged.
+// with a code, snapshot.ErrNotFound and context errors stay unchanged.
 func unavailable(err error) error {
 	var has interface{ GRPCStatus() *status.Status }
 	if err == nil || errors.As(err, &has) || errors.Is(err, snapshot.ErrNotFound) ||

@@ -76,10 +76,10 @@ func (s *controller) DeleteVolume(ctx context.Context, request *csi.DeleteVolume
 	return &csi.DeleteVolumeResponse{}, nil
 }
 
-// Delete removes a volume that is not mounted, or a snapshot. It holds the lock of a volume
-// during the check of the mount table and the removal, so that no mount comes in between.
-// Delete of a volume on another node fails, and does not succeed because the volume is
-// absent here.
+// Delete removes a snapshot, or a volume that is not mounted. It holds the lock of a volume
+// from the check of the mount table to the removal, so that no mount comes in between. For
+// a volume or snapshot of another node Delete fails: its absence here does not mean that it
+// is gone.
 func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 	here := false
 	if ref.Class == meta.Volumes {
@@ -115,9 +115,8 @@ func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 }
 
 // checkUnused returns FAILED_PRECONDITION if the volume or a directory in it is mounted
-// anywhere on the node. A directory may be the volume of another driver that runs in this
-// volume. A volume of the same name in another pool does not count. here is true if the
-// volume is on this node.
+// anywhere on the node, for example a volume of another driver that runs in it. Volumes of
+// the same name in other pools do not count. here is true if the volume is on this node.
 func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err error) {
 	source, err := d.engine.Mounts(ctx, id)
 	if errors.Is(err, snapshot.ErrNotFound) || errors.Is(err, snapshot.ErrForgotten) || errors.Is(err, snapshot.ErrLost) {
@@ -189,7 +188,7 @@ func readOnlyView(entry meta.Entry) error {
 	return precondition("volume %q is a read-only view of %s: use a read-only access mode, or make a volume of that snapshot with a writable one", entry.ID, entry.Source)
 }
 
-// contextPoolID is a key of the volume context. The value is the pool's ID and not its
+// contextPoolID is the key of the volume context. The value is the pool's ID and not its
 // name, because the name may change and the context may not.
 const contextPoolID = "poolID"
 
@@ -234,9 +233,9 @@ func (s *controller) ControllerGetVolume(ctx context.Context, request *csi.Contr
 	return &csi.ControllerGetVolumeResponse{Volume: volumeOf(entry), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
 }
 
-// GetCapacity returns 0 for what this node cannot provide. For invalid parameters it
-// returns the capacity of some pool. With 0 on all nodes the scheduler would stop, and
-// CreateVolume, which reports the invalid parameter, would never be called.
+// GetCapacity returns 0 for what this node cannot provide, but the capacity of some pool
+// for invalid parameters. With 0 on all nodes the scheduler would never call CreateVolume,
+// which reports the invalid parameter.
 func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRequest) (*csi.GetCapacityResponse, error) {
 	for _, capability := range request.GetVolumeCapabilities() {
 		if checkCapability(capability, true) != nil {
@@ -264,9 +263,9 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 	}, nil
 }
 
-// steady rounds a capacity in bytes down by less than a thousandth. The provisioner calls
-// GetCapacity after each new volume and writes each change to the API server. A new volume
-// takes a few KiB, so the rounded capacity seldom changes.
+// steady rounds a capacity in bytes down by less than a thousandth. A new volume takes a
+// few KiB. The provisioner calls GetCapacity after each one and writes each change to the
+// API server.
 func steady(capacity int64) int64 {
 	step := max(int64(1)<<max(0, bits.Len64(uint64(capacity))-11), snapshot.MinSize)
 	return capacity / step * step

@@ -211,7 +211,7 @@ func TestSnapshotTellsWhatItIs(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument)
 }
 
-// mporrato's driver can never delete such a volume.
+// The driver of mporrato can never delete such a volume.
 func TestNestedSubvolumeIsNamedAndGoesWithItsVolume(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")

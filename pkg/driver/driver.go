@@ -84,8 +84,8 @@ type Options struct {
 	// Observe is called after every RPC, unless it is nil. method is the bare name, for
 	// example CreateVolume. It must not block.
 	Observe func(method string, code codes.Code, d time.Duration)
-	// AroundMounts, if not nil, runs each change of the mount table by calling change.
-	// Tests use it to end the process before or after.
+	// AroundMounts, if not nil, makes each change of the mount table by calling change.
+	// Tests end the process there.
 	AroundMounts func(change func() error) error
 	// GracePeriod is how long running requests may take at a stop. The default is 10 s.
 	GracePeriod time.Duration
@@ -144,9 +144,9 @@ func New(engine Engine, options Options) (*Driver, error) {
 	return d, nil
 }
 
-// Serve serves requests on a unix socket until ctx ends, and then gives running requests
-// the grace period. endpoint is unix:///path or an absolute path. Serve returns nil when
-// ctx ends it, and may be called again.
+// Serve serves requests on a unix socket until ctx ends, plus the grace period for running
+// requests. It then returns nil, and may be called again. endpoint is unix:///path or an
+// absolute path.
 func (d *Driver) Serve(ctx context.Context, endpoint string) error {
 	path, err := socketPath(endpoint)
 	if err != nil {
@@ -203,7 +203,7 @@ func (d *Driver) serveOnce(ctx context.Context, path string) error {
 func (d *Driver) Serving() bool { return d.serving.Load() }
 
 // PoolsChanged must be called after pools may have changed. If the last answer to
-// NodeGetInfo is outdated it restarts the server, so that kubelet and sidecars ask again.
+// NodeGetInfo is outdated the server restarts, so that kubelet and sidecars ask again.
 func (d *Driver) PoolsChanged() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -220,8 +220,8 @@ func (d *Driver) serveAnew() {
 	}
 }
 
-// calm waits until no pool has changed for Options.Calm, so that sidecars restart once when
-// several pools are mounted one after the other.
+// calm waits until no pool has changed for Options.Calm, so that sidecars restart once for
+// several mounts.
 func (d *Driver) calm(ctx context.Context) {
 	for ctx.Err() == nil {
 		before := d.poolIDs()
@@ -235,8 +235,8 @@ func (d *Driver) calm(ctx context.Context) {
 	}
 }
 
-// reportPools returns the IDs of the pools in use for NodeGetInfo, and stores them as
-// reported.
+// reportPools returns the IDs of the pools in use, and stores them as the answer to
+// NodeGetInfo.
 func (d *Driver) reportPools() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -260,7 +260,7 @@ func (d *Driver) server(logger klog.Logger) *grpc.Server {
 
 // stopGracefully waits for running requests up to grace, and then cancels them. It abandons
 // requests that hang in the kernel on a dead disk, so that volumes on other disks are
-// served again. Their locks stay held.
+// served again. An abandoned request holds its locks until it returns.
 func stopGracefully(server *grpc.Server, grace time.Duration) {
 	ended := make(chan struct{})
 	go func() { defer close(ended); server.GracefulStop() }()

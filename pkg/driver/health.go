@@ -28,8 +28,8 @@ var lostTable = []struct {
 	{snapshot.ErrAmbiguous, csi.VolumeHealthErrorType_INACCESSIBLE, "FoundInTwoPools"},
 }
 
-// ControllerGetVolumeHealth and NodeGetVolumeHealth return the same, because one process
-// serves both. ControllerListVolumeHealth is not served: its purpose is lost volumes, and
+// ControllerGetVolumeHealth and NodeGetVolumeHealth return the same, since one process
+// serves both. ControllerListVolumeHealth is not served: it is for lost volumes, and
 // listings leave these out.
 func (s *controller) ControllerGetVolumeHealth(ctx context.Context, request *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
 	health, err := s.volumeHealth(ctx, request.GetVolumeId())

@@ -16,8 +16,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// coded is an error with a gRPC code. Unlike an error of package status, its text does not
-// contain the code, so it can be part of another text.
+// coded is an error with a gRPC code. Unlike in an error of package status, the text does
+// not contain the code.
 type coded struct {
 	code codes.Code
 	text string

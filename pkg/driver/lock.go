@@ -7,10 +7,10 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// locks allows one operation at a time for each volume and each target path. So a volume is
-// not deleted between the check of the mount table and the mount. Nobody waits: the second
-// request fails with snapshot.ErrBusy, and the CO retries. These locks are acquired before
-// the locks of the engine, never after.
+// locks allows one operation at a time for each volume and each target path. So no volume
+// is deleted between the check of the mount table and the mount. The second request fails
+// with snapshot.ErrBusy, and the CO retries. Acquire these locks before those of the
+// engine.
 type locks struct {
 	mu   sync.Mutex // protects held
 	held map[lockKey]struct{}

@@ -94,9 +94,8 @@ func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVo
 	return &csi.NodeUnstageVolumeResponse{}, nil
 }
 
-// NodePublishVolume mounts the volume from its pool and not from the staging path, because
-// somebody may have mounted over the staging path or remounted it. It only checks that the
-// volume is staged, as CSI requires.
+// NodePublishVolume mounts from the pool, because somebody may have changed the mount at
+// the staging path. It only checks that the volume is staged, as CSI requires.
 func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
 	u, at, staging, err := s.parsePublish(request)
 	if err != nil {
@@ -147,8 +146,8 @@ func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, s
 	return u, at, staging, err
 }
 
-// publish creates the target directory and mounts the volume. After a failure it removes a
-// directory that it has created.
+// publish creates the target directory and mounts the volume. After a failure it removes
+// the directory that it has created.
 func (s *node) publish(ctx context.Context, b binding, at mount.Target) error {
 	made, err := at.EnsureDir()
 	if err == nil {
@@ -169,8 +168,7 @@ func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpubli
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 
-// unmount unmounts a volume, even if the engine does not know it. It calls then when
-// nothing is mounted at the path any more.
+// unmount unmounts a volume, even if the engine does not know it, and then calls then.
 func (s *node) unmount(volume, field, path string, then func(mount.Target) error) (mount.Target, error) {
 	if err := required("volume_id", volume); err != nil {
 		return mount.Target{}, err
@@ -205,8 +203,8 @@ func (s *node) NodeGetVolumeStats(ctx context.Context, request *csi.NodeGetVolum
 	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{usage}}, nil
 }
 
-// usage returns the usage of the volume, or that of its pool if the pool has no quota.
-// btrfs has no limit of inodes, so there is none in the result.
+// usage returns the usage of the volume. Without quota it returns the usage of the pool.
+// btrfs has no limit of inodes, so the result contains none.
 func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, error) {
 	room, err := s.engine.Room(ctx, entry.Ref())
 	if err != nil {
@@ -384,7 +382,7 @@ func (b binding) checkWritable() error {
 
 // checkSingleTarget returns FAILED_PRECONDITION if a volume with a single target is
 // published at another one. CSI wants the same for SINGLE_NODE_WRITER, but older kubelets
-// use it for ReadWriteOnce, and any number of pods of a node may share such a volume.
+// use that for ReadWriteOnce, which any number of pods of a node may share.
 func (s *node) checkSingleTarget(b binding, u use, staging mount.Target) error {
 	if !u.singleTarget {
 		return nil
@@ -431,8 +429,8 @@ func (b binding) prove(at mount.Target) error {
 	return nil
 }
 
-// unbind removes all mounts of a volume at a target. It returns an error for another mount,
-// and removes no directory.
+// unbind removes all mounts of a volume at a target, but no directory. Another mount there
+// is an error.
 func (s *node) unbind(volume string, at mount.Target) error {
 	for range mostMounts {
 		top, isMount, err := at.Top()

@@ -121,7 +121,7 @@ func TestFlagsHold(t *testing.T) {
 			if at.Flags.ReadOnly() != errors.Is(err, unix.EROFS) {
 				t.Errorf("mounted %s, a write gives %v", at.Flags, err)
 			}
-			must(t, r.publish(volume, target, c, test.readOnly)) // the same again
+			must(t, r.publish(volume, target, c, test.readOnly)) // the same request again
 		})
 	}
 }
@@ -443,7 +443,7 @@ func TestUnpublishKeepsWhatIsNoMount(t *testing.T) {
 func TestUnpublishOfADeletedVolume(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
-	must(t, r.engine.Remove(t.Context(), meta.Volume(volume))) // past the driver
+	must(t, r.engine.Remove(t.Context(), meta.Volume(volume))) // bypasses the driver
 	must(t, r.unpublish(volume, target))
 	wantGone(t, target)
 	must(t, r.unstage(volume))

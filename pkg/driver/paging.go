@@ -13,9 +13,8 @@ import (
 // tokenPrefix marks tokens of this driver and the version of their format.
 const tokenPrefix = "v1:"
 
-// tokenAfter returns the token of the page after an ID. A token contains the last ID and no
-// index, so entries that are added or removed between two pages do not hide or repeat
-// others.
+// tokenAfter returns the token of the page after an ID. A token contains no index, so
+// entries that are added or removed between two pages do not hide or repeat others.
 func tokenAfter(id string) string {
 	return base64.RawURLEncoding.EncodeToString([]byte(tokenPrefix + id))
 }

@@ -49,7 +49,7 @@ func (r *registrar) NotifyRegistrationStatus(_ context.Context, status *registra
 }
 
 // register registers the CSI socket with the kubelet until unregister is called, if
-// Options.Register is set. After unregister the kubelet forgets the driver. Mounts stay.
+// Options.Register is set. Then the kubelet forgets the driver. Mounts stay.
 func (d *Driver) register(ctx context.Context, socket string) (unregister func(), err error) {
 	if !d.options.Register {
 		return func() {}, nil
@@ -78,7 +78,7 @@ func (d *Driver) register(ctx context.Context, socket string) (unregister func()
 }
 
 // wait returns true when the driver should register again. Kubelets before 1.35 do not
-// retry by themselves after a failure, for example of the API server.
+// retry after a failure, for example of the API server.
 func (r *registrar) wait(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():

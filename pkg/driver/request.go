@@ -89,8 +89,8 @@ func snapshotParameters(params map[string]string) (classOptions, error) {
 	return readParameters(params, paramNestedSubvolumes)
 }
 
-// readParameters reads parameters and refuses unknown ones. Otherwise a misspelt parameter
-// would be ignored for the life of the volume.
+// readParameters reads parameters and refuses unknown ones: a misspelt parameter would have
+// no effect for the life of the volume.
 func readParameters(params map[string]string, known ...string) (o classOptions, err error) {
 	for _, key := range slices.Sorted(maps.Keys(params)) {
 		value := params[key]
@@ -200,9 +200,9 @@ func checkCapabilities(caps []*csi.VolumeCapability, source meta.Ref) error {
 	return nil
 }
 
-// checkCapability refuses capabilities that no volume has. readOnlyMany allows readers on
-// many nodes: a copy may have this mode if nobody writes to it. Its pods still run on its
-// own node only.
+// checkCapability refuses capabilities that no volume has. With readOnlyMany it allows
+// readers on many nodes, for a copy that nobody writes to. Its pods still run on its own
+// node only.
 func checkCapability(c *csi.VolumeCapability, readOnlyMany bool) error {
 	if c == nil {
 		return invalid("volume capability is missing")

@@ -13,8 +13,8 @@ import (
 )
 
 // meanings maps errors of the engine, of pools and of mounts to codes. The first match
-// counts. ErrUnfinished comes first, whatever the cause: work may be left behind, and only
-// after ABORTED do sidecars retry instead of forgetting the volume.
+// counts. ErrUnfinished comes first: work may be left behind, and only after ABORTED do
+// sidecars retry instead of forgetting the volume.
 var meanings = []struct {
 	err  error
 	code codes.Code
@@ -47,8 +47,8 @@ var meanings = []struct {
 	{mount.ErrSilent, codes.Unavailable},
 }
 
-// statusOf adds a code to err. An error with a code keeps it. Unknown errors become
-// ABORTED, because the provisioner takes INTERNAL as final and would leak a volume.
+// statusOf adds a code to an error without one. Unknown errors become ABORTED: the
+// provisioner takes INTERNAL as final and would leak a volume.
 func statusOf(err error) error {
 	if err == nil {
 		return nil
@@ -68,8 +68,7 @@ func statusOf(err error) error {
 func Code(err error) codes.Code { return status.Code(statusOf(err)) }
 
 // statusOfCreate is statusOf for requests that another node could serve. A read-only pool
-// then becomes RESOURCE_EXHAUSTED, like a full one, so that the scheduler tries another
-// node.
+// is then RESOURCE_EXHAUSTED, like a full one, and the scheduler tries another node.
 func statusOfCreate(err error) error {
 	if errors.Is(err, pool.ErrReadOnly) && !errors.Is(err, snapshot.ErrUnfinished) {
 		return status.Error(codes.ResourceExhausted, err.Error())

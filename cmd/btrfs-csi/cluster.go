@@ -60,7 +60,7 @@ func (n *localNode) Look(ctx context.Context, ref meta.Ref) (meta.Entry, node.St
 	switch {
 	case err == nil:
 		return entry, node.Ready
-	case errors.Is(err, snapshot.ErrNotFound), errors.Is(err, snapshot.ErrForgotten): // of what may be in which pool the cluster forgets nothing
+	case errors.Is(err, snapshot.ErrNotFound), errors.Is(err, snapshot.ErrForgotten): // the cluster itself knows the pool of each object
 		return entry, node.Gone
 	case errors.Is(err, snapshot.ErrLost):
 		return entry, node.Lost

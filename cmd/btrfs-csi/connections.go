@@ -6,13 +6,13 @@ import (
 	"sync"
 )
 
-// mostConnections limits the connections of the HTTP port. The kubelet and scrapers need a
-// few. The limit bounds the memory and descriptors that other clients can use.
+// mostConnections limits the memory and descriptors for the HTTP port. The kubelet and
+// scrapers need a few connections.
 const mostConnections = 100
 
-// boundedListener accepts every connection and keeps at most most of them. When there are
-// more, the client with the most connections loses its oldest one. A limit on accepting
-// would be wrong: a client that opens many connections would block the kubelet's probes.
+// boundedListener accepts every connection. Beyond most, the client with the most
+// connections loses its oldest one. A limit on accepting would let one client block the
+// kubelet's probes.
 type boundedListener struct {
 	net.Listener
 	most int

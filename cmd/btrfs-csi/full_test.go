@@ -29,8 +29,9 @@ func fillInodes(dir string) error {
 	}
 }
 
-// TestFullStateDirectory: the filesystem of the state directory is full, and also that of
-// the socket, except for inodes. The driver still starts, lists and deletes.
+// TestFullStateDirectory: the driver starts, lists and deletes on a full state directory.
+// Without free blocks the socket is there, too. Without free inodes no socket could be made
+// there.
 func TestFullStateDirectory(t *testing.T) {
 	for _, test := range []struct {
 		name    string

@@ -24,8 +24,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// adminSocket is the socket in the state directory through which check, history and pools
-// call the running driver.
+// adminSocket is the socket of the running driver, in the state directory, for check,
+// history and pools.
 const adminSocket = "admin.sock"
 
 // errNoDriver means that no driver runs on a state directory.

@@ -43,8 +43,8 @@ func parseLoopPool(text string) (int64, error) {
 	return want, nil
 }
 
-// keepLoopPool creates or mounts the loop pool, if want is not 0. After a failure it tries
-// again in the background until ctx ends, and other pools are served meanwhile.
+// keepLoopPool creates or mounts the loop pool, if want is not 0. After a failure it
+// retries in the background until ctx ends.
 func keepLoopPool(ctx context.Context, stateDir string, want int64) {
 	if want == 0 {
 		return
@@ -67,10 +67,10 @@ func keepLoopPool(ctx context.Context, stateDir string, want int64) {
 	}()
 }
 
-// loopPool provides the pool "default" if the state directory is not on btrfs. The pool is
-// a filesystem in a sparse image file. loopPool mounts an existing image and grows it to
-// want bytes, but never replaces or shrinks it. The mount stays when the driver stops,
-// because pods use it. A btrfs that somebody else has mounted at this place stays as it is.
+// loopPool provides the pool "default" in a sparse image file if the state directory is not
+// on btrfs. It mounts an existing image and grows it to want bytes, but never replaces or
+// shrinks it. The mount outlives the driver, because pods use it. A btrfs that somebody
+// else has mounted there stays.
 func loopPool(ctx context.Context, stateDir string, want int64) error {
 	if on, err := btrfs.IsBtrfs(stateDir); err != nil || on {
 		return err // the engine creates pools/default
@@ -102,8 +102,8 @@ func loopPool(ctx context.Context, stateDir string, want int64) error {
 	return nil
 }
 
-// makeImage makes an image if there is none. It uses a temporary name first, so an image
-// with the final name is always complete.
+// makeImage makes an image, if there is none, under a temporary name. So an image with the
+// final name is complete.
 func makeImage(ctx context.Context, image string, size int64) error {
 	if _, err := os.Lstat(image); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -133,9 +133,9 @@ func makeImage(ctx context.Context, image string, size int64) error {
 	return btrfs.Sync(filepath.Dir(image))
 }
 
-// roomForImage returns an error if there is no space for the smallest filesystem, because
-// the kernel stops a filesystem whose image gets no space. With less space than the
-// requested size, the pool has the capacity of that space.
+// roomForImage returns an error without space for the smallest filesystem, because the
+// kernel stops a filesystem whose image gets no space. With less space than requested, the
+// pool has the capacity of that space.
 func roomForImage(dir string) error {
 	var room unix.Statfs_t
 	if err := unix.Statfs(dir, &room); err != nil {
@@ -161,9 +161,9 @@ func removeUnfinished(image string) error {
 	return err
 }
 
-// growLoopPool grows the filesystem at target to want bytes, or to the size of its image if
-// that is larger: a driver may have died after it enlarged the image. Devices that somebody
-// has added stay unchanged.
+// growLoopPool grows the filesystem at target to want bytes, or to the size of its image: a
+// driver may have died after it enlarged the image. Devices that somebody has added stay
+// unchanged.
 func growLoopPool(image, target string, want int64) error {
 	var file unix.Stat_t
 	err := unix.Stat(image, &file)

@@ -263,7 +263,7 @@ func parseSize(text string) (int64, error) {
 }
 
 // lockState locks a state directory against a second driver or repair. Like flock(2), the
-// lock belongs to the open file; but F_OFD_GETLK can test it without taking it.
+// lock belongs to the open file; but F_OFD_GETLK can test it.
 func lockState(stateDir string) (release func(), err error) {
 	f, err := os.OpenFile(filepath.Join(stateDir, lockFile), os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {

@@ -25,9 +25,9 @@ func addStateDir(cmd *cobra.Command, stateDir *string) {
 		"directory of the index and the pools; the default is $"+stateDirVariable+", if it is set")
 }
 
-// makeStateDir creates the state directory, if it is absent. In a cluster the kubelet
-// creates it, readable by everybody. So an empty directory with the kubelet's mode gets
-// stateDirMode. Any other mode is an administrator's choice and stays.
+// makeStateDir creates the state directory. In a cluster the kubelet has created it,
+// readable by everybody: an empty directory with the kubelet's mode gets stateDirMode. Any
+// other mode is an administrator's choice and stays.
 func makeStateDir(path string) error {
 	if err := os.MkdirAll(path, stateDirMode); err != nil {
 		return err

@@ -45,9 +45,8 @@ type branch struct {
 
 func newBranch(i snapshot.Item) *branch { return &branch{listedItem: listedItem{i, i.Kind.String()}} }
 
-// grow arranges items by lineage. A source that is gone gets a branch with the status Gone.
-// A newer item with the ID of a source is not that source: outside of Kubernetes IDs may be
-// used again.
+// grow arranges items by lineage. A source that is gone gets a branch with the status Gone,
+// even if a newer item has its ID, which happens outside of Kubernetes.
 func grow(items []snapshot.Item) []*branch {
 	all := map[meta.Ref]*branch{}
 	var order []*branch

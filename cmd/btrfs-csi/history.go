@@ -10,7 +10,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 )
 
-// removedItem has the kind in the word of the table.
+// removedItem replaces the kind by the word that users see.
 type removedItem struct {
 	index.Removed
 	Kind string `json:"kind"`

@@ -12,8 +12,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// inspectOptions are the options of commands that inspect pools. These read the records on
-// disk, so they need no running driver.
+// inspectOptions are the options of commands that inspect pools, with or without a running
+// driver.
 type inspectOptions struct {
 	stateDir string
 	pool     string

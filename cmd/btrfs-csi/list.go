@@ -39,7 +39,7 @@ func newList() *cobra.Command {
 	return cmd
 }
 
-// listedItem has the kind in the word of the table.
+// listedItem replaces the kind by the word that users see.
 type listedItem struct {
 	snapshot.Item
 	Kind string `json:"kind"`
@@ -83,7 +83,8 @@ func exclusive(i snapshot.Item) string {
 	return size(i.Usage.Exclusive)
 }
 
-// claim names the PersistentVolumeClaim or VolumeSnapshot, where it is known.
+// claim returns namespace/name of the PersistentVolumeClaim or VolumeSnapshot, or "" if
+// unknown.
 func claim(r meta.Record) string {
 	for _, kind := range []string{"pvc", "volumesnapshot"} {
 		if name := r.Labels[kind+"/name"]; name != "" {

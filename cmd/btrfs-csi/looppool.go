@@ -22,7 +22,7 @@ import (
 // loopImage is the image file of the loop pool, in the state directory.
 const loopImage = "default.img"
 
-// minLoopPool is the smallest filesystem that mkfs.btrfs can make, in bytes.
+// minLoopPool is the smallest size of a loop pool, in bytes.
 const minLoopPool = 256 << 20
 
 // retryLoopPool is the delay between attempts to create or mount the loop pool.
@@ -133,9 +133,9 @@ func makeImage(ctx context.Context, image string, size int64) error {
 	return btrfs.Sync(filepath.Dir(image))
 }
 
-// roomForImage returns an error without space for the smallest filesystem, because the
-// kernel stops a filesystem whose image gets no space. With less space than requested, the
-// pool has the capacity of that space.
+// roomForImage returns an error if less than minLoopPool is free, because the kernel stops
+// a filesystem whose image gets no space. With less space than requested, the pool has the
+// capacity of that space.
 func roomForImage(dir string) error {
 	var room unix.Statfs_t
 	if err := unix.Statfs(dir, &room); err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// metrics is the Prometheus collector. It reads the state of pools at each scrape. The cost
-// does not depend on the number of volumes.
+// metrics collects the metrics for Prometheus. It reads the state of pools at each scrape,
+// at a cost that does not depend on the number of volumes.
 type metrics struct {
 	registry   *prometheus.Registry
 	started    time.Time

@@ -288,7 +288,8 @@ func stateInUse(stateDir string) bool {
 	return err == nil && lock.Type == unix.F_WRLCK
 }
 
-// makeSocketDir creates the directory of the socket. Nothing else creates the default one.
+// makeSocketDir creates the directory of the socket. The default one is created by nothing
+// else.
 func makeSocketDir(endpoint string) error {
 	return os.MkdirAll(filepath.Dir(strings.TrimPrefix(endpoint, "unix://")), 0o755)
 }

@@ -11,7 +11,8 @@ import (
 
 const (
 	defaultStateDir = "/var/lib/btrfs-csi"
-	// stateDirVariable is set in the driver's container, for all commands there.
+	// stateDirVariable is an environment variable of the driver's container, for all
+	// commands there.
 	stateDirVariable = "BTRFS_CSI_STATE_DIR"
 
 	stateDirMode = 0o700

@@ -263,9 +263,9 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 	}, nil
 }
 
-// steady rounds a capacity in bytes down by less than a thousandth. A new volume takes a
-// few KiB. The provisioner calls GetCapacity after each one and writes each change to the
-// API server.
+// steady rounds a capacity in bytes down by less than a thousandth, so that it seldom
+// changes. A new volume takes a few KiB. The provisioner calls GetCapacity after each one
+// and writes each change to the API server.
 func steady(capacity int64) int64 {
 	step := max(int64(1)<<max(0, bits.Len64(uint64(capacity))-11), snapshot.MinSize)
 	return capacity / step * step

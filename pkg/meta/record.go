@@ -46,10 +46,10 @@ const (
 	View Kind = "view"
 )
 
-// kindWords are the kinds in the words of users.
+// kindWords maps kinds to the words that users see.
 var kindWords = map[Kind]string{Active: "Volume", Committed: "Snapshot", View: "ReadOnlyVolume"}
 
-// String returns the word for k that users see. Records and directories have k itself.
+// String returns the word that users see. Records and directory names contain k itself.
 func (k Kind) String() string {
 	if word, ok := kindWords[k]; ok {
 		return word

@@ -77,8 +77,8 @@ func (o *overcommitted) says(want string, code int, command string) {
 	}
 }
 
-// reported checks that all commands, metrics and RPCs report a fault. A volume that cannot
-// be read has another reason with the same message.
+// reported checks that everything reports a fault. An unreadable volume has another reason
+// with the same message.
 func (o *overcommitted) reported(problem, reason, ofVolume string) {
 	o.t.Helper()
 	o.says(problem, 0, "pools")
@@ -104,10 +104,10 @@ func (o *overcommitted) logs(text string) {
 	}
 }
 
-// TestLoopPoolLargerThanItsRoom: a loop pool is larger than the filesystem of its image.
-// Its capacity is the space of that filesystem. When this is nearly used up the pool
-// refuses new volumes, and every report shows it, before and after the kernel stops the
-// filesystem. With new space and a new mount the pool works as before.
+// TestLoopPoolLargerThanItsRoom: the capacity of a loop pool is that of the filesystem of
+// its image. When this is nearly used up the pool refuses new volumes, and every report
+// shows it, before and after the kernel stops the filesystem. With new space and a new
+// mount the pool works as before.
 func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	o := newOvercommitted(t)
 	image := filepath.Join(o.state, loopImage)
@@ -215,7 +215,7 @@ func TestNoRoomForALoopPool(t *testing.T) {
 }
 
 // TestMountedReadOnly: check and pools report a pool that is mounted read-only, with and
-// without a driver. They do not report it as stopped by the kernel.
+// without a driver, and not as stopped by the kernel.
 func TestMountedReadOnly(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state)

@@ -15,9 +15,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// TestForgottenIsGoneToTheCluster: an ID that may be in a forgotten absent pool is not in
-// any pool of this node, and the controllers get Gone. Otherwise no deletion would ever
-// complete in the cluster.
+// TestForgottenIsGoneToTheCluster: an ID that may be in a forgotten absent pool is gone to
+// the controllers. Otherwise no deletion would ever complete in the cluster.
 func TestForgottenIsGoneToTheCluster(t *testing.T) {
 	state := t.TempDir()
 	known := filepath.Join(state, "known")

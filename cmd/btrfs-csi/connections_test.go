@@ -16,9 +16,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// TestHoarderOfConnections: a client opens thousands of connections and never closes them.
-// The driver uses at most mostConnections descriptors, and the kubelet's probes and a
-// scrape still succeed.
+// TestHoarderOfConnections: a client keeps thousands of connections open. The driver uses
+// at most mostConnections descriptors, and the kubelet's probes and a scrape succeed.
 func TestHoarderOfConnections(t *testing.T) {
 	const hoarded = 3000
 	address := freeAddress(t)
@@ -111,7 +110,7 @@ func dialFrom(ctx context.Context, address, from string) (net.Conn, error) {
 }
 
 // TestGreediestClientLosesItsOldest: the client with the most connections loses its oldest
-// one. If all have the same number, the oldest of all connections is closed.
+// one, and at equal numbers the oldest of all is closed.
 func TestGreediestClientLosesItsOldest(t *testing.T) {
 	cases := map[string]struct{ open, kept []string }{
 		"within":           {[]string{"a1", "b1", "a2"}, []string{"a1", "b1", "a2"}},

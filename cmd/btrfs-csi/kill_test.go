@@ -27,12 +27,11 @@ import (
 )
 
 // orderFile is a variable with the path of a file. The file contains a step number and an
-// operation. The driver kills itself after that step, counted from the last change of the
-// file.
+// operation. The driver kills itself after that step, counted from the last change.
 const orderFile = "BTRFS_CSI_TEST_ORDER_FILE"
 
-// mortal kills its process with SIGKILL after a step. This covers all boundaries between
-// steps except the first, before which nothing has happened.
+// mortal kills its process with SIGKILL after a step. This covers all boundaries except the
+// first, before which nothing happens.
 type mortal struct {
 	file  string
 	mu    sync.Mutex // protects the fields below
@@ -196,8 +195,8 @@ func (v *victim) slots() map[string]thing {
 	return found
 }
 
-// verify checks that the disk and the listings contain exactly the expected things, and
-// that there is nothing to repair. id must be one of allowed, or absent if absent is true.
+// verify checks that disk and listings contain exactly the expected things, and that
+// nothing is to be repaired. id must be one of allowed, or absent if absent is true.
 func (v *victim) verify(when, id string, absent bool, allowed ...thing) {
 	v.t.Helper()
 	disk, sizes := v.slots(), v.listed()
@@ -224,8 +223,8 @@ func (v *victim) verify(when, id string, absent bool, allowed ...thing) {
 	}
 }
 
-// killedAt makes the driver kill itself at a step of do, and reports whether it died. Then
-// it starts the next driver.
+// killedAt makes the driver kill itself at a step of do, reports whether it died, and
+// starts the next driver.
 func (v *victim) killedAt(step int, id string, do func() error) bool {
 	v.t.Helper()
 	v.must(os.WriteFile(v.order, fmt.Appendf(nil, "%d %s", step, id), 0o600))
@@ -285,8 +284,8 @@ var operations = []operation{
 }
 
 // TestKilledAtEveryStep kills the driver, a process on a real disk, after each step of each
-// operation. The next driver leaves nothing incomplete even before a retry. The retry then
-// performs the operation exactly once.
+// operation. The next driver leaves nothing incomplete even before a retry, and the retry
+// performs the operation once.
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, quota := range []string{"full", "simple"} {
 		t.Run(quota, func(t *testing.T) {
@@ -306,8 +305,8 @@ func TestKilledAtEveryStep(t *testing.T) {
 	}
 }
 
-// dies reports whether the driver died at this step, and so whether the operation has that
-// many steps.
+// dies reports whether the driver died at this step, so whether the operation has that
+// many.
 func (v *victim) dies(o operation, step int) bool {
 	v.t.Helper()
 	id := fmt.Sprintf("%s-%d", o.name, step)
@@ -335,9 +334,8 @@ func (v *victim) dies(o operation, step int) bool {
 	return died
 }
 
-// TestUmask: with any umask of the driver, everybody may enter the root of a volume. The
-// root is created with that mode. If a separate step set the mode, a kill before it would
-// leave a wrong one.
+// TestUmask: everybody may enter the root of a volume, whatever the driver's umask. The
+// root is created with that mode: a separate step could be missing after a kill.
 func TestUmask(t *testing.T) {
 	defer unix.Umask(unix.Umask(0o077)) // the driver inherits it
 	v := newVictim(t, "simple")

@@ -170,8 +170,8 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	}
 	d.stop(t)
 
-	// Killed drivers have left this state: the file has grown, the filesystem has not, and
-	// another image is incomplete.
+	// Killed drivers left this: the file has grown, the filesystem has not, and another
+	// image is incomplete.
 	unfinished := filepath.Join(state, unfinishedImage+"1")
 	if err := errors.Join(os.Truncate(filepath.Join(state, loopImage), 3<<29), os.WriteFile(unfinished, nil, 0o600)); err != nil {
 		t.Fatal(err)
@@ -199,8 +199,8 @@ func TestLoopPoolIsKeptAndGrown(t *testing.T) {
 	}
 }
 
-// TestLoopPoolIsInNobodysWay: a disk that somebody else has mounted is served as it is. If
-// a loop pool cannot be created or grown, the other pools are served all the same.
+// TestLoopPoolIsInNobodysWay: a disk that somebody else has mounted is served as it is. A
+// loop pool that cannot be created or grown keeps no other pool from being served.
 func TestLoopPoolIsInNobodysWay(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	state := t.TempDir()
@@ -304,8 +304,8 @@ func TestDeviceMissing(t *testing.T) {
 	}
 }
 
-// TestTreeOfANameThatCameAgain: a volume is restored under the name of its deleted
-// ancestor. It is not its own ancestor.
+// TestTreeOfANameThatCameAgain: a volume restored under the name of its deleted ancestor is
+// not its own ancestor.
 func TestTreeOfANameThatCameAgain(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state)
@@ -464,8 +464,8 @@ func TestCheckRepairs(t *testing.T) {
 	}
 }
 
-// TestCheckWithRoutine: a driver removes accounting of deleted subvolumes by itself.
-// Without a driver, check prints it but does not count it as a fault.
+// TestCheckWithRoutine: without a driver, check prints stale accounting, which a driver
+// would remove by itself, but not as a fault.
 func TestCheckWithRoutine(t *testing.T) {
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state, "--quota=simple")

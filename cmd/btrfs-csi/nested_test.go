@@ -14,8 +14,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// TestServeInAVolume runs a driver with its state directory in a published volume of
-// another driver, as kind or CI in a PVC do.
+// TestServeInAVolume runs a driver with its state directory in a volume of another one, as
+// with kind.
 func TestServeInAVolume(t *testing.T) {
 	outer := newVictim(t, "full")
 	outer.make("outer", nil, testkit.Writer, thing{"active", "", 16 * mebi})
@@ -57,7 +57,7 @@ func deleteVolume(v *victim, id string) error {
 	return err
 }
 
-// wantInUse fails the test unless a volume cannot be deleted because it is mounted below a
+// wantInUse fails the test unless a volume cannot be deleted, since it is mounted below a
 // directory.
 func wantInUse(t *testing.T, v *victim, id, below string) {
 	t.Helper()

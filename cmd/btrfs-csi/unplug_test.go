@@ -36,8 +36,8 @@ func plug(t *testing.T, image, pool string) {
 	tool(t, "mount", "-t", "btrfs", "-o", "loop", image, pool)
 }
 
-// unplug removes the device below a mounted filesystem: all later reads and writes fail.
-// losetup --detach would not work, since the kernel keeps a loop device while it is in use.
+// unplug makes all later reads and writes of a mounted filesystem fail. losetup --detach
+// would not do: the kernel keeps a loop device while it is in use.
 func unplug(t *testing.T, image, pool string) {
 	t.Helper()
 	if err := os.Truncate(image, 0); err != nil {
@@ -127,7 +127,7 @@ func (u *unpluggable) deleteFrom(id string) {
 
 // TestUnplugged removes the device of one pool while pods write to it. The other pool is
 // served as before. Every report names the unplugged pool, and its volumes can be
-// unpublished. When the device is back, so are the volumes.
+// unpublished. With the device the volumes come back.
 func TestUnplugged(t *testing.T) {
 	u := newUnpluggable(t)
 	u.createIn("sick", "pvc-sick")
@@ -208,8 +208,8 @@ func (u *unpluggable) reported() {
 	}
 }
 
-// hasErrors reports whether the metrics show that a pool has device errors, is unusable or
-// is read-only.
+// hasErrors reports whether the metrics show device errors of a pool, or that it is
+// unusable or read-only.
 func (u *unpluggable) hasErrors(metrics, pool string) bool {
 	for line := range strings.Lines(metrics) {
 		name, labels, _ := strings.Cut(line, "{")

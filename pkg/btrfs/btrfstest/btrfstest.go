@@ -32,7 +32,7 @@ type config struct {
 type Option func(*config)
 
 // Size sets the size of the sparse image in bytes. The default is 2 GiB, the minimum of
-// btrfs 114 MiB.
+// mkfs.btrfs 109 MiB.
 func Size(bytes int64) Option { return func(c *config) { c.size = bytes } }
 
 // In places the image in dir instead of t.TempDir.

@@ -10,52 +10,50 @@ import (
 // others.
 const mostPatience = 25 * time.Millisecond
 
-// Commits has operations of one pool that come to their fsync at about the same
-// time share a commit. The kernel lets whoever comes while a transaction is open
-// join it, but who asks for its commit closes it: by themselves, one operation after
-// the other would. So those that are ready wait for the commit under way, which
-// theirs would queue behind, for the operations that are known to be on their way,
-// and for as many as came the last time; all that for no longer than a few commits
-// take. An operation that is alone never waits.
+// Commits lets operations of one pool that reach their fsync at about the same time share a
+// commit. The kernel lets operations join an open transaction, but an fsync closes it. Without
+// Commits, concurrent operations would commit one after the other. So an operation that is ready
+// waits for the running commit, behind which its own would queue, for the operations that have a
+// ticket, and until its group is as large as the last one. It waits for no longer than 4 commits
+// take. A lone operation never waits.
 //
-// Snapshots are not among them. Their ioctl joins a transaction and asks for its commit in
-// one, and who does so while another commit is under way is with all that come until
-// that has ended (since Linux 6.6; before, with fewer). For one that has not begun there
-// is nothing to be won by waiting.
+// Snapshots do not use Commits. Their ioctl joins a transaction and requests its commit in one
+// call. All ioctls that begin during another commit share the next one (before Linux 6.6, fewer
+// do), so waiting would gain nothing.
 type Commits struct {
 	mu         sync.Mutex    // protects what follows
-	announced  int           // operations announced that have not come yet
+	tickets    int           // operations with a ticket that are in no group yet
 	waiting    *group        // nil: none
-	committing int           // operations of earlier groups
-	expected   int           // how many were in the last group
+	committing int           // operations of released groups that have not committed
+	expected   int           // size of the last group
 	idle       time.Time     // when the last commit ended
-	took       time.Duration // the last commit
+	took       time.Duration // duration of the last commit
 }
 
-// group are operations that commit together.
+// group is a set of operations that commit together.
 type group struct {
 	size  int
-	start chan struct{} // closed when they may, and no more join
-	leads atomic.Bool   // set by the one that goes first
+	start chan struct{} // closed when the group is complete and may commit
+	leads atomic.Bool   // set by the operation that commits first
 	led   chan struct{} // closed after the first commit
 }
 
-// Ticket is an operation that will commit, or fail before.
+// Ticket is an operation that will commit, or end before.
 type Ticket struct {
 	commits *Commits
 	joined  bool // protected by commits.mu
 }
 
-// Begin returns the ticket of an operation that ends with an fsync, or before. It has to
+// Begin returns the ticket of an operation that is on its way to an fsync. The operation must
 // call Done, however it ends.
 func (c *Commits) Begin() *Ticket {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.announced++
+	c.tickets++
 	return &Ticket{commits: c}
 }
 
-// Done has nobody wait for the operation any more.
+// Done ends the operation: nobody waits for it any more. It may be repeated.
 func (t *Ticket) Done() {
 	t.commits.mu.Lock()
 	defer t.commits.mu.Unlock()
@@ -63,23 +61,22 @@ func (t *Ticket) Done() {
 	t.commits.dispatch()
 }
 
-// join counts the operation out of those that are on their way. The caller holds
-// commits.mu.
+// join removes the operation from those that others wait for. The caller holds commits.mu.
 func (t *Ticket) join() {
 	if t != nil && !t.joined {
 		t.joined = true
-		t.commits.announced--
+		t.commits.tickets--
 	}
 }
 
-// dispatch lets the group go that waits for nobody else. The caller holds mu.
+// dispatch releases the waiting group if it has nothing to wait for. The caller holds mu.
 func (c *Commits) dispatch() {
-	if g := c.waiting; g != nil && c.committing == 0 && c.announced == 0 && g.size >= c.expected {
+	if g := c.waiting; g != nil && c.committing == 0 && c.tickets == 0 && g.size >= c.expected {
 		c.release()
 	}
 }
 
-// release lets the group go. The caller holds mu.
+// release lets the waiting group commit. The caller holds mu.
 func (c *Commits) release() {
 	g := c.waiting
 	c.waiting = nil
@@ -88,7 +85,7 @@ func (c *Commits) release() {
 	close(g.start)
 }
 
-// join waits for others, and returns with them.
+// join adds an operation to the waiting group, and returns when the group may commit.
 func (c *Commits) join(t *Ticket) *group {
 	c.mu.Lock()
 	t.join()
@@ -115,7 +112,7 @@ func (c *Commits) join(t *Ticket) *group {
 	return g
 }
 
-// happens waits for a channel to be closed, false if that takes too long.
+// happens waits until event is closed; false if that takes longer than patience.
 func happens(event <-chan struct{}, patience time.Duration) bool {
 	timeout := time.NewTimer(patience)
 	defer timeout.Stop()
@@ -127,9 +124,9 @@ func happens(event <-chan struct{}, patience time.Duration) bool {
 	}
 }
 
-// depart says that an operation has committed, and how long that took if it did
-// not find it done.
-func (c *Commits) depart(took time.Duration) {
+// committed records that an operation has committed. took is how long the first one of its group
+// needed, 0 for the others.
+func (c *Commits) committed(took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if took > 0 {
@@ -140,19 +137,18 @@ func (c *Commits) depart(took time.Duration) {
 	c.dispatch()
 }
 
-// Share runs sync, the fsync of an operation, in a group. A commit of another operation
-// makes durable what it is for, too, so one of the group goes first, and the others find
-// little or nothing to do.
+// Share runs sync, the fsync of an operation, in a group. The first fsync commits the transaction
+// of all, so that the others find little or nothing to do.
 func (c *Commits) Share(t *Ticket, sync func() error) error {
 	g := c.join(t)
 	if g.leads.CompareAndSwap(false, true) {
 		began := time.Now()
 		err := sync()
 		close(g.led)
-		c.depart(time.Since(began))
+		c.committed(time.Since(began))
 		return err
 	}
 	happens(g.led, mostPatience)
-	defer c.depart(0)
+	defer c.committed(0)
 	return sync()
 }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// slow is an fsync that takes a while.
+// slow is an fsync that takes a millisecond.
 func slow() error {
 	time.Sleep(time.Millisecond)
 	return nil
@@ -31,8 +31,8 @@ func TestCommitsAlone(t *testing.T) {
 	})
 }
 
-// TestCommitsFail: an operation that fails before its commit keeps nobody waiting,
-// and a commit that fails is told to all that it was for.
+// TestCommitsFail: an operation that fails before its commit delays nobody, and a commit that
+// fails fails all operations of its group.
 func TestCommitsFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		broken := errors.New("broken")
@@ -59,9 +59,8 @@ func TestCommitsFail(t *testing.T) {
 	})
 }
 
-// TestCommitsEachSyncs: a commit that the kernel has made does not make everything
-// durable that came before it, such as what an fsync writes to the log of one
-// directory alone. So each operation of a group syncs its own slot, once it has come.
+// TestCommitsEachSyncs: one commit does not make durable what an fsync writes to the log of a
+// single directory. So each operation of a group syncs its own slot after it has joined.
 func TestCommitsEachSyncs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := &Commits{took: time.Millisecond}

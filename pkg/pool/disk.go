@@ -16,33 +16,32 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// subvolumeName is the name of every subvolume, in its slot.
+// subvolumeName is the name of the subvolume in each slot.
 const subvolumeName = "fs"
 
-// usualRecord is a size that most records do not reach, in bytes.
+// usualRecord is a buffer size, in bytes, that most records fit in.
 const usualRecord = 1024
 
-// disk is a pool on a real btrfs. It holds no descriptor open between operations, so
-// that the filesystem can be unmounted at any time; instead the pool's directory is
-// opened for each, which proves that it is still the one that was opened first, and
-// goes on from that descriptor. After an unmount nothing can end up on the filesystem
-// below, or on another.
+// disk is a pool on a real btrfs. It keeps no descriptor open between operations, so that the
+// filesystem can be unmounted at any time. Each operation opens the pool's directory, verifies
+// that it is the one that was opened first, and works below that descriptor. After an unmount no
+// operation reaches the filesystem below, or another one.
 type disk struct {
 	path  string // of the pool's directory
 	place place  // of the pool's directory
-	// mounted is set when a filesystem was mounted at path as the pool was opened.
+	// mounted is set if a filesystem was mounted at path when the pool was opened.
 	mounted bool
 	id      string // of the pool
 	mode    btrfs.QuotaMode
-	// readOnly is set when the pool could not be written as it was opened: its
-	// limits may not be those of the records.
+	// readOnly is set if the pool could not be written when it was opened. Its limits may then
+	// differ from its records.
 	readOnly bool
-	// quotaOff is set when its quota could not be turned on for that reason.
+	// quotaOff is set if quota could not be turned on because of readOnly.
 	quotaOff bool
-	options  []string // of the mount, as the pool was opened; none: not known
+	options  []string // mount options when the pool was opened; nil: unknown
 
-	mu   sync.Mutex // protects what follows
-	root *root      // that new operations share; nil: none is under way
+	mu   sync.Mutex // protects root
+	root *root      // shared by new operations; nil: none
 }
 
 var _ Filesystem = (*disk)(nil)
@@ -56,22 +55,22 @@ func (d *disk) inSubvolume(s Slot, fn func(path string) error) error {
 	return d.inSlot(s, func(dir string) error { return fn(filepath.Join(dir, subvolumeName)) })
 }
 
-// inRoot is within for the functions that want a directory of the filesystem.
+// inRoot is within for functions that need a directory of the filesystem.
 func (d *disk) inRoot(fn func(path string) error) error {
 	return d.within(func(root string) error { return named(fn(root+"/."), root+"/.", d.path) })
 }
 
 func (d *disk) PoolID() string { return d.id }
 
-// Alive fails also for a pool that has become writable, or whose quota somebody has
-// turned off or exchanged, so that it is opened anew, with its limits.
+// Alive also fails if the pool has become writable, or if its quota was turned off or has another
+// mode. The pool is then opened again, with its limits.
 func (d *disk) Alive() error {
 	if d.readOnly {
 		if room, err := d.roomNow(); err == nil && !room.ReadOnly {
 			return errors.New("it can be written now, and is opened again for its quota")
 		}
 	}
-	fd, err := d.open() // anew: what operations share may be detached
+	fd, err := d.open() // not the shared descriptor, whose mount may be detached
 	if err != nil {
 		return err
 	}
@@ -98,7 +97,7 @@ func (d *disk) checkQuota() error {
 	}
 	status, err := d.QuotaStatus()
 	if err != nil || status.Mode == d.mode {
-		return nil // maintain logs what cannot be read: no reason to serve no volume
+		return nil // maintainPool logs an unreadable status; volumes are served all the same
 	}
 	return fmt.Errorf("its quota is %q, it was %q: limits are void until it is opened again", status.Mode, d.mode)
 }
@@ -107,8 +106,8 @@ func (d *disk) SlotPath(s Slot) string {
 	return filepath.Join(d.path, string(s.Area), s.Name, subvolumeName)
 }
 
-// Room is read-only while the pool's quota has to be turned on, which is done when it
-// is opened again: what was made in it before that would have no limit, and keep none.
+// Room reports a pool as read-only until its quota could be turned on, which happens when it is
+// opened again. A volume that is made before would have no limit, and keep none.
 func (d *disk) Room() (btrfs.Room, error) {
 	room, err := d.roomNow()
 	room.ReadOnly = room.ReadOnly || d.quotaOff
@@ -120,7 +119,7 @@ func (d *disk) roomNow() (room btrfs.Room, err error) {
 	return room, err
 }
 
-// stateDir is where the file of a loop pool is.
+// stateDir returns the state directory, which contains the file of a loop pool.
 func (d *disk) stateDir() string { return filepath.Dir(filepath.Dir(d.path)) }
 
 func (d *disk) Space() (space btrfs.Space, err error) {
@@ -166,7 +165,7 @@ func (d *disk) Rmdir(s Slot) error {
 	})
 }
 
-// removeStub reports whether there was a stub, and is none any more.
+// removeStub removes a stub, and reports whether it did.
 func removeStub(path string) bool {
 	is, err := btrfs.IsStub(path)
 	return err == nil && is && unix.Rmdir(path) == nil
@@ -189,14 +188,14 @@ func (d *disk) Beside(s Slot) (names []string, err error) {
 	return slices.DeleteFunc(names, func(name string) bool { return name == subvolumeName && d.isOurs(s) }), err
 }
 
-// isOurs reports whether what is named fs in a slot is a subvolume or the stub of one.
+// isOurs reports whether fs in a slot is a subvolume, the stub of one, or absent.
 func (d *disk) isOurs(s Slot) bool {
 	if _, err := d.Info(s); !errors.Is(err, fs.ErrNotExist) {
-		return true // also one that cannot be read
+		return true // also a subvolume that cannot be read
 	}
 	stub := false
 	err := d.inSubvolume(s, func(path string) (err error) { stub, err = btrfs.IsStub(path); return err })
-	return stub || errors.Is(err, fs.ErrNotExist) // or it has gone meanwhile
+	return stub || errors.Is(err, fs.ErrNotExist) // or it was removed meanwhile
 }
 
 func (d *disk) Move(from, to Slot) error {
@@ -219,13 +218,13 @@ func (d *disk) Record(s Slot) (record []byte, err error) {
 		switch {
 		case errors.Is(err, unix.ENODATA):
 			return nil
-		case errors.Is(err, unix.ERANGE): // nothing that we wrote
+		case errors.Is(err, unix.ERANGE): // larger than any record of ours
 			record = []byte{}
 			return nil
 		case err != nil:
 			return pathError("getxattr", s, err)
 		}
-		record = append([]byte{}, buf[:n]...) // never nil, which is none
+		record = append([]byte{}, buf[:n]...) // never nil, which means no record
 		return nil
 	})
 	return record, err
@@ -257,10 +256,10 @@ func (d *disk) Snapshot(from, to Slot, readOnly bool) error {
 	})
 }
 
-// Destroy lifts the limits of what is nested where they stand in the way: what is
-// nested in one that is at its limit could not go. The volume's own may have been set again
-// since it was lifted, by who bounds what it nests. What is left under simple quota, while a
-// snapshot holds what the volume wrote, is closed: a pod could nest a subvolume into it.
+// Destroy lifts the limits that block it (EDQUOT): those of the nested subvolumes, which cannot
+// be destroyed at their limit, and the volume's own, which Bound may have set again after
+// LiftLimit. Under simple quota the group 1/<id> stays while a snapshot contains data of the
+// volume. Destroy closes this group, because a pod could nest a subvolume into it.
 func (d *disk) Destroy(s Slot) error {
 	return d.inSubvolume(s, func(path string) error {
 		info, err := btrfs.Info(path)
@@ -275,13 +274,13 @@ func (d *disk) Destroy(s Slot) error {
 			err = btrfs.Destroy(path)
 		}
 		if err == nil {
-			_ = d.inRoot(func(path string) error { return d.closeGroup(path, info.ID) }) // else ForgetQuota does
+			_ = d.inRoot(func(path string) error { return d.closeGroup(path, info.ID) }) // after an error ForgetQuota closes it
 		}
 		return err
 	})
 }
 
-// liftNested has nothing to lift under simple quota: what is nested counts towards its volume.
+// liftNested does nothing under simple quota, where nested subvolumes count towards their volume.
 func (d *disk) liftNested(subvolume uint64) error {
 	if d.mode == btrfs.QuotaSimple {
 		return nil
@@ -328,9 +327,9 @@ func (d *disk) NestedSince(from uint64) (census Census, err error) {
 	return census, err
 }
 
-// nestedAmong returns what lies in another subvolume than that of the pool, and not in the
-// top level, by ID, with the one that it lies in. Each that lies in that of the pool is
-// handed to ours.
+// nestedAmong returns the parents of the entries that lie neither in the subvolume around the
+// pool nor in the top level, by ID. It calls ours for each entry in the subvolume around the
+// pool.
 func (d *disk) nestedAmong(path string, entries []btrfs.Entry, ours func(btrfs.Entry)) (map[uint64]uint64, error) {
 	around, err := btrfs.Around(path)
 	if err != nil {
@@ -349,7 +348,7 @@ func (d *disk) nestedAmong(path string, entries []btrfs.Entry, ours func(btrfs.E
 	return parents, nil
 }
 
-// last returns the largest ID, 0 for none.
+// last returns the largest ID of sorted entries, 0 for none.
 func last(entries []btrfs.Entry) uint64 {
 	if len(entries) == 0 {
 		return 0
@@ -357,7 +356,7 @@ func last(entries []btrfs.Entry) uint64 {
 	return entries[len(entries)-1].ID
 }
 
-// slotsByInode returns the slots of all kinds by the inodes of their directories.
+// slotsByInode returns the slots of all kinds by the inode of their directory.
 func (d *disk) slotsByInode(root string) (map[uint64]Slot, error) {
 	slots := map[uint64]Slot{}
 	for _, area := range Areas {
@@ -375,8 +374,8 @@ func (d *disk) slotsByInode(root string) (map[uint64]Slot, error) {
 	return slots, nil
 }
 
-// Info takes what is named fs but is no subvolume for none: it is not ours, and
-// Rmdir will not remove it.
+// Info returns fs.ErrNotExist for an entry fs that is not a subvolume. btrfs-csi did not make it,
+// and Rmdir does not remove it.
 func (d *disk) Info(s Slot) (info btrfs.SubvolumeInfo, err error) {
 	err = d.inSubvolume(s, func(path string) error { info, err = btrfs.Info(path); return err })
 	if errors.Is(err, btrfs.ErrNotSubvolume) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
@@ -405,7 +404,7 @@ func (d *disk) NestedUpTo(s Slot, transid uint64) (paths []string, err error) {
 	return paths, err
 }
 
-// madeAfter is true also for a subvolume that is gone by now.
+// madeAfter reports whether a subvolume was made after transaction transid, or is gone by now.
 func madeAfter(path string, subvolume, transid uint64) (bool, error) {
 	if transid == math.MaxUint64 {
 		return false, nil
@@ -419,10 +418,9 @@ func madeAfter(path string, subvolume, transid uint64) (bool, error) {
 
 func (d *disk) SyncRoot(s Slot) error { return d.inSubvolume(s, btrfs.Sync) }
 
-// Apply leaves alone what is as it should be: a clone has its source's
-// properties, and setting one is a transaction. btrfs refuses compression and
-// nodatacow on one inode, so what a copy has of the one goes before it is given
-// the other; what its source wrote stays as it is.
+// Apply sets only properties that differ: a clone has those of its source, and each change is a
+// transaction. btrfs refuses compression and nodatacow on one inode, so Apply clears the one
+// before it sets the other. Files that exist keep their properties.
 func (d *disk) Apply(s Slot, p meta.Parameters) error {
 	if !p.NoDataCow && p.Compression == "" {
 		return nil

@@ -7,30 +7,29 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// What a pool answers, apart from fs.ErrNotExist and fs.ErrExist.
+// Errors of a pool, besides fs.ErrNotExist and fs.ErrExist.
 var (
-	// ErrNoSpace: the pool has not the room; nothing was left behind.
+	// ErrNoSpace: the pool has too little free space, or a limit is reached (ENOSPC, EDQUOT).
 	ErrNoSpace = errors.New("not enough space")
-	// ErrAway: the pool that contains it is not there, or not usable, now.
+	// ErrAway: the pool is not mounted, or cannot be used now (EIO, ESTALE).
 	ErrAway = errors.New("pool is away")
-	// ErrSilent: the disk of the pool gives no answer, and no error. It is an ErrAway
-	// that may pass by itself.
+	// ErrSilent: the disk of the pool does not answer. It wraps ErrAway, and may end by itself.
 	ErrSilent = fmt.Errorf("%w: its disk does not answer", ErrAway)
-	// ErrFrozen: the pool's filesystem lets nobody write until it is thawed.
+	// ErrFrozen: the filesystem of the pool is frozen. Writers wait until the thaw.
 	ErrFrozen = errors.New("filesystem is frozen")
-	// ErrReadOnly: the pool's filesystem is mounted, or has turned, read-only.
+	// ErrReadOnly: the filesystem of the pool is, or has become, read-only (EROFS).
 	ErrReadOnly = errors.New("pool is read-only")
-	// ErrSwapFile: the kernel copies no subvolume with an active swap file.
+	// ErrSwapFile: the kernel does not snapshot a subvolume with an active swap file (ETXTBSY).
 	ErrSwapFile = errors.New("an active swap file is in it; swapoff first")
-	// ErrInUse: the kernel does not let go of the subvolume, which the text has the reasons for.
+	// ErrInUse: the kernel refuses to remove the subvolume. The text lists the possible reasons.
 	ErrInUse = btrfs.ErrInUse
-	// ErrRolledBack: the pool is a subvolume that the snapshot which took the place of the
-	// filesystem around it does not hold.
+	// ErrRolledBack: the filesystem was rolled back to a snapshot that does not contain the
+	// subvolume of the pool.
 	ErrRolledBack = errors.New("it is not in this snapshot of the filesystem, which was rolled back")
-	// ErrForeign: something that is not ours stands in the way.
+	// ErrForeign: something that btrfs-csi did not make is in the way.
 	ErrForeign = errors.New("not made by btrfs-csi")
-	// ErrNotEmpty: a slot that contains something cannot be taken away.
+	// ErrNotEmpty: the slot is not empty, and cannot be removed.
 	ErrNotEmpty = errors.New("not empty")
-	// ErrNoQuota: usage is not known because the pool has no quota.
+	// ErrNoQuota: usage is unknown, because the pool has no quota.
 	ErrNoQuota = errors.New("no quota")
 )

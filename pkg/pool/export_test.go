@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// Guarded returns a pool in which everything may take no longer than d.
+// Guarded returns a pool in which each call may take d.
 func Guarded(filesystem Filesystem, d time.Duration) Filesystem {
 	return New("guarded", filesystem, Patience{Look: d, Walk: d, Step: d, Thaw: d})
 }
 
-// PollNever has a Host of this machine end its Wait for a change alone.
+// PollNever makes Wait of a Host end by a change alone.
 func PollNever(host Host) { host.(*node).poll = math.MaxInt64 }
 
-// MostAsking is how many look-ups in one pool may be under way.
+// MostAsking is the maximum of concurrent look-ups in one pool.
 const MostAsking = mostAsking

@@ -9,35 +9,32 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Area is a directory of a pool: one for each kind, and one for what is on its
-// way out.
+// Area is a directory of a pool: one for each kind, and one for removed slots.
 type Area string
 
-// AreaRemoving holds slots that were removed and whose subvolume may be there
-// still.
+// AreaRemoving contains removed slots, whose subvolumes may still exist.
 const AreaRemoving Area = "removing"
 
 // Areas are all areas of a pool.
 var Areas = []Area{Area(meta.Active), Area(meta.Committed), Area(meta.View), AreaRemoving}
 
-// Slot is the place of one subvolume: the directory <area>/<name>, which bears
-// the record, and the subvolume fs in it. Each subvolume has a directory of its
-// own because the kernel locks the directory that a snapshot is made in until
-// the transaction has been committed: in separate directories concurrent
-// snapshots share one commit.
+// Slot is the directory <area>/<name>, which bears the record of one subvolume and contains the
+// subvolume as fs. Each subvolume has its own slot, because the kernel locks the destination
+// directory of a snapshot until the transaction is committed. Concurrent snapshots share a commit
+// only in separate directories.
 type Slot struct {
 	Area Area
 	Name string
 }
 
-// SlotOf is where the subvolume of a kind and ID lives.
+// SlotOf returns the slot of a kind and ID.
 func SlotOf(kind meta.Kind, id string) Slot { return Slot{Area(kind), id} }
 
-// Removing is where a slot goes on its way out. The kind keeps a volume and a
-// snapshot of one ID apart.
+// Removing returns the name of the slot in AreaRemoving. The kind in the name distinguishes a
+// volume from a snapshot with the same ID.
 func (s Slot) Removing() Slot { return Slot{AreaRemoving, string(s.Area) + "-" + s.Name} }
 
-// Ref is what a slot in AreaRemoving was, as far as its name says.
+// Ref returns the volume or snapshot that the slot's name stands for; false for another name.
 func (s Slot) Ref() (meta.Ref, bool) {
 	kind, id, ok := string(s.Area), s.Name, true
 	if s.Area == AreaRemoving {
@@ -46,13 +43,13 @@ func (s Slot) Ref() (meta.Ref, bool) {
 	return meta.Ref{Class: meta.Kind(kind).Class(), ID: id}, ok && meta.ValidID(id)
 }
 
-// VolumeAt returns the ID of the volume whose subvolume is at a path, wherever its pool
-// is, also if the volume is on its way out; false for anything else. It goes by the names
-// in the path alone, and the last ones count: a pool may lie in a volume of another one.
+// VolumeAt returns the ID of the volume whose subvolume has this absolute path, also in
+// AreaRemoving; false for any other path. Only the last names of the path count, because a pool
+// may lie in a volume of another pool.
 func VolumeAt(subvolume string) (id string, ok bool) {
 	names := strings.Split(subvolume, "/")
 	last := len(names) - 1
-	if last < 3 || names[last] != subvolumeName { // the first is empty: the path is absolute
+	if last < 3 || names[last] != subvolumeName { // names[0] is empty, because the path is absolute
 		return "", false
 	}
 	kind, id := names[last-2], names[last-1]
@@ -65,32 +62,32 @@ func VolumeAt(subvolume string) (id string, ok bool) {
 // String returns the slot's path within its pool.
 func (s Slot) String() string { return string(s.Area) + "/" + s.Name }
 
-// Filesystem is what the engine needs of the filesystem below a pool. Every
-// method that changes something is one step of the kernel's: it happened or it
-// did not. Anyone may commit between two steps, and so make the earlier ones durable
-// and not the later ones. What is absent gives fs.ErrNotExist, what
-// is in the way fs.ErrExist. All methods may be called at the same time.
+// Filesystem is one pool as the engine needs it. Every method that changes something is one step
+// of an operation. Anyone may commit between two steps, which makes the earlier one durable and
+// not the later one. Destroy and the methods for limits may fail half-way; the next call
+// completes them. fs.ErrNotExist means that a slot or subvolume is absent, fs.ErrExist that it is
+// in the way. All methods may be called concurrently.
 type Filesystem interface {
 	// PoolID returns the pool's UUID.
 	PoolID() string
-	// Alive fails when the filesystem that was opened is no longer the one
-	// mounted there.
+	// Alive fails if the pool has to be opened again, for example because another filesystem is
+	// mounted at its path.
 	Alive() error
-	// Thawed returns when the filesystem lets a writer in, and waits while it is frozen.
+	// Thawed returns when the filesystem lets a writer in. It waits while the filesystem is
+	// frozen.
 	Thawed() error
-	// Pin makes what is done until release cheaper: what each method opens, and
-	// closes again, stays open.
+	// Pin keeps the pool's directory open until release, so that not every method opens it.
 	Pin() (release func())
-	// Room returns the room in the pool, at little cost.
+	// Room returns the free space of the pool, at little cost.
 	Room() (btrfs.Room, error)
-	// MountOptions returns the mount options that the whole filesystem had when the pool was
-	// opened, none where they are not known. It asks nobody.
+	// MountOptions returns the mount options of the whole filesystem as of the opening of the
+	// pool, nil if unknown. It does not access the disk.
 	MountOptions() []string
-	// Space returns where the room in the pool is.
+	// Space returns how the space of the pool is used.
 	Space() (btrfs.Space, error)
 	// Devices returns the devices and their error counters.
 	Devices() ([]btrfs.Device, error)
-	// SlotPath returns the absolute path of the subvolume, to be mounted.
+	// SlotPath returns the absolute path of the subvolume, for mounts.
 	SlotPath(Slot) string
 
 	Ledger
@@ -98,73 +95,72 @@ type Filesystem interface {
 	Quota
 }
 
-// Ledger keeps the slots and their records.
+// Ledger stores the slots and their records.
 type Ledger interface {
-	// List returns the names in an area, in no order.
+	// List returns the names in an area, unordered.
 	List(Area) ([]string, error)
 	// Mkdir makes an empty slot.
 	Mkdir(Slot) error
-	// Rmdir takes an empty slot away; ErrNotEmpty for any other. The stub of a subvolume,
-	// see btrfs.IsStub, goes with it.
+	// Rmdir removes an empty slot, or one with only a stub (see btrfs.IsStub); ErrNotEmpty for
+	// any other.
 	Rmdir(Slot) error
-	// Beside returns the names of what lies in a slot beside its subvolume, or the stub of
-	// one, and stops Rmdir. ErrForeign for a slot that is no directory.
+	// Beside returns the names in a slot that block Rmdir: all but the subvolume or its stub.
+	// ErrForeign if the slot is not a directory.
 	Beside(Slot) ([]string, error)
-	// Move renames a slot with all that is in it; fs.ErrExist if to is there.
+	// Move renames a slot with its contents; fs.ErrExist if to exists.
 	Move(from, to Slot) error
 	// Record returns what SetRecord wrote, nil for a slot without a record.
 	Record(Slot) ([]byte, error)
 	SetRecord(Slot, []byte) error
-	// Sync makes durable the slot and its record, and the making or end of its subvolume;
-	// for a Slot without a name the area: which slots there are; for the zero Slot the pool's
-	// directory. What lies in another tree it makes durable only by chance: limits, and what
-	// was set on the subvolume.
+	// Sync makes a slot durable, with its record and the creation or removal of its subvolume. A
+	// Slot without a name stands for the list of slots in its area, the zero Slot for the pool's
+	// directory. Limits and properties lie in other trees, which Sync makes durable only by
+	// chance.
 	Sync(Slot) error
 }
 
 // Subvolumes makes and removes the subvolume of a slot.
 type Subvolumes interface {
-	// Create makes an empty subvolume. The mode of its root directory is 0777 without the
-	// bits of the umask: set in a step of its own, a power cut could take it alone.
+	// Create makes an empty subvolume. Its root directory has the mode 0777 without the umask
+	// bits from the start: a power cut could undo a chmod that follows.
 	Create(Slot) error
-	// Snapshot makes a copy. It is durable, and so is all that came before it, when
-	// Snapshot returns. Those that are made at the same time share commits.
+	// Snapshot makes a snapshot. The snapshot, and all changes before it, are durable when
+	// Snapshot returns. Concurrent snapshots share commits.
 	Snapshot(from, to Slot, readOnly bool) error
-	// Destroy removes the subvolume with all that is nested in it.
+	// Destroy removes the subvolume and all subvolumes nested in it.
 	Destroy(Slot) error
-	// Info returns what btrfs knows of the subvolume.
+	// Info returns the properties and the lineage of the subvolume as btrfs has them.
 	Info(Slot) (btrfs.SubvolumeInfo, error)
-	// SwapFiles returns the active swap files in the subvolume, as far as their paths can be
-	// seen from here.
+	// SwapFiles returns the active swap files in the subvolume whose paths lead into it in the
+	// driver's mount namespace.
 	SwapFiles(Slot) ([]string, error)
-	// Outside returns the subvolumes of the pool that lie outside of it; with an error those
+	// Outside returns the subvolumes of the pool that lie outside of it; with an error, those
 	// that could be read.
 	Outside() ([]OutsideSubvolume, error)
-	// Nested returns the paths of the subvolumes inside, relative to it, one
-	// level deep.
+	// Nested returns the relative paths of the subvolumes nested in it, one level deep.
 	Nested(Slot) ([]string, error)
-	// NestedUpTo is Nested for those that were made up to a transaction.
+	// NestedUpTo is Nested for subvolumes that were made in transaction transid or before.
 	NestedUpTo(s Slot, transid uint64) ([]string, error)
-	// Census returns which subvolumes there are and where, read in one pass.
+	// Census returns all subvolumes and where they lie, read in one pass.
 	Census() (Census, error)
-	// NestedSince is Census, without the slots, of the subvolumes with an ID of at least from.
-	// What is made has a larger ID than all before, so it costs as much as was made since.
+	// NestedSince is Census, without Slots, of the subvolumes with an ID of at least from. A new
+	// subvolume gets a larger ID than all others, so the cost depends on how many were made
+	// since.
 	NestedSince(from uint64) (Census, error)
-	// SyncRoot makes durable what Apply has set.
+	// SyncRoot makes the properties durable that Apply has set.
 	SyncRoot(Slot) error
-	// Apply sets the properties of the subvolume's root directory, which what
-	// is created in it inherits.
+	// Apply sets the properties of the subvolume's root directory. New files inherit them.
 	Apply(Slot, meta.Parameters) error
 }
 
-// Census is which subvolumes there are, by ID.
+// Census lists subvolumes by ID.
 type Census struct {
-	Slots  map[Slot]uint64   // those of volumes and snapshots
-	Nested map[uint64]uint64 // those that lie in other ones, also in foreign ones, and in which
+	Slots  map[Slot]uint64   // the subvolume in each slot, except in AreaRemoving
+	Nested map[uint64]uint64 // nested subvolumes, also foreign ones, and what contains each
 	Last   uint64            // the largest ID, 0 for none
 }
 
-// Hosts returns what is nested in each subvolume that is not nested itself, at any depth.
+// Hosts returns the nested subvolumes, at any depth, of each subvolume that is not nested itself.
 func (c Census) Hosts() map[uint64][]uint64 {
 	hosts, known := map[uint64][]uint64{}, make(map[uint64]uint64, len(c.Nested))
 	for id := range c.Nested {
@@ -174,9 +170,9 @@ func (c Census) Hosts() map[uint64][]uint64 {
 	return hosts
 }
 
-// hostOf follows a nested subvolume outwards to the one that is not nested. Whoever nests
-// them chooses the depth, so it goes no way twice. They may change while they are read: no
-// circle holds it up.
+// hostOf returns the outermost subvolume around a nested one. Pods choose the depth, so known
+// caches the results and no path is followed twice. Subvolumes may move while the census is read
+// and form a cycle, so the loop is bounded.
 func (c Census) hostOf(id uint64, known map[uint64]uint64) uint64 {
 	var way []uint64
 	for range len(c.Nested) {
@@ -197,68 +193,67 @@ func (c Census) hostOf(id uint64, known map[uint64]uint64) uint64 {
 	return id
 }
 
-// Quota limits and counts, by subvolume ID. Where the pool has no quota, limits
-// are accepted and void.
+// Quota limits and counts usage by subvolume ID. In a pool without quota, limits are accepted and
+// have no effect.
 type Quota interface {
-	// QuotaStatus returns the state of the accounting.
+	// QuotaStatus returns the mode and state of the quota.
 	QuotaStatus() (btrfs.QuotaStatus, error)
-	// Rescan starts to count anew; nil if that is under way.
+	// Rescan starts a quota rescan; nil if one is running.
 	Rescan() error
-	// SetLimit bounds what a subvolume uses, in bytes. It may be repeated.
+	// SetLimit sets the limit of a subvolume, in bytes. It may be repeated.
 	SetLimit(subvolume uint64, bytes int64) error
-	// Bound sees to it that a volume and what is nested in it, at any depth, hold no more
-	// than size together. What was written or made since the last time it sees only now. It
-	// returns what the nested ones hold that Usage of the volume leaves out.
-	Bound(volume uint64, size int64, nested []uint64) (held Usage, err error)
-	// LiftLimit takes the limit away: at it, simple quota refuses even Destroy.
+	// Bound limits a volume and its nested subvolumes, at any depth, to size bytes together. Each
+	// call takes into account what was written or nested since the last one. It returns the usage
+	// of the nested subvolumes that is not part of Usage of the volume.
+	Bound(volume uint64, size int64, nested []uint64) (inside Usage, err error)
+	// LiftLimit removes the limit. At its limit, simple quota refuses even Destroy.
 	LiftLimit(subvolume uint64) error
-	// Limits returns all limits set, by subvolume ID, read in one pass.
+	// Limits returns the limits of all subvolumes by ID, in bytes, 0 for none, read in one pass.
 	Limits() (map[uint64]int64, error)
-	// Usage returns what a subvolume uses; ErrNoQuota where nobody counts.
+	// Usage returns the usage of a subvolume; ErrNoQuota in a pool without quota.
 	Usage(subvolume uint64) (Usage, error)
-	// ForgetQuota removes the accounting of a destroyed subvolume. It fails
-	// while the kernel still needs it, and is tried again later.
+	// ForgetQuota removes the qgroups of a destroyed subvolume. It fails while the kernel needs
+	// them; the caller tries again later.
 	ForgetQuota(subvolume uint64) error
-	// PinnedQuota returns the destroyed subvolumes whose accounting the kernel needs still:
-	// it has not dropped their tree or, in simple mode, a snapshot holds what they wrote.
+	// PinnedQuota returns the destroyed subvolumes whose qgroups the kernel still needs: it has
+	// not dropped their tree or, in simple mode, a snapshot contains data that they wrote.
 	PinnedQuota() ([]uint64, error)
-	// StaleQuota returns the destroyed subvolumes whose accounting nobody needs.
+	// StaleQuota returns the destroyed subvolumes whose qgroups nobody needs.
 	StaleQuota() ([]uint64, error)
 }
 
-// OutsideSubvolume is a subvolume that is of a pool and lies outside of it: in another subvolume
-// of its filesystem, as when a snapshot has taken the place of the one around the pool.
+// OutsideSubvolume is a subvolume of a pool that lies in another subvolume of the filesystem. It
+// got there by a roll back: a snapshot took the place of the subvolume around the pool.
 type OutsideSubvolume struct {
 	Slot   Slot
 	Record []byte
-	Path   string // of the subvolume, from the top level of the filesystem
-	Home   string // where the pool has its slot's, likewise
+	Path   string // of the subvolume, relative to the top level of the filesystem
+	Home   string // where it belongs in the pool, relative to the top level
 }
 
-// Usage is what a subvolume uses, in bytes. Numbers are those of the last
-// transaction, at most 30 s old.
+// Usage is the usage of a subvolume, in bytes, as of the last commit, at most 30 s ago.
 type Usage struct {
-	Used      int64 `json:"used"`      // referenced: shared with others or not
-	Exclusive int64 `json:"exclusive"` // freed by its removal; not known in simple mode
+	Used      int64 `json:"used"`      // referenced, shared with others or not
+	Exclusive int64 `json:"exclusive"` // freed by its removal; 0 in simple mode, where it is unknown
 	Limit     int64 `json:"limit"`     // 0: none
 }
 
 // Host finds the pools of a node.
 type Host interface {
-	// Look reads what Open would read of a pool, and changes nothing: where it does not
-	// return, Open would not.
+	// Look reads what Open would read, and changes nothing. If Look does not return, Open would
+	// not return either.
 	Look(ctx context.Context, name string) error
-	// Thawed returns when the filesystem of a pool lets a writer in, and waits while it is
-	// frozen: until then Open would not return.
+	// Thawed returns when the filesystem of a pool lets a writer in. While it is frozen, neither
+	// Thawed nor Open returns.
 	Thawed(name string) error
-	// Pools returns the names of the pools that are there now, and of the
-	// directories that look like one and are not, with the reason.
+	// Pools returns the names of the pools that exist now, and the entries of the pools directory
+	// that are refused, with the reasons.
 	Pools() (names []string, refused map[string]error, err error)
-	// Open makes a pool ready for use: it is given an ID and areas if it has
-	// none, and its quota is turned on.
+	// Open makes a pool ready for use: it makes a missing ID and missing areas, and turns quota
+	// on.
 	Open(ctx context.Context, name string) (Filesystem, error)
-	// Remember notes, durably, that a pool is in use under a name. Known returns the
-	// last name of every pool that ever was, by ID, until Forget.
+	// Remember records, durably, that a pool is in use under a name. Known returns the last name
+	// of every pool that was ever in use, by ID, until Forget.
 	Remember(poolID, name string) error
 	Known() (map[string]string, error)
 	Forget(poolID string) error

@@ -9,7 +9,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// volumePaths are paths of subvolumes, and the volumes that are there.
+// volumePaths are paths of subvolumes with the ID that VolumeAt returns, "" for none.
 var volumePaths = map[string]string{
 	"/pools/default/active/pvc-1/fs":                      "pvc-1",
 	"/@state/pools/default/view/pvc-1/fs":                 "pvc-1",
@@ -51,8 +51,8 @@ func TestVolumeAt(t *testing.T) {
 	}
 }
 
-// FuzzVolumeAt proves that what is taken for a volume is at the place of one, whatever
-// the names around it are.
+// FuzzVolumeAt proves that VolumeAt accepts only the path of a volume, whatever names surround
+// it.
 func FuzzVolumeAt(f *testing.F) {
 	for path := range volumePaths {
 		f.Add(path)

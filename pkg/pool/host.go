@@ -20,55 +20,54 @@ import (
 )
 
 const (
-	// poolsDir is where the pools are, in the state directory.
+	// poolsDir, in the state directory, contains the pools.
 	poolsDir = "pools"
-	// knownDir has a file for each pool that ever was in use, in the state directory:
-	// its name is the pool's ID, its content the pool's name.
+	// knownDir, in the state directory, contains a file for each pool that was ever in use. The
+	// name of the file is the pool's ID, its content the pool's name.
 	knownDir = "known"
-	// identityFile holds the ID of a pool, in the pool's directory.
+	// identityFile, in the pool's directory, contains the ID of the pool.
 	identityFile = "pool.json"
-	// poolVersion is raised when the layout of a pool changes so that an older
-	// driver must not touch it.
+	// poolVersion is the version of the layout. It is raised when an older driver must not use
+	// the pool.
 	poolVersion = 1
-	// pollPools is how long the end of a pool may stay unnoticed where the kernel
-	// does not report it: a detached mount below a mount, an exchanged directory.
+	// pollPools is how long a change of the pools may stay unnoticed that the mount table does
+	// not show: a detached mount below a mount, an exchanged directory.
 	pollPools = 10 * time.Second
 )
 
-// Default is the pool of a request that names none, where there is one of
-// that name or no choice.
+// Default is the pool of a request that names none. If no pool has this name, such a request gets
+// the only pool of the node.
 const Default = "default"
 
-// QuotaAuto takes the mode that a filesystem has, or else full.
+// QuotaAuto keeps the quota mode of a filesystem. Where quota is off, it turns on the mode that
+// the driver last saw there, else full quota.
 const QuotaAuto btrfs.QuotaMode = "auto"
 
-// poolName is what can be a StorageClass parameter and a directory.
+// poolName matches names that a StorageClass parameter and a directory can have.
 var poolName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$`)
 
-// ValidName reports whether name can be that of a pool: up to 63 lower-case
-// letters, digits, dots and dashes.
+// ValidName reports whether name can be the name of a pool: up to 63 lower-case letters, digits,
+// dots and dashes, with a letter or digit at both ends.
 func ValidName(name string) bool { return poolName.MatchString(name) }
 
-// node is the real Host: every btrfs mounted at <state dir>/pools/<name> is a
-// pool, and <state dir>/pools/default is one also as a plain directory, where
-// the state directory itself is on btrfs. Other plain directories are not: the
-// mount point of a disk that failed to mount would become a pool on the wrong
-// filesystem.
+// node is the real Host. Every btrfs mounted at <state dir>/pools/<name> is a pool. The directory
+// <state dir>/pools/default is a pool without a mount too, if the state directory is on btrfs. No
+// other directory is: the mount point of a disk that failed to mount would become a pool on the
+// wrong filesystem.
 type node struct {
 	pools   string
 	quota   btrfs.QuotaMode
 	passive bool // changes nothing: makes no pool, turns on no quota
 
-	// mounts reports changes of the mount table from before the first look at the
-	// pools, so that nothing between a look and the next Wait is missed. nil: it is not
-	// to be had, and Wait does without, only later.
+	// mounts reports changes of the mount table since before the first look at the pools, so that
+	// Wait misses none. nil: the watch failed, and Wait polls.
 	mounts *mount.Watch
-	poll   time.Duration // pollPools
-	modes  sync.Map      // of quota, that pools had under QuotaAuto, by ID
+	poll   time.Duration // pollPools, except in tests
+	modes  sync.Map      // quota modes under QuotaAuto, by pool ID
 }
 
-// NewHost returns the pools of this machine below stateDir. Where that is on
-// btrfs the pool DefaultPool is made. quota is QuotaAuto or the mode to turn on.
+// NewHost returns the pools of this machine below stateDir. If stateDir is on btrfs, NewHost
+// makes the pool Default. quota is QuotaAuto or the mode to turn on.
 func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 	n := &node{pools: filepath.Join(stateDir, poolsDir), quota: quota, poll: pollPools}
 	if err := os.MkdirAll(n.pools, 0o700); err != nil {
@@ -81,8 +80,8 @@ func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 	return n, nil
 }
 
-// PassiveHost returns the pools of this machine as they are. It makes none, and turns on
-// no quota.
+// PassiveHost returns the pools of this machine as they are. It makes no pool and turns on no
+// quota.
 func PassiveHost(stateDir string) Host {
 	return &node{pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true, poll: pollPools}
 }
@@ -102,7 +101,7 @@ func (n *node) Remember(poolID, name string) error {
 			return err
 		}
 	}
-	// Also what is there already: whoever wrote it may have been killed just before.
+	// An existing file is synced too: its writer may have been killed before the fsync.
 	return errors.Join(btrfs.Sync(n.known()+"/."), btrfs.Sync(filepath.Dir(n.known())+"/."))
 }
 
@@ -124,7 +123,7 @@ func (n *node) Known() (map[string]string, error) {
 	names := map[string]string{}
 	for _, file := range files {
 		if _, err := uuid.Parse(file.Name()); err != nil {
-			continue // what a crash left of writing one
+			continue // a temporary file that a crash left
 		}
 		data, failed := os.ReadFile(filepath.Join(n.known(), file.Name()))
 		if failed != nil && !errors.Is(failed, os.ErrNotExist) {
@@ -143,8 +142,8 @@ func (n *node) makeDefault() error {
 	if _, err := os.Lstat(path); err == nil {
 		return nil
 	}
-	// A subvolume stays whole when the filesystem around it is rolled back. Of a plain
-	// directory the records would be rolled back and the volumes would not.
+	// A subvolume stays whole when the filesystem around it is rolled back. In a plain directory,
+	// the records would be rolled back and the volumes would not.
 	err := btrfs.Create(path)
 	if errors.Is(err, unix.EROFS) {
 		return nil
@@ -172,7 +171,7 @@ func (n *node) Pools() (names []string, refused map[string]error, err error) {
 	return names, refused, nil
 }
 
-// acceptable says why a name in the pools directory is no pool.
+// acceptable returns why an entry of the pools directory is no pool, nil if it is one.
 func (n *node) acceptable(name string, dir bool) error {
 	path := filepath.Join(n.pools, name)
 	switch {
@@ -205,9 +204,9 @@ func (n *node) acceptable(name string, dir bool) error {
 	return n.displaced(name, path)
 }
 
-// displaced fails for the directory that a pool was mounted at, and is not now, as when a
-// disk was missing at boot: a pool of the same name on the filesystem below would take its
-// place.
+// displaced fails if nothing is mounted at a directory where a pool was mounted before, for
+// example because its disk was missing at boot. Without this check, a new pool on the filesystem
+// below would take its place.
 func (n *node) displaced(name, path string) error {
 	if _, err := os.Lstat(filepath.Join(path, identityFile)); !errors.Is(err, os.ErrNotExist) {
 		return nil // it is a pool already
@@ -221,7 +220,7 @@ func (n *node) displaced(name, path string) error {
 	return err
 }
 
-// Wait waits for a change of the mount table.
+// Wait waits for a change of the mount table, for at most n.poll.
 func (n *node) Wait(ctx context.Context) {
 	if n.mounts == nil {
 		select {
@@ -237,7 +236,7 @@ func (n *node) Wait(ctx context.Context) {
 	}
 }
 
-// pollSlice is how long the end of ctx may stay unnoticed by Wait.
+// pollSlice is how long Wait may overlook the end of ctx.
 const pollSlice = 250 * time.Millisecond
 
 func (n *node) Look(ctx context.Context, name string) error {
@@ -265,7 +264,7 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	if d.mounted, err = mount.IsPoint(d.path); err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
-	// What is at this place is compared from now on.
+	// From here on, each call verifies that path still leads to d.place.
 	if err := n.acceptable(name, true); err != nil {
 		return nil, err
 	}
@@ -288,8 +287,8 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	return d, nil
 }
 
-// enableQuota turns on the mode that is wanted. A filesystem that has another
-// one is refused rather than served with limits of another meaning, or none.
+// enableQuota turns on the wanted mode. It refuses a filesystem with another mode, under which
+// limits would have another meaning, or none.
 func (n *node) enableQuota(ctx context.Context, d *disk) error {
 	status, err := d.QuotaStatus()
 	if err != nil {
@@ -317,18 +316,17 @@ func (n *node) enableQuota(ctx context.Context, d *disk) error {
 		return fmt.Errorf("the filesystem has %s quota: %w; disable it there (btrfs quota disable), or take --quota auto", status.Mode, btrfs.ErrQuotaMode)
 	}
 	if d.readOnly {
-		d.mode, d.quotaOff = status.Mode, true // there is nothing to limit, and nobody counts
+		d.mode, d.quotaOff = status.Mode, true // nothing is written, so nothing needs a limit
 		return nil
 	}
 	err = d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })
-	if err == nil { // else it is tried again every second, and reported as why the pool cannot be used
+	if err == nil { // after an error the pool is refused for it, and opened again every second
 		klog.FromContext(ctx).Info("Quota enabled on the whole filesystem", "path", d.path, "mode", want)
 	}
 	return err
 }
 
-// usual is the mode that QuotaAuto turns on: that which the pool had, where somebody has
-// turned it off since, else full.
+// usual returns the mode that QuotaAuto turns on: the last one that the pool had, else full.
 func (n *node) usual(poolID string) btrfs.QuotaMode {
 	if had, ok := n.modes.Load(poolID); ok {
 		return had.(btrfs.QuotaMode)

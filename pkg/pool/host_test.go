@@ -13,7 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// TestWaitMissesNothing: a change of the mounts ends every Wait that it comes before or in.
+// TestWaitMissesNothing: a change of the mounts before or during Wait ends it.
 func TestWaitMissesNothing(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	host, err := pool.NewHost(t.TempDir(), btrfs.QuotaNone)

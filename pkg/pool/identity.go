@@ -19,15 +19,15 @@ type identity struct {
 	ID      string `json:"id"`
 }
 
-// valid reports whether the ID is in the one spelling that this package writes: it is
-// a label key of Kubernetes, and compared as text.
+// valid reports whether the ID has the one spelling that this package writes. The ID is a label
+// key in Kubernetes, and is compared as text.
 func (id identity) valid() bool {
 	parsed, err := uuid.Parse(id.ID)
 	return err == nil && parsed.String() == id.ID && id.Version > 0
 }
 
-// identify reads the pool's ID, or gives it one. A pool has one of its own
-// because that of the filesystem is copied with the disk, and changed by tools.
+// identify reads the pool's ID, or makes one. The pool does not use the ID of its filesystem,
+// which is copied with the disk and changed by tools.
 func (d *disk) identify(passive bool) error {
 	return d.within(func(root string) error {
 		id, err := d.readIdentity(root)
@@ -59,8 +59,8 @@ func (d *disk) readIdentity(root string) (id identity, err error) {
 	return id, nil
 }
 
-// initialise makes a pool of an empty directory. One that contains volumes and has
-// lost its ID gets no new one: PersistentVolumes name the old.
+// initialise makes a pool of an empty directory. A pool that contains volumes and lost its ID
+// gets no new one, because PersistentVolumes contain the old one.
 func (d *disk) initialise(root string) error {
 	for _, area := range Areas {
 		names, err := os.ReadDir(filepath.Join(root, string(area)))
@@ -82,9 +82,8 @@ func (d *disk) initialise(root string) error {
 	return writeDurably(filepath.Join(root, identityFile), append(data, '\n'))
 }
 
-// makeAreas makes the areas that are missing. Only root may pass: what is in
-// them belongs to whoever the pod runs as. A file system that cannot be written
-// is served as it is.
+// makeAreas makes the missing areas. Only root may enter them, because the files in a volume
+// belong to the user of a pod. On a read-only filesystem (EROFS) the areas stay missing.
 func (d *disk) makeAreas(root string) error {
 	for _, area := range Areas {
 		if err := os.Mkdir(filepath.Join(root, string(area)), 0o700); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, unix.EROFS) {
@@ -94,13 +93,13 @@ func (d *disk) makeAreas(root string) error {
 	return nil
 }
 
-// writeDurably makes a file that is whole or not there after a power cut.
+// writeDurably writes a file that a power cut leaves whole, or as it was before.
 func writeDurably(path string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // gone already, if all went well
+	defer os.Remove(f.Name()) // absent after the rename
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err

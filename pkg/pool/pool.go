@@ -7,39 +7,39 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// Pool is a pool in use. Its Filesystem gives up look-ups that take too long, and its errors
-// say what they mean for a request. It is safe for concurrent use.
+// Pool is a pool in use. It gives up look-ups that take too long, and its errors say what they
+// mean for a request. It is safe for concurrent use.
 type Pool struct {
 	Name string
 	Filesystem
 	Commits Commits
 
-	guard   *guard // is the Filesystem
+	guard   *guard // the same object as Filesystem
 	outside outsideLook
 }
 
-// New returns a pool with a name.
+// New returns the pool called name on filesystem.
 func New(name string, filesystem Filesystem, patience Patience) *Pool {
 	g := newGuard(name, filesystem, patience)
 	return &Pool{Name: name, Filesystem: g, guard: g}
 }
 
-// OnSilence has fn called when the pool becomes silent, and when it answers again. It is to
-// be called before the pool is used.
+// OnSilence sets fn, which runs in a goroutine when the pool becomes silent and when it answers
+// again. Call OnSilence before the pool is used.
 func (p *Pool) OnSilence(fn func()) { p.guard.changed = fn }
 
-// Silence returns a channel that is closed when the pool becomes silent, and an ErrSilent
-// while it is.
+// Silence returns a channel that is closed when the pool becomes silent, and an ErrSilent while
+// the pool is silent.
 func (p *Pool) Silence() (<-chan struct{}, error) { return p.guard.state() }
 
-// SilentError is the ErrSilent for a method that was not waited for any more.
+// SilentError returns the ErrSilent for a call of method that was given up.
 func (p *Pool) SilentError(method string) error { return p.guard.refusal(what{method: method}) }
 
-// Patiently returns the Filesystem for an operation that has begun: its look-ups wait for as
-// long as the kernel does.
+// Patiently returns the Filesystem for an operation that has begun. Its look-ups are never given
+// up.
 func (p *Pool) Patiently() Filesystem { return p.guard.patiently() }
 
-// Distrust has the pool be taken for silent until trust is called.
+// Distrust marks the pool as silent until trust is called.
 func (p *Pool) Distrust() (trust func()) {
 	c := &call{}
 	p.guard.giveUp(c, what{method: "Silence"})
@@ -54,7 +54,7 @@ func (p *Pool) Status() Status {
 	s.Quota, errQuota = p.QuotaStatus()
 	s.Devices, errDevices = p.Devices()
 	err := errors.Join(errSpace, errQuota, errDevices)
-	if errors.Is(err, ErrSilent) { // said once is enough, and of what it said before nothing is known
+	if errors.Is(err, ErrSilent) { // report the silence once, and nothing that was read before it
 		if _, silence := p.Silence(); silence != nil {
 			err = silence
 		}
@@ -66,14 +66,14 @@ func (p *Pool) Status() Status {
 	return s
 }
 
-// Available returns what may be promised to new volumes, in bytes.
+// Available returns how much may be promised to new volumes, in bytes.
 func (p *Pool) Available() (int64, error) {
 	room, err := p.Room()
 	return beyondHeadroom(room), err
 }
 
-// CheckRoom fails when the pool cannot be written, or when growth bytes more would leave
-// less than the headroom.
+// CheckRoom fails if the pool cannot be written, or if growth more bytes would leave less free
+// space than the headroom.
 func (p *Pool) CheckRoom(growth int64) error {
 	room, err := p.Room()
 	if err != nil {

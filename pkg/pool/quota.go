@@ -12,8 +12,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// In full mode the limit is on the subvolume's own group 0/<id>. In simple mode it is on
-// 1/<id>, which what a pod nests in the volume inherits.
+// In full mode the limit is on the subvolume's own group 0/<id>. In simple mode it is on 1/<id>,
+// which subvolumes that a pod nests in the volume inherit.
 
 func (d *disk) QuotaStatus() (status btrfs.QuotaStatus, err error) {
 	err = d.inRoot(func(path string) error { status, err = btrfs.Quota(path); return err })
@@ -22,7 +22,7 @@ func (d *disk) QuotaStatus() (status btrfs.QuotaStatus, err error) {
 
 func (d *disk) Rescan() error { return d.inRoot(btrfs.RescanQuota) }
 
-// group is the group that bears the limit of a subvolume.
+// group returns the qgroup that has the limit of a subvolume.
 func (d *disk) group(subvolume uint64) btrfs.QgroupID {
 	if d.mode == btrfs.QuotaSimple {
 		return btrfs.NewQgroupID(1, subvolume)
@@ -37,8 +37,8 @@ func (d *disk) SetLimit(subvolume uint64, bytes int64) error {
 	return d.limit(subvolume, uint64(bytes))
 }
 
-// sameQuota is checkQuota for who sets limits: one on the group of another mode would not
-// be found again.
+// sameQuota is checkQuota for callers that set limits. A limit on a group of another mode would
+// stay there unnoticed.
 func (d *disk) sameQuota() error {
 	if err := d.checkQuota(); err != nil {
 		return fmt.Errorf("%w: %w", ErrAway, err)
@@ -46,8 +46,7 @@ func (d *disk) sameQuota() error {
 	return nil
 }
 
-// mark is on each group 1/<id> that was made here, and distinguishes it from one that an
-// administrator has made.
+// mark is set on each group 1/<id> that the driver made. The groups of administrators lack it.
 const mark = 0x6373692d62747266 // "csi-btrf"
 
 func (d *disk) LiftLimit(subvolume uint64) error {
@@ -71,23 +70,23 @@ func (d *disk) liftIn(path string, subvolume uint64) error {
 	if err != nil || whose != ours && whose != halfMade {
 		return err
 	}
-	return btrfs.LimitOwnQgroup(path, group.ID, btrfs.NoLimit, mark) // also of a half made one: the sweep is to know it
+	return btrfs.LimitOwnQgroup(path, group.ID, btrfs.NoLimit, mark) // marks a half-made group too, so that the sweep recognises it
 }
 
-// owner says whose a group 1/<id> is.
+// owner is who made a group 1/<id>.
 type owner int
 
 const (
-	nobody   owner = iota // there is none
-	ours                  // it was made here
-	halfMade              // it was made here, and is not marked: a kill came between
-	another               // an administrator has made it
+	nobody   owner = iota // there is no such group
+	ours                  // the driver
+	halfMade              // the driver, which was killed before it set the mark
+	another               // an administrator
 )
 
-// groupOf returns the group 1/<id> of a subvolume of the pool, and whose it is. Without the
-// mark it is ours if it has 0/<id>, or nothing at all. That holds while the subvolume is
-// there. Later nobody can distinguish such a group from one that an administrator has made for a
-// subvolume to come, so it is marked before the subvolume is destroyed.
+// groupOf returns the group 1/<id> of a subvolume of the pool, and its owner. An unmarked group
+// is the driver's if 0/<id> is its member, or if it has neither members nor a limit. This rule
+// needs the subvolume to exist: an administrator may have made such a group for a later
+// subvolume. So LiftLimit marks the group before the subvolume is destroyed.
 func (d *disk) groupOf(path string, subvolume uint64) (group btrfs.Qgroup, whose owner, err error) {
 	if d.mode != btrfs.QuotaSimple {
 		return group, nobody, nil
@@ -113,8 +112,8 @@ func (d *disk) groupOf(path string, subvolume uint64) (group btrfs.Qgroup, whose
 	return group, another, err
 }
 
-// limit marks the group before the subvolume counts towards it: what a crash leaves in
-// between is known as ours.
+// limit marks the group before the subvolume becomes its member, so that a group that a crash
+// leaves is recognised as the driver's.
 func (d *disk) limit(subvolume, bytes uint64) error {
 	if d.mode == btrfs.QuotaNone {
 		return nil
@@ -128,7 +127,7 @@ func (d *disk) limit(subvolume, bytes uint64) error {
 			return err
 		}
 		if err := btrfs.LimitOwnQgroup(path, group, bytes, mark); err != nil {
-			return errors.Join(err, d.dropUnmarked(path, subvolume)) // as with metadata full
+			return errors.Join(err, d.dropUnmarked(path, subvolume)) // for example because metadata is full
 		}
 		_, err := btrfs.AssignQgroup(path, btrfs.NewQgroupID(0, subvolume), group)
 		return err
@@ -142,14 +141,14 @@ func (d *disk) dropUnmarked(path string, subvolume uint64) error {
 		return err
 	}
 	err = btrfs.RemoveQgroup(path, group.ID)
-	if errors.Is(err, unix.EBUSY) { // it has 0/<id>
+	if errors.Is(err, unix.EBUSY) { // 0/<id> is a member
 		return nil
 	}
 	return err
 }
 
-// makeGroup makes the group 1/<id> of a subvolume. What counts towards an administrator's
-// would share the volume's limit.
+// makeGroup makes the group 1/<id> of a subvolume. It fails with ErrForeign if an administrator
+// has made that group, whose members would share the volume's limit.
 func (d *disk) makeGroup(path string, subvolume uint64) error {
 	id := d.group(subvolume)
 	_, whose, err := d.groupOf(path, subvolume)
@@ -164,68 +163,68 @@ func (d *disk) makeGroup(path string, subvolume uint64) error {
 	return nil
 }
 
-// Bound, under full quota, gives the volume and each nested one as its limit what it holds
-// and what all of them together leave of the size. The kernel does not: each is counted by
-// itself, and one that a pod makes has no limit. A group for all of them would hold them
-// together, but a snapshot that a pod takes inside would then make all accounting
-// inconsistent. One that is at its limit cannot make another.
+// Bound, under full quota, sets the limit of the volume and of each nested subvolume to its usage
+// plus what all of them together leave of size. The kernel counts each subvolume by itself, and a
+// nested one that a pod makes has no limit. One group for all would limit them together, but a
+// snapshot that a pod takes inside would then make the accounting of the filesystem inconsistent.
+// No subvolume can be nested in one at its limit.
 //
-// Under simple quota they count towards the volume's group, if the pod has not put them
-// into another one as it made them, or into none, which the kernel lets anyone do.
-func (d *disk) Bound(volume uint64, size int64, nested []uint64) (held Usage, err error) {
+// Under simple quota, nested subvolumes inherit the volume's group. The kernel lets a pod choose
+// other groups for them, or none, so Bound moves them back.
+func (d *disk) Bound(volume uint64, size int64, nested []uint64) (inside Usage, err error) {
 	if err := d.sameQuota(); err != nil {
-		return held, err
+		return inside, err
 	}
 	switch d.mode {
 	case btrfs.QuotaFull:
-		err = d.inRoot(func(path string) error { held, err = d.boundFull(path, volume, size, nested); return err })
+		err = d.inRoot(func(path string) error { inside, err = d.boundFull(path, volume, size, nested); return err })
 	case btrfs.QuotaSimple:
 		err = d.inRoot(func(path string) error { return d.gather(path, volume, nested) })
 	}
-	return held, err
+	return inside, err
 }
 
-func (d *disk) boundFull(path string, volume uint64, size int64, nested []uint64) (held Usage, err error) {
-	ids := []btrfs.QgroupID{d.group(volume)} // first: at its limit, it nests no more
+func (d *disk) boundFull(path string, volume uint64, size int64, nested []uint64) (inside Usage, err error) {
+	ids := []btrfs.QgroupID{d.group(volume)} // the volume first: at its limit, no more can be nested in it
 	for _, id := range nested {
 		ids = append(ids, d.group(id))
 	}
 	groups, err := btrfs.QgroupsOf(path, ids)
 	if err != nil {
-		return held, err
+		return inside, err
 	}
 	filesystem, err := btrfs.Filesystem(path)
 	if err != nil {
-		return held, err
+		return inside, err
 	}
 	reserved, err := btrfs.ReservedOf(path, ids)
 	if err != nil {
-		return held, err
+		return inside, err
 	}
 	used, all := map[btrfs.QgroupID]int64{}, int64(0)
 	for i, id := range ids {
 		used[id] = clamp(groups[id].Referenced + reserved[id])
 		if i > 0 {
-			used[id] = max(used[id], int64(filesystem.NodeSize)) // which a new one is not counted for yet
-			held.Used += used[id]
-			held.Exclusive += clamp(groups[id].Exclusive)
+			used[id] = max(used[id], int64(filesystem.NodeSize)) // a new subvolume is not counted yet
+			inside.Used += used[id]
+			inside.Exclusive += clamp(groups[id].Exclusive)
 		}
 		all += used[id]
 	}
 	for _, id := range ids {
 		group, there := groups[id]
-		limit := uint64(max(1, size-(all-used[id]))) // 0 reads as none
+		limit := uint64(max(1, size-(all-used[id]))) // 0 would mean no limit
 		if !there || group.MaxReferenced == limit {
 			continue
 		}
 		if err := btrfs.LimitQgroup(path, id, limit); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return held, err
+			return inside, err
 		}
 	}
-	return held, nil
+	return inside, nil
 }
 
-// gather has what is nested count towards the group of its volume, and towards no other.
+// gather makes the nested subvolumes members of the group of their volume, and of no other.
 func (d *disk) gather(path string, volume uint64, nested []uint64) error {
 	members := make([]btrfs.QgroupID, 0, len(nested))
 	for _, id := range nested {
@@ -262,7 +261,7 @@ func (d *disk) Limits() (limits map[uint64]int64, err error) {
 	limits = map[uint64]int64{}
 	err = d.inRoot(func(path string) error {
 		return btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
-			// Those of level 0 come first: what has no group of level 1 has no limit.
+			// Level 0 comes first. A subvolume without its limit's group has no limit.
 			if id := q.ID.Subvolume(); q.ID == d.group(id) {
 				limits[id] = d.limitOf(q)
 			} else if q.ID.Level() == 0 {
@@ -301,14 +300,14 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 		if err := d.closeGroup(path, subvolume); err != nil {
 			return err
 		}
-		// Before the tree is dropped its numbers are still needed.
+		// The kernel needs the group until it has dropped the tree.
 		if there, err := btrfs.TreeExists(path, subvolume); there || err != nil {
 			return errors.Join(err, unix.EBUSY)
 		}
 		own := btrfs.NewQgroupID(0, subvolume)
-		// Simple quota would say so, but begin a transaction for it, and so no disk would ever
-		// sleep. Full quota, whose numbers follow with the commit after the tree was dropped,
-		// would remove the group and be inconsistent.
+		// Simple quota would return EBUSY for this, but begin a transaction for it each time, and
+		// no disk would ever sleep. Full quota, whose counters follow with the commit after the
+		// drop, would remove the group and become inconsistent.
 		if group, err := btrfs.QgroupOf(path, own); err == nil && group.Referenced > 0 {
 			return fmt.Errorf("group %s: %w", own, unix.EBUSY)
 		}
@@ -319,7 +318,7 @@ func (d *disk) ForgetQuota(subvolume uint64) error {
 	})
 }
 
-// closeGroup gives the group 1/<id> of a destroyed subvolume the least limit.
+// closeGroup sets the limit of the group 1/<id> of a destroyed subvolume to 1 byte.
 func (d *disk) closeGroup(path string, subvolume uint64) error {
 	group, whose, err := d.groupOf(path, subvolume)
 	if err != nil || whose != ours || group.MaxReferenced == 1 {
@@ -339,29 +338,29 @@ func (d *disk) removeGroup(path string, subvolume uint64) error {
 	return btrfs.RemoveQgroup(path, group.ID)
 }
 
-func (d *disk) PinnedQuota() (held []uint64, err error) {
+func (d *disk) PinnedQuota() (pinned []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
 	}
 	err = d.inRoot(func(path string) error {
-		if held, err = btrfs.DyingIDs(path); err != nil || d.mode == btrfs.QuotaFull {
+		if pinned, err = btrfs.DyingIDs(path); err != nil || d.mode == btrfs.QuotaFull {
 			return err
 		}
 		gone, err := d.quotaGroups(path)
 		err = errors.Join(err, btrfs.WalkTreeIDs(path, func(id uint64) error { delete(gone, id); return nil }))
 		for id, g := range gone {
 			if g.charged && (g.own || g.marked) {
-				held = append(held, id)
+				pinned = append(pinned, id)
 			}
 		}
 		return err
 	})
-	return held, err
+	return pinned, err
 }
 
-// StaleQuota takes every group of level 0 of a subvolume that is gone, and whose tree the
-// kernel has dropped, for stale: they are of no use to anyone, whoever made the
-// subvolume. So is a group 1/<id> without members that was made here.
+// StaleQuota returns every subvolume that is gone, and whose tree the kernel has dropped, but not
+// its group of level 0, whoever made the subvolume. It also returns those with a group 1/<id>
+// that the driver made and that has no members.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
@@ -390,12 +389,12 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 	return stale, err
 }
 
-// quotaGroups are those of a subvolume: there is 0/<id>; there is 1/<id>, and it was made
-// here; under simple quota one of them is charged for what is there still, which a snapshot may
-// hold when the subvolume is gone, and the kernel keeps it until then.
+// quotaGroups are the groups of a subvolume. own: 0/<id> exists. marked: 1/<id> exists, and the
+// driver made it. charged: simple quota charges one of them for data. A snapshot may contain that
+// data after the subvolume is gone, and the kernel keeps the group until then.
 type quotaGroups struct{ own, marked, charged bool }
 
-// quotaGroups returns those of every subvolume, by its ID.
+// quotaGroups returns the groups of every subvolume, by its ID.
 func (d *disk) quotaGroups(path string) (map[uint64]quotaGroups, error) {
 	all := map[uint64]quotaGroups{}
 	err := btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
@@ -414,10 +413,10 @@ func (d *disk) quotaGroups(path string) (map[uint64]quotaGroups, error) {
 	return all, err
 }
 
-// firstSubvolume is the least ID of a subvolume (BTRFS_FIRST_FREE_OBJECTID).
+// firstSubvolume is the smallest ID of a subvolume (BTRFS_FIRST_FREE_OBJECTID).
 const firstSubvolume = 256
 
-// limitOf is 0 for no limit, also for that of a group that was not made here.
+// limitOf returns the limit of a group, in bytes; 0 for none, or if the driver did not make it.
 func (d *disk) limitOf(q btrfs.Qgroup) int64 {
 	if q.MaxReferenced == btrfs.NoLimit || d.mode == btrfs.QuotaSimple && q.Mark != mark {
 		return 0
@@ -425,5 +424,5 @@ func (d *disk) limitOf(q btrfs.Qgroup) int64 {
 	return clamp(q.MaxReferenced)
 }
 
-// clamp keeps a counter of the kernel's within int64.
+// clamp converts a counter of the kernel, at most to math.MaxInt64.
 func clamp(bytes uint64) int64 { return int64(min(bytes, math.MaxInt64)) }

@@ -16,18 +16,18 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// freshOutside is how long a look outside is believed. Whoever asks for a thousand lost
-// volumes, one by one, does not read the root tree for each.
+// freshOutside is how long RecentOutside reuses a result. Requests for a thousand lost volumes,
+// one by one, then do not read the root tree for each.
 const freshOutside = time.Second
 
-// outsideLook is what the last look outside of a pool has found.
+// outsideLook is the last result of Outside.
 type outsideLook struct {
-	mu    sync.Mutex // protects what follows, and is held during the look
+	mu    sync.Mutex // protects what follows; held during Outside
 	at    time.Time
 	found []OutsideSubvolume
 }
 
-// RecentOutside is Outside, or what that returned a moment ago.
+// RecentOutside is Outside, or its result of less than a second ago.
 func (p *Pool) RecentOutside() ([]OutsideSubvolume, error) {
 	p.outside.mu.Lock()
 	defer p.outside.mu.Unlock()
@@ -37,14 +37,14 @@ func (p *Pool) RecentOutside() ([]OutsideSubvolume, error) {
 	return p.lookOutside()
 }
 
-// Outside notes what it returns for RecentOutside.
+// Outside is Filesystem.Outside, and keeps the result for RecentOutside.
 func (p *Pool) Outside() ([]OutsideSubvolume, error) {
 	p.outside.mu.Lock()
 	defer p.outside.mu.Unlock()
 	return p.lookOutside()
 }
 
-// lookOutside asks the filesystem. The caller holds outside.mu.
+// lookOutside reads the filesystem. The caller holds outside.mu.
 func (p *Pool) lookOutside() ([]OutsideSubvolume, error) {
 	found, err := p.Filesystem.Outside()
 	if err == nil {
@@ -53,8 +53,8 @@ func (p *Pool) lookOutside() ([]OutsideSubvolume, error) {
 	return found, err
 }
 
-// WayBack says where a subvolume is, and how to bring it back. One that is read-only
-// cannot be moved; it is copied.
+// WayBack returns where a subvolume is, and how to bring it back. A read-only subvolume cannot be
+// moved, so a snapshot of it is made.
 func (o OutsideSubvolume) WayBack() string {
 	from, to := shellQuote(o.Path), shellQuote(o.Home)
 	how := fmt.Sprintf("mv -T %s %s", from, to)
@@ -64,7 +64,7 @@ func (o OutsideSubvolume) WayBack() string {
 	return fmt.Sprintf("its subvolume is in another snapshot of the filesystem, which was rolled back; to bring it back mount the filesystem with subvolid=5 and run there: %s", how)
 }
 
-// shellQuote returns a path as one word of a shell's.
+// shellQuote returns a path as one word of a shell command.
 func shellQuote(path string) string {
 	if !strings.ContainsFunc(path, func(r rune) bool { return !strings.ContainsRune(plainInShell, r) }) {
 		return path
@@ -99,7 +99,7 @@ func (d *disk) Outside() (found []OutsideSubvolume, err error) {
 				continue // in no slot of this pool, or gone
 			}
 			if err != nil {
-				unread = fmt.Errorf("subvolume %d: %w", entry.ID, err) // one of them says enough
+				unread = fmt.Errorf("subvolume %d: %w", entry.ID, err) // one error is enough
 				continue
 			}
 			is.Home = path.Join(home, is.Slot.String(), subvolumeName)
@@ -110,8 +110,8 @@ func (d *disk) Outside() (found []OutsideSubvolume, err error) {
 	return found, err
 }
 
-// outsideAt returns what a subvolume outside of the pool is to it; fs.ErrNotExist for
-// nothing. The record is asked for first: a pod can make all the rest.
+// outsideAt returns a subvolume outside of the pool with its slot; fs.ErrNotExist if it is none
+// of the pool's. It reads the record first, because a pod can make everything else.
 func (d *disk) outsideAt(root string, entry btrfs.Entry, areas areasOutside) (is OutsideSubvolume, err error) {
 	if is.Record, err = recordAt(root, entry); err != nil {
 		return is, err
@@ -129,7 +129,8 @@ func (d *disk) outsideAt(root string, entry btrfs.Entry, areas areasOutside) (is
 	return is, err
 }
 
-// recordAt returns the record of the directory that contains a subvolume, wherever it lies.
+// recordAt returns the record of the directory that contains a subvolume, anywhere on the
+// filesystem.
 func recordAt(root string, entry btrfs.Entry) ([]byte, error) {
 	dir, err := btrfs.OpenDirectory(root, entry.Parent, entry.Directory)
 	if err != nil {
@@ -144,13 +145,13 @@ func recordAt(root string, entry btrfs.Entry) ([]byte, error) {
 	return record[:max(n, 0)], err
 }
 
-// directory is one of any subvolume.
+// directory is a directory in any subvolume.
 type directory struct{ subvolume, inode uint64 }
 
-// areasOutside says which directories outside of a pool are areas of it; "" for others.
+// areasOutside caches which directories outside of the pool are areas of it; "" for others.
 type areasOutside map[directory]Area
 
-// of returns which area a directory is; fs.ErrNotExist for none.
+// of returns the area that a directory is; fs.ErrNotExist for none, and for AreaRemoving.
 func (known areasOutside) of(d *disk, root string, at directory) (Area, error) {
 	area, ok := known[at]
 	if !ok {

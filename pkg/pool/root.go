@@ -14,22 +14,21 @@ import (
 // root is the pool's directory, open while operations use it.
 type root struct {
 	fd     int
-	path   string // to it, that no unmount can redirect
+	path   string // leads to fd, so no unmount can redirect it
 	users  int
 	opened time.Time
 }
 
-// freshRoot is how long operations join others in the use of one descriptor. In a
-// pool where they never cease, a detached mount is noticed too.
+// freshRoot is how long new operations share a descriptor. Because it is limited, a pool that is
+// always busy notices a detached mount too.
 const freshRoot = time.Second
 
-// enter opens the pool's directory, or joins others in its use. leave is to be
-// called with it.
+// enter opens the pool's directory, or shares the one that is open. The caller must call leave.
 func (d *disk) enter() (*root, error) {
 	if r := d.join(); r != nil {
 		return r, nil
 	}
-	fd, err := d.open() // without the lock, which who leaves takes: it may wait for the disk
+	fd, err := d.open() // without d.mu, which leave needs: open may wait for the disk
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +39,7 @@ func (d *disk) enter() (*root, error) {
 	return r, nil
 }
 
-// join returns the directory that others have just opened, nil for none.
+// join returns the directory if another operation has just opened it, else nil.
 func (d *disk) join() *root {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -51,7 +50,7 @@ func (d *disk) join() *root {
 	return d.root
 }
 
-// fdPath leads to an open directory.
+// fdPath returns a path to an open directory.
 func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 func (d *disk) leave(r *root) {
@@ -66,14 +65,14 @@ func (d *disk) leave(r *root) {
 	}
 }
 
-// place distinguishes a directory from any other that is put or mounted in its stead.
-// The device number does not: the kernel gives that of a filesystem that is
-// unmounted to the next one. It distinguishes the subvolumes of one filesystem.
+// place identifies a directory, so that another one moved or mounted to its path is noticed. The
+// device number distinguishes the subvolumes of one filesystem. It does not distinguish
+// filesystems: after an unmount the kernel gives it to the next one.
 type place struct {
 	device uint64    // st_dev
 	inode  uint64    // st_ino
-	mount  uint64    // of this boot's mounts the one; 0 before Linux 6.8
-	fsid   unix.Fsid // of the filesystem, where mount is 0: one that its copy has too
+	mount  uint64    // unique ID of the mount since boot; 0 before Linux 6.8
+	fsid   unix.Fsid // of the filesystem, if mount is 0; a copy has the same
 }
 
 func placeOf(fd int) (p place, err error) {
@@ -85,7 +84,7 @@ func placeOf(fd int) (p place, err error) {
 	return oldPlaceOf(fd)
 }
 
-// oldPlaceOf is placeOf for kernels that do not number mounts for good.
+// oldPlaceOf is placeOf for kernels without unique mount IDs.
 func oldPlaceOf(fd int) (p place, err error) {
 	var st unix.Stat_t
 	var stfs unix.Statfs_t
@@ -100,13 +99,13 @@ func (d *disk) open() (int, error) {
 		err = d.displaced()
 	}
 	if err != nil {
-		// Not wrapped: a pool's directory that is absent is no volume that is absent.
+		// Not wrapped: if the pool's directory does not exist, its volumes are not absent.
 		return -1, fmt.Errorf("%w: %s", ErrAway, err.Error())
 	}
 	return fd, nil
 }
 
-// displaced says what is at the pool's path instead of the pool.
+// displaced returns why the pool is not at its path any more.
 func (d *disk) displaced() error {
 	mounted, err := mount.IsPoint(d.path)
 	switch {
@@ -120,7 +119,7 @@ func (d *disk) displaced() error {
 	return fmt.Errorf("%s: another directory is there", d.path)
 }
 
-// openAny opens whatever is at the pool's path.
+// openAny opens any directory at the pool's path.
 func (d *disk) openAny() (fd int, is place, err error) {
 	fd, err = unix.Open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -133,8 +132,8 @@ func (d *disk) openAny() (fd int, is place, err error) {
 	return fd, is, nil
 }
 
-// Pin opens the pool's directory once for all that is done until release. What
-// fails here fails again there.
+// Pin keeps the pool's directory open until release. It ignores errors, which the next call
+// returns again.
 func (d *disk) Pin() (release func()) {
 	r, err := d.enter()
 	if err != nil {
@@ -153,9 +152,8 @@ func (d *disk) within(fn func(root string) error) error {
 	return named(fn(r.path), r.path+"/", d.path+"/")
 }
 
-// namedError is an error about what was reached by a descriptor, with the path that
-// people know. The number of the descriptor differs each time, and with it a trouble that
-// is the same.
+// namedError is an error whose text has the pool's path instead of the path of a descriptor. The
+// number of the descriptor differs each time, so that the same error would look new.
 type namedError struct {
 	err  error
 	text string
@@ -164,7 +162,7 @@ type namedError struct {
 func (n *namedError) Error() string { return n.text }
 func (n *namedError) Unwrap() error { return n.err }
 
-// named has an error name the path to in place of from.
+// named replaces the path from in an error by to.
 func named(err error, from, to string) error {
 	if err == nil || !strings.Contains(err.Error(), from) {
 		return err

@@ -12,22 +12,23 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Patience is how long a pool may take to answer.
+// Patience is how long calls to a pool may take.
 type Patience struct {
 	Look time.Duration // a look-up
 	Walk time.Duration // a call that reads a whole tree, or the mount table of the node
-	// Step is for a call that changes something: it may wait for a commit, and that of a
-	// slow disk under load takes half a minute.
+	// Step is for a call that changes something. It may wait for a commit, which takes half a
+	// minute on a slow disk under load.
 	Step time.Duration
-	// Thaw is how long a filesystem that is not frozen may take to let a writer in, which
-	// needs neither the disk nor a commit.
+	// Thaw is how long a filesystem that is not frozen may take to let a writer in, which needs
+	// neither the disk nor a commit.
 	Thaw time.Duration
 }
 
-// DefaultPatience is for disks of all kinds.
+// DefaultPatience suits disks of all kinds.
 var DefaultPatience = Patience{Look: 5 * time.Second, Walk: time.Minute, Step: 2 * time.Minute, Thaw: time.Second}
 
-// WithLook returns a Patience with that for a look-up, and no less for anything else.
+// WithLook returns p with d for a look-up. The other durations are raised to d, Thaw to d/5, if
+// they are less.
 func (p Patience) WithLook(d time.Duration) Patience {
 	return Patience{Look: d, Walk: max(p.Walk, d), Step: max(p.Step, d), Thaw: max(p.Thaw, d/5)}
 }
@@ -35,44 +36,44 @@ func (p Patience) WithLook(d time.Duration) Patience {
 // mostAsking bounds the threads that wait in the kernel for look-ups in one pool.
 const mostAsking = 128
 
-// guard is the Filesystem of a pool whose disk may cease to answer: it gives no error, it
-// is silent, and whoever asks waits in the kernel where nothing ends the waiting.
+// guard is the Filesystem of a pool whose disk may become silent: calls then return neither a
+// result nor an error, but wait in the kernel, and nothing can end that.
 //
-// A look-up is made in a goroutine of its own. When it takes too long it is given up, with
-// ErrSilent, and left behind. From then on every look-up is refused at once, until all
-// that were left behind have returned: the disk answers again. So a silent pool costs who
-// asks all pools for something one wait at most, and no more than mostAsking threads.
+// A look-up runs in a goroutine of its own. If it takes too long, guard returns ErrSilent and
+// leaves the goroutine behind. From then on every look-up fails at once, until all goroutines
+// left behind have returned and the disk answers again. So a silent pool costs a request to all
+// pools one wait at most, and never more than mostAsking threads.
 //
-// A step, which changes something, is never given up: it would happen after its request
-// was answered and its ID unlocked. One that takes too long makes the pool silent, too.
+// A step, which changes something, is never given up: it would take effect after its request was
+// answered and its ID unlocked. A step that takes too long makes the pool silent too.
 type guard struct {
 	*answers
 	filesystem Filesystem
-	// patient has look-ups wait like steps do: for an operation under way, which is not
-	// to be cut off in the middle by a commit that is slow.
+	// patient makes look-ups wait like steps, so that a slow commit does not stop an operation in
+	// the middle.
 	patient bool
 }
 
 var _ Filesystem = (*guard)(nil)
 
-// answers is what is known of whether a disk answers.
+// answers records whether a disk answers.
 type answers struct {
 	pool     string
 	patience Patience
-	changed  func()        // called when silence has begun or ended; nil: nobody wants to know
-	asking   chan struct{} // has an element for each look-up in the kernel
+	changed  func()        // called when silence begins or ends; may be nil
+	asking   chan struct{} // one element for each look-up in the kernel
 
 	mu      sync.Mutex // protects what follows
-	overdue int        // calls given up that have not returned
+	overdue int        // calls that were given up and have not returned
 	silence error      // nil: the pool answers
 	silent  chan struct{}
-	thaw    *thaw // under way; nil: none
+	thaw    *thaw // the running one; nil: none
 }
 
-// what is asked of a pool.
+// what names a call to a pool.
 type what struct {
 	method string
-	at     Slot // zero for what concerns all of the pool
+	at     Slot // zero for calls about the whole pool
 }
 
 func (w what) String() string {
@@ -82,7 +83,7 @@ func (w what) String() string {
 	return w.method + " " + w.at.String()
 }
 
-// call is one that is under way. Its fields are protected by answers.mu.
+// call is a running call. answers.mu protects its fields.
 type call struct{ overdue, returned bool }
 
 func newGuard(pool string, filesystem Filesystem, patience Patience) *guard {
@@ -91,7 +92,7 @@ func newGuard(pool string, filesystem Filesystem, patience Patience) *guard {
 	}}
 }
 
-// failure is an error of the kernel's, with what it means for a request.
+// failure is an error of the kernel with its meaning for a request.
 type failure struct {
 	meaning, cause error
 	text           string
@@ -100,7 +101,7 @@ type failure struct {
 func (f *failure) Error() string   { return f.text }
 func (f *failure) Unwrap() []error { return []error{f.meaning, f.cause} }
 
-// Cause returns an error without what it means for a request.
+// Cause returns the error of the kernel in err, or err itself if there is none.
 func Cause(err error) error {
 	var f *failure
 	if errors.As(err, &f) {
@@ -109,7 +110,7 @@ func Cause(err error) error {
 	return err
 }
 
-// explain adds to an error of the kernel's what it means for a request.
+// explain adds the meaning for a request to an error of the kernel.
 func (g *guard) explain(err error) error {
 	var meaning error
 	switch {
@@ -139,15 +140,15 @@ func (g *guard) patiently() Filesystem {
 	return &guard{answers: g.answers, filesystem: g.filesystem, patient: true}
 }
 
-// state returns a channel that is closed when the pool becomes silent, and why the pool is
-// silent, nil if it is not.
+// state returns a channel that is closed when the pool becomes silent, and the ErrSilent of a
+// pool that is silent.
 func (a *answers) state() (<-chan struct{}, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.silent, a.silence
 }
 
-// giveUp marks a call as overdue, and the pool as silent; false where it has returned.
+// giveUp marks a call as overdue and the pool as silent; false if the call has returned.
 func (a *answers) giveUp(c *call, w what) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -164,7 +165,7 @@ func (a *answers) giveUp(c *call, w what) bool {
 	return true
 }
 
-// end marks a call as returned. With the last overdue one the silence is over.
+// end marks a call as returned. The silence ends with the last overdue call.
 func (a *answers) end(c *call) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -184,14 +185,14 @@ func (a *answers) notify() {
 	}
 }
 
-// SilentError is the ErrSilent of a pool in which a method is not waited for any more. Its
-// text stays the same for as long as the silence lasts.
+// SilentError returns the ErrSilent of a pool in which a call of method was given up. Its text
+// stays the same during one silence.
 func SilentError(pool, method string, since time.Time) error {
 	return fmt.Errorf("pool %q: %w since %s (%s): look at the disk and for it in the kernel's log; the pool is used again when it answers",
 		pool, ErrSilent, since.UTC().Format(time.RFC3339), method)
 }
 
-// ask makes one look-up, with limited patience.
+// ask runs a look-up, and gives it up after limit.
 func ask[T any](g *guard, w what, limit time.Duration, fn func() (T, error)) (T, error) {
 	if g.patient {
 		return step(g, w, fn)
@@ -200,7 +201,7 @@ func ask[T any](g *guard, w what, limit time.Duration, fn func() (T, error)) (T,
 	return value, g.explain(err)
 }
 
-// await is ask, with the answer as it is.
+// await is ask without explain, and for callers that are never patient.
 func await[T any](g *answers, w what, limit time.Duration, fn func() (T, error)) (T, error) {
 	var none T
 	silent, silence := g.state()
@@ -240,15 +241,15 @@ func await[T any](g *answers, w what, limit time.Duration, fn func() (T, error))
 	return none, g.refusal(w)
 }
 
-// refusal is the answer to a look-up that was given up.
+// refusal returns the error of a look-up that was given up.
 func (a *answers) refusal(w what) error {
 	if _, silence := a.state(); silence != nil {
 		return silence
 	}
-	return SilentError(a.pool, w.String(), time.Now()) // it has answered just now, or has too much to answer
+	return SilentError(a.pool, w.String(), time.Now()) // the pool has just answered, or has too many look-ups
 }
 
-// step makes one call that is never given up.
+// step runs a call that is never given up.
 func step[T any](g *guard, w what, fn func() (T, error)) (T, error) {
 	c := &call{}
 	overdue := time.AfterFunc(g.patience.Step, func() { g.giveUp(c, w) })
@@ -258,7 +259,7 @@ func step[T any](g *guard, w what, fn func() (T, error)) (T, error) {
 	return value, g.explain(err)
 }
 
-// look, walk and change are ask and step with the words for them.
+// look, walk and change run a call with the patience for its kind.
 func look[T any](g *guard, w what, fn func() (T, error)) (T, error) {
 	return ask(g, w, g.patience.Look, fn)
 }
@@ -272,15 +273,15 @@ func change(g *guard, w what, fn func() error) error {
 	return err
 }
 
-// thaw is a look at whether a filesystem lets writers in, which those who come while it is
-// under way share: no more than one waits in the kernel.
+// thaw is a running check of whether a filesystem lets writers in. Concurrent callers share it,
+// so that at most one thread waits in the kernel.
 type thaw struct {
 	began time.Time
-	done  chan struct{} // closed when err is known
+	done  chan struct{} // closed when err is set
 	err   error
 }
 
-// Thawed fails with ErrFrozen where the filesystem has not let a writer in for a while.
+// Thawed fails with ErrFrozen if the filesystem has let no writer in for patience.Thaw.
 func (g *guard) Thawed() error {
 	if _, silence := g.state(); silence != nil {
 		return silence
@@ -296,7 +297,7 @@ func (g *guard) Thawed() error {
 	}
 }
 
-// FrozenError is the ErrFrozen of a pool that lets no writer in.
+// FrozenError returns the ErrFrozen of a pool that lets no writer in.
 func FrozenError(pool string, since time.Time) error {
 	return fmt.Errorf("pool %q: %w since %s or before: thaw it (fsfreeze --unfreeze); no snapshot needs a freeze, each is of one instant",
 		pool, ErrFrozen, since.UTC().Format(time.RFC3339))
@@ -320,34 +321,34 @@ func (g *guard) thawing() *thaw {
 	return t
 }
 
-// What follows says of each method what it is: nothing that waits, a look, a walk, or a
-// step.
+// The methods below define what kind of call each one is: one that never waits, a look-up, a
+// walk, or a step.
 
 func (g *guard) PoolID() string         { return g.filesystem.PoolID() }
 func (g *guard) SlotPath(s Slot) string { return g.filesystem.SlotPath(s) }
 func (g *guard) MountOptions() []string { return g.filesystem.MountOptions() }
 
-// Pin releases at once what is held only after it was given up: else the pool could not
-// be unmounted any more.
+// Pin releases a pin at once that it gets only after the call was given up. Otherwise the pool
+// could not be unmounted any more.
 func (g *guard) Pin() (release func()) {
 	var mu sync.Mutex // protects what follows
-	var held func()   // nil: it is not held
-	over := false     // nobody wants it any more
+	var unpin func()  // nil: not pinned
+	over := false     // release was called
 	release = func() {
 		mu.Lock()
 		defer mu.Unlock()
-		if over = true; held != nil {
-			held()
-			held = nil
+		if over = true; unpin != nil {
+			unpin()
+			unpin = nil
 		}
 	}
 	_, err := look(g, what{method: "Pin"}, func() (struct{}, error) {
 		now := g.filesystem.Pin()
 		mu.Lock()
 		defer mu.Unlock()
-		if held = now; over {
-			held()
-			held = nil
+		if unpin = now; over {
+			unpin()
+			unpin = nil
 		}
 		return struct{}{}, nil
 	})

@@ -13,7 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 )
 
-// hang is how long what would end at once is waited for.
+// hang is the timeout for calls that should end at once.
 const hang = time.Minute
 
 func active(id string) pool.Slot { return pool.Slot{Area: "active", Name: id} }
@@ -34,7 +34,7 @@ func wantSilent(t *testing.T, err error) {
 	}
 }
 
-// returns fails the test for what does not return.
+// returns fails the test if fn does not return.
 func returns(t *testing.T, what string, fn func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -46,8 +46,8 @@ func returns(t *testing.T, what string, fn func()) {
 	}
 }
 
-// TestPatienceEnds: a look-up is given up after a time. A step is not, but it makes the pool
-// silent. When all have returned the pool answers.
+// TestPatienceEnds: a slow look-up is given up; a slow step is not, but makes the pool silent.
+// When all calls have returned, the pool answers.
 func TestPatienceEnds(t *testing.T) {
 	t.Parallel()
 	look := func(fs pool.Filesystem) error { return second(fs.Record(active("pvc"))) }
@@ -78,7 +78,7 @@ func TestPatienceEnds(t *testing.T) {
 	}
 }
 
-// TestSilenceIsBounded: no number of requests has more than so many threads wait.
+// TestSilenceIsBounded: many requests never have more than MostAsking threads wait.
 func TestSilenceIsBounded(t *testing.T) {
 	t.Parallel()
 	fs := pooltest.NewFilesystem(btrfs.QuotaFull)

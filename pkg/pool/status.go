@@ -8,7 +8,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// Problem names what is wrong with a pool, or with a place in it.
+// Problem is a kind of fault of a pool, or of a path in it.
 type Problem string
 
 const (
@@ -16,21 +16,21 @@ const (
 	Silent Problem = "Silent"
 	// Unusable is a directory that should be a pool and cannot be used.
 	Unusable Problem = "Unusable"
-	// QuotaInconsistent means that limits are void. Repair: rescan.
+	// QuotaInconsistent means that limits have no effect. Repair: rescan.
 	QuotaInconsistent Problem = "QuotaInconsistent"
-	// ReadOnly is a pool that cannot be written: somebody has mounted it so, or the
-	// kernel has stopped it after an error.
+	// ReadOnly is a pool that cannot be written: it was mounted read-only, or the kernel stopped
+	// it after an error.
 	ReadOnly Problem = "ReadOnly"
 	// DeviceMissing is a pool that lacks a device.
 	DeviceMissing Problem = "DeviceMissing"
-	// BackingFull is a pool in a sparse file whose own filesystem is nearly full. When it is
-	// full the kernel stops the pool.
+	// BackingFull is a pool in a sparse file whose filesystem is nearly full. When that is full,
+	// the kernel stops the pool.
 	BackingFull Problem = "BackingFull"
 	// DeviceErrors is a pool whose devices have had errors.
 	DeviceErrors Problem = "DeviceErrors"
 )
 
-// Status is what there is to say of a pool.
+// Status is the state of a pool.
 type Status struct {
 	Name    string            `json:"name"`
 	ID      string            `json:"id,omitempty"`
@@ -39,15 +39,13 @@ type Status struct {
 	Space   btrfs.Space       `json:"space,omitzero"`
 	Quota   btrfs.QuotaStatus `json:"quota,omitzero"`
 	Devices []btrfs.Device    `json:"devices,omitempty"`
-	// Rescans is how often, since the pool is in use, its quota was found inconsistent
-	// and was rescanned.
+	// Rescans is the number of quota rescans that the driver started since the pool is in use.
 	Rescans uint64 `json:"rescans,omitempty"`
-	// Nesting is the number of volumes in which pods have made subvolumes, as of the
-	// last look at them, a second or more ago.
+	// Nesting is the number of volumes in which pods have made subvolumes, as of the last look.
 	Nesting int `json:"nesting,omitempty"`
 }
 
-// ProblemOf returns the Problem of a pool that cannot be used for a reason.
+// ProblemOf returns Silent or Unusable, depending on why a pool cannot be used.
 func ProblemOf(reason error) Problem {
 	if errors.Is(reason, ErrSilent) {
 		return Silent
@@ -55,8 +53,8 @@ func ProblemOf(reason error) Problem {
 	return Unusable
 }
 
-// Reason names the problem where the reader does not know that it is one of a pool: in the
-// health of a volume or a node.
+// Reason returns the name of the problem for the health of a volume or a node. It begins with
+// Pool where the reader would not know that it is about a pool.
 func (p Problem) Reason() string {
 	switch p {
 	case Silent, Unusable, ReadOnly:
@@ -65,13 +63,13 @@ func (p Problem) Reason() string {
 	return string(p)
 }
 
-// Condition is something wrong with a pool as a whole.
+// Condition is a fault of a pool as a whole.
 type Condition struct {
 	Problem Problem
-	Message string // what was found, and what to do. It has no number that changes all the time
+	Message string // the fault and what to do, without numbers that keep changing
 }
 
-// Conditions returns what is wrong with a pool, the worst first, each Problem once.
+// Conditions returns the faults of a pool, the worst first, each Problem once.
 func (s Status) Conditions() []Condition {
 	if s.Silent { // nothing else is known
 		return []Condition{{Silent, s.Error}}
@@ -92,7 +90,7 @@ func (s Status) Conditions() []Condition {
 	return all
 }
 
-// State returns the worst Problem of the pool and what to do, or "Ready" and Note.
+// State returns the worst Problem of the pool and its message, or "Ready" and Note.
 func (s Status) State() (state, message string) {
 	if all := s.Conditions(); len(all) > 0 {
 		return string(all[0].Problem), all[0].Message
@@ -100,7 +98,7 @@ func (s Status) State() (state, message string) {
 	return "Ready", s.Note()
 }
 
-// DevicesMissing returns the number of devices that are not there.
+// DevicesMissing returns the number of missing devices.
 func (s Status) DevicesMissing() (n int) {
 	for _, d := range s.Devices {
 		if d.Missing {
@@ -118,7 +116,7 @@ func (s Status) DeviceErrors() (n uint64) {
 	return n
 }
 
-// Note returns what should be known of a pool that nothing is wrong with; empty for nothing.
+// Note returns what users should know of a pool without faults; empty for nothing.
 func (s Status) Note() string {
 	if b := s.Space.Backing; b != nil {
 		return fmt.Sprintf("the file %s has %d bytes, and its filesystem has not the room for all of them: free space there; the capacity of the pool is what is left there",
@@ -127,9 +125,8 @@ func (s Status) Note() string {
 	return ""
 }
 
-// whyReadOnly distinguishes a filesystem that the kernel has stopped from one that somebody
-// has mounted read-only. The kernel says why it did so in its log only; what is known beside
-// that is named.
+// whyReadOnly distinguishes a filesystem that the kernel stopped from one that was mounted
+// read-only. The kernel writes its reason to its log only, so whyReadOnly names possible causes.
 func (s Status) whyReadOnly(failing string) string {
 	if !s.Space.Stopped {
 		return "the filesystem is mounted read-only: remount it read-write"

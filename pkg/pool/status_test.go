@@ -8,8 +8,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// TestState: the worst problem of a pool is its state, and the words are the same wherever
-// they are shown.
+// TestState: the worst problem of a pool is its state, and Conditions has all of them in order.
 func TestState(t *testing.T) {
 	missing, failing := btrfs.Device{ID: 2, Missing: true}, btrfs.Device{ID: 1, Path: "/dev/a", WriteErrors: 2}
 	readOnly := btrfs.Space{Room: btrfs.Room{Size: 1 << 30, ReadOnly: true}}

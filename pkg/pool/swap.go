@@ -9,10 +9,10 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
-// SwapFiles reads /proc/swaps. A path there is as the process that has made the swap file
-// active saw it: one that leads elsewhere from here, or nowhere, is of no volume. Any
-// filesystem of the node may be on the way, one that does not answer too. So the mount table
-// says which path leads into the volume, and the volume whether the file is there.
+// SwapFiles reads /proc/swaps. A path there is that of the process that ran swapon; if it leads
+// elsewhere in the driver's mount namespace, or nowhere, the file is in no volume. The path may
+// cross any filesystem of the node, also a silent one. So SwapFiles uses the mount table to find
+// the paths into the volume, and then opens the files within the volume alone.
 func (d *disk) SwapFiles(s Slot) (files []string, err error) {
 	active, err := os.ReadFile("/proc/swaps")
 	if os.IsNotExist(err) {
@@ -33,8 +33,8 @@ func (d *disk) SwapFiles(s Slot) (files []string, err error) {
 	return files, err
 }
 
-// thoseIn returns the files that are in a subvolume, and not in one that is nested there. It
-// asks no other filesystem.
+// thoseIn returns the files in a subvolume, but not in a nested one. It accesses no other
+// filesystem.
 func thoseIn(subvolume string, files []string, within map[string]string) (found []string, err error) {
 	dir, err := unix.Open(subvolume, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -54,8 +54,8 @@ func thoseIn(subvolume string, files []string, within map[string]string) (found 
 	return found, err
 }
 
-// deviceOf returns the device number of a file below an open directory, to which the path
-// crosses no mount and no link.
+// deviceOf returns the device number of a file below an open directory. It fails if the path
+// crosses a mount or a link.
 func deviceOf(dir int, rel string) (uint64, error) {
 	fd, err := unix.Openat2(dir, rel, &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
@@ -83,8 +83,8 @@ func swapFiles(active string) (files []string) {
 
 func (d *disk) MountOptions() []string { return d.options }
 
-// readOptions is for when the disk has just answered. Whoever reads the mount options of a
-// disk that does not answer keeps the mount table of the node locked for as long.
+// readOptions must be called when the disk has just answered: reading the mount options of a
+// silent disk keeps the mount table of the node locked.
 func (d *disk) readOptions() error {
 	return d.inRoot(func(path string) error {
 		dir, err := os.Open(path)

@@ -7,16 +7,16 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Step is a call that changes something in a pool, or makes it durable.
+// Step is a call that changes a pool or makes it durable.
 type Step struct {
 	Pool   string
 	Method string    // of pool.Filesystem
-	Slot   pool.Slot // zero for what concerns a subvolume by its ID; where a Move goes to
+	Slot   pool.Slot // zero for calls by subvolume ID; the destination of a Move
 }
 
-// Around returns a host whose pools call around in place of each step. What do does is
-// the step itself: around may do something before it or behind it, wait, fail, or end the
-// process. Steps of several operations may come at the same time.
+// Around returns a host whose pools call around instead of each step. do runs the step itself.
+// around may act before or after it, wait, fail, or end the process. It may be called
+// concurrently.
 func Around(host pool.Host, around func(s Step, do func() error) error) pool.Host {
 	return &aroundHost{host, around}
 }
@@ -88,9 +88,9 @@ func (p *aroundPool) SetLimit(subvolume uint64, bytes int64) error {
 	return p.step("SetLimit", pool.Slot{}, func() error { return p.Filesystem.SetLimit(subvolume, bytes) })
 }
 
-func (p *aroundPool) Bound(volume uint64, size int64, nested []uint64) (held pool.Usage, err error) {
-	err = p.step("Bound", pool.Slot{}, func() error { held, err = p.Filesystem.Bound(volume, size, nested); return err })
-	return held, err
+func (p *aroundPool) Bound(volume uint64, size int64, nested []uint64) (inside pool.Usage, err error) {
+	err = p.step("Bound", pool.Slot{}, func() error { inside, err = p.Filesystem.Bound(volume, size, nested); return err })
+	return inside, err
 }
 
 func (p *aroundPool) LiftLimit(subvolume uint64) error {

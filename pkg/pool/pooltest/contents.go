@@ -14,7 +14,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// What pods and administrators do, past the engine. None of it is a step.
+// The methods below do what pods and administrators do without the engine. None of them is a
+// step.
 
 func (f *Filesystem) behind(at pool.Slot, do func(*state) error) error {
 	f.mu.Lock()
@@ -22,7 +23,7 @@ func (f *Filesystem) behind(at pool.Slot, do func(*state) error) error {
 	return wrap("behind the engine", at, do(f.current))
 }
 
-// Write makes data the content of a subvolume; EDQUOT beyond its limit.
+// Write replaces the content of a subvolume by data; EDQUOT beyond its limit.
 func (f *Filesystem) Write(at pool.Slot, data string) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
@@ -52,7 +53,7 @@ func (f *Filesystem) Read(at pool.Slot) (data string, err error) {
 	return data, err
 }
 
-// Nest makes a subvolume inside that of a slot.
+// Nest makes a subvolume inside the subvolume of a slot.
 func (f *Filesystem) Nest(at pool.Slot, name string) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
@@ -77,8 +78,8 @@ func (f *Filesystem) Vanish(at pool.Slot) error {
 	})
 }
 
-// RollBack leaves a slot as it is when a snapshot has taken the place of the subvolume
-// around the pool: its subvolume is outside of the pool, and a stub in its place.
+// RollBack does to a slot what a roll back of the filesystem does: its subvolume is outside of
+// the pool, and a stub takes the place.
 func (f *Filesystem) RollBack(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
 		if _, err := s.in(at); err != nil {
@@ -90,8 +91,7 @@ func (f *Filesystem) RollBack(at pool.Slot) error {
 	})
 }
 
-// PlantSlot makes a slot, if there is none, with a record, or without if that
-// is nil.
+// PlantSlot sets the record of a slot, nil for none. It makes the slot if it does not exist.
 func (f *Filesystem) PlantSlot(at pool.Slot, record []byte) error {
 	return f.behind(at, func(s *state) error {
 		if s.slots[at] == nil {
@@ -102,7 +102,7 @@ func (f *Filesystem) PlantSlot(at pool.Slot, record []byte) error {
 	})
 }
 
-// PlantSubvolume makes a subvolume that holds data in a slot.
+// PlantSubvolume makes a subvolume with data in a slot.
 func (f *Filesystem) PlantSubvolume(at pool.Slot, data string) error {
 	return f.behind(at, func(s *state) error {
 		to, err := s.room(at)
@@ -113,7 +113,7 @@ func (f *Filesystem) PlantSubvolume(at pool.Slot, data string) error {
 	})
 }
 
-// PlantFile puts what is no subvolume into a slot.
+// PlantFile puts a file into a slot.
 func (f *Filesystem) PlantFile(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
 		to, err := s.at(at)
@@ -127,14 +127,14 @@ func (f *Filesystem) PlantFile(at pool.Slot) error {
 	})
 }
 
-// PlantGroup makes the accounting of a subvolume that is gone.
+// PlantGroup makes the qgroup of a subvolume that does not exist.
 func (f *Filesystem) PlantGroup(subvolume uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.current.groups[subvolume], f.durable.groups[subvolume] = 0, 0
 }
 
-// RemoveFile removes what PlantFile has put there.
+// RemoveFile removes the file that PlantFile made.
 func (f *Filesystem) RemoveFile(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
 		from, err := s.at(at)
@@ -145,7 +145,7 @@ func (f *Filesystem) RemoveFile(at pool.Slot) error {
 	})
 }
 
-// SetWritable clears the read-only flag of a subvolume, or sets it.
+// SetWritable clears or sets the read-only flag of a subvolume.
 func (f *Filesystem) SetWritable(at pool.Slot, writable bool) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
@@ -164,8 +164,8 @@ func (f *Filesystem) SetReadOnly(readOnly bool) {
 	f.readOnly = readOnly
 }
 
-// SyncAreas is the fsync of all areas that a removal in place makes: it may log slots that
-// another operation is at.
+// SyncAreas syncs all areas, as a removal in place does. It may log slots that another operation
+// is working on.
 func (f *Filesystem) SyncAreas() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -174,15 +174,15 @@ func (f *Filesystem) SyncAreas() {
 	}
 }
 
-// SetInconsistent makes a full quota lose count.
+// SetInconsistent makes the quota inconsistent.
 func (f *Filesystem) SetInconsistent() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.inconsistent = true
 }
 
-// Dump tells all that is on the filesystem, a slot a line, but for what differs
-// between two runs of one request: IDs and times.
+// Dump returns the content of the filesystem, one slot per line, without IDs and times, which
+// differ between two runs of one request.
 func (f *Filesystem) Dump() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -202,7 +202,7 @@ func (s *state) describe(found *slot) string {
 	text := "no record"
 	if record, err := meta.DecodeRecord(found.record); err == nil {
 		text = fmt.Sprintf("%s %s %d %v %+v %v", record.Name, record.Kind, record.Size, record.Source, record.Parameters, record.Labels)
-		if found.subvolume == nil { // else a state that is behind is no fault
+		if found.subvolume == nil { // with a subvolume, an older state is no fault
 			text += " " + string(record.State)
 		}
 	} else if found.record != nil {

@@ -20,22 +20,22 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// ErrCrash is what every call answers after a crash, until Kill or PowerCut.
+// ErrCrash is the error of every call after a crash, until Kill or PowerCut.
 var ErrCrash = errors.New("crashed")
 
-// Filesystem is a pool in memory. Its exported fields are set before use.
+// Filesystem is a pool in memory. Set its exported fields before use.
 //
-// It keeps the trees of btrfs apart. A commit makes all of them durable. An fsync of a
+// It models the trees of btrfs separately. A commit makes all of them durable. An fsync of a
 // slot, an area or the root of a subvolume is a commit only in the transaction in which a
-// subvolume was made or destroyed there; in any other it writes a log, which has that one
-// inode and nothing of the other trees.
+// subvolume was made or destroyed there. In any other transaction it writes a log, which contains
+// that one inode and nothing of the other trees.
 type Filesystem struct {
 	ID   string
 	Mode btrfs.QuotaMode
-	// Size is the room of the pool in bytes.
+	// Size is the total space of the pool, in bytes.
 	Size int64
 
-	pinned atomic.Int64 // by how many it is held open
+	pinned atomic.Int64 // number of pins
 
 	mu               sync.Mutex // protects all below
 	current, durable *state
@@ -47,16 +47,16 @@ type Filesystem struct {
 	readOnly         bool
 	inconsistent     bool
 	trace            []string
-	silent           map[string]chan struct{} // by method; closed when it answers
-	waiting          map[string]int           // calls that are not answered, by method
+	silent           map[string]chan struct{} // by method; closed by Answer
+	waiting          map[string]int           // number of waiting calls, by method
 }
 
 var _ pool.Filesystem = (*Filesystem)(nil)
 
-// fault is what happens at a step.
+// fault is a failure of some steps.
 type fault struct {
 	step  int
-	until int // the last step it happens at
+	until int // the last step that fails
 	err   error
 	after bool // the step takes effect first
 	crash bool
@@ -66,27 +66,27 @@ type fault struct {
 type state struct {
 	slots   map[pool.Slot]*slot
 	outside []outside
-	groups  map[uint64]int64 // accounting by subvolume: the limit, 0 for none
-	dropped map[uint64]bool  // destroyed subvolumes that the kernel still drops
-	last    uint64           // subvolume ID
+	groups  map[uint64]int64 // limits by subvolume ID, 0 for none
+	dropped map[uint64]bool  // destroyed subvolumes whose tree the kernel has not dropped
+	last    uint64           // largest subvolume ID
 	inode   uint64           // of the last slot
 	transid uint64
 	now     time.Time
 }
 
-// outside is a slot that a roll back has moved out of the pool.
+// outside is a slot that a roll back moved out of the pool.
 type outside struct {
 	at pool.Slot
 	*slot
 }
 
-// slot is a directory, its xattr and what lies in it.
+// slot is a directory with its xattr and its contents.
 type slot struct {
 	inode     uint64
 	changed   uint64 // the transaction in which a subvolume was last made or destroyed in it
 	record    []byte // nil: none
 	subvolume *subvolume
-	file      bool // something that is no subvolume lies in it
+	file      bool // contains something that is no subvolume
 	stub      bool // the subvolume is outside of the pool
 }
 
@@ -116,7 +116,7 @@ func (s *state) clone() *state {
 	for at, old := range s.slots {
 		c.slots[at] = old.clone()
 	}
-	c.outside = slices.Clone(s.outside) // nothing changes them
+	c.outside = slices.Clone(s.outside) // the elements never change
 	return &c
 }
 
@@ -131,13 +131,13 @@ func (s *slot) clone() *slot {
 	return &c
 }
 
-// CrashAt makes the n-th step from now on the last one: it does not take effect,
-// or, with after, does so unanswered. Everything behind it fails with ErrCrash.
+// CrashAt makes the n-th step from now on the last one. The step fails with ErrCrash, after it
+// took effect if after is set, else without effect. Every later call fails with ErrCrash.
 func (f *Filesystem) CrashAt(n int, after bool) {
 	f.plan(fault{step: n, until: n, err: ErrCrash, after: after, crash: true})
 }
 
-// FailAt makes the steps n to m from now on fail with err and without effect.
+// FailAt makes the steps n to m from now on fail with err, without effect.
 func (f *Filesystem) FailAt(n, m int, err error) { f.plan(fault{step: n, until: m, err: err}) }
 
 func (f *Filesystem) plan(p fault) {
@@ -151,8 +151,7 @@ func (f *Filesystem) plan(p fault) {
 	f.faults = append(f.faults, p)
 }
 
-// Fail makes every call of a method fail with err and without effect; nil ends
-// it.
+// Fail makes every call of a method fail with err, without effect; nil ends that.
 func (f *Filesystem) Fail(method string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -163,10 +162,10 @@ func (f *Filesystem) Fail(method string, err error) {
 	f.failing[method] = err
 }
 
-// AllMethods has Silence mean all methods.
+// AllMethods stands for all methods in Silence and Waiting.
 const AllMethods = "*"
 
-// Silence makes every call of a method wait, without effect, until Answer.
+// Silence makes every call of a method wait until Answer before it takes effect.
 func (f *Filesystem) Silence(method string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -176,7 +175,7 @@ func (f *Filesystem) Silence(method string) {
 	f.silent[method] = make(chan struct{})
 }
 
-// Answer ends all silence: what waits goes on.
+// Answer ends all silence. Waiting calls continue.
 func (f *Filesystem) Answer() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -186,7 +185,7 @@ func (f *Filesystem) Answer() {
 	clear(f.silent)
 }
 
-// Waiting returns how many calls of a method wait.
+// Waiting returns the number of waiting calls of a method.
 func (f *Filesystem) Waiting(method string) int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -200,7 +199,7 @@ func (f *Filesystem) Waiting(method string) int {
 	return all
 }
 
-// answering returns when a method answers. The caller does not hold mu.
+// answering waits while a method is silent. The caller does not hold mu.
 func (f *Filesystem) answering(method string) {
 	f.mu.Lock()
 	end := f.silent[method]
@@ -217,7 +216,7 @@ func (f *Filesystem) answering(method string) {
 	f.mu.Unlock()
 }
 
-// Thawed waits where it is silenced.
+// Thawed waits while it is silenced.
 func (f *Filesystem) Thawed() error {
 	f.answering("Thawed")
 	return nil
@@ -238,15 +237,14 @@ func (f *Filesystem) Trace() []string {
 	return slices.Clone(f.trace)
 }
 
-// Kill is the death of the process: the filesystem goes on as it is.
+// Kill ends the process: the filesystem keeps its current state.
 func (f *Filesystem) Kill() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.restart(f.current)
 }
 
-// PowerCut goes back to what was durable. The kernel has nothing to drop then
-// that it had not before.
+// PowerCut goes back to the durable state, also of the trees that the kernel has to drop.
 func (f *Filesystem) PowerCut() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -271,8 +269,7 @@ func (f *Filesystem) commit() {
 	f.durable = f.current.clone()
 }
 
-// Clean does what the kernel's cleaner does: the trees of destroyed subvolumes
-// are dropped.
+// Clean drops the trees of destroyed subvolumes, as the kernel's cleaner does.
 func (f *Filesystem) Clean() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -280,7 +277,7 @@ func (f *Filesystem) Clean() {
 	f.commit()
 }
 
-// Census has no IDs of what is nested to tell.
+// Census returns no nested subvolumes, which have no IDs here.
 func (f *Filesystem) Census() (census pool.Census, err error) {
 	err = f.look("Census", pool.Slot{}, func(s *state) error {
 		census = pool.Census{Slots: map[pool.Slot]uint64{}, Last: s.last}
@@ -303,7 +300,7 @@ func (f *Filesystem) Bound(id uint64, size int64, _ []uint64) (pool.Usage, error
 	return pool.Usage{}, f.SetLimit(id, size)
 }
 
-// step runs one that changes something.
+// step runs a call that changes something.
 func (f *Filesystem) step(method string, at pool.Slot, do func(*state) error) error {
 	f.answering(method)
 	f.mu.Lock()
@@ -323,13 +320,13 @@ func (f *Filesystem) step(method string, at pool.Slot, do func(*state) error) er
 		}
 		return wrap(method, at, p.err)
 	}
-	if f.readOnly && method != "Sync" { // for which there is nothing to do
+	if f.readOnly && method != "Sync" { // Sync has nothing to do
 		return wrap(method, at, unix.EROFS)
 	}
 	return wrap(method, at, do(f.current))
 }
 
-// look runs one that changes nothing.
+// look runs a call that changes nothing.
 func (f *Filesystem) look(method string, at pool.Slot, do func(*state) error) error {
 	f.answering(method)
 	f.mu.Lock()
@@ -377,7 +374,7 @@ func (s *state) in(at pool.Slot) (*subvolume, error) {
 	return found.subvolume, nil
 }
 
-// room returns the slot that a subvolume can be made in.
+// room returns a slot in which a subvolume can be made.
 func (s *state) room(at pool.Slot) (*slot, error) {
 	found, err := s.at(at)
 	if err == nil && (found.subvolume != nil || found.file || found.stub) {
@@ -386,7 +383,7 @@ func (s *state) room(at pool.Slot) (*slot, error) {
 	return found, err
 }
 
-// live reports whether a subvolume has an entry.
+// live reports whether a subvolume exists, in the pool or outside.
 func (s *state) live(id uint64) bool {
 	is := func(found *slot) bool { return found.subvolume != nil && found.subvolume.ID == id }
 	for _, found := range s.slots {
@@ -422,7 +419,7 @@ func (f *Filesystem) Pin() (release func()) {
 	return func() { f.pinned.Add(-1) }
 }
 
-// Held is how many hold the pool open.
+// Held returns the number of pins.
 func (f *Filesystem) Held() int64 { return f.pinned.Load() }
 
 func (f *Filesystem) Room() (room btrfs.Room, err error) {
@@ -573,7 +570,7 @@ func (f *Filesystem) Sync(at pool.Slot) error {
 	})
 }
 
-// syncArea makes durable which slots are in an area.
+// syncArea makes the list of slots in an area durable.
 func (f *Filesystem) syncArea(area pool.Area) {
 	for at, found := range f.current.slots {
 		if at.Area == area && found.changed == f.current.transid {
@@ -593,8 +590,7 @@ func (f *Filesystem) syncArea(area pool.Area) {
 	}
 }
 
-// log makes a slot durable, with its record and under its name: not its subvolume, nor
-// what was set on that.
+// log makes a slot durable with its name and record, but without its subvolume or properties.
 func (f *Filesystem) log(at pool.Slot, found *slot) {
 	logged := found.clone()
 	logged.subvolume = nil
@@ -629,7 +625,7 @@ func (f *Filesystem) Snapshot(from, to pool.Slot, readOnly bool) error {
 		}
 		s.add(target, subvolume{
 			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
-			data:          source.data, properties: source.properties, // what is nested is left out
+			data:          source.data, properties: source.properties, // nested subvolumes are left out
 		})
 		f.commit()
 		return nil
@@ -767,7 +763,7 @@ func (f *Filesystem) ForgetQuota(id uint64) error {
 	})
 }
 
-// quota is step, and nothing where there is none.
+// quota is step, without effect in a pool without quota.
 func (f *Filesystem) quota(method string, do func(*state) error) error {
 	return f.step(method, pool.Slot{}, func(s *state) error {
 		if f.Mode == btrfs.QuotaNone {
@@ -807,12 +803,12 @@ func (f *Filesystem) Usage(id uint64) (usage pool.Usage, err error) {
 	return usage, err
 }
 
-func (f *Filesystem) PinnedQuota() (held []uint64, err error) {
+func (f *Filesystem) PinnedQuota() (pinned []uint64, err error) {
 	err = f.look("PinnedQuota", pool.Slot{}, func(s *state) error {
-		held = slices.Collect(maps.Keys(s.dropped))
+		pinned = slices.Collect(maps.Keys(s.dropped))
 		return nil
 	})
-	return held, err
+	return pinned, err
 }
 
 func (f *Filesystem) StaleQuota() (stale []uint64, err error) {

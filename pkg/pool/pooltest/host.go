@@ -21,19 +21,19 @@ type Host struct {
 
 var _ pool.Host = (*Host)(nil)
 
-// NewHost returns a node with the pool DefaultPool.
+// NewHost returns a node with the pool pool.Default.
 func NewHost(mode btrfs.QuotaMode) *Host {
 	h := &Host{known: map[string]string{}, pools: map[string]*Filesystem{}, refused: map[string]error{}, changed: make(chan struct{}, 1)}
 	h.Add(pool.Default, NewFilesystem(mode))
 	return h
 }
 
-// Add makes f the pool of a name, in the place of any other.
+// Add makes f the pool of a name, in place of any other.
 func (h *Host) Add(name string, f *Filesystem) {
 	h.change(func() { h.pools[name] = f })
 }
 
-// Refuse makes a directory that should be a pool and is not; nil ends it.
+// Refuse adds a directory that is refused as a pool; a nil reason removes it.
 func (h *Host) Refuse(name string, reason error) {
 	h.change(func() {
 		if h.refused[name] = reason; reason == nil {
@@ -42,7 +42,7 @@ func (h *Host) Refuse(name string, reason error) {
 	})
 }
 
-// Pool returns the pool of a name, also one that is away; nil for none.
+// Pool returns the pool of a name, also if it is away; nil for none.
 func (h *Host) Pool(name string) *Filesystem {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -42,6 +42,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(commandVariable) == "1" {
 		becomeMortal()
 		becomeDisturbed()
+		becomeSilent()
 		main()
 		return
 	}

@@ -9,14 +9,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Condition is something about a volume that its users should know. Nothing is lost, and
-// the driver changes nothing: somebody has made it so.
+// Condition is a state of a volume that its users should know. No data is lost. Somebody caused
+// it on purpose, so the driver changes nothing.
 type Condition struct {
 	Reason  string
 	Message string
 }
 
-// Conditions returns those of a volume that its subvolume and its pool's mount show.
+// Conditions returns the conditions of a volume that its subvolume and the mount of its pool
+// show.
 func (e *Engine) Conditions(_ context.Context, volume string) ([]Condition, error) {
 	defer e.pin()()
 	l, err := e.find(meta.Volume(volume))
@@ -47,13 +48,13 @@ func (l *located) conditions() (all []Condition, err error) {
 	return all, nil
 }
 
-// madeReadOnly says what is to be done about a volume whose subvolume is read-only.
+// madeReadOnly returns what to do about a volume whose subvolume is read-only.
 func (l *located) madeReadOnly() string {
 	return fmt.Sprintf("its subvolume was made read-only, and pods cannot write: run btrfs property set %s ro false", l.fs.SlotPath(l.slot))
 }
 
-// overruled says why the files of a volume are compressed otherwise than its parameters
-// want, "" if they are not.
+// overruled returns why the mount options overrule the compression of a volume, "" if they do
+// not.
 func overruled(want meta.Parameters, mountOptions []string) string {
 	has := func(name string) bool {
 		return slices.ContainsFunc(mountOptions, func(option string) bool { return option == name || strings.HasPrefix(option, name+"=") })

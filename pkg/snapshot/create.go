@@ -18,15 +18,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Spec says what a new volume or snapshot shall be.
+// Spec describes a new volume or snapshot.
 type Spec struct {
-	// Name identifies it: the same name again is the same request again.
+	// Name identifies it. A second request with the same name is a repetition.
 	Name string
-	// Pool is where to make it; empty for the source's, or the default one.
+	// Pool is the pool to make it in; empty for the source's, or the default one.
 	Pool string
-	// Allowed has the IDs of the pools in which it may be; nil for any.
+	// Allowed are the IDs of the pools in which it may be made; nil for any.
 	Allowed []string
-	// Size is asked of volumes; a snapshot has its volume's.
+	// Size is the wanted size of a volume. Commit ignores it: a snapshot has its volume's size.
 	Size       Range
 	Parameters meta.Parameters
 	Labels     map[string]string
@@ -36,16 +36,15 @@ func (s Spec) allows(poolID string) bool {
 	return s.Allowed == nil || slices.Contains(s.Allowed, poolID)
 }
 
-// Prepare makes a read-write volume: empty, or a copy-on-write child of the
-// volume or snapshot source. When it returns, the volume is durable. A repeated
-// request returns the volume that is there; ErrExists if it differs from what
-// is asked for now.
+// Prepare makes a read-write volume: empty, or a snapshot of the volume or snapshot source. The
+// volume is durable when Prepare returns. A repeated request returns the existing volume;
+// ErrExists if that differs from the request.
 func (e *Engine) Prepare(ctx context.Context, spec Spec, source meta.Ref) (meta.Entry, error) {
 	return e.create(ctx, meta.Active, spec, source)
 }
 
-// View makes a read-only volume of a snapshot, or of a volume as it is at this
-// instant. Else it is like Prepare.
+// View makes a read-only volume of a snapshot, or of a volume as it is now. Otherwise it is like
+// Prepare.
 func (e *Engine) View(ctx context.Context, spec Spec, source meta.Ref) (meta.Entry, error) {
 	if source.IsZero() {
 		return meta.Entry{}, fmt.Errorf("read-only volume %q: %w: a snapshot or a volume has to be its source", spec.Name, ErrInvalid)
@@ -53,15 +52,14 @@ func (e *Engine) View(ctx context.Context, spec Spec, source meta.Ref) (meta.Ent
 	return e.create(ctx, meta.View, spec, source)
 }
 
-// Commit makes a read-only snapshot of a volume, which lives on. Else it is
-// like Prepare.
+// Commit makes a read-only snapshot of a volume, which lives on. Otherwise it is like Prepare.
 func (e *Engine) Commit(ctx context.Context, spec Spec, volume string) (meta.Entry, error) {
-	spec.Size = Range{} // that of the volume
+	spec.Size = Range{} // the volume's
 	return e.create(ctx, meta.Committed, spec, meta.Volume(volume))
 }
 
 func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source meta.Ref) (meta.Entry, error) {
-	if spec.Name == "" || !utf8.ValidString(spec.Name) { // a record could not be read again
+	if spec.Name == "" || !utf8.ValidString(spec.Name) { // else the record could not be decoded
 		return meta.Entry{}, fmt.Errorf("name %q: %w: it must be UTF-8 and not empty", spec.Name, ErrInvalid)
 	}
 	ref := meta.Ref{Class: kind.Class(), ID: meta.ID(spec.Name)}
@@ -81,13 +79,13 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		if err == nil {
 			return entry, e.answerAgain(ctx, l, entry, kind, spec, source)
 		}
-		if errors.Is(err, pool.ErrFrozen) { // an answer that is final would have it forgotten
+		if errors.Is(err, pool.ErrFrozen) { // after a final error the caller would forget the volume
 			return meta.Entry{}, unfinished(err)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return meta.Entry{}, err
 		}
-		there = presence{unknown: e.inPoolAway(ref)} // it was undone
+		there = presence{unknown: e.inPoolAway(ref)} // the earlier create was undone
 	}
 	p, from, err := e.destination(ref, there, spec, source)
 	if err != nil {
@@ -120,7 +118,8 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 	return entry, nil
 }
 
-// answerAgain has a request answered by what an earlier one of its name made.
+// answerAgain checks whether entry, which an earlier request of the same name made, answers a
+// repeated request.
 func (e *Engine) answerAgain(ctx context.Context, l *located, entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) error {
 	e.indexPut(ctx, entry)
 	if err := sameRequest(entry, kind, spec, source); err != nil {
@@ -129,8 +128,8 @@ func (e *Engine) answerAgain(ctx context.Context, l *located, entry meta.Entry, 
 	return l.ensureDurable(entry)
 }
 
-// sameRequest compares a request with what an earlier one of its name made, and
-// names every difference.
+// sameRequest returns ErrExists with every difference if a request differs from the earlier one
+// of its name.
 func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) error {
 	have := entry.Record
 	var differ []string
@@ -162,9 +161,9 @@ func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) e
 	return fmt.Errorf("%s: %w: it has %s", have.Ref(), ErrExists, strings.Join(differ, "; "))
 }
 
-// destination is origin for what is not there. A pool that did not answer stops what would be
-// made in it, or what the index knows there. Else nothing is made in another one, and on no
-// other node.
+// destination picks the pool for a new volume or snapshot, and finds its source. It fails with
+// there.unknown if it may already be in a pool that cannot be asked. It also prefers
+// there.unknown to other errors, after which the caller would try another pool or node.
 func (e *Engine) destination(ref meta.Ref, there presence, spec Spec, source meta.Ref) (*servedPool, *located, error) {
 	if there.unknown != nil && there.unasked == nil {
 		return nil, nil, there.unknown
@@ -183,7 +182,7 @@ func (e *Engine) destination(ref meta.Ref, there presence, spec Spec, source met
 	return p, from, nil
 }
 
-// origin returns the pool to make something in, and the source in it, if any.
+// origin returns the pool to make a volume or snapshot in, and its source there, if any.
 func (e *Engine) origin(spec Spec, source meta.Ref) (*servedPool, *located, error) {
 	if source.IsZero() {
 		p, err := e.pool(spec.Pool)
@@ -203,8 +202,8 @@ func (e *Engine) origin(spec Spec, source meta.Ref) (*servedPool, *located, erro
 	return from.pool, &from, nil
 }
 
-// size picks the size and sees to it that the pool has room for what it adds to
-// the source's. Promises may exceed the pool together, but none alone.
+// size picks the size, and checks that the pool has room for what it adds to the source's size.
+// All volumes together may be promised more than the pool has, but no single one.
 func (p *servedPool) size(want Range, from *located) (int64, error) {
 	var least int64
 	if from != nil {
@@ -217,7 +216,8 @@ func (p *servedPool) size(want Range, from *located) (int64, error) {
 	return size, p.CheckRoom(size - least)
 }
 
-// make runs the protocol: declare, act, one commit. See the table in doc.go.
+// make declares, acts and commits once; see the table in doc.go. After an error it undoes its
+// steps.
 func (l *located) make(from *located) (meta.Entry, error) {
 	if err := l.makeSlot(); err != nil {
 		return meta.Entry{}, err
@@ -235,7 +235,7 @@ func (l *located) make(from *located) (meta.Entry, error) {
 	return entry, nil
 }
 
-// makeSlot makes the slot, empty and without a record; so may a crash have left it.
+// makeSlot makes an empty slot without a record. It replaces one that a crash left.
 func (l *located) makeSlot() error {
 	err := l.fs.Mkdir(l.slot)
 	if !errors.Is(err, fs.ErrExist) {
@@ -258,15 +258,15 @@ func (l *located) populate(from *located) error {
 		return err
 	}
 	from.fs = l.fs
-	// Asked again: a pod may have made one in between, which would be missing
-	// from the snapshot without a word.
+	// Check again: a pod may have nested a subvolume since the first check, and the snapshot
+	// would lack it silently.
 	return from.refuseNested(l.record.Parameters)
 }
 
 // copyable fails for a source whose subvolume is gone, or that refuseNested refuses.
 func (from *located) copyable(parameters meta.Parameters) error {
 	err := from.refuseNested(parameters)
-	if err != nil || from.skipsNested(parameters) { // it has not been looked at, or not been found
+	if err != nil || from.skipsNested(parameters) { // refuseNested did not access the subvolume, or failed
 		if _, lost := from.entry(); lost != nil {
 			return lost
 		}
@@ -274,14 +274,14 @@ func (from *located) copyable(parameters meta.Parameters) error {
 	return err
 }
 
-// skipsNested reports whether the class of the source or that of what is made allows
-// to leave nested subvolumes out.
+// skipsNested reports whether the class of the source or of the copy allows nested subvolumes to
+// be left out.
 func (from *located) skipsNested(parameters meta.Parameters) bool {
 	return parameters.SkipNested || from.record.Parameters.SkipNested
 }
 
-// refuseNested returns ErrNested with the paths of the subvolumes inside from, unless
-// they may be left out.
+// refuseNested returns ErrNested with the paths of the subvolumes nested in from, unless they may
+// be left out.
 func (from *located) refuseNested(parameters meta.Parameters) error {
 	if from.skipsNested(parameters) {
 		return nil
@@ -289,7 +289,7 @@ func (from *located) refuseNested(parameters meta.Parameters) error {
 	return from.refuseNestedUpTo(math.MaxUint64)
 }
 
-// refuseNestedUpTo looks at those that were made up to a transaction.
+// refuseNestedUpTo checks only subvolumes that were made up to a transaction.
 func (from *located) refuseNestedUpTo(transid uint64) error {
 	nested, err := from.fs.NestedUpTo(from.slot, transid)
 	if err != nil || len(nested) == 0 {
@@ -299,16 +299,15 @@ func (from *located) refuseNestedUpTo(transid uint64) error {
 		from.record.Ref(), ErrNested, quoted(nested))
 }
 
-// complete does what is left once the subvolume is there, and marks the record ready.
-// Every step may be repeated. commit says that the subvolume may not be durable yet; the
-// ioctl has committed a snapshot.
+// complete runs the steps that follow the making of the subvolume, and marks the record ready.
+// Every step may be repeated. commit says that the subvolume may not be durable yet; the ioctl
+// has already committed a snapshot.
 //
-// The properties lie in the tree of the subvolume, the record in that of the pool, and an
-// fsync writes one of them to its log. Anyone's commit may fall between two steps. So the
-// properties are durable before the record says ready, and ready is durable before a
-// request with properties is answered: a power cut takes neither without the other, and
-// what it leaves as creating was never handed out, so that no pod has changed what is set
-// again.
+// The properties lie in the tree of the subvolume, the record in that of the pool. An fsync
+// writes only one of them to its log, and anyone may commit between two steps. So the properties
+// are durable before the record says ready, and ready is durable before a request with properties
+// is answered. After a power cut, a record that says ready has its properties. A volume in
+// creating was never returned to a caller, so no pod has changed the properties set again.
 func (l *located) complete(commit bool) (meta.Entry, error) {
 	info, err := l.fs.Info(l.slot)
 	if err != nil {
@@ -335,7 +334,7 @@ func (l *located) complete(commit bool) (meta.Entry, error) {
 	}
 	switch {
 	case configure:
-		err = l.fs.Sync(l.slot) // of the record alone: there is no commit to share
+		err = l.fs.Sync(l.slot) // writes the log of the record only; there is no commit to share
 	case commit:
 		err = l.sync()
 	}
@@ -351,8 +350,8 @@ func (l *located) hasProperties() bool {
 	return l.record.Kind == meta.Active && (p.NoDataCow || p.Compression != "")
 }
 
-// syncProperties makes the properties durable: by a commit that others share, where the
-// subvolume was made in this transaction, else by the log of its tree.
+// syncProperties makes the properties durable: by a shared commit if the subvolume was made in
+// this transaction, else by the log of its tree.
 func (l *located) syncProperties(commit bool) error {
 	sync := func() error { return l.fs.SyncRoot(l.slot) }
 	if commit {
@@ -361,19 +360,20 @@ func (l *located) syncProperties(commit bool) error {
 	return sync()
 }
 
-// markReady says in the record that all of it is there.
+// markReady sets the state of the record to ready.
 func (l *located) markReady() error {
 	before := l.record.State
 	l.record.State = meta.Ready
 	err := l.write()
 	if err != nil {
-		l.record.State = before // undo has no mark to take back, for which there may be no room either
+		l.record.State = before // undo need not write creating, for which there may be no room either
 	}
 	return err
 }
 
-// applyUnlimited sets the properties. Under full quota a copy has its source's limit
-// until it gets its own; at that none can be set, and nobody else has the copy yet.
+// applyUnlimited sets the properties. Under full quota a copy has its source's limit until it
+// gets its own, and at that limit no property can be set. It may be lifted, because nobody uses
+// the copy yet.
 func (l *located) applyUnlimited(subvolume uint64) error {
 	err := l.fs.Apply(l.slot, l.record.Parameters)
 	if !errors.Is(err, unix.EDQUOT) {
@@ -385,9 +385,9 @@ func (l *located) applyUnlimited(subvolume uint64) error {
 	return l.fs.Apply(l.slot, l.record.Parameters)
 }
 
-// ensureDurable makes sure of what is there before a repeated request is answered by it:
-// the first may have ended, with its process, just before its commit, or have
-// failed in the middle of being undone, when the limit had been lifted.
+// ensureDurable corrects the limit and syncs before a repeated request is answered. The process
+// of the first request may have died just before its commit, or its undo failed after it lifted
+// the limit.
 func (l *located) ensureDurable(entry meta.Entry) error {
 	have, limited := l.pool.limitOf(entry.SubvolumeID)
 	if limited && l.record.Kind == meta.Active && l.limitWrong(entry.SubvolumeID, have) {
@@ -401,7 +401,7 @@ func (l *located) ensureDurable(entry meta.Entry) error {
 	return nil
 }
 
-// write declares the record in the ledger.
+// write stores the record in the ledger.
 func (l *located) write() error {
 	data, err := l.record.Encode()
 	if err != nil {
@@ -410,8 +410,7 @@ func (l *located) write() error {
 	return l.fs.SetRecord(l.slot, data)
 }
 
-// resume goes on where a crash stopped the making of l: fs.ErrNotExist if it
-// has to start anew.
+// resume completes a create that a crash interrupted, or undoes it and returns fs.ErrNotExist.
 func (l *located) resume() (meta.Entry, error) {
 	info, err := l.fs.Info(l.slot)
 	if err == nil {
@@ -433,14 +432,13 @@ func (l *located) resume() (meta.Entry, error) {
 	return entry, unfinished(err)
 }
 
-// verifyComplete is what populate asks behind a snapshot, and a crash may have cut off:
-// ErrNested for a copy that lacks what was nested in its source. What was nested
-// in a later transaction it cannot lack. So nothing that was acknowledged is taken
-// for ErrNested: a power cut takes the mark of completeness of such a copy, but what
-// was nested up to its transaction had been looked for.
+// verifyComplete does the check of populate after a snapshot again, which a crash may have
+// prevented. It returns ErrNested for a copy that lacks subvolumes that were nested in its source
+// up to its own transaction. An acknowledged copy passed this check before, so it never fails
+// now, not even if a power cut undid its state ready.
 //
-// With its source gone nobody can know. Such a copy is kept as it is, neither
-// erased nor acknowledged. In snapshots nothing can be nested.
+// If the source is gone, nobody can know. Such a copy is kept, neither erased nor acknowledged. A
+// copy of a snapshot needs no check, because nothing can be nested in a snapshot.
 func (l *located) verifyComplete(copied btrfs.SubvolumeInfo) error {
 	source := l.record.Source
 	if source.Class != meta.Volumes || l.record.Parameters.SkipNested {
@@ -463,7 +461,7 @@ func (l *located) verifyComplete(copied btrfs.SubvolumeInfo) error {
 		"it is kept; copy what is wanted out of %s, and delete it", l.record.Ref(), source, l.fs.SlotPath(l.slot))
 }
 
-// nestedIn is refuseNested for a copy that there is.
+// nestedIn is refuseNested for a copy that exists.
 func (from *located) nestedIn(copied btrfs.SubvolumeInfo) error {
 	if from.record.Parameters.SkipNested {
 		return nil
@@ -471,8 +469,8 @@ func (from *located) nestedIn(copied btrfs.SubvolumeInfo) error {
 	return from.refuseNestedUpTo(copied.CreatedTransid)
 }
 
-// undo takes back what make did, durably, so that the cause can be returned as
-// final. Where that fails too the answer is ErrUnfinished.
+// undo removes what make did, durably, so that cause is final. If that fails it returns
+// ErrUnfinished.
 func (l *located) undo(cause error) error {
 	err := l.markCreating()
 	if err == nil {
@@ -484,8 +482,8 @@ func (l *located) undo(cause error) error {
 	return cause
 }
 
-// markCreating takes the mark of completeness back: a slot that is being undone must
-// not look as if its subvolume had been lost.
+// markCreating sets the state back to creating, so that a slot without its subvolume does not
+// look lost during an undo.
 func (l *located) markCreating() error {
 	if l.record.State == meta.Creating {
 		return nil
@@ -494,8 +492,8 @@ func (l *located) markCreating() error {
 	return l.write()
 }
 
-// erase removes the slot with its subvolume, durably; where there is none absent
-// is done instead. An absent slot is no error.
+// erase removes the slot with its subvolume, durably. If there is no subvolume it calls absent
+// instead. An absent slot is no error.
 func (l *located) erase(absent func() error) error {
 	if err := l.unobstructed(); err != nil {
 		return err
@@ -503,7 +501,7 @@ func (l *located) erase(absent func() error) error {
 	return l.take(absent)
 }
 
-// take is erase for a slot that is known to contain nothing else.
+// take is erase for a slot that contains nothing foreign.
 func (l *located) take(absent func() error) error {
 	info, err := l.fs.Info(l.slot)
 	switch {
@@ -522,7 +520,8 @@ func (l *located) take(absent func() error) error {
 }
 
 func (l *located) eraseSubvolume(id uint64) error {
-	// With metadata full it cannot be lifted. What nests no other goes all the same.
+	// With metadata full the limit cannot be lifted. A subvolume without nested ones can still be
+	// destroyed.
 	if err := l.fs.LiftLimit(id); err != nil && !errors.Is(err, unix.ENOSPC) {
 		return err
 	}

@@ -1,22 +1,22 @@
-// Package snapshot is the engine: it makes, changes and removes the volumes and
-// snapshots of one node so that a crash at any moment leaves each of them whole
-// or absent. It knows nothing of CSI.
+// Package snapshot is the engine. It makes, changes and removes the volumes and snapshots of one
+// node, so that a crash at any moment leaves each of them whole or absent. It knows nothing of
+// CSI.
 //
 // # Terms
 //
 //	active     a read-write volume (Prepare)
-//	committed  a snapshot of a volume, read-only (Commit)
-//	view       a read-only volume of a snapshot (View)
-//	index      a file over all ledgers (package index); a cache, and the memory of
-//	           pools that are away
+//	committed  a read-only snapshot of a volume (Commit); unlike in containerd, the volume lives on
+//	view       a read-only volume of a snapshot or volume (View)
+//	index      a file over all ledgers (package index): a cache, and the memory of pools
+//	           that are away
 //
-// Package pool has the terms of a pool and its layout: area, slot, ledger.
+// Package pool defines pool, area, slot, record and ledger.
 //
 // # What a crash leaves
 //
-// A record is written twice: as creating before the subvolume is made, as ready
-// when all of it is there. So a record without a subvolume shows by itself
-// whether there never was one or it is lost.
+// A record is written twice: as creating before the subvolume is made, as ready when the volume
+// is complete. So a record without a subvolume shows whether the subvolume was never made, or is
+// lost.
 //
 //	operation     steps                              durable by
 //	create        1 mkdir the slot                   7
@@ -38,20 +38,20 @@
 //	              4 fsync of the slot
 //	              5 rmdir
 //	remove, lost  1, 4, 5                            the fsync
-//	remove, full  2, 3, 4, 5, fsync of the areas     the fsyncs: without metadata for 1
+//	remove, full  2, 3, 4, 5, fsync of the areas     the fsyncs; metadata has no room for 1
 //	undo          record: creating, 2, 3, 4, 5       the fsync
 //
-// A volume is of a class that has properties: compression, or no copy on write.
+// "Of a class" means with properties: compression, or no copy on write.
 //
 //	found at the next start                   reconcile
 //	slot without record or subvolume          rmdir
 //	record creating, no subvolume             rmdir
-//	record creating, subvolume                goes on at step 4, and syncs; a copy that
-//	                                          lacks what its source nests is undone
+//	record creating, subvolume                continues at step 4, and syncs; undoes a copy that
+//	                                          lacks nested subvolumes of its source
 //	record ready, subvolume, another limit    sets the limit of the record
 //	record ready, no subvolume                reports it as lost, and where its data is
 //	                                          if the filesystem was rolled back; keeps it
-//	anything in removing with a record        goes on at step 2
+//	anything in removing with a record        continues at step 2
 //	subvolume without a record                reports it as foreign, keeps it
 //	anything beside a subvolume               reports it as foreign, keeps it, and does
 //	                                          not remove the slot
@@ -59,21 +59,20 @@
 //
 // # What a power cut leaves
 //
-// It goes back to the last commit, which takes in whole transactions, in order: one of the
-// states above. On top of that comes what an fsync wrote to a log since. Anybody may commit
-// between two steps: another operation, the kernel every 30 s, an administrator. An fsync is
-// a commit only in the transaction in which a subvolume was made or destroyed in what is
-// synced; in a later one it writes the log of that inode, and nothing of another tree. So
-// each pair of facts that lie in two trees has an order, or one of them follows from the
-// other:
+// A power cut goes back to the last commit. Commits contain whole transactions, in order, so the
+// result is one of the states above. The log then adds what an fsync has written since. Anyone
+// may commit between two steps: another operation, the kernel every 30 s, an administrator. An
+// fsync is a commit only in the transaction in which a subvolume was made or destroyed in the
+// synced directory. In a later transaction it writes the log of that inode, and nothing of
+// another tree. So two facts in two trees have a fixed order, or one follows from the other:
 //
-//	one fact, its tree            the other, its tree        what holds them together
+//	one fact, its tree            the other, its tree        what keeps them consistent
 //	record ready, the pool's      subvolume, roots           the fsync is a commit in the transaction that
-//	                                                         made it, and needs to be none later
+//	                                                         made it, and need not be one later
 //	record ready, the pool's      properties, subvolume's    fsync of the root before the record is written
-//	answer to a request of a      record ready, the pool's   fsync of the slot before it: what is creating
-//	class                                                    was never handed out, and may be set again
-//	record ready, the pool's      mode, the subvolume's      made with it: the umask
+//	answer to a request of a      record ready, the pool's   fsync of the slot before the answer; a volume in
+//	class                                                    creating was never returned, and may be set again
+//	record ready, the pool's      mode, the subvolume's      made with it, by the umask
 //	record, the pool's            limit, quota               set again from the record at the start
 //	record ready of a snapshot    subvolume, roots           written again: it is creating at worst
 //	slot in removing, the pool's  no subvolume, roots        the rename is before, and in a commit with it
@@ -84,17 +83,16 @@
 //	known/<ID>, state directory   pool.json, the pool's      fsync after that of pool.json, again at each start
 //	index, state directory        seal, beside it            the seal of an index in use is synced first
 //
-// A request made again finds the slot by its name and compares it with its
-// record. It syncs before it answers, because the process that made the slot may
-// have died just before it did.
+// A repeated request finds the slot by its name and compares itself with the record. It syncs
+// before it answers, because the process that made the slot may have died just before its fsync.
 //
 // # Concurrency
 //
-// A pool whose disk does not answer is left out: see pool.Pool.
+// The engine leaves out a pool whose disk does not answer; see pool.Pool.
 //
-// Nobody waits. What is made, changed or removed is locked by its ID, the source
-// of a copy shared; a second operation gets ErrBusy. Queries lock nothing: they
-// see a slot before or after a step. No lock is held across the I/O of another
-// volume. Reconcile passes over what is locked and looks at a slot again with its
-// lock held before it touches it.
+// No operation waits for another. An operation locks the ID that it makes, changes or removes,
+// and shares the lock of a copy's source. A second operation gets ErrBusy. Queries take no lock:
+// they see a slot before or after a step. No lock is held across the I/O of another volume.
+// Reconcile skips locked IDs, and looks at a slot again under its lock before it changes the
+// slot.
 package snapshot

@@ -21,73 +21,73 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// defaultMaintenance is the time between two looks at the quota of every pool.
+// defaultMaintenance is the time between two rounds of maintenance of a pool.
 const defaultMaintenance = 30 * time.Second
 
-// retryBroken is the time between two attempts at a pool that cannot be used.
+// retryBroken is the time between two attempts to open a pool that cannot be used.
 const retryBroken = time.Second
 
-// Engine makes, changes and removes the volumes and snapshots of one node.
-// It is safe for concurrent use: operations on different volumes never wait for
-// each other, two on the same one do not wait either (ErrBusy).
+// Engine makes, changes and removes the volumes and snapshots of one node. It is safe for
+// concurrent use. Operations on different volumes never wait for each other. A second operation
+// on one volume fails with ErrBusy.
 type Engine struct {
 	host  pool.Host
 	index *index.Index // nil for Inspect
 	locks locks
 
-	// indexBehind is set when a write to the index failed.
+	// indexBehind is set if the index has to be rebuilt from the ledgers, because an access
+	// failed.
 	indexBehind atomic.Bool
-	// indexing has a lock for each pool ID. It is held by who reads the pool's ledger to
-	// make the index anew, which takes as long as its disk does, and shared by who adds to
-	// both: what is added in between would be taken out again.
+	// indexing has a lock for each pool ID. A rebuild of the index from the pool's ledger holds
+	// it for as long as the disk needs. Writers of single entries share it; otherwise the rebuild
+	// would remove entries that were added after it read the ledger.
 	indexing sync.Map // of *sync.RWMutex
 
-	onChange func(meta.Ref) // nil: nobody wants to know
-	wake     chan struct{}  // has Run look at the pools
-	patience pool.Patience  // with each pool
+	onChange func(meta.Ref) // may be nil
+	wake     chan struct{}  // makes Run look at the pools
+	patience pool.Patience  // for each pool
 	troubles troubles
 
 	maintenance time.Duration // between two looks at the quota of a pool
 
 	mu       sync.RWMutex           // protects what follows; never held across I/O
 	pools    map[string]*servedPool // by name
-	broken   map[string]error       // what looks like a pool and is none, by name
-	denied   map[string]error       // pools to be kept out of use, by ID
-	attempts map[string]error       // to take pools into use, that are under way, by name: what one that lasts too long means
+	broken   map[string]error       // why directories cannot be used as pools, by name
+	denied   map[string]error       // why pools are kept out of use, by ID
+	attempts map[string]error       // running attempts to use pools, by name, with the error if they last too long
 }
 
-// pool is one pool in use. Its name and Filesystem do not change.
+// servedPool is one pool in use. Its name and Filesystem do not change.
 type servedPool struct {
 	*pool.Pool
 
-	tending  sync.Mutex  // held while it is maintained; whoever finds it held does without
-	returned atomic.Bool // after a silence: what operations left half done meanwhile is to be completed
+	tending  sync.Mutex  // held during maintenance; a second maintenance is skipped
+	returned atomic.Bool // the silence has ended, and unfinished operations are to be completed
 	stale    staleQgroups
 	erased   erased
-	unread   atomic.Bool // could not be read when the index was made anew
+	unread   atomic.Bool // the pool could not be read when the index was rebuilt
 	nested   nested
-	rescans  atomic.Uint64 // begun since the pool is in use
+	rescans  atomic.Uint64 // started since the pool is in use
 
-	right    looked         // the last look that found nothing wrong; under tending
-	problems []pool.Problem // that were logged; under tending, as is note
+	right    looked         // the last look that found nothing wrong; protected by tending
+	problems []pool.Problem // that were logged; protected by tending, like note
 	note     string         // that was logged
 }
 
 // An Option is a setting of an Engine.
 type Option func(*Engine)
 
-// Patience sets how long a pool may take to answer one look-up before it is taken for
-// silent, and left out until it answers: 5 s without this option.
+// Patience sets how long a pool may take to answer one look-up. After that the pool is silent,
+// and left out until it answers. The default is 5 s.
 func Patience(d time.Duration) Option {
 	return func(e *Engine) {
 		e.patience = e.patience.WithLook(d)
 	}
 }
 
-// Open finds the pools of the host, reconciles each with its ledger, and
-// returns an engine that serves them. The index belongs to the engine from then
-// on. A pool that cannot be used does not keep Open from serving the others, nor does one
-// whose disk does not answer.
+// Open reconciles each pool of the host with its ledger, and returns an engine that serves the
+// pools. The index belongs to the engine from then on. Open serves the other pools if one cannot
+// be used or does not answer.
 func Open(ctx context.Context, host pool.Host, index *index.Index, options ...Option) (*Engine, error) {
 	e := &Engine{
 		host: host, index: index, wake: make(chan struct{}, 1), patience: pool.DefaultPatience, maintenance: defaultMaintenance,
@@ -102,14 +102,14 @@ func Open(ctx context.Context, host pool.Host, index *index.Index, options ...Op
 	return e, nil
 }
 
-// Inspect returns an engine over the pools of a state directory that changes
-// nothing by itself, for looking at them beside a running driver: for Inventory,
-// Plan and Pools. Reconcile may be called where no driver runs.
+// Inspect returns an engine over the pools of a state directory that changes nothing by itself.
+// Beside a running driver, only Inventory, Plan and Pools may be called; without one, Reconcile
+// too.
 func Inspect(ctx context.Context, stateDir string) (*Engine, error) {
 	return Open(ctx, pool.PassiveHost(stateDir), nil)
 }
 
-// Close releases the index. Operations under way must have ended.
+// Close closes the index. All operations must have ended.
 func (e *Engine) Close() error {
 	if e.index == nil {
 		return nil
@@ -117,8 +117,7 @@ func (e *Engine) Close() error {
 	return e.index.Close()
 }
 
-// Run follows the pools as they come and go and maintains their quota, until
-// ctx ends.
+// Run follows the pools as they come and go, and maintains them, until ctx ends.
 func (e *Engine) Run(ctx context.Context) {
 	for _, p := range e.allPools() {
 		go p.logProblems(ctx)
@@ -134,8 +133,8 @@ func (e *Engine) Run(ctx context.Context) {
 	}
 }
 
-// wait returns when the pools may have changed; soon, while one cannot be used:
-// what is wrong with it may pass without a change of the mounts.
+// wait returns when the pools may have changed. While a pool cannot be used, it returns after
+// retryBroken at the latest, because the fault may end without a change of the mounts.
 func (e *Engine) wait(ctx context.Context) {
 	ctx, cancel := e.awake(ctx)
 	defer cancel()
@@ -150,7 +149,7 @@ func (e *Engine) wait(ctx context.Context) {
 	e.host.Wait(ctx)
 }
 
-// refresh brings the pools in use in line with those that are there.
+// refresh drops the pools that are gone or denied, and takes new ones into use.
 func (e *Engine) refresh(ctx context.Context) error {
 	names, refused, err := e.host.Pools()
 	if err != nil {
@@ -178,8 +177,8 @@ func (e *Engine) refresh(ctx context.Context) error {
 	return nil
 }
 
-// each calls fn for all pools at once, so that one that does not answer holds up no other,
-// and returns what it returned, in their order.
+// each calls fn for all pools concurrently, so that a silent pool delays no other. It returns the
+// results in the order of the pools.
 func each[P, T any](pools []P, fn func(P) T) []T {
 	results := make([]T, len(pools))
 	if len(pools) == 1 {
@@ -194,8 +193,8 @@ func each[P, T any](pools []P, fn func(P) T) []T {
 	return results
 }
 
-// alive fails for a pool that is not there any more. One that is silent stays in use: it
-// may answer again at any moment, and the node would lose and gain its topology for it.
+// alive fails for a pool that is gone. A silent pool stays in use: it may answer again at any
+// moment, and the node would lose and regain its topology.
 func (p *servedPool) alive() error {
 	err := p.Alive()
 	if errors.Is(err, pool.ErrSilent) {
@@ -204,7 +203,7 @@ func (p *servedPool) alive() error {
 	return err
 }
 
-// openPools opens those that are not in use.
+// openPools opens the pools that are not in use.
 func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*servedPool) {
 	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool {
 		e.mu.RLock()
@@ -221,13 +220,13 @@ func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*served
 	return slices.DeleteFunc(opened, func(p *servedPool) bool { return p == nil })
 }
 
-// openPool looks at a pool first: opening it may take as long as its filesystem takes to
-// turn quota on, and one that is silent or frozen is not to hold up the others for as long.
+// openPool looks at a pool before it opens the pool. Opening may take as long as turning on quota
+// does, and a silent or frozen pool must not delay the others for that long.
 func (e *Engine) openPool(ctx context.Context, name string) (*servedPool, error) {
 	if err := e.lookAtPool(ctx, name); err != nil {
 		return nil, err
 	}
-	opened := make(chan pool.Filesystem, 1) // nobody reads it when the attempt is given up
+	opened := make(chan pool.Filesystem, 1) // buffered, because nobody reads it after the attempt is given up
 	err := e.attempt(name, pool.SilentError(name, "Open", time.Now()), time.After(e.patience.Step), nil, func() error {
 		filesystem, err := e.host.Open(ctx, name)
 		opened <- filesystem
@@ -248,8 +247,8 @@ func (e *Engine) takePool(ctx context.Context, p *servedPool, fresh []*servedPoo
 	return e.attempt(p.Name, pool.SilentError(p.Name, "Reconcile", time.Now()), nil, silent, func() error { return e.addPool(ctx, p, fresh) })
 }
 
-// lookAtPool fails for a pool that cannot be opened now: its disk does not answer, or its
-// filesystem is frozen. Who only looks may open a frozen one.
+// lookAtPool fails if a pool cannot be opened now: its disk does not answer, or its filesystem is
+// frozen. An engine of Inspect may open a frozen one.
 func (e *Engine) lookAtPool(ctx context.Context, name string) error {
 	err := e.attempt(name, pool.SilentError(name, "Look", time.Now()), time.After(e.patience.Look), nil, func() error { return e.host.Look(ctx, name) })
 	if err != nil || e.index == nil {
@@ -258,9 +257,9 @@ func (e *Engine) lookAtPool(ctx context.Context, name string) error {
 	return e.attempt(name, pool.FrozenError(name, time.Now()), time.After(e.patience.Look), nil, func() error { return e.host.Thawed(name) })
 }
 
-// attempt makes one step of taking a pool into use, and does not wait for it any more when
-// the time is over or the pool is found silent: it returns late then. No other is begun
-// before it has ended.
+// attempt runs fn, one step of taking a pool into use. It returns late if fn is not done at the
+// timeout, or when the pool becomes silent. Until fn has ended, further attempts return late at
+// once.
 func (e *Engine) attempt(name string, late error, timeout <-chan time.Time, silent <-chan struct{}, fn func() error) error {
 	e.mu.Lock()
 	underWay := e.attempts[name]
@@ -288,7 +287,7 @@ func (e *Engine) attempt(name string, late error, timeout <-chan time.Time, sile
 	return late
 }
 
-// addPool reconciles a pool and takes it into use. fresh are all that could be.
+// addPool reconciles a pool and takes it into use. fresh are all pools that were just opened.
 func (e *Engine) addPool(ctx context.Context, p *servedPool, fresh []*servedPool) error {
 	if err := errors.Join(e.deniedFor(p), e.onlyOne(p, fresh)); err != nil {
 		return err
@@ -307,9 +306,9 @@ func (e *Engine) addPool(ctx context.Context, p *servedPool, fresh []*servedPool
 	return nil
 }
 
-// onlyOne refuses a pool whose ID another one has: of a disk and its copy one can be
-// used, which is the one that is, or the one that was under its name. Where neither
-// is known nobody can say which is the copy.
+// onlyOne refuses a pool whose ID another pool has. Of a disk and its copy, the one that is in
+// use, or was last known under its name, can be used. If neither is known, nobody can say which
+// is the copy, and both are refused.
 func (e *Engine) onlyOne(p *servedPool, fresh []*servedPool) error {
 	for _, other := range append(e.allPools(), fresh...) {
 		if other.Name == p.Name || other.PoolID() != p.PoolID() {
@@ -330,26 +329,25 @@ func (e *Engine) onlyOne(p *servedPool, fresh []*servedPool) error {
 	return nil
 }
 
-// adopt reconciles a pool that is taken into use. Operations that began in it before it
-// was opened again may go on: what they hold is passed over, and its limit looked at by
-// maintain.
+// adopt reconciles a pool that is taken into use. Operations from before the pool was reopened
+// may still run. Their IDs are skipped, and maintainPool checks their limits.
 func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
 	defer p.Pin()()
-	// What a driver that was killed left undurable is not known. One that is read-only is
+	// A driver that was killed may have left changes that are not durable. A read-only pool is
 	// opened again when it can be written.
 	if err := errors.Join(p.Sync(pool.Slot{}), p.syncErased(true)); errors.Is(err, unix.EROFS) {
 		p.erased.unsynced = false
 	} else if err != nil {
 		klog.FromContext(ctx).Error(err, "The pool's directories cannot be synced, what was deleted before may not be gone durably", "pool", p.Name)
 	}
-	// What the kernel still needs of what was destroyed before is swept when it lets go of
-	// it, by whoever runs then. It is asked before the repair, which removes what it has
-	// let go of by then: asked after, what it lets go of in between would be neither.
-	held, err := p.PinnedQuota()
+	// The sweep removes qgroups when the kernel no longer needs them. PinnedQuota must be called
+	// before the repair, which removes those that are stale by then. Called after it, PinnedQuota
+	// would miss the qgroups that became stale in between.
+	pinned, err := p.PinnedQuota()
 	if err != nil {
 		return err
 	}
-	for _, subvolume := range held {
+	for _, subvolume := range pinned {
 		p.stale.add(subvolume)
 	}
 	indexing := e.indexingOf(p.PoolID())
@@ -367,8 +365,7 @@ func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
 	return nil
 }
 
-// drop takes a pool out of use. Whoever asks for it in the meantime gets the reason, if
-// there is one.
+// drop takes a pool out of use. Requests for the pool then get the reason, if there is one.
 func (e *Engine) drop(ctx context.Context, p *servedPool, reason error) {
 	e.mu.Lock()
 	delete(e.pools, p.Name)
@@ -383,7 +380,7 @@ func (e *Engine) drop(ctx context.Context, p *servedPool, reason error) {
 func (e *Engine) refuse(ctx context.Context, name string, reason error) {
 	e.mu.Lock()
 	known := e.broken[name]
-	if e.pools[name] == nil { // an attempt that was given up may have come to its end
+	if e.pools[name] == nil { // otherwise an attempt that was given up has succeeded
 		e.broken[name] = reason
 	}
 	e.mu.Unlock()
@@ -395,7 +392,7 @@ func (e *Engine) refuse(ctx context.Context, name string, reason error) {
 	}
 }
 
-// forget drops what was said of directories that are not there any more.
+// forget drops the errors of directories that are gone.
 func (e *Engine) forget(names []string, refused map[string]error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -418,8 +415,7 @@ func (e *Engine) allPools() []*servedPool {
 	return all
 }
 
-// pin keeps all pools open for an operation, which does not know yet in which of
-// them it has to look.
+// pin keeps all pools open for an operation that does not know yet which pools it needs.
 func (e *Engine) pin() (release func()) {
 	releases := each(e.allPools(), func(p *servedPool) func() { return p.Pin() })
 	return func() {
@@ -429,8 +425,8 @@ func (e *Engine) pin() (release func()) {
 	}
 }
 
-// pool returns the pool of a name; an empty name stands for pool.Default, or, where there
-// is none of that name, not even one that cannot be used, for the only pool there is.
+// pool returns the pool of a name. An empty name stands for pool.Default. If there is no such
+// pool, not even one that cannot be used, it stands for the only pool.
 func (e *Engine) pool(name string) (*servedPool, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -457,18 +453,18 @@ func (e *Engine) pool(name string) (*servedPool, error) {
 	return nil, fmt.Errorf("pool %q: %w, which has %q: name one of them, or mount a btrfs filesystem at pools/%s", wanted, ErrNoPool, have, wanted)
 }
 
-// located is a slot and its record, in the pool that contains it.
+// located is a slot and its record, in a pool.
 type located struct {
 	pool   *servedPool
-	fs     pool.Filesystem // the pool's; from begin on a patient one
+	fs     pool.Filesystem // of the pool; patient after begin
 	slot   pool.Slot
 	record meta.Record
-	ticket *pool.Ticket // to a commit; nil where none was announced
+	ticket *pool.Ticket // for Commits; nil for none
 }
 
-// begin admits an operation to the pool, which fails where it could not be ended: its
-// filesystem is frozen. From then on it is as patient as the kernel. What it looks up may
-// have to wait for a commit, and it is not to be given up between two steps.
+// begin starts an operation in the pool. It fails if the filesystem is frozen, because the
+// operation could not end. From then on look-ups are never given up: they may wait for a commit,
+// and must not stop the operation between two steps.
 func (l *located) begin() error {
 	if err := l.pool.Thawed(); err != nil {
 		return fmt.Errorf("%s: %w", l.slot, err)
@@ -477,8 +473,8 @@ func (l *located) begin() error {
 	return nil
 }
 
-// read returns the record of a slot; fs.ErrNotExist for none, and also for an
-// empty directory, which a crash left before it wrote the record.
+// read returns the record of a slot; fs.ErrNotExist for no slot, or for an empty one that a crash
+// left before the record was written.
 func (p *servedPool) read(slot pool.Slot) (located, error) {
 	l := located{pool: p, fs: p.Filesystem, slot: slot}
 	data, err := p.Record(slot)
@@ -490,7 +486,7 @@ func (p *servedPool) read(slot pool.Slot) (located, error) {
 		if errors.Is(err, fs.ErrNotExist) {
 			return l, fs.ErrNotExist
 		}
-		if errors.Is(err, pool.ErrSilent) { // nobody knows what is there
+		if errors.Is(err, pool.ErrSilent) { // the content of the slot is unknown
 			return l, err
 		}
 		return l, fmt.Errorf("%s in pool %q: %w: move it away", slot, p.Name, pool.ErrForeign)
@@ -510,9 +506,9 @@ func (l *located) decode(data []byte) (err error) {
 	return nil
 }
 
-// recovered is entry for an operation, which is admitted to the pool. What a crash left half
-// made is completed, and what it left declared only is undone: fs.ErrNotExist. The caller has
-// the lock of the ID.
+// recovered is entry for an operation, which it begins. It completes a create that a crash left
+// half done. It undoes one without a subvolume, and returns fs.ErrNotExist. The caller has the
+// lock of the ID.
 func (l *located) recovered() (meta.Entry, error) {
 	if err := l.begin(); err != nil {
 		return meta.Entry{}, err
@@ -523,7 +519,8 @@ func (l *located) recovered() (meta.Entry, error) {
 	return l.entry()
 }
 
-// entry reads the lineage beside the record. Of what is lost the record is returned.
+// entry returns the record with the lineage of its subvolume. With ErrLost it returns the record
+// alone.
 func (l *located) entry() (meta.Entry, error) {
 	info, err := l.subvolume()
 	if err != nil && !errors.Is(err, ErrLost) {
@@ -532,7 +529,7 @@ func (l *located) entry() (meta.Entry, error) {
 	return entryOf(l.pool, l.record, info), err
 }
 
-// subvolume is Info; ErrLost where there is none.
+// subvolume is Info, but returns lost where the subvolume is absent.
 func (l *located) subvolume() (btrfs.SubvolumeInfo, error) {
 	info, err := l.fs.Info(l.slot)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -541,8 +538,8 @@ func (l *located) subvolume() (btrfs.SubvolumeInfo, error) {
 	return info, err
 }
 
-// indexPut writes to the index that an entry is there. Its failure fails nothing:
-// the ledger has it, and the index is made anew from that.
+// indexPut adds an entry to the index. A failure fails no request, because the index is rebuilt
+// from the ledger.
 func (e *Engine) indexPut(ctx context.Context, entry meta.Entry) {
 	defer e.changed(entry.Ref())
 	indexing := e.indexingOf(entry.PoolID)
@@ -551,7 +548,7 @@ func (e *Engine) indexPut(ctx context.Context, entry meta.Entry) {
 	e.indexed(ctx, e.index.Put(entry))
 }
 
-// indexRemove takes an entry out of the index.
+// indexRemove removes an entry from the index.
 func (e *Engine) indexRemove(ctx context.Context, p *servedPool, ref meta.Ref) {
 	defer e.changed(ref)
 	indexing := e.indexingOf(p.PoolID())
@@ -560,13 +557,13 @@ func (e *Engine) indexRemove(ctx context.Context, p *servedPool, ref meta.Ref) {
 	e.indexed(ctx, e.index.Remove(ref, p.PoolID()))
 }
 
-// syncIndex brings the index in line with the ledgers of all pools. Of one that cannot
-// be read it keeps what it has, until maintain finds that it can.
+// syncIndex rebuilds the index from the ledgers of all pools. It keeps the entries of a pool that
+// is away, until maintainIndex can read the pool.
 func (e *Engine) syncIndex() error {
 	if e.index == nil {
 		return nil
 	}
-	e.indexBehind.Store(false) // before: what fails meanwhile sets it again
+	e.indexBehind.Store(false) // first, because a failure meanwhile sets it again
 	for _, p := range e.allPools() {
 		if err := e.syncPool(p); err != nil && !errors.Is(err, pool.ErrAway) {
 			e.indexBehind.Store(true)
@@ -593,15 +590,15 @@ func (e *Engine) syncPool(p *servedPool) error {
 	return e.indexPool(p, slots)
 }
 
-// indexPool has the index say what was found in a pool. The caller holds the pool's indexing
-// lock, since before it looked.
+// indexPool writes the slots of a pool to the index. The caller has held the pool's indexing lock
+// since before it read the slots.
 func (e *Engine) indexPool(p *servedPool, slots []scanned) error {
 	entries, unlisted := p.entries(slots)
 	_, err := e.index.SyncPool(p.PoolID(), index.PoolState{Name: p.Name, Unlisted: unlisted}, entries)
 	return err
 }
 
-// indexed notices a failed write to the index.
+// indexed handles a failed write to the index.
 func (e *Engine) indexed(ctx context.Context, err error) {
 	if err == nil {
 		return

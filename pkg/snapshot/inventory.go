@@ -10,14 +10,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Item is what a look at one slot shows, for people.
+// Item describes one slot for people.
 type Item struct {
 	meta.Entry
 	Path   string      `json:"path"`   // within the pool
 	Status string      `json:"status"` // see slotState
 	Detail string      `json:"detail,omitempty"`
-	Usage  *pool.Usage `json:"usage,omitempty"` // nil where nobody counts
-	// Nested are the subvolumes that pods have made inside, one level deep.
+	Usage  *pool.Usage `json:"usage,omitempty"` // nil without quota
+	// Nested are the subvolumes that pods have made in it, one level deep.
 	Nested []string `json:"nested,omitempty"`
 }
 
@@ -33,9 +33,9 @@ var statuses = map[slotState]string{
 	slotRemoving:   "Removing",
 }
 
-// Inventory reads every slot of every pool from the ledgers, ordered by pool and
-// path, with what it holds. A pool that cannot be read is an item without an ID, whose
-// detail says why. Its cost grows with the number of slots.
+// Inventory reads every slot of every pool from the ledgers, ordered by pool and path. A pool
+// that is away is an item without an ID, whose Detail has the reason. The cost grows with the
+// number of slots.
 func (e *Engine) Inventory(context.Context) ([]Item, error) {
 	var items []Item
 	for _, p := range e.allPools() {

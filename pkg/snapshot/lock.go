@@ -7,17 +7,17 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// locks keeps concurrent operations on one volume or snapshot apart. Nobody
-// waits: who comes second gets ErrBusy, and the caller's own retry is the queue.
-// What is made or changed is held exclusively, its source shared, so that any
-// number of snapshots of one volume run side by side.
+// locks keeps concurrent operations on one volume or snapshot apart. No operation waits: the
+// second one gets ErrBusy, and the caller's retry is the queue. An operation locks what it makes
+// or changes, and shares the lock of its source, so that many snapshots of one volume run
+// concurrently.
 type locks struct {
 	mu    sync.Mutex       // protects what follows
-	users map[meta.Ref]int // holders; exclusive is -1
+	users map[meta.Ref]int // number of holders that share a lock; -1: exclusive
 }
 
-// acquire takes exclusive, and shared unless it is zero, or neither. The
-// function that it returns lets go.
+// acquire locks exclusive, and shares the lock of shared unless that is zero. If one of them is
+// busy it takes neither. release unlocks both.
 func (l *locks) acquire(exclusive, shared meta.Ref) (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

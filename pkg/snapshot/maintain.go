@@ -15,9 +15,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// staleQgroups are destroyed subvolumes whose accounting the kernel may keep: for
-// as long as it still drops the tree, or, in simple mode, while a snapshot holds
-// what they wrote. Left alone they pile up by the thousand.
+// staleQgroups are destroyed subvolumes whose qgroups the kernel may keep: until it has dropped
+// the tree or, in simple mode, while a snapshot contains data that they wrote. Without a sweep
+// they pile up by the thousand.
 type staleQgroups struct {
 	mu         sync.Mutex // protects subvolumes
 	subvolumes map[uint64]struct{}
@@ -32,7 +32,7 @@ func (l *staleQgroups) add(subvolume uint64) {
 	l.subvolumes[subvolume] = struct{}{}
 }
 
-// has reports whether a subvolume is among them.
+// has reports whether the set contains a subvolume.
 func (l *staleQgroups) has(subvolume uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -46,7 +46,7 @@ func (l *staleQgroups) remove(subvolume uint64) {
 	delete(l.subvolumes, subvolume)
 }
 
-// all returns those of now.
+// all returns a copy of the set.
 func (l *staleQgroups) all() map[uint64]struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -67,8 +67,8 @@ func every(ctx context.Context, interval time.Duration, do func()) {
 	}
 }
 
-// everyPool calls visit for each pool at each tick until ctx ends. The calls run side by
-// side, so that a pool whose disk does not answer holds up no other.
+// everyPool calls visit for each pool at each tick until ctx ends. The calls run concurrently, so
+// that a silent pool delays no other.
 func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit func(context.Context, *servedPool)) {
 	every(ctx, interval, func() {
 		for _, p := range e.allPools() {
@@ -77,7 +77,7 @@ func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit fu
 	})
 }
 
-// maintainIndex writes to the index what could not be written before.
+// maintainIndex flushes the index, and rebuilds it after a failure.
 func (e *Engine) maintainIndex(ctx context.Context) {
 	if slices.ContainsFunc(e.allPools(), func(p *servedPool) bool { return p.unread.Load() }) {
 		e.indexBehind.Store(true)
@@ -88,7 +88,7 @@ func (e *Engine) maintainIndex(ctx context.Context) {
 	}
 }
 
-// tend maintains a pool, unless that is under way.
+// tend maintains a pool, unless its maintenance is running.
 func (e *Engine) tend(ctx context.Context, p *servedPool) {
 	if !p.tending.TryLock() {
 		return
@@ -113,12 +113,12 @@ func (e *Engine) tend(ctx context.Context, p *servedPool) {
 	p.logNews(ctx)
 }
 
-// maintainPool forgets the accounting of what is gone, writes to the index what somebody has
-// put into a slot, sets limits that are wrong, and has a full quota that has become
-// inconsistent, whose limits are void, counted anew. Its cost is that of reading the root and the quota tree.
+// maintainPool removes stale qgroups, adds subvolumes that somebody put into a slot to the index,
+// corrects limits, and rescans an inconsistent full quota, whose limits have no effect. Its cost
+// is that of reading the root tree and the quota tree.
 func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 	complain := func(err error, message string) {
-		if !errors.Is(err, pool.ErrSilent) { // which is said already
+		if !errors.Is(err, pool.ErrSilent) { // which is logged already
 			e.complain(ctx, message, p.Name, err)
 		}
 	}
@@ -127,7 +127,7 @@ func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 			p.stale.remove(subvolume)
 		}
 	}
-	// What vanished without us is forgotten the next time: at the second look.
+	// Subvolumes that somebody else destroyed are forgotten in the next round.
 	stale, err := p.StaleQuota()
 	for _, subvolume := range stale {
 		p.stale.add(subvolume)
@@ -149,22 +149,23 @@ func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 	}
 }
 
-// looked is what a look at a pool showed: the subvolumes in its slots, and the limits.
+// looked is the result of a look at a pool: the subvolume in each slot, and the limits by
+// subvolume ID.
 type looked struct {
 	slots  map[pool.Slot]uint64
 	limits map[uint64]int64
 }
 
-// known is what the index says of a slot.
+// known is what the index has for a slot.
 type known struct {
 	subvolume uint64 // 0: it cannot be read
 	size      int64
 }
 
-// mend compares the subvolumes that lie in the slots of a pool, and their limits, with the
-// index: somebody has put another one into a slot, or one back, has changed a limit, turned
-// quota off and on again, or an operation passed a volume by as its pool was opened again.
-// While neither changes, it costs no more than reading both.
+// mend compares the subvolumes in the slots of a pool, and their limits, with the index. They
+// differ if somebody has exchanged a subvolume or put one back, has changed a limit, or has
+// turned quota off and on again. They also differ if adopt skipped a volume because of a running
+// operation. While neither subvolumes nor limits change, mend costs no more than reading both.
 func (e *Engine) mend(ctx context.Context, p *servedPool) error {
 	census, err := p.Census()
 	if err != nil {
@@ -186,7 +187,7 @@ func (e *Engine) mend(ctx context.Context, p *servedPool) error {
 	return err
 }
 
-// mendAll mends the slots that look wrong, and reports whether none was.
+// mendAll corrects the slots that look wrong, and reports whether none was wrong.
 func (e *Engine) mendAll(ctx context.Context, p *servedPool, now looked) (right bool, err error) {
 	indexed, err := e.knownOf(p)
 	if err != nil {
@@ -199,7 +200,7 @@ func (e *Engine) mendAll(ctx context.Context, p *servedPool, now looked) (right 
 		}
 		mended, err := e.mendSlot(ctx, p, slot)
 		if err != nil || ctx.Err() != nil {
-			return false, err // the others would fail as well: the next time
+			return false, err // the others would fail too; try again in the next round
 		}
 		right = right && !mended
 	}
@@ -215,7 +216,7 @@ func (p *servedPool) odd(slot pool.Slot, k known, limits map[uint64]int64) bool 
 	return !nests || limits[k.subvolume] == 0 || limits[k.subvolume] > k.size
 }
 
-// knownOf returns what the index says of a pool.
+// knownOf returns what the index has for the slots of a pool.
 func (e *Engine) knownOf(p *servedPool) (map[pool.Slot]known, error) {
 	all := map[pool.Slot]known{}
 	add := func(entry meta.Entry) bool {
@@ -231,9 +232,9 @@ func (e *Engine) knownOf(p *servedPool) (map[pool.Slot]known, error) {
 	return all, err
 }
 
-// mendSlot looks at a slot with its lock held, writes what lies in it to the index if that
-// says otherwise, and sets its limit if that is wrong. It reports whether it did, or
-// whether somebody is at it; an error if the limit cannot be set.
+// mendSlot looks at a slot under its lock, adds its subvolume to the index if the index has
+// another one, and corrects a wrong limit. It reports whether it changed something or the slot is
+// locked. It fails if the limit cannot be set.
 func (e *Engine) mendSlot(ctx context.Context, p *servedPool, slot pool.Slot) (mended bool, err error) {
 	ref, named := slot.Ref()
 	if !named {
@@ -246,7 +247,7 @@ func (e *Engine) mendSlot(ctx context.Context, p *servedPool, slot pool.Slot) (m
 	defer release()
 	s, err := p.look(slot)
 	if err != nil || s.state != slotReady {
-		return false, nil // gone, or for people: check reports it
+		return false, nil // gone, or a fault that check reports
 	}
 	if entry := entryOf(p, s.record, s.info); !e.indexHas(entry) {
 		klog.FromContext(ctx).Info("Somebody has exchanged a subvolume, or put it back", "pool", p.Name, "path", slot.String(), "subvolume", entry.SubvolumeID)
@@ -275,8 +276,8 @@ func (e *Engine) indexHas(entry meta.Entry) bool {
 	})
 }
 
-// notice has a slot mended at once of which the index has another subvolume: it is about
-// to be mounted, and may have no limit.
+// notice calls mendSlot if the index has another subvolume in a slot that is about to be mounted,
+// and that may have no limit.
 func (e *Engine) notice(ctx context.Context, l located, entry meta.Entry) {
 	if e.indexHas(entry) {
 		return
@@ -290,7 +291,7 @@ func (e *Engine) notice(ctx context.Context, l located, entry meta.Entry) {
 	}
 }
 
-// rescan has the quota counted anew.
+// rescan starts a quota rescan.
 func (p *servedPool) rescan() error {
 	err := p.Rescan()
 	if err == nil {

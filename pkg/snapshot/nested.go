@@ -16,44 +16,45 @@ import (
 )
 
 const (
-	// nestedInterval is the time between two looks for subvolumes that pods have made.
+	// nestedInterval is the time between two looks for nested subvolumes.
 	nestedInterval = time.Second
-	// nestedRest is how much longer than the last look a pool is left alone.
+	// nestedRest is how many times longer than its last look a pool is left alone.
 	nestedRest = 10
 )
 
-// nested is what pods have made in the volumes of a pool.
+// nested records what pods have nested in the volumes of a pool.
 type nested struct {
-	looking sync.Mutex // held by who looks; protects all but usage
+	looking sync.Mutex // held during a look; protects all but usage
 
-	// A look asks for IDs above from, the largest one of the look before the last. So each ID
-	// is asked for twice: its entry may appear after that of a larger ID.
+	// A look asks for IDs above from, the largest ID of the last look but one. So it asks for
+	// each ID twice, because the entry of an ID may appear after that of a larger one.
 	from, last uint64    // last is the largest ID of the last look
-	full       time.Time // when all was looked at
-	next       time.Time // no look before
+	full       time.Time // when the last full look began
+	next       time.Time // the time of the next look at the earliest
 
 	mu    sync.Mutex            // protects what follows
-	usage map[uint64]pool.Usage // by the ID of each volume that nests: what Bound returned
+	usage map[uint64]pool.Usage // results of Bound, by ID of each volume with nested subvolumes
 }
 
-// volumes returns the number of volumes that nest.
+// volumes returns the number of volumes with nested subvolumes.
 func (n *nested) volumes() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return len(n.usage)
 }
 
-// in returns what is held by those in a volume, as of the last look, and whether there are
-// any.
+// in returns the usage of the subvolumes nested in a volume, as of the last look, and whether
+// there are any.
 func (n *nested) in(volume uint64) (pool.Usage, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	held, nests := n.usage[volume]
-	return held, nests
+	inside, nests := n.usage[volume]
+	return inside, nests
 }
 
-// set notes a look at a volume, and reports whether it began or ceased to nest.
-func (n *nested) set(volume uint64, held pool.Usage, nests bool) (changed bool) {
+// set records the result of a look at a volume, and reports whether it is the first one with
+// nested subvolumes, or the first one without.
+func (n *nested) set(volume uint64, inside pool.Usage, nests bool) (changed bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	_, did := n.usage[volume]
@@ -61,14 +62,14 @@ func (n *nested) set(volume uint64, held pool.Usage, nests bool) (changed bool) 
 	case !nests:
 		delete(n.usage, volume)
 	case n.usage == nil:
-		n.usage = map[uint64]pool.Usage{volume: held}
+		n.usage = map[uint64]pool.Usage{volume: inside}
 	default:
-		n.usage[volume] = held
+		n.usage[volume] = inside
 	}
 	return did != nests
 }
 
-// keep forgets the volumes that are not among these.
+// keep removes the volumes that are not in slots.
 func (n *nested) keep(slots map[uint64]pool.Slot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -79,7 +80,7 @@ func (n *nested) keep(slots map[uint64]pool.Slot) {
 	}
 }
 
-// Nested returns the paths of the subvolumes in a volume, one level deep.
+// Nested returns the paths of the subvolumes nested in a volume, one level deep.
 func (e *Engine) Nested(_ context.Context, volume string) ([]string, error) {
 	l, err := e.find(meta.Volume(volume))
 	if err != nil {
@@ -92,10 +93,10 @@ func (e *Engine) Nested(_ context.Context, volume string) ([]string, error) {
 	return paths, nil
 }
 
-// lookForNested bounds what is nested, if there may be any: where nothing is, and nobody has
-// made anything since the last look, that costs one system call, which reads nothing from a
-// disk. Pods choose what a look costs, so a pool rests in proportion. It does nothing where
-// a look is under way.
+// lookForNested limits nested subvolumes. If there are none, and nobody has made a subvolume
+// since the last look, it costs one system call and no disk access. Pods determine the cost of a
+// look, so the pool is then left alone in proportion. While another look is running it does
+// nothing.
 func (e *Engine) lookForNested(ctx context.Context, p *servedPool) {
 	n := &p.nested
 	if !n.looking.TryLock() {
@@ -115,7 +116,7 @@ func (e *Engine) lookForNested(ctx context.Context, p *servedPool) {
 		err = e.boundNested(ctx, p)
 	}
 	n.next = time.Now().Add(nestedRest * time.Since(began))
-	if err != nil && !errors.Is(err, pool.ErrAway) && !errors.Is(err, pool.ErrFrozen) { // which others say
+	if err != nil && !errors.Is(err, pool.ErrAway) && !errors.Is(err, pool.ErrFrozen) { // which others report
 		e.complain(ctx, "Nested subvolumes cannot be bounded", p.Name, err)
 		n.next = time.Now().Add(e.maintenance)
 	}
@@ -133,7 +134,7 @@ func (p *servedPool) nestsAnew(ctx context.Context) bool {
 	return len(census.Nested) > 0
 }
 
-// boundNested has each volume and what pods have nested in it hold no more than its size.
+// boundNested limits each volume and its nested subvolumes together to the volume's size.
 func (e *Engine) boundNested(ctx context.Context, p *servedPool) error {
 	census, err := p.Census()
 	if err != nil {
@@ -154,12 +155,12 @@ func (e *Engine) boundNested(ctx context.Context, p *servedPool) error {
 	return err
 }
 
-// boundIn bounds one volume. What is gone meanwhile is no error.
+// boundIn limits one volume. A volume that is gone is no error.
 func (p *servedPool) boundIn(ctx context.Context, slot pool.Slot, volume uint64, subvolumes []uint64) error {
 	l, err := p.read(slot)
-	var held pool.Usage
+	var inside pool.Usage
 	if err == nil {
-		held, err = p.Bound(volume, l.record.Size, subvolumes)
+		inside, err = p.Bound(volume, l.record.Size, subvolumes)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -167,29 +168,29 @@ func (p *servedPool) boundIn(ctx context.Context, slot pool.Slot, volume uint64,
 	if err != nil {
 		return fmt.Errorf("%s: %w", slot, err)
 	}
-	if p.nested.set(volume, held, len(subvolumes) > 0) {
+	if p.nested.set(volume, inside, len(subvolumes) > 0) {
 		klog.FromContext(ctx).Info("Pods have begun to nest subvolumes in a volume, or ceased to", "pool", p.Name, "volumeID", slot.Name, "subvolumes", len(subvolumes))
 	}
 	return nil
 }
 
-// usageOf returns what a volume or snapshot uses, with what is nested in it.
+// usageOf returns the usage of a volume or snapshot with that of its nested subvolumes.
 func (p *servedPool) usageOf(subvolume uint64) (pool.Usage, error) {
 	usage, err := p.Usage(subvolume)
-	held, _ := p.nested.in(subvolume)
-	usage.Used += held.Used
-	usage.Exclusive += held.Exclusive
+	inside, _ := p.nested.in(subvolume)
+	usage.Used += inside.Used
+	usage.Exclusive += inside.Exclusive
 	return usage, err
 }
 
-// setLimit gives a volume its size, less what is nested in it holds.
+// setLimit sets the limit of a volume to its size minus the usage of its nested subvolumes.
 func (l *located) setLimit(subvolume uint64) error {
-	held, _ := l.pool.nested.in(subvolume)
-	return l.fs.SetLimit(subvolume, max(1, l.record.Size-held.Used)) // 0 reads as none
+	inside, _ := l.pool.nested.in(subvolume)
+	return l.fs.SetLimit(subvolume, max(1, l.record.Size-inside.Used)) // 0 would mean no limit
 }
 
-// limitWrong reports whether a limit is not that of the volume, which under full quota is
-// less than its size while it nests others.
+// limitWrong reports whether a limit is wrong. The right one is the volume's size, or less under
+// full quota while the volume has nested subvolumes.
 func (l *located) limitWrong(subvolume uint64, have int64) bool {
 	if have == l.record.Size {
 		return false

@@ -16,10 +16,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// OnChange has fn called for every volume and snapshot that was made, changed or
-// removed, and, with a zero Ref, that pools have come or gone and anything may
-// have changed. fn must not block, and may be called by many at once. OnChange
-// itself is to be called before the engine is used.
+// OnChange sets fn, which is called for every volume and snapshot that was made, changed or
+// removed. A zero Ref means that pools came or went and anything may have changed. fn must not
+// block, and may be called concurrently. Call OnChange before the engine is used.
 func (e *Engine) OnChange(fn func(meta.Ref)) { e.onChange = fn }
 
 func (e *Engine) changed(ref meta.Ref) {
@@ -28,10 +27,10 @@ func (e *Engine) changed(ref meta.Ref) {
 	}
 }
 
-// repeatTrouble is the time after which a trouble that lasts is logged again.
+// repeatTrouble is the time after which a lasting error is logged again.
 const repeatTrouble = time.Hour
 
-// troubles are those that were logged.
+// troubles are the errors that were logged, by message and pool.
 type troubles struct {
 	mu     sync.Mutex // protects logged
 	logged map[[2]string]trouble
@@ -42,8 +41,8 @@ type trouble struct {
 	at   time.Time
 }
 
-// news reports whether a trouble of a pool, which may be empty, is to be logged: it is
-// another than before, or an hour has passed.
+// news reports whether an error of a pool (or of none, "") has to be logged: it is new, or an
+// hour has passed.
 func (t *troubles) news(message, pool string, err error) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -58,15 +57,15 @@ func (t *troubles) news(message, pool string, err error) bool {
 	return true
 }
 
-// complain logs a trouble that is looked for again and again.
+// complain logs an error of a check that is repeated.
 func (e *Engine) complain(ctx context.Context, message, pool string, err error) {
 	if e.troubles.news(message, pool, err) {
 		klog.FromContext(ctx).Error(err, message, "pool", pool)
 	}
 }
 
-// answered is called when a pool has become silent, or answers again. What operations
-// could not end meanwhile is completed then, as at a start.
+// answered is called when a pool has become silent, and when it answers again. It then completes
+// unfinished operations, as at a start.
 func (e *Engine) answered(ctx context.Context, p *servedPool) {
 	if _, silence := p.Silence(); silence != nil {
 		klog.FromContext(ctx).Error(silence, "Pool does not answer", "pool", p.Name)
@@ -81,7 +80,7 @@ func (e *Engine) answered(ctx context.Context, p *servedPool) {
 	}
 }
 
-// Answering fails when no pool of this node answers, and one is silent.
+// Answering fails if no pool of this node answers and at least one is silent.
 func (e *Engine) Answering() error {
 	var silent []error
 	for _, p := range e.allPools() {
@@ -101,9 +100,8 @@ func (e *Engine) Answering() error {
 	return errors.Join(silent...)
 }
 
-// Deny keeps the pools with these IDs out of use until a later call leaves them
-// out; each is reported as unusable for its reason. Pools in use are let go of at
-// the next look at the pools, which Run takes at once. What is mounted stays
+// Deny keeps the pools with these IDs out of use until a later call omits them. They are reported
+// as unusable for their reasons. Run drops those in use at once. Volumes that are mounted stay
 // mounted.
 func (e *Engine) Deny(reasons map[string]error) {
 	e.mu.Lock()
@@ -115,7 +113,7 @@ func (e *Engine) Deny(reasons map[string]error) {
 	}
 	select {
 	case e.wake <- struct{}{}:
-	default: // one is on its way
+	default: // a look is already requested
 	}
 }
 
@@ -129,9 +127,9 @@ func (e *Engine) deniedFor(p *servedPool) error {
 	return nil
 }
 
-// awake returns a context that ends with ctx, or when the pools are to be looked
-// at for another reason than a change of the host. Once its cancel has returned it takes
-// no such reason any more, which would be one that nobody looks for.
+// awake returns a context that ends with ctx, or when the pools have to be looked at for another
+// reason than a change of the host. After its cancel has returned, it takes no more from e.wake,
+// which would be lost.
 func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
@@ -146,8 +144,8 @@ func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc
 	return ctx, func() { cancel(); <-ended }
 }
 
-// conditionFindings makes findings of the pool's conditions, which are for people to mend.
-// Quota and what cannot be read have findings of their own.
+// conditionFindings returns the conditions of a pool as findings without a repair. Quota and
+// pools that cannot be used have findings of their own.
 func (p *servedPool) conditionFindings() []Finding {
 	var findings []Finding
 	for _, c := range p.status().Conditions() {
@@ -158,7 +156,7 @@ func (p *servedPool) conditionFindings() []Finding {
 	return findings
 }
 
-// logProblems is logNews, unless the pool is being maintained, which ends with it.
+// logProblems is logNews, unless maintenance is running, which ends with logNews.
 func (p *servedPool) logProblems(ctx context.Context) {
 	if p.tending.TryLock() {
 		defer p.tending.Unlock()
@@ -166,12 +164,12 @@ func (p *servedPool) logProblems(ctx context.Context) {
 	}
 }
 
-// logNews logs what has become wrong with a pool, or is no longer, since the last call.
+// logNews logs the problems of a pool that began or ended since the last call.
 func (p *servedPool) logNews(ctx context.Context) {
 	logger := klog.FromContext(ctx).WithValues("pool", p.Name)
 	status := p.status()
 	if status.Silent {
-		return // which is said already
+		return // which is logged already
 	}
 	if note := status.Note(); note != p.note {
 		logger.Info(cmp.Or(note, "The filesystem of the pool's file has room for all of it again"))

@@ -9,20 +9,20 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// When the filesystem around a pool is rolled back, a snapshot takes the place of the
-// subvolume that the pool's directory lies in. The snapshot has the slots and records
-// as they were, and stubs in the place of the pool's subvolumes. These are whole, and lie
-// below the subvolume that was moved aside. Only an administrator can know which of both
-// is to be used from now on. So the driver moves nothing, and says where the data is.
+// When the filesystem around a pool is rolled back, a snapshot takes the place of the subvolume
+// that contains the pool's directory. The snapshot contains the old slots and records, and stubs
+// in place of the pool's subvolumes. The subvolumes are whole, below the subvolume that was moved
+// aside. Only an administrator knows which of the two will be used. So the driver moves nothing,
+// and reports where the data is.
 
-// lost is the error for a slot without a subvolume whose record says that there was one.
+// lost returns the error for a slot whose record says ready, but whose subvolume is absent.
 func (l *located) lost() error {
 	ref := l.record.Ref()
 	o, found, err := l.findOutside()
 	if found {
 		return fmt.Errorf("%s: %w: %s", ref, ErrOutside, o.WayBack())
 	}
-	if err != nil { // nobody knows
+	if err != nil { // the data may be outside
 		return fmt.Errorf("%s: its record in pool %q is there, its data is not, and cannot be looked for outside of the pool: %w", ref, l.pool.Name, err)
 	}
 	return fmt.Errorf("%s: its record in pool %q is there, its data is not: %w: restore a snapshot, then delete it", ref, l.pool.Name, ErrLost)
@@ -37,16 +37,14 @@ func (l *located) findOutside() (o pool.OutsideSubvolume, found bool, err error)
 	return o, false, err
 }
 
-// madeAs reports whether a subvolume is the one that was made for l, and not another that
-// had the same name.
+// madeAs reports whether a subvolume outside was made for l, and not for another one of its name.
 func (l *located) madeAs(o pool.OutsideSubvolume) bool {
 	record, err := meta.DecodeRecord(o.Record)
 	return err == nil && o.Slot == pool.SlotOf(l.record.Kind, l.record.ID) && record.Name == l.record.Name && record.Created.Equal(l.record.Created)
 }
 
-// planOutside reports what lies outside of the pool for which no slot in it stands: one that
-// is lost, or has a copy of it that was brought back. What cannot be read there keeps nobody
-// from what is in the pool.
+// planOutside reports subvolumes outside of the pool that have no slot in it. A lost slot counts,
+// and one with a copy that was brought back. An error outside stops no repair in the pool.
 func (p *servedPool) planOutside(slots []scanned) ([]action, error) {
 	all, err := p.Outside()
 	if errors.Is(err, pool.ErrSilent) {

@@ -12,19 +12,19 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// presence says whether a volume or snapshot is in a pool of this node: found, absent, or
-// unknown, since a pool that may contain it cannot be asked.
+// presence is the result of a look-up of a volume or snapshot: found, absent, or unknown, because
+// a pool that may contain it cannot be asked.
 type presence struct {
-	found   *located // nil: it is absent or unknown
-	unknown error    // nil: it is found or absent
-	// unasked are the IDs of the pools in use that did not answer. Where there are any, unknown
-	// is about them: it may be in each, and nothing says that it is.
+	found   *located // nil: absent or unknown
+	unknown error    // nil: found or absent
+	// unasked are the IDs of the pools in use that did not answer. If there are any, unknown is
+	// their error: each may contain it, but nothing says that one does.
 	unasked []string
 }
 
-// locate looks a volume or snapshot up in the ledgers of all pools, and in the index for the
-// pools that are away. Of what the index has forgotten it knows nothing: see forgotten. It
-// fails for what is there and is no volume or snapshot of ours.
+// locate looks a volume or snapshot up in the ledgers of all pools, and in the index for pools
+// that are away. It ignores what the index has forgotten; see forgotten. It fails for a slot that
+// is foreign or unreadable.
 func (e *Engine) locate(ref meta.Ref) (there presence, err error) {
 	if !meta.ValidID(ref.ID) {
 		return there, nil
@@ -32,7 +32,7 @@ func (e *Engine) locate(ref meta.Ref) (there presence, err error) {
 	var found []located
 	pools := e.allPools()
 	for i, looked := range each(pools, func(p *servedPool) lookedUp { return p.lookUp(ref) }) {
-		if errors.Is(looked.err, pool.ErrAway) { // a sick disk stops only what may be on it
+		if errors.Is(looked.err, pool.ErrAway) { // a sick disk must stop only what may be on it
 			there.unasked = append(there.unasked, pools[i].PoolID())
 			there.unknown = errors.Join(there.unknown, fmt.Errorf("%s: %w", ref, looked.err))
 		} else if looked.err != nil {
@@ -55,8 +55,8 @@ func (e *Engine) locate(ref meta.Ref) (there presence, err error) {
 	return there, nil
 }
 
-// find returns what locate finds. ErrNotFound says that it is gone, or never was here: no pool
-// that is away may contain it.
+// find returns what locate finds. ErrNotFound means that no pool contains it, not even one that
+// is away.
 func (e *Engine) find(ref meta.Ref) (located, error) {
 	there, err := e.locate(ref)
 	switch {
@@ -70,7 +70,7 @@ func (e *Engine) find(ref meta.Ref) (located, error) {
 	return located{}, e.notFound(ref)
 }
 
-// absence is the error for what was found to have no subvolume yet.
+// absence returns the error for a volume or snapshot that has no subvolume yet.
 func (e *Engine) absence(ref meta.Ref) error {
 	if err := e.inPoolAway(ref); err != nil {
 		return err
@@ -78,7 +78,7 @@ func (e *Engine) absence(ref meta.Ref) error {
 	return e.notFound(ref)
 }
 
-// notFound is ErrNotFound where the index has forgotten nothing.
+// notFound returns ErrNotFound, or ErrForgotten if the index may have forgotten it.
 func (e *Engine) notFound(ref meta.Ref) error {
 	if err := e.forgotten(ref); err != nil {
 		return err
@@ -86,7 +86,8 @@ func (e *Engine) notFound(ref meta.Ref) error {
 	return fmt.Errorf("%s: %w on this node", ref, ErrNotFound)
 }
 
-// mayBeIn reports whether what is to be made in p may be in a pool that did not answer.
+// mayBeIn reports whether a volume that is to be made in p may already be in a pool that did not
+// answer, or is away.
 func (e *Engine) mayBeIn(there presence, ref meta.Ref, p *servedPool) bool {
 	known, err := e.lookup(ref)
 	if err != nil || slices.Contains(there.unasked, p.PoolID()) {
@@ -97,7 +98,7 @@ func (e *Engine) mayBeIn(there presence, ref meta.Ref, p *servedPool) bool {
 	})
 }
 
-// lookedUp is what one pool holds of an ID.
+// lookedUp is the result of looking up an ID in one pool.
 type lookedUp struct {
 	found []located
 	err   error
@@ -117,18 +118,18 @@ func (p *servedPool) lookUp(ref meta.Ref) (looked lookedUp) {
 	return looked
 }
 
-// inPoolAway fails for what a pool that is away contained when it was last seen.
+// inPoolAway fails if a pool that is away contained ref when it was last seen.
 func (e *Engine) inPoolAway(ref meta.Ref) error {
 	known, err := e.lookup(ref)
 	if err != nil {
-		return nil // forgotten takes every pool that is away for one that may contain it
+		return nil // forgotten then assumes that every pool that is away may contain it
 	}
 	for _, k := range known {
 		if !e.inUse(k.PoolID) {
 			return e.wasIn(ref, k.PoolID, k.Pool)
 		}
 	}
-	remembered, _ := e.remembered() // likewise
+	remembered, _ := e.remembered() // after an error, forgotten assumes the same
 	for id, state := range remembered {
 		if !e.inUse(id) && slices.Contains(state.Unlisted, ref) {
 			return e.wasIn(ref, id, state.Name)
@@ -137,7 +138,7 @@ func (e *Engine) inPoolAway(ref meta.Ref) error {
 	return nil
 }
 
-// wasIn is the pool.ErrAway for what was in a pool.
+// wasIn returns the pool.ErrAway for what was in a pool.
 func (e *Engine) wasIn(ref meta.Ref, poolID, name string) error {
 	e.mu.RLock()
 	reason := e.broken[name]
@@ -151,10 +152,10 @@ func (e *Engine) wasIn(ref meta.Ref, poolID, name string) error {
 	return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, poolID, pool.ErrAway, name)
 }
 
-// forgotten fails when what is in no pool here may be in one that is away, and that
-// the index does not remember, since it was made anew or fails.
+// forgotten fails if ref, which is in no pool here, may be in a pool that is away and that the
+// index does not remember, because it was rebuilt or cannot be read.
 func (e *Engine) forgotten(ref meta.Ref) error {
-	if !meta.ValidID(ref.ID) { // no pool has one
+	if !meta.ValidID(ref.ID) { // no pool contains it
 		return nil
 	}
 	if err := e.rolledBack(); err != nil {
@@ -180,8 +181,8 @@ func (e *Engine) forgotten(ref meta.Ref) error {
 	return nil
 }
 
-// rolledBack returns why a pool that was rolled back cannot be used: of what it contains what
-// the state directory remembers of pools may know nothing.
+// rolledBack returns why a pool that was rolled back cannot be used. The state directory may know
+// nothing of its content.
 func (e *Engine) rolledBack() error {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -193,8 +194,8 @@ func (e *Engine) rolledBack() error {
 	return nil
 }
 
-// steady is ErrBusy when pools have come or gone since those were looked at: what was not
-// found may be in one of them.
+// steady returns ErrBusy if pools have come or gone since pools was read: a new one may contain
+// ref.
 func (e *Engine) steady(pools []*servedPool, ref meta.Ref) error {
 	if slices.Equal(pools, e.allPools()) {
 		return nil
@@ -202,8 +203,8 @@ func (e *Engine) steady(pools []*servedPool, ref meta.Ref) error {
 	return fmt.Errorf("%s: %w: the pools have just changed", ref, ErrBusy)
 }
 
-// Away returns the names of the pools that were in use once and are not now, by ID, but
-// for those that are forgotten.
+// Away returns the names of the pools that were once in use and are not now, by ID, without those
+// that are forgotten.
 func (e *Engine) Away() (map[string]string, error) {
 	known, err := e.host.Known()
 	maps.DeleteFunc(known, func(id, _ string) bool { return e.inUse(id) })
@@ -214,7 +215,7 @@ func (e *Engine) inUse(poolID string) bool {
 	return slices.ContainsFunc(e.allPools(), func(p *servedPool) bool { return p.PoolID() == poolID })
 }
 
-// lookup returns what the index knows of ref, and notices when that fails.
+// lookup returns what the index has for ref. After a failure the index is rebuilt.
 func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
 	known, err := e.index.Lookup(ref)
 	if err != nil {
@@ -223,7 +224,7 @@ func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
 	return known, err
 }
 
-// remembered returns the pools that the index knows, and notices when that fails.
+// remembered returns the pools in the index. After a failure the index is rebuilt.
 func (e *Engine) remembered() (map[string]index.PoolState, error) {
 	pools, err := e.index.Pools()
 	if err != nil {

@@ -14,25 +14,25 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Mount says what to bind-mount for a volume.
+// Mount describes what to bind-mount for a volume.
 type Mount struct {
 	Source   string // absolute path of the subvolume
-	ReadOnly bool   // a view: it cannot be written whatever the mount says
-	// MadeReadOnly says what to do about a volume that cannot be written because somebody
-	// made its subvolume read-only; empty for any other.
+	ReadOnly bool   // a view, which no mount option makes writable
+	// MadeReadOnly says what to do about a read-write volume whose subvolume somebody made
+	// read-only; empty for any other.
 	MadeReadOnly string
 }
 
-// Capacity is the room for volumes in a pool, in bytes.
+// Capacity is the free space of a pool for volumes, in bytes.
 type Capacity struct {
 	PoolID      string `json:"poolID"`
-	Available   int64  `json:"available"`   // what can be written now, the headroom left out
+	Available   int64  `json:"available"`   // what can be written now, without the headroom
 	MaximumSize int64  `json:"maximumSize"` // of one volume
 	MinimumSize int64  `json:"minimumSize"` // of one volume
 }
 
-// Stat returns a volume or snapshot; ErrNotFound, ErrLost or pool.ErrAway where
-// it cannot. It takes no lock: what is being made is found as soon as its subvolume is.
+// Stat returns a volume or snapshot, or fails with ErrNotFound, ErrLost or pool.ErrAway. It takes
+// no lock. A volume that is being made is found as soon as its subvolume exists.
 func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
 	defer e.pin()()
 	l, err := e.find(ref)
@@ -66,8 +66,7 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 	return mount, nil
 }
 
-// Usage returns what a volume or snapshot uses; ErrNoQuota where its pool does
-// not count.
+// Usage returns the usage of a volume or snapshot; pool.ErrNoQuota if its pool has no quota.
 func (e *Engine) Usage(_ context.Context, ref meta.Ref) (pool.Usage, error) {
 	defer e.pin()()
 	l, err := e.find(ref)
@@ -85,9 +84,8 @@ func (e *Engine) Usage(_ context.Context, ref meta.Ref) (pool.Usage, error) {
 	return usage, nil
 }
 
-// Walk calls fn for the volumes or snapshots with an ID greater than after,
-// ordered by ID, until it returns false. fn must not call the engine. Pools
-// that are away are left out.
+// Walk calls fn for the volumes or snapshots with an ID greater than after, ordered by ID, until
+// fn returns false. fn must not call the engine. Walk omits pools that are away.
 func (e *Engine) Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error {
 	return e.walk(ctx, func(fn func(meta.Entry) bool) error { return e.index.Walk(class, after, fn) }, fn,
 		func(entry meta.Entry) bool { return entry.Kind.Class() == class && entry.ID > after })
@@ -103,8 +101,7 @@ func (e *Engine) WalkSnapshots(ctx context.Context, volume, after string, fn fun
 	})
 }
 
-// walk lists from the index, or, when that is behind and cannot be mended, from
-// the ledgers themselves.
+// walk lists from the index or, if that is behind and cannot be rebuilt, from the ledgers.
 func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) error, fn, match func(meta.Entry) bool) error {
 	e.indexed(ctx, e.index.Flush())
 	if e.indexBehind.Load() {
@@ -140,12 +137,12 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 	return nil
 }
 
-// History returns the last removals, the newest first. It is the index' alone: lost with
-// that, and without what vanished by itself.
+// History returns the last removals, the newest first. Only the index has them: they are lost
+// with it, and subvolumes that somebody else removed are not among them.
 func (e *Engine) History() ([]index.Removed, error) { return e.index.History() }
 
-// Capacity returns the room in a pool; empty for the default one. A pool that
-// cannot be written has none.
+// Capacity returns the free space of a pool; an empty name stands for the default one. A pool
+// that cannot be written has none.
 func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
 	p, err := e.pool(name)
 	if err != nil {
@@ -159,7 +156,7 @@ func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
 	return Capacity{PoolID: p.PoolID(), Available: left, MaximumSize: left, MinimumSize: MinSize}, nil
 }
 
-// Room returns the room on the filesystem that a volume lies on.
+// Room returns the free space of the filesystem that contains a volume or snapshot.
 func (e *Engine) Room(_ context.Context, ref meta.Ref) (btrfs.Room, error) {
 	l, err := e.find(ref)
 	if err != nil {
@@ -177,11 +174,10 @@ func (e *Engine) PoolIDs() map[string]string {
 	return ids
 }
 
-// Forget has nothing wait any more for a pool that will not come back here.
+// Forget removes a pool that will not come back to this node from Away.
 func (e *Engine) Forget(poolID string) error { return e.host.Forget(poolID) }
 
-// Pools returns the state of every pool, also of those that cannot be used,
-// ordered by name.
+// Pools returns the state of every pool, also of those that cannot be used, ordered by name.
 func (e *Engine) Pools(context.Context) []pool.Status {
 	all := each(e.allPools(), (*servedPool).status)
 	e.mu.RLock()
@@ -193,7 +189,7 @@ func (e *Engine) Pools(context.Context) []pool.Status {
 	return all
 }
 
-// status is Status with what the engine knows.
+// status is Status with the counters of the engine.
 func (p *servedPool) status() pool.Status {
 	s := p.Status()
 	if !s.Silent {

@@ -17,62 +17,61 @@ import (
 )
 
 const (
-	// UnfinishedCreate is a slot whose making was cut short. Repair: completed
-	// where the subvolume is there, undone where it is not.
+	// UnfinishedCreate is a slot whose create was interrupted. Repair: completed if the subvolume
+	// exists, else undone.
 	UnfinishedCreate pool.Problem = "UnfinishedCreate"
-	// UnfinishedRemove is a slot whose removal was cut short. Repair: completed.
+	// UnfinishedRemove is a slot whose removal was interrupted. Repair: completed.
 	UnfinishedRemove pool.Problem = "UnfinishedRemove"
-	// WrongLimit is a volume whose limit is not its size. Repair: set again.
+	// WrongLimit is a volume whose limit differs from its size. Repair: set again.
 	WrongLimit pool.Problem = "WrongLimit"
-	// StaleQuota is accounting of subvolumes that are gone. Repair: removed.
+	// StaleQuota are qgroups of destroyed subvolumes. Repair: removed.
 	StaleQuota pool.Problem = "StaleQuota"
-	// Lost is a record whose subvolume is gone. Never made anew, as empty.
+	// Lost is a record whose subvolume is gone. Kept, and never replaced by an empty one.
 	Lost pool.Problem = "Lost"
-	// Damaged is a record whose subvolume is there and cannot be read. Kept.
+	// Damaged is a record whose subvolume exists but cannot be read. Kept.
 	Damaged pool.Problem = "Damaged"
 	// OutsidePool is a volume or snapshot of the pool that lies outside of it, on the same
-	// filesystem, and for which nothing in the pool stands. Kept.
+	// filesystem, and has no slot in it. Kept.
 	OutsidePool pool.Problem = "OutsidePool"
-	// Foreign is something that nobody declared. Kept. In the slot of a volume or snapshot
-	// it stops that from being removed.
+	// Foreign is something that btrfs-csi did not make. Kept. In the slot of a volume or snapshot
+	// it blocks the removal.
 	Foreign pool.Problem = "Foreign"
-	// UnreadableRecord is a record that is damaged, of a later version, or in
-	// the wrong place. Kept.
+	// UnreadableRecord is a record that is damaged, of a later version, or in the wrong slot.
+	// Kept.
 	UnreadableRecord pool.Problem = "UnreadableRecord"
-	// Writable is a snapshot or view that somebody made writable. Kept: its
-	// content may have changed.
+	// Writable is a snapshot or view that somebody made writable. Kept: its content may have
+	// changed.
 	Writable pool.Problem = "Writable"
-	// ReadOnlyVolume is a volume that its owner, or somebody else, made read-only. Kept.
+	// ReadOnlyVolume is a volume whose subvolume somebody made read-only. Kept.
 	ReadOnlyVolume pool.Problem = "ReadOnlyVolume"
-	// Duplicate is an ID that is in two pools.
+	// Duplicate is an ID that two pools contain.
 	Duplicate pool.Problem = "Duplicate"
 )
 
-// Finding is one thing that is not as it should be.
+// Finding is one difference between a pool and its ledger, or one fault of a pool.
 type Finding struct {
 	Pool     string       `json:"pool"`
 	Path     string       `json:"path,omitempty"` // within the pool
 	Problem  pool.Problem `json:"problem"`
 	Detail   string       `json:"detail"`
-	Repair   string       `json:"repair,omitempty"` // what reconciling does; empty where it is for people
+	Repair   string       `json:"repair,omitempty"` // what Reconcile does; empty if only people can
 	Repaired bool         `json:"repaired"`
 	Error    string       `json:"error,omitempty"` // why the repair failed
-	// Routine is set for what every driver does by itself in the course of its work, and
-	// that harms nobody until then: it is no fault.
+	// Routine is set if every driver does the repair as part of its normal work. The finding is
+	// harmless until then, and no fault.
 	Routine bool `json:"routine,omitempty"`
 }
 
-// action is a finding with its repair; none for what is only reported.
+// action is a finding with its repair; run is nil if it is only reported.
 type action struct {
 	Finding
-	slot pool.Slot // zero for what concerns the whole pool
+	slot pool.Slot // zero for a finding about the whole pool
 	run  func() error
 }
 
-// Plan compares every pool with its ledger and returns what Reconcile would do.
-// It changes nothing. What an operation under way is at is left out, and so is what the
-// sweep of a running engine does next: the kernel is late to let go of what was destroyed,
-// and the accounting of it is stale from then until the sweep.
+// Plan compares every pool with its ledger, and returns what Reconcile would do. It changes
+// nothing. It omits locked slots, and routine repairs of a running engine: the kernel needs the
+// qgroups of a destroyed subvolume for a while, and then they are stale until the next sweep.
 func (e *Engine) Plan(context.Context) ([]Finding, error) {
 	return e.eachPool(func(p *servedPool) ([]Finding, error) {
 		var findings []Finding
@@ -87,9 +86,8 @@ func (e *Engine) Plan(context.Context) ([]Finding, error) {
 	})
 }
 
-// Reconcile does what Plan returns, and brings the index in line with the ledger.
-// Each finding says what came of it. It may run beside other operations: what
-// one of them holds is passed over.
+// Reconcile does what Plan returns, and rebuilds the index from the ledgers. Each finding has the
+// result of its repair. Reconcile may run beside other operations, whose slots it skips.
 func (e *Engine) Reconcile(ctx context.Context) ([]Finding, error) {
 	findings, err := e.eachPool(func(p *servedPool) ([]Finding, error) {
 		if err := p.Thawed(); err != nil {
@@ -116,7 +114,7 @@ func (e *Engine) eachPool(fn func(*servedPool) ([]Finding, error)) ([]Finding, e
 	for i, p := range pools {
 		err := results[i].err
 		findings = append(findings, results[i].findings...)
-		if errors.Is(err, pool.ErrAway) || errors.Is(err, pool.ErrFrozen) { // the others are no worse for it
+		if errors.Is(err, pool.ErrAway) || errors.Is(err, pool.ErrFrozen) { // the other pools are not affected
 			findings = append(findings, Finding{Pool: p.Name, Problem: pool.ProblemOf(err), Detail: err.Error()})
 			err = nil
 		}
@@ -126,7 +124,7 @@ func (e *Engine) eachPool(fn func(*servedPool) ([]Finding, error)) ([]Finding, e
 	return append(findings, duplicates...), errors.Join(append(errs, err)...)
 }
 
-// repair runs the plan of one pool. It returns the slots as they are then.
+// repair runs the plan of one pool. It returns the slots as they are afterwards.
 func (e *Engine) repair(ctx context.Context, p *servedPool) (findings []Finding, slots []scanned, err error) {
 	slots, actions, err := p.plan()
 	if err != nil {
@@ -146,7 +144,7 @@ func (e *Engine) repair(ctx context.Context, p *servedPool) (findings []Finding,
 	return findings, slots, err
 }
 
-// lookAgain returns the slots with those that have changed as they are now.
+// lookAgain returns the slots, with the current state of those that have changed.
 func (p *servedPool) lookAgain(slots []scanned, changed map[pool.Slot]bool) ([]scanned, error) {
 	now := slots[:0]
 	for _, s := range slots {
@@ -165,9 +163,8 @@ func (p *servedPool) lookAgain(slots []scanned, changed map[pool.Slot]bool) ([]s
 	return now, nil
 }
 
-// confirm looks at the slot of a finding again with its lock held, since what
-// was under way at the first look may have ended by now, and hands what is
-// still wrong to fn.
+// confirm looks at the slot of a finding again under its lock, because an operation may have
+// ended since the first look. It calls fn for each fault that remains.
 func (e *Engine) confirm(p *servedPool, a action, fn func(action)) {
 	if a.slot == (pool.Slot{}) {
 		fn(a)
@@ -188,14 +185,14 @@ func (e *Engine) confirm(p *servedPool, a action, fn func(action)) {
 	}
 }
 
-// limitOf returns the limit of one subvolume, in bytes, 0 for none; false where
-// the pool has no limits.
+// limitOf returns the limit of one subvolume, in bytes, 0 for none; false if it cannot be read,
+// as in a pool without quota.
 func (p *servedPool) limitOf(subvolume uint64) (int64, bool) {
 	usage, err := p.Usage(subvolume)
 	return usage.Limit, err == nil
 }
 
-// apply runs the repair, if there is one.
+// apply runs the repair, if any.
 func (a action) apply() Finding {
 	if a.run == nil {
 		return a.Finding
@@ -215,7 +212,7 @@ func logFindings(ctx context.Context, findings []Finding) {
 	}
 }
 
-// unusable reports the directories that should be pools and are not.
+// unusable returns findings for the directories that cannot be used as pools.
 func (e *Engine) unusable() []Finding {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
@@ -227,8 +224,8 @@ func (e *Engine) unusable() []Finding {
 	return findings
 }
 
-// duplicates reports the IDs that more than one pool contains. Which is meant is
-// for people to say.
+// duplicates returns findings for the IDs that more than one pool contains. Only people know
+// which one is meant.
 func (e *Engine) duplicates() ([]Finding, error) {
 	first := map[meta.Ref]string{}
 	var findings []Finding
@@ -256,21 +253,21 @@ func (e *Engine) duplicates() ([]Finding, error) {
 	return findings, nil
 }
 
-// slotState is what a look at a slot shows.
+// slotState is the state of a slot.
 type slotState int
 
 const (
-	slotReady      slotState = iota // record and subvolume, complete
-	slotDeclared                    // a record, or nothing at all, and no subvolume yet
-	slotHalf                        // subvolume there, record not marked ready
-	slotLost                        // record marked ready, no subvolume
-	slotDamaged                     // a record, and a subvolume that cannot be read
-	slotForeign                     // something without a record
-	slotUnreadable                  // a record that makes no sense
-	slotRemoving                    // on its way out
+	slotReady      slotState = iota // record ready, subvolume
+	slotDeclared                    // record creating or none, no subvolume
+	slotHalf                        // record creating, subvolume
+	slotLost                        // record ready, no subvolume
+	slotDamaged                     // record, subvolume that cannot be read
+	slotForeign                     // no record, but content
+	slotUnreadable                  // record that cannot be read, or is in the wrong slot
+	slotRemoving                    // in AreaRemoving
 )
 
-// scanned is a slot, what it holds and what that means.
+// scanned is a slot with its content and its state.
 type scanned struct {
 	located
 	info  btrfs.SubvolumeInfo
@@ -278,8 +275,7 @@ type scanned struct {
 	err   error
 }
 
-// scan reads every slot of the pool, ordered by path. Slots that vanish while it
-// runs are left out.
+// scan reads every slot of the pool, ordered by path. It omits slots that vanish meanwhile.
 func (p *servedPool) scan() ([]scanned, error) {
 	var all []scanned
 	for _, area := range pool.Areas {
@@ -302,7 +298,7 @@ func (p *servedPool) scan() ([]scanned, error) {
 	return all, nil
 }
 
-// look classifies one slot.
+// look reads one slot and determines its state.
 func (p *servedPool) look(slot pool.Slot) (scanned, error) {
 	s := scanned{located: located{pool: p, fs: p.Filesystem, slot: slot}}
 	data, err := p.Record(slot)
@@ -311,7 +307,7 @@ func (p *servedPool) look(slot pool.Slot) (scanned, error) {
 	}
 	info, err := p.Info(slot)
 	there := err == nil
-	if errors.Is(err, pool.ErrSilent) { // nobody knows what is there
+	if errors.Is(err, pool.ErrSilent) { // the content of the slot is unknown
 		return s, err
 	}
 	if errors.Is(err, fs.ErrNotExist) {
@@ -335,8 +331,8 @@ func (p *servedPool) look(slot pool.Slot) (scanned, error) {
 	return s, nil
 }
 
-// classifyBare distinguishes a slot without a record and a subvolume, as a crash leaves it,
-// from what else is there.
+// classifyBare distinguishes a slot without record and subvolume, as a crash leaves it, from one
+// with other content.
 func (s *scanned) classifyBare() error {
 	names, err := s.fs.Beside(s.slot)
 	s.state = slotDeclared
@@ -349,7 +345,7 @@ func (s *scanned) classifyBare() error {
 	return err
 }
 
-// classify says what a slot with a record is.
+// classify determines the state of a slot with a record.
 func (s *scanned) classify(record []byte, there bool) {
 	err := s.decode(record)
 	switch {
@@ -368,8 +364,9 @@ func (s *scanned) classify(record []byte, there bool) {
 	}
 }
 
-// entries returns what the index should say of the pool, also of what cannot be read, as
-// far as its record says; and what is there beside them, to which somebody has to see.
+// entries returns what the index should have of the pool, also of subvolumes that cannot be read.
+// unlisted are the slots without an entry that need attention: half made, or with an unreadable
+// record.
 func (p *servedPool) entries(slots []scanned) (entries []meta.Entry, unlisted []meta.Ref) {
 	for _, s := range slots {
 		switch s.state {
@@ -384,7 +381,7 @@ func (p *servedPool) entries(slots []scanned) (entries []meta.Entry, unlisted []
 	return entries, unlisted
 }
 
-// plan compares the pool with its ledger. It returns what it has seen and what is to be done.
+// plan compares the pool with its ledger. It returns the slots and the actions.
 func (p *servedPool) plan() ([]scanned, []action, error) {
 	slots, err := p.scan()
 	if err != nil {
@@ -409,8 +406,8 @@ func (p *servedPool) plan() ([]scanned, []action, error) {
 	return slots, slices.Concat(actions, outside, quota), err
 }
 
-// judge returns all that is wrong with a slot. What would take the slot away is not
-// repaired while something that is not ours lies in it.
+// judge returns all faults of a slot. While the slot contains something foreign, a repair that
+// would remove the slot is dropped.
 func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) []action {
 	all := s.judgeState(limit)
 	names, err := s.fs.Beside(s.slot)
@@ -423,13 +420,13 @@ func (s *scanned) judge(limit func(subvolume uint64) (int64, bool)) []action {
 	return append(all, s.fault(Foreign, obstacle(names), "", nil))
 }
 
-// fault is one thing that is wrong with the slot, and what mends it.
+// fault returns one fault of the slot with its repair.
 func (s *scanned) fault(problem pool.Problem, detail, repair string, run func() error) action {
 	return action{slot: s.slot, run: run, Finding: Finding{
 		Pool: s.pool.Name, Path: s.slot.String(), Problem: problem, Detail: detail, Repair: repair}}
 }
 
-// judgeState says what is wrong with a slot by its state.
+// judgeState returns the faults that the slot's state shows.
 func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) []action {
 	switch s.state {
 	case slotReady:
@@ -450,7 +447,7 @@ func (s *scanned) judgeState(limit func(subvolume uint64) (int64, bool)) []actio
 	return []action{s.fault(UnreadableRecord, s.err.Error(), "", nil)}
 }
 
-// judgeReady says what is wrong with a slot that is complete.
+// judgeReady returns the faults of a complete slot.
 func (s *scanned) judgeReady(limit func(subvolume uint64) (int64, bool)) (all []action) {
 	if s.record.Kind.ReadOnly() && !s.info.ReadOnly {
 		all = append(all, s.fault(Writable, "was made writable; its content may have changed", "", nil))
@@ -486,7 +483,7 @@ func (s *scanned) foreignDetail() string {
 	return "was not made by btrfs-csi; it is kept"
 }
 
-// finish completes a slot. One that is no copy of all of its source is undone.
+// finish completes a slot, or undoes a copy that lacks part of its source.
 func (s *scanned) finish() error {
 	_, err := s.resume()
 	if errors.Is(err, fs.ErrNotExist) {
@@ -495,7 +492,7 @@ func (s *scanned) finish() error {
 	return err
 }
 
-// undeclare takes an empty slot away. Files in it are somebody's, and stay.
+// undeclare removes an empty slot. It fails for one that contains foreign files.
 func (s *scanned) undeclare() error {
 	err := s.fs.Rmdir(s.slot)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -504,7 +501,7 @@ func (s *scanned) undeclare() error {
 	return err
 }
 
-// planQuota looks at what belongs to no single slot.
+// planQuota returns the actions that concern no single slot.
 func (p *servedPool) planQuota() ([]action, error) {
 	var actions []action
 	known := p.stale.all()
@@ -512,7 +509,7 @@ func (p *servedPool) planQuota() ([]action, error) {
 	if err != nil {
 		return nil, err
 	}
-	stale = slices.DeleteFunc(stale, func(id uint64) bool { // maintain is at it, or was meanwhile
+	stale = slices.DeleteFunc(stale, func(id uint64) bool { // the sweep knows it, or knew it a moment ago
 		_, was := known[id]
 		return was || p.stale.has(id)
 	})
@@ -536,8 +533,7 @@ func (p *servedPool) planQuota() ([]action, error) {
 	return actions, nil
 }
 
-// forgetAll removes stale accounting; what the kernel still needs is tried
-// again by maintain.
+// forgetAll removes stale qgroups. maintainPool retries those that the kernel still needs.
 func (p *servedPool) forgetAll(subvolumes []uint64) error {
 	for _, subvolume := range subvolumes {
 		if err := p.ForgetQuota(subvolume); err != nil {

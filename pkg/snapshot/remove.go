@@ -14,9 +14,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Remove removes a volume or snapshot, whatever was made from it or it was made
-// from. When it returns, the removal is durable. What is not there is no error;
-// what is there but is not ours, or cannot be read, is not touched.
+// Remove removes a volume or snapshot; its sources and copies stay. The removal is durable when
+// Remove returns. An absent one is no error. A foreign or unreadable one is not touched.
 func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	release, err := e.locks.acquire(ref, meta.Ref{})
 	if err != nil {
@@ -53,8 +52,8 @@ func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
 	return nil
 }
 
-// unremoved is the error of a removal. It is final where the removal found an obstacle,
-// before it destroyed anything.
+// unremoved returns the error of a removal. It is final if an obstacle was found before anything
+// was destroyed.
 func unremoved(ref meta.Ref, err error) error {
 	err = fmt.Errorf("%s: %w", ref, err)
 	if errors.Is(err, pool.ErrForeign) || errors.Is(err, pool.ErrInUse) || errors.Is(err, errUntouched) {
@@ -63,12 +62,10 @@ func unremoved(ref meta.Ref, err error) error {
 	return unfinished(err)
 }
 
-// errUntouched is in the error of a removal that a read-only filesystem stopped before it
-// changed anything.
+// errUntouched marks a removal that a read-only filesystem stopped before it changed anything.
 var errUntouched = errors.New("nothing was removed")
 
-// remove renames the slot out of its area, the point of no return, and erases
-// it there.
+// remove renames the slot to AreaRemoving, the point of no return, and erases it there.
 func (l *located) remove(ctx context.Context) error {
 	l.ticket = l.pool.Commits.Begin()
 	defer l.ticket.Done()
@@ -99,22 +96,22 @@ func (l *located) remove(ctx context.Context) error {
 	return err
 }
 
-// putBack returns the slot to its area when the kernel does not let go of the subvolume:
-// what cannot be removed now stays in use.
-func (l *located) putBack(at pool.Slot, held error) error {
+// putBack renames the slot back to its area when the kernel refuses to destroy the subvolume, so
+// that the volume stays in use.
+func (l *located) putBack(at pool.Slot, inUse error) error {
 	err := l.fs.Move(l.slot, at)
 	if err == nil {
 		l.slot = at
 		err = l.sync()
 	}
 	if err != nil {
-		return unfinished(errors.Join(held, err))
+		return unfinished(errors.Join(inUse, err))
 	}
-	return held
+	return inUse
 }
 
-// unobstructed fails for a slot that could not be taken away when its subvolume is
-// destroyed, because of something in it that is not ours.
+// unobstructed fails if the slot contains something foreign, so that it could not be removed
+// after its subvolume was destroyed.
 func (l *located) unobstructed() error {
 	names, err := l.fs.Beside(l.slot)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -126,12 +123,12 @@ func (l *located) unobstructed() error {
 	return fmt.Errorf("%s in pool %q: %w: %s", l.slot, l.pool.Name, pool.ErrForeign, obstacle(names))
 }
 
-// obstacle names what stands in the way of a removal.
+// obstacle describes what blocks a removal.
 func obstacle(names []string) string {
 	return fmt.Sprintf("it holds %s beside the data, which stops its deletion: move that away", quoted(names))
 }
 
-// quoted lists names for a message, of many the first ten.
+// quoted lists names for a message, at most ten.
 func quoted(names []string) string {
 	const most = 10
 	if n := len(names); n > most {
@@ -140,9 +137,9 @@ func quoted(names []string) string {
 	return fmt.Sprintf("%q", names)
 }
 
-// removeInPlace erases a slot where it is. With metadata full the kernel has a
-// reserve for what frees some, and none for a rename. A crash before the end leaves
-// the slot as lost, which the retry removes.
+// removeInPlace erases a slot in its area. With metadata full, the kernel has a reserve for
+// operations that free space, but none for a rename. After a crash the slot may look lost; the
+// retry removes it.
 func (l *located) removeInPlace() error {
 	if err := l.erase(func() error { return nil }); err != nil {
 		return err
@@ -150,14 +147,14 @@ func (l *located) removeInPlace() error {
 	return l.pool.syncErased(true)
 }
 
-// erased remembers whether slots were erased in their areas that may not be gone durably.
+// erased records whether slots were erased in their areas, and may not be gone durably.
 type erased struct {
-	turn     chan struct{} // full while they are made so: whoever finds none waits for that
+	turn     chan struct{} // full during syncErased; other callers wait
 	unsynced bool          // protected by turn
 }
 
-// syncErased makes durable that slots are gone from their areas, if some were erased there
-// since it last did, or now.
+// syncErased makes the removal of slots durable that were erased in their areas since the last
+// call. With now it always syncs.
 func (p *servedPool) syncErased(now bool) error {
 	silent, _ := p.Silence()
 	select {
@@ -177,19 +174,19 @@ func (p *servedPool) syncErased(now bool) error {
 	return err
 }
 
-// finishRemove erases a slot in AreaRemoving. Where it is without a subvolume its rename
-// is made durable before it is gone.
+// finishRemove erases a slot in AreaRemoving. If the slot has no subvolume, finishRemove makes
+// its rename durable first.
 func (l *located) finishRemove() error { return l.erase(l.sync) }
 
-// finishRemovals completes an earlier removal of ref that was cut short, so
-// that the answer "it is gone" is true.
+// finishRemovals completes an earlier removal of ref that was interrupted, so that "it is gone"
+// is a true answer.
 func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 	if !meta.ValidID(ref.ID) {
 		return nil
 	}
 	var away error
 	for _, p := range e.allPools() {
-		if err := p.syncErased(false); err != nil { // which stops only what may have been erased there
+		if err := p.syncErased(false); err != nil { // concerns only what may have been erased there
 			away = errors.Join(away, unfinished(fmt.Errorf("%s: %w: %w", ref, pool.ErrAway, err)))
 			continue
 		}
@@ -218,9 +215,9 @@ func (e *Engine) finishRemovals(ctx context.Context, ref meta.Ref) error {
 	return away
 }
 
-// Resize grows a volume to at least want.Required bytes, online, and returns it
-// with its new size. A volume that is large enough already is returned as it
-// is; none is ever shrunk. When it returns, the size is durable.
+// Resize grows a volume to at least want.Required bytes, online, and returns it. A volume that is
+// large enough is returned as it is; none is ever shrunk. The new size is durable when Resize
+// returns.
 func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.Entry, error) {
 	ref := meta.Volume(volume)
 	release, err := e.locks.acquire(ref, meta.Ref{})
@@ -258,7 +255,7 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	l.record.Size = size
 	entry, err = l.complete(false)
 	if err == nil {
-		err = l.fs.Sync(l.slot) // of the record alone, which the log takes: there is no commit to share
+		err = l.fs.Sync(l.slot) // writes the log of the record only; there is no commit to share
 	}
 	if err != nil {
 		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, err))

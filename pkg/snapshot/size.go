@@ -6,22 +6,22 @@ import (
 )
 
 const (
-	// MinSize is the least size of a volume, and what sizes are rounded up to a
-	// multiple of, in bytes.
+	// MinSize is the smallest size of a volume, in bytes. Sizes are rounded up to a multiple of
+	// it.
 	MinSize = 1 << 20
-	// DefaultSize is the size of a volume whose request names none, in bytes.
+	// DefaultSize is the size of a volume whose request has none, in bytes.
 	DefaultSize = 1 << 30
 )
 
-// Range is the size that is asked for, in bytes. 0 leaves a bound open.
+// Range is the requested size, in bytes. 0 leaves a bound open.
 type Range struct {
 	Required int64 // at least
 	Limit    int64 // at most
 }
 
-// choose picks the size of something made from a source of size least, 0 where
-// there is none: what is required, rounded up, never down, and never above the
-// limit. It returns ErrOutOfRange where there is no such size.
+// choose picks the size for a copy of a source of size least, or for a new volume if least is 0.
+// It is the required size, rounded up, but not above the limit. ErrOutOfRange if there is no such
+// size.
 func (r Range) choose(least int64) (int64, error) {
 	if r.Required < 0 || r.Limit < 0 {
 		return 0, fmt.Errorf("required %d and limit %d bytes: negative: %w", r.Required, r.Limit, ErrOutOfRange)
@@ -41,7 +41,7 @@ func (r Range) choose(least int64) (int64, error) {
 		return 0, err
 	}
 	if want == least {
-		size = least // that of a source whose limit did not let it be rounded up
+		size = least // the source's size was not rounded up because of its limit
 	}
 	if r.Limit > 0 && want <= r.Limit {
 		size = min(size, r.Limit)
@@ -57,8 +57,8 @@ func (r Range) choose(least int64) (int64, error) {
 	return size, nil
 }
 
-// Least returns the least size that a volume gets that has less than is required:
-// rounded up, where the limit lets it.
+// Least returns the size that Resize gives a volume smaller than Required: Required rounded up,
+// if the limit allows it.
 func (r Range) Least() int64 {
 	size, err := roundUp(r.Required)
 	if err != nil || r.Limit > 0 && size > r.Limit {
@@ -67,7 +67,7 @@ func (r Range) Least() int64 {
 	return size
 }
 
-// fits reports whether an existing size answers the request.
+// fits reports whether an existing size satisfies the request.
 func (r Range) fits(size int64) bool {
 	return size >= r.Required && (r.Limit == 0 || size <= r.Limit)
 }
@@ -79,7 +79,7 @@ func roundUp(size int64) (int64, error) {
 	return (size + MinSize - 1) / MinSize * MinSize, nil
 }
 
-// grow picks the new size of a volume of size old; old where that will do.
+// grow picks the new size of a volume of size old; old if that is enough.
 func (r Range) grow(old int64) (int64, error) {
 	if r.Required < 0 || r.Limit < 0 || r.Limit > 0 && r.Limit < max(old, r.Required) {
 		return 0, fmt.Errorf("required %d and limit %d bytes, it has %d and is never shrunk: %w", r.Required, r.Limit, old, ErrOutOfRange)

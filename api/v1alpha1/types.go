@@ -35,7 +35,7 @@ type Subvolume struct {
 type SubvolumeSpec struct {
 	// ID is the volume or snapshot handle.
 	ID string `json:"id"`
-	// Kind is Volume, Snapshot or ReadOnlyVolume (a read-only volume of a snapshot).
+	// Kind is Volume, Snapshot or ReadOnlyVolume.
 	// +kubebuilder:validation:Enum=Volume;Snapshot;ReadOnlyVolume
 	Kind string `json:"kind"`
 	// NodeName is the node that has the pool.

@@ -42,7 +42,7 @@ const (
 	Active Kind = "active"
 	// Committed is a read-only snapshot.
 	Committed Kind = "committed"
-	// View is a read-only volume of a snapshot.
+	// View is a read-only volume, made of a snapshot or of a volume.
 	View Kind = "view"
 )
 
@@ -138,7 +138,7 @@ type Record struct {
 	Created    time.Time         `json:"created"`
 	Source     Ref               `json:"source,omitzero"` // volume or snapshot that was copied
 	Parameters Parameters        `json:"parameters,omitzero"`
-	Labels     map[string]string `json:"labels,omitempty"` // for people: PVC name and namespace
+	Labels     map[string]string `json:"labels,omitempty"` // from the sidecars, for people; pkg/driver has the list
 }
 
 // Ref returns the reference of r.

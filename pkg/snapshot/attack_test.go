@@ -22,22 +22,22 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// What a pod can do: a process of its own with the volume, without root or any capability.
+// These tests act as a pod: a process with the volume, without root or any capability.
 
-// attackVariable has the test binary be the attacker.
+// attackVariable makes the test binary run as the attacker.
 const attackVariable = "BTRFS_CSI_ATTACK"
 
-// nobody is whom the attacker runs as.
+// nobody is the user of the attacker.
 const nobody = 65534
 
-// attacker is the parent's end of one.
+// attacker is the test's end of the attacker process.
 type attacker struct {
 	t   *testing.T
 	in  io.Writer
 	out *bufio.Scanner
 }
 
-// attacks starts a process that has a volume as its working directory, as its owner.
+// attacks starts a process whose working directory is a volume that it owns.
 func (n *node) attacks(t *testing.T, volume string) *attacker {
 	t.Helper()
 	root := filepath.Join(n.path("default"), "active", volume, "fs")
@@ -60,7 +60,7 @@ func (n *node) attacks(t *testing.T, volume string) *attacker {
 	return a
 }
 
-// do has the attacker do one thing, and returns how often or how much it did.
+// do makes the attacker run one command, and returns how often or how much it did.
 func (a *attacker) do(words ...any) (int, error) {
 	a.t.Helper()
 	must(a.t, second(fmt.Fprintln(a.in, words...)))
@@ -76,8 +76,8 @@ func (a *attacker) do(words ...any) (int, error) {
 	return count, nil
 }
 
-// attack is the attacker's end. It does what each line says, and answers with a count and
-// an errno.
+// attack is the attacker's end. It runs the command of each line, and answers with a count and an
+// errno.
 func attack(in io.Reader, out io.Writer) {
 	if err := unix.Fchdir(3); err != nil {
 		panic(err)
@@ -158,8 +158,8 @@ const (
 	inheritSetLimits  = 1 << 0
 )
 
-// nest makes a subvolume in the working directory, in these groups, where any are given,
-// instead of those that it would be in. An empty list, not nil, is none.
+// nest makes a subvolume in the working directory. If groups are given, even an empty list, they
+// replace the groups that it would inherit; nil does not.
 func nest(request uintptr, source int64, name string, flags uint64, groups ...uint64) error {
 	var args struct {
 		fd             int64
@@ -190,7 +190,7 @@ func nest(request uintptr, source int64, name string, flags uint64, groups ...ui
 	return nil
 }
 
-// nested returns the ID of a subvolume that lies in a volume.
+// nested returns the ID of a subvolume nested in a volume.
 func (n *node) nested(t *testing.T, volume, name string) uint64 {
 	t.Helper()
 	info, err := btrfs.Info(filepath.Join(n.path("default"), "active", volume, "fs", name))
@@ -207,9 +207,8 @@ func (n *node) seen(t *testing.T, id uint64) {
 	})
 }
 
-// TestNestingIsNoWayOut: under full quota each subvolume is counted by itself, and a pod
-// makes as many as it likes. Beyond the size of its volume goes what it does between two
-// looks of the driver, and no more.
+// TestNestingIsNoWayOut: under full quota each subvolume is counted by itself, and a pod can make
+// many. Between two looks of the driver it may exceed the size of its volume, but not any longer.
 func TestNestingIsNoWayOut(t *testing.T) {
 	t.Parallel()
 	const size = 64
@@ -222,7 +221,8 @@ func TestNestingIsNoWayOut(t *testing.T) {
 		pod := n.attacks(t, "pvc")
 		return n, e, pod
 	}
-	// What is left, for all: of others, in the pool, and for the volume when it nests no more.
+	// after checks what is left for other volumes, for the pool, and for the volume without
+	// nested ones.
 	after := func(t *testing.T, n *node, e *snapshot.Engine) {
 		ctx := t.Context()
 		must(t, n.fill("other", size/2*mib))
@@ -268,7 +268,7 @@ func TestNestingIsNoWayOut(t *testing.T) {
 	t.Run("metadata", func(t *testing.T) {
 		t.Parallel()
 		n, e, pod := prepare(t)
-		// Each takes a node of 16 KiB at least.
+		// Each subvolume takes at least a node of 16 KiB.
 		const most, step = size << 10 / 16, 512
 		made := 0
 		for i := 0; ; i++ {
@@ -326,8 +326,8 @@ func TestNestingIsNoWayOut(t *testing.T) {
 	})
 }
 
-// TestNoOtherGroup: under simple quota a pod says which groups a nested subvolume counts
-// towards, those of other volumes, of one that is gone, or none. The driver puts it back.
+// TestNoOtherGroup: under simple quota a pod chooses the groups of a nested subvolume: those of
+// other volumes, of a volume that is gone, or none. The driver corrects that.
 func TestNoOtherGroup(t *testing.T) {
 	t.Parallel()
 	const size, step = 64, 8
@@ -347,7 +347,7 @@ func TestNoOtherGroup(t *testing.T) {
 	must(t, btrfs.CreateQgroup(n.state, admin))
 	pod := n.attacks(t, "pvc")
 
-	// Before the driver has seen it. A volume that is gone has nothing to give.
+	// The driver has not seen this subvolume yet. A volume that is gone has no space to give.
 	must(t, second(pod.do("nestInto", "dead", 0, uint64(groups["gone"]))))
 	if count, err := pod.do("write", "dead", step); count > 0 || !errors.Is(err, unix.EDQUOT) {
 		t.Errorf("wrote %d MiB into what a volume that is gone has left: %v", count, err)

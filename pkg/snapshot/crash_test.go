@@ -31,7 +31,7 @@ type operation struct {
 	run  func(context.Context, *snapshot.Engine) error
 }
 
-// operations are those of the table in doc.go.
+// operations are the operations of the table in doc.go.
 var operations = []operation{
 	{"create, of a class", func(ctx context.Context, e *snapshot.Engine) error {
 		_, err := e.Prepare(ctx, snapshot.Spec{
@@ -75,7 +75,7 @@ var operations = []operation{
 	{"remove rolled back", func(ctx context.Context, e *snapshot.Engine) error { return e.Remove(ctx, meta.Volume("outside")) }},
 }
 
-// world is a node with a pool in memory, and all that an operation may meet.
+// world is a node with a pool in memory, and everything that an operation may meet.
 type world struct {
 	t     *testing.T
 	fs    *pooltest.Filesystem
@@ -83,7 +83,7 @@ type world struct {
 	index string // path
 	e     *snapshot.Engine
 
-	mu     sync.Mutex // protects what follows: pools are opened side by side
+	mu     sync.Mutex // protects what follows: pools are opened concurrently
 	steps  int
 	before map[int]func() // by step
 }
@@ -114,8 +114,8 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	return w
 }
 
-// memoryDir returns a directory in memory, where there is such. The tests of crashes open
-// an index thousands of times, and each time wait for a disk otherwise.
+// memoryDir returns a directory in memory, if there is one. The crash tests open an index
+// thousands of times, and would wait for a disk each time.
 func memoryDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "btrfs-csi-test-")
@@ -137,7 +137,7 @@ func must(t testing.TB, err error) {
 
 func second[T any](_ T, err error) error { return err }
 
-// indexFiles returns the index and what lies beside it.
+// indexFiles returns the files of the index, by path.
 func (w *world) indexFiles() map[string][]byte {
 	w.t.Helper()
 	paths, err := filepath.Glob(w.index + "*")
@@ -175,14 +175,14 @@ type event struct {
 	do   func(*pooltest.Filesystem)
 }
 
-// foreigns are what others do at any time: the commit of the kernel every 30 s, or of another
+// foreigns are what others do at any time: a commit by the kernel every 30 s or by another
 // operation, and the fsync of the areas by a removal in place.
 var foreigns = []event{
 	{"a commit", (*pooltest.Filesystem).Commit},
 	{"an fsync of the areas", (*pooltest.Filesystem).SyncAreas},
 }
 
-// interfere has something foreign happen before the n-th step from now on.
+// interfere makes a foreign event happen before the n-th step from now on.
 func (w *world) interfere(n int, f event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -194,7 +194,7 @@ func (w *world) close() {
 	must(w.t, w.e.Close())
 }
 
-// verify proves that all is in order, and returns what is there.
+// verify proves that the pool and the index are consistent, and returns their content.
 func (w *world) verify() string {
 	w.t.Helper()
 	ctx := w.t.Context()
@@ -217,7 +217,7 @@ func (w *world) verify() string {
 	return w.fs.Dump()
 }
 
-// compareIndex proves that the index says what the ledger says.
+// compareIndex proves that the index agrees with the ledger.
 func (w *world) compareIndex() {
 	w.t.Helper()
 	ctx := w.t.Context()
@@ -240,7 +240,7 @@ func (w *world) compareIndex() {
 	}
 }
 
-// outcome runs an operation undisturbed.
+// outcome runs an operation without interruption.
 func outcome(t *testing.T, mode btrfs.QuotaMode, o operation) (before, after string, steps int) {
 	t.Helper()
 	w := newWorld(t, mode)
@@ -257,7 +257,7 @@ func outcome(t *testing.T, mode btrfs.QuotaMode, o operation) (before, after str
 	return before, after, steps
 }
 
-// endings are the ways to die.
+// endings are the ways in which an operation is interrupted.
 var endings = []event{
 	{"kill", (*pooltest.Filesystem).Kill},
 	{"power cut", (*pooltest.Filesystem).PowerCut},
@@ -292,10 +292,10 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// crash ends an operation at a step. plan is called just before the operation.
+// crash interrupts an operation at a step. It calls plan just before the operation.
 func (w *world) crash(o operation, step int, takesEffect bool, end event, index, before, after string, plan func()) {
 	t := w.t
-	w.close() // so that its index is one that was closed in order
+	w.close() // so that its index is closed in order
 	old := w.indexFiles()
 	w.open()
 	w.fs.CrashAt(step, takesEffect)
@@ -322,8 +322,8 @@ func (w *world) crash(o operation, step int, takesEffect bool, end event, index,
 	w.again(o, trace, after)
 }
 
-// TestForeign has others commit, or write a log, before each step of every operation. What
-// is answered is durable all the same.
+// TestForeign makes others commit, or write a log, before each step of every operation. An
+// answered operation is durable all the same.
 func TestForeign(t *testing.T) {
 	t.Parallel()
 	for _, o := range operations {
@@ -353,8 +353,8 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// TestForeignAndCrash is TestCrash by power cuts, with something foreign before every step
-// up to the last.
+// TestForeignAndCrash is TestCrash by power cuts, with a foreign event before each step up to the
+// last.
 func TestForeignAndCrash(t *testing.T) {
 	t.Parallel()
 	for _, o := range operations {
@@ -377,7 +377,7 @@ func TestForeignAndCrash(t *testing.T) {
 	}
 }
 
-// again makes the request again: it succeeds, and what it answers is durable.
+// again repeats the request. It succeeds, and its result is durable.
 func (w *world) again(o operation, trace, after string) {
 	w.t.Helper()
 	if err := o.run(w.t.Context(), w.e); err != nil {
@@ -392,8 +392,7 @@ func (w *world) again(o operation, trace, after string) {
 	}
 }
 
-// TestCrashAgainAtOnce is TestCrash for a request that comes again before
-// anything else has made the kernel commit.
+// TestCrashAgainAtOnce is TestCrash for a request that is repeated before any other commit.
 func TestCrashAgainAtOnce(t *testing.T) {
 	t.Parallel()
 	for _, o := range operations {
@@ -439,7 +438,7 @@ func TestCrashInReconcile(t *testing.T) {
 	}
 }
 
-// crashTwice returns false when the repair has fewer steps.
+// crashTwice returns false if the repair has fewer steps.
 func crashTwice(t *testing.T, o operation, step, repair int, end event, before, after string) bool {
 	w := newWorld(t, btrfs.QuotaFull)
 	w.fs.CrashAt(step, true)
@@ -461,15 +460,14 @@ func crashTwice(t *testing.T, o operation, step, repair int, end event, before, 
 	return more
 }
 
-// meanings is what the kernel's answers mean for a request.
+// meanings maps errors of the kernel to their meaning for a request.
 var meanings = map[error]error{
 	unix.ENOSPC: pool.ErrNoSpace, unix.EDQUOT: pool.ErrNoSpace, unix.EROFS: pool.ErrReadOnly,
 	unix.EIO: pool.ErrAway, unix.EBUSY: unix.EBUSY,
 }
 
-// TestFault lets every step fail: alone, together with one that follows, and
-// with all of them. An answer that is not ErrUnfinished is final: nothing was
-// left behind, or all is done.
+// TestFault makes every step fail: alone, together with a later one, and with all later ones. An
+// error without ErrUnfinished is final: nothing was left behind, or everything is done.
 func TestFault(t *testing.T) {
 	t.Parallel()
 	for _, o := range operations {
@@ -494,9 +492,9 @@ func TestFault(t *testing.T) {
 	}
 }
 
-// TestHeld: what the kernel does not let go is as it was before, and is removed as soon as
-// it does.
-func TestHeld(t *testing.T) {
+// TestInUse: a subvolume that the kernel refuses to remove stays as it was, and is removed as soon
+// as the kernel allows it.
+func TestInUse(t *testing.T) {
 	t.Parallel()
 	for _, o := range operations {
 		if !slices.Contains([]string{"remove volume", "remove snapshot", "remove view"}, o.name) {
@@ -505,7 +503,7 @@ func TestHeld(t *testing.T) {
 		for _, mode := range modes {
 			before, after, steps := outcome(t, mode, o)
 			w := newWorld(t, mode)
-			w.fs.FailAt(steps+1, steps+1, pool.ErrInUse) // has the steps traced
+			w.fs.FailAt(steps+1, steps+1, pool.ErrInUse) // starts the trace
 			must(t, o.run(t.Context(), w.e))
 			destroy := slices.IndexFunc(w.fs.Trace(), func(step string) bool { return strings.Contains(step, " Destroy ") }) + 1
 			w.close()

@@ -26,9 +26,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// What only a real disk can show.
+// These tests need a real disk.
 
-// fill writes and syncs size bytes of data into a volume.
+// fill writes size bytes of data into a volume, and syncs them.
 func (n *node) fill(id string, size int) error {
 	f, err := os.OpenFile(filepath.Join(n.path("default"), "active", id, "fs", "data"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
@@ -38,8 +38,7 @@ func (n *node) fill(id string, size int) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// TestNeverOnTheWrongFilesystem exchanges the disk of a pool under an engine that
-// has not noticed.
+// TestNeverOnTheWrongFilesystem exchanges the disk of a pool before the engine notices.
 func TestNeverOnTheWrongFilesystem(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -94,8 +93,8 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 	wants(t, second(e.Stat(ctx, meta.Volume("new"))), pool.ErrAway)
 }
 
-// TestExchangedDisk has a disk be exchanged for one that gets its device number, as the
-// kernel gives it to the next, under an engine that has not noticed.
+// TestExchangedDisk exchanges a disk, before the engine notices, for one that gets its device
+// number: the kernel gives the number to the next filesystem.
 func TestExchangedDisk(t *testing.T) { // not beside others, which might get the number
 	n := newNode(t, btrfs.QuotaNone)
 	must(t, os.Mkdir(n.path("fast"), 0o700))
@@ -140,8 +139,8 @@ func TestExchangedDisk(t *testing.T) { // not beside others, which might get the
 	wants(t, second(e.Mounts(ctx, "pvc")), pool.ErrAway)
 }
 
-// TestPoolDirectoryGone: a directory that is absent, or another one, is a pool that is away,
-// under an engine that has not noticed. Its volumes are not absent.
+// TestPoolDirectoryGone: a pool whose directory is absent, or another one, is away, also before
+// the engine notices. Its volumes are not absent.
 func TestPoolDirectoryGone(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -171,7 +170,7 @@ func TestPoolDirectoryGone(t *testing.T) {
 	must(t, e.Remove(ctx, meta.Volume("pvc")))
 }
 
-// TestStrangeStateDirectory: the mount table writes some names otherwise than they are.
+// TestStrangeStateDirectory: the mount table escapes some characters of names.
 func TestStrangeStateDirectory(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"with blank", "a\tb", "a\nb", `a\b`, `a\040b`, "a\vb", "ü#"} {
@@ -187,7 +186,7 @@ func TestStrangeStateDirectory(t *testing.T) {
 	}
 }
 
-// newDevice is an empty btrfs that is mounted nowhere.
+// newDevice returns a device with an empty btrfs that is not mounted.
 func newDevice(t *testing.T) string {
 	t.Helper()
 	device := btrfstest.Loop(t, 256*mib)
@@ -197,7 +196,7 @@ func newDevice(t *testing.T) string {
 	return device
 }
 
-// TestPoolsComeAndGo has a running engine notice at once: the kernel tells.
+// TestPoolsComeAndGo: a running engine notices mounts at once, because the kernel reports them.
 func TestPoolsComeAndGo(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -215,8 +214,8 @@ func TestPoolsComeAndGo(t *testing.T) {
 	}
 }
 
-// TestDisplacedDefault: where the disk of the pool "default" is missing, no other pool of
-// that name takes its place, neither on the filesystem below nor under another name.
+// TestDisplacedDefault: if the disk of the pool "default" is missing, no other pool takes its
+// place, neither on the filesystem below nor under another name.
 func TestDisplacedDefault(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -258,13 +257,13 @@ func TestDisplacedDefault(t *testing.T) {
 	must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Ref{})))
 	n.Detach(t, "default")
 	eventually(t, func() bool { return e.PoolIDs()["default"] == "" })
-	must(t, os.Remove(filepath.Join(n.state, "known", id))) // it is gone for good
+	must(t, os.Remove(filepath.Join(n.state, "known", id))) // the disk is gone for good
 	eventually(t, func() bool { return e.PoolIDs()["default"] != "" })
 	stop()
 }
 
-// TestReadOnlyWithoutQuota: what cannot be written cannot have its quota turned on, and
-// nobody counts.
+// TestReadOnlyWithoutQuota: a read-only filesystem without quota is served, although quota cannot
+// be turned on.
 func TestReadOnlyWithoutQuota(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -285,8 +284,7 @@ func eventually(t *testing.T, is func() bool) {
 	btrfstest.Eventually(t, "what is waited for", is)
 }
 
-// TestRefusedPools: what is no pool is told with the reason, and nothing is
-// written into it.
+// TestRefusedPools: a directory that is no pool is reported with the reason, and stays as it is.
 func TestRefusedPools(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -316,8 +314,8 @@ func TestRefusedPools(t *testing.T) {
 	must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
 }
 
-// TestUnmountedWhileOpened: what was mounted at the look at the mounts may not be when it is
-// opened. The directory below becomes no pool, and its filesystem gets no quota.
+// TestUnmountedWhileOpened: a filesystem may be unmounted between the look at the mounts and
+// Open. The directory below becomes no pool, and its filesystem gets no quota.
 func TestUnmountedWhileOpened(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -337,8 +335,7 @@ func TestUnmountedWhileOpened(t *testing.T) {
 	}
 }
 
-// TestPoolIdentity spoils pool.json. The pool is not used, and nothing in it is
-// touched.
+// TestPoolIdentity damages pool.json. The pool is not used, and nothing in it is changed.
 func TestPoolIdentity(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -376,8 +373,8 @@ func TestPoolIdentity(t *testing.T) {
 	}
 }
 
-// TestKnownPools: a pool is remembered in a file beside the pools, which is removed for
-// one that is gone for good.
+// TestKnownPools: a pool is remembered in a file below known/, which people remove when the pool
+// is gone for good.
 func TestKnownPools(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -404,7 +401,7 @@ func TestKnownPools(t *testing.T) {
 	must(t, e.Remove(t.Context(), meta.Volume("missing")))
 }
 
-// trap is a Host that does something at the next look at a volume, and then no more.
+// trap is a Host that calls a function once, at the next look at a volume.
 type trap struct {
 	pool.Host
 	set atomic.Pointer[func()]
@@ -429,8 +426,8 @@ func (p trapped) Record(slot pool.Slot) ([]byte, error) {
 	return p.Filesystem.Record(slot)
 }
 
-// TestErasedInPlace: what was erased where it was, and could not be made durable, is not
-// told as gone before it is, also by a driver that was restarted. Other pools are no worse.
+// TestErasedInPlace: a volume that was erased in place, but not durably, is not reported as gone,
+// not even by a driver that was restarted. Other pools are not affected.
 func TestErasedInPlace(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -442,7 +439,7 @@ func TestErasedInPlace(t *testing.T) {
 		switch {
 		case s.Pool != pool.Default:
 		case s.Method == "Move":
-			return unix.ENOSPC // as with metadata full
+			return unix.ENOSPC // as if metadata were full
 		case s.Method == "Sync" && s.Slot.Name == "":
 			if stuck.Load() {
 				return unix.EIO
@@ -471,8 +468,8 @@ func TestErasedInPlace(t *testing.T) {
 	must(t, e.Remove(ctx, meta.Volume("erased")))
 }
 
-// TestPoolComesMeanwhile: what is in no pool that was asked may be in one that has come
-// since, and is not to be taken for gone.
+// TestPoolComesMeanwhile: a volume that was not found may be in a pool that came during the
+// look-up, and must not be reported as gone.
 func TestPoolComesMeanwhile(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -503,7 +500,7 @@ func TestPoolComesMeanwhile(t *testing.T) {
 	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
 }
 
-// TestLimitIsEnforced, and again when somebody lifted it.
+// TestLimitIsEnforced: a limit works, and works again after somebody lifted it.
 func TestLimitIsEnforced(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
@@ -553,8 +550,8 @@ func commits(t *testing.T, mountPoint string) int {
 	return 0
 }
 
-// TestCost counts the commits of each operation: that is what it costs. Dropping
-// what was removed may take more, later.
+// TestCost counts the commits of each operation, which are its cost. Dropping a removed tree may
+// take more, later.
 func TestCost(t *testing.T) {
 	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
 		t.Run(string(mode), func(t *testing.T) {
@@ -614,10 +611,10 @@ func TestCost(t *testing.T) {
 	}
 }
 
-// TestPowerCut cuts the power right behind each answer: of operations that were alone, and
-// of those in which somebody else has committed in between. An fsync that comes after that
-// is none of all trees. Each operation meets that before another one of its steps, and
-// those with properties before they set them; RELIABILITY_CUTS has each meet it before all.
+// TestPowerCut cuts the power right after each answer: of operations that ran alone, and of
+// operations during which somebody else committed, so that a later fsync does not cover all
+// trees. The foreign commit comes before a different step for each operation, and before the
+// properties are set. RELIABILITY_CUTS puts it before every step.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	for _, mode := range modes {
@@ -650,7 +647,7 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// populate makes what the operations need, as far as it is not there.
+// populate makes what the operations need, if it is absent.
 func (n *node) populate(t *testing.T, e *snapshot.Engine) {
 	t.Helper()
 	ctx := t.Context()
@@ -665,7 +662,7 @@ func (n *node) populate(t *testing.T, e *snapshot.Engine) {
 	n.Pool("default").Commit()
 }
 
-// clear removes what an operation has made, or changed.
+// clear removes what an operation made or changed.
 func (n *node) clear(t *testing.T, e *snapshot.Engine, o operation) {
 	t.Helper()
 	names := []string{"new"}
@@ -678,7 +675,7 @@ func (n *node) clear(t *testing.T, e *snapshot.Engine, o operation) {
 	}
 }
 
-// afterPowerCut compares what a power cut leaves with what has been answered.
+// afterPowerCut compares the state after a power cut with what has been answered.
 func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine) {
 	t.Helper()
 	host, err := pool.NewHost(btrfstest.PowerCut(t, n.state), n.mode)
@@ -697,7 +694,7 @@ func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine) {
 	}
 }
 
-// contents tells all items with their data, as an engine sees them.
+// contents returns all items with their data, as an engine sees them.
 func contents(t *testing.T, e *snapshot.Engine) string {
 	t.Helper()
 	items, err := e.Inventory(t.Context())
@@ -720,7 +717,7 @@ func contents(t *testing.T, e *snapshot.Engine) string {
 	return strings.Join(lines, "\n")
 }
 
-// properties are those of the root of a subvolume.
+// properties returns the properties of the root of a subvolume.
 func properties(t *testing.T, path string) (p meta.Parameters) {
 	t.Helper()
 	var err error
@@ -731,7 +728,7 @@ func properties(t *testing.T, path string) (p meta.Parameters) {
 	return p
 }
 
-// TestFullPool: what is full can still be emptied.
+// TestFullPool: volumes and snapshots can still be removed from a full pool.
 func TestFullPool(t *testing.T) {
 	t.Parallel()
 	n := &node{state: btrfstest.Mount(t, btrfstest.Size(256*mib)), mode: btrfs.QuotaNone, disks: map[string]string{}}
@@ -762,7 +759,7 @@ func TestFullPool(t *testing.T) {
 	})
 }
 
-// TestInspect changes nothing, and finds nothing wrong beside a running driver.
+// TestInspect: Inspect beside a running driver changes nothing and finds no fault.
 func TestInspect(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
@@ -803,7 +800,7 @@ func TestInspect(t *testing.T) {
 	}
 }
 
-// TestPlainDirectoryInSlot: something named fs that is no subvolume is not ours.
+// TestPlainDirectoryInSlot: an entry fs that is no subvolume is foreign.
 func TestPlainDirectoryInSlot(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -827,8 +824,8 @@ func TestPlainDirectoryInSlot(t *testing.T) {
 	}
 }
 
-// TestDamagedSubvolume overwrites the root of one subvolume on the disk. It is told and
-// stays listed; the others are served.
+// TestDamagedSubvolume overwrites the root of one subvolume on the disk. The subvolume is
+// reported and stays listed; the others are served.
 func TestDamagedSubvolume(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -870,8 +867,8 @@ func TestDamagedSubvolume(t *testing.T) {
 	must(t, e.Remove(ctx, meta.Volume("other")))
 }
 
-// damageRoot overwrites the root block of a subvolume, and mounts the filesystem anew,
-// which has it in memory.
+// damageRoot overwrites the root block of a subvolume, and mounts the filesystem again, because
+// the block is cached.
 func (n *node) damageRoot(t *testing.T, subvolume uint64) {
 	t.Helper()
 	image := btrfstest.Image(t, n.state)
@@ -896,8 +893,8 @@ func (n *node) damageRoot(t *testing.T, subvolume uint64) {
 	btrfstest.Remount(t, n.state)
 }
 
-// TestReadOnlyAtStart: a pool that could not be written when it was opened, so
-// that its quota could not be turned on, is limited once it can.
+// TestReadOnlyAtStart: a pool whose quota could not be turned on because it was read-only gets
+// its limits once it can be written.
 func TestReadOnlyAtStart(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaFull)
@@ -919,8 +916,8 @@ func TestReadOnlyAtStart(t *testing.T) {
 	}
 }
 
-// TestPropertiesOfCopies makes copies of every class from sources of every class:
-// btrfs refuses some of the properties together, and a retry would never end.
+// TestPropertiesOfCopies makes copies of every class from sources of every class. btrfs refuses
+// some combinations of properties, and a retry would never end.
 func TestPropertiesOfCopies(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -955,8 +952,8 @@ func TestPropertiesOfCopies(t *testing.T) {
 	}
 }
 
-// TestPropertiesSurvivePowerCut: the fsync of an expansion, or of a request that is
-// repeated, writes to the log that a copy is complete. Its properties are durable before.
+// TestPropertiesSurvivePowerCut: the fsync of an expansion or of a repeated request may make
+// ready durable in the log. The properties of the copy are durable before.
 func TestPropertiesSurvivePowerCut(t *testing.T) {
 	t.Parallel()
 	for name, then := range map[string]func(ctx context.Context, e *snapshot.Engine, copied snapshot.Spec) error{
@@ -989,9 +986,9 @@ func TestPropertiesSurvivePowerCut(t *testing.T) {
 	}
 }
 
-// TestKilledBeforeItSynced: what a driver had written, and was killed before its fsync, is
-// made durable by the next one before it relies on it: the pool's ID, its name among the
-// known ones. That the index is in use is durable, too, when it is.
+// TestKilledBeforeItSynced: a driver that was killed before its fsync may leave changes that are
+// not durable. The next driver makes the pool's ID, its known/ file and the index's state "in
+// use" durable before it relies on them.
 func TestKilledBeforeItSynced(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)

@@ -7,17 +7,17 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Impatience has everything in a pool take no longer than d.
+// Impatience limits each call to a pool to d.
 func Impatience(d time.Duration) Option {
 	return func(e *Engine) { e.patience = pool.Patience{Look: d, Walk: d, Step: d, Thaw: d} }
 }
 
-// ThawsWithin has a filesystem be taken for frozen after d.
+// ThawsWithin sets the time after which a filesystem counts as frozen.
 func ThawsWithin(d time.Duration) Option {
 	return func(e *Engine) { e.patience.Thaw = d }
 }
 
-// LosePatience does what a call that takes too long does, until regain.
+// LosePatience marks a pool as silent until regain, as a call that takes too long does.
 func (e *Engine) LosePatience(pool string) (regain func()) {
 	p, err := e.pool(pool)
 	if err != nil {
@@ -26,12 +26,12 @@ func (e *Engine) LosePatience(pool string) (regain func()) {
 	return p.Distrust()
 }
 
-// MaintainEvery sets the time between two looks at the quota of a pool.
+// MaintainEvery sets the time between two rounds of maintenance of a pool.
 func MaintainEvery(d time.Duration) Option {
 	return func(e *Engine) { e.maintenance = d }
 }
 
-// Maintain does what Run does now and then, and does not wait for it.
+// Maintain starts the maintenance that Run does, and does not wait for it.
 func (e *Engine) Maintain(ctx context.Context) {
 	for _, p := range e.allPools() {
 		go e.tend(ctx, p)

@@ -31,7 +31,7 @@ func sized(name string, bytes int64) snapshot.Spec {
 	return snapshot.Spec{Name: name, Size: snapshot.Range{Required: bytes}}
 }
 
-// TestQuotaFailureFailsTheVolume: a volume that cannot be limited must not be.
+// TestQuotaFailureFailsTheVolume: a volume whose limit cannot be set is not made.
 func TestQuotaFailureFailsTheVolume(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -45,7 +45,7 @@ func TestQuotaFailureFailsTheVolume(t *testing.T) {
 	}
 }
 
-// TestUndoCutShort has a volume be undone as far as its limit, and no farther.
+// TestUndoCutShort interrupts the undo of a volume after its limit was lifted.
 func TestUndoCutShort(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -63,7 +63,7 @@ func TestUndoCutShort(t *testing.T) {
 	}
 }
 
-// TestSickPool: a disk that cannot be read stops what may be on it, not the rest.
+// TestSickPool: a disk that cannot be read affects only requests for what may be on it.
 func TestSickPool(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -85,7 +85,7 @@ func TestSickPool(t *testing.T) {
 
 	must(t, second(w.e.Prepare(ctx, sized("new", mib), meta.Ref{})))
 	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("snap"))))
-	for _, name := range []string{"", "a-sick"} { // it is known to be there; it may be there
+	for _, name := range []string{"", "a-sick"} { // "": the index has it in a-sick; a-sick: it may be there
 		spec := there
 		spec.Pool = name
 		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
@@ -93,26 +93,26 @@ func TestSickPool(t *testing.T) {
 		wants(t, second(w.e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
 	}
 	wants(t, second(w.e.Prepare(ctx, sized("copy", mib), meta.Volume("missing"))), pool.ErrAway)
-	w.tellsWhatItCan("a-sick")
+	w.reportsWhatItCan("a-sick")
 
 	sick.Fail("Record", nil)
 	w.verify()
 	wants(t, second(w.e.Stat(ctx, meta.Volume("base"))), snapshot.ErrNotFound)
 }
 
-// tellsWhatItCan: what concerns all pools tells of those that can be read, and of the
-// one that cannot.
-func (w *world) tellsWhatItCan(sick string) {
+// reportsWhatItCan checks that requests for all pools return the pools that can be read, and the
+// error of the sick one.
+func (w *world) reportsWhatItCan(sick string) {
 	w.t.Helper()
 	ctx := w.t.Context()
 	items, err := w.e.Inventory(ctx)
 	must(w.t, err)
-	told := map[string]string{}
+	reported := map[string]string{}
 	for _, item := range items {
-		told[item.Pool+"/"+item.ID] = item.Status
+		reported[item.Pool+"/"+item.ID] = item.Status
 	}
-	if told[sick+"/"] != "Unreadable" || told["default/other"] != "Ready" {
-		w.t.Errorf("inventory: %v", told)
+	if reported[sick+"/"] != "Unreadable" || reported["default/other"] != "Ready" {
+		w.t.Errorf("inventory: %v", reported)
 	}
 	findings, err := w.e.Plan(ctx)
 	must(w.t, err)
@@ -134,8 +134,8 @@ func (w *world) tellsWhatItCan(sick string) {
 	}
 }
 
-// TestIndexThatCannotBeWritten: the disk of the index is full. No request fails,
-// and listings tell the truth.
+// TestIndexThatCannotBeWritten: if the index cannot be written, no request fails and listings are
+// right.
 func TestIndexThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -156,8 +156,8 @@ func TestIndexThatCannotBeWritten(t *testing.T) {
 	w.verify()
 }
 
-// TestSameDiskTwice: a copy of a disk has the same volumes; nobody can tell which
-// are meant.
+// TestSameDiskTwice: a disk and its copy contain the same volumes, and nobody knows which are
+// meant.
 func TestSameDiskTwice(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -183,8 +183,8 @@ func TestSameDiskTwice(t *testing.T) {
 	must(t, second(w.e.Prepare(t.Context(), sized("new", mib), meta.Ref{})))
 }
 
-// TestSameDiskTwiceAtStart: the pool is the one under the name that it had, whichever
-// comes first by name, and where that is not known neither.
+// TestSameDiskTwiceAtStart: the pool with its last known name is used, whatever the order of the
+// names. If no name is known, neither is used.
 func TestSameDiskTwiceAtStart(t *testing.T) {
 	t.Parallel()
 	for _, copied := range []string{"a-copy", "z-copy"} {
@@ -207,8 +207,8 @@ func TestSameDiskTwiceAtStart(t *testing.T) {
 	}
 }
 
-// TestLeftovers: the accounting of what was destroyed is no finding while the
-// kernel needs it or the engine remembers it.
+// TestLeftovers: qgroups of destroyed subvolumes are no finding while the kernel needs them or
+// the engine remembers them.
 func TestLeftovers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -236,8 +236,8 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestStaleQuotaIsRoutine: what the sweep does next is no finding of an engine that sweeps,
-// and told as routine by one that only looks.
+// TestStaleQuotaIsRoutine: stale qgroups are no finding of a running engine, whose sweep removes
+// them. An engine of Inspect reports them as routine.
 func TestStaleQuotaIsRoutine(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -258,7 +258,7 @@ func TestStaleQuotaIsRoutine(t *testing.T) {
 	}
 }
 
-// TestInconsistentQuota is rescanned.
+// TestInconsistentQuota: an inconsistent quota is rescanned.
 func TestInconsistentQuota(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -271,7 +271,7 @@ func TestInconsistentQuota(t *testing.T) {
 	}
 }
 
-// TestPoolStatus tells of pools that serve and of those that cannot.
+// TestPoolStatus: Pools returns pools in use and pools that cannot be used.
 func TestPoolStatus(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaSimple)
@@ -287,7 +287,7 @@ func TestPoolStatus(t *testing.T) {
 	}
 }
 
-// TestDamagedIndex is TestOpenReplaces of the index seen from the engine.
+// TestDamagedIndex: the engine replaces an index that is damaged when it is opened.
 func TestDamagedIndex(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -302,8 +302,8 @@ func TestDamagedIndex(t *testing.T) {
 	}
 }
 
-// TestIndexDamagedInUse: a listing that meets the damage tells the truth all the same, and
-// so does the next.
+// TestIndexDamagedInUse: a listing that meets the damage is right all the same, and so is the
+// next.
 func TestIndexDamagedInUse(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -332,7 +332,7 @@ func TestIndexDamagedInUse(t *testing.T) {
 	}
 }
 
-// nesting returns a host on which a pod makes a nested subvolume just before a snapshot.
+// nesting returns a host on which a pod nests a subvolume just before each snapshot.
 func nesting(host *pooltest.Host) pool.Host {
 	return pooltest.Around(host, func(s pooltest.Step, do func() error) error {
 		if s.Method == "Snapshot" {
@@ -344,8 +344,8 @@ func nesting(host *pooltest.Host) pool.Host {
 	})
 }
 
-// TestNestedMeanwhile: what was nested after the first look would be missing from
-// the snapshot without a word.
+// TestNestedMeanwhile: a snapshot fails if a subvolume was nested after the first check. The
+// snapshot would lack it silently.
 func TestNestedMeanwhile(t *testing.T) {
 	t.Parallel()
 	host := pooltest.NewHost(btrfs.QuotaNone)
@@ -355,8 +355,8 @@ func TestNestedMeanwhile(t *testing.T) {
 	wants(t, second(e.Stat(t.Context(), meta.Snapshot("snap"))), snapshot.ErrNotFound)
 }
 
-// TestNestedMeanwhileCutShort has the undoing of such a copy fail: neither a retry nor
-// a start completes it.
+// TestNestedMeanwhileCutShort makes the undo of such a snapshot fail. Neither a retry nor a start
+// completes the snapshot.
 func TestNestedMeanwhileCutShort(t *testing.T) {
 	t.Parallel()
 	for name, again := range map[string]func(t *testing.T, e *snapshot.Engine){
@@ -384,8 +384,8 @@ func TestNestedMeanwhileCutShort(t *testing.T) {
 	}
 }
 
-// TestNestedLater: what a pod nests after a snapshot takes nothing from one that was
-// acknowledged, and whose mark of completeness a power cut took.
+// TestNestedLater: a power cut takes the state ready of an acknowledged snapshot. A subvolume
+// that a pod nests after it does not make it incomplete.
 func TestNestedLater(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -400,8 +400,8 @@ func TestNestedLater(t *testing.T) {
 	w.verify()
 }
 
-// TestCutShortWithoutSource: nobody can tell any more whether such a copy is whole. It
-// is neither acknowledged nor lost, and can be removed.
+// TestCutShortWithoutSource: without its source, nobody knows whether an interrupted copy is
+// complete. The copy is neither acknowledged nor lost, and can be removed.
 func TestCutShortWithoutSource(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -413,7 +413,7 @@ func TestCutShortWithoutSource(t *testing.T) {
 	must(t, w.fs.PlantSlot(slot, record))
 	must(t, w.fs.Snapshot(active("base"), slot, true))
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
-	must(t, second(w.e.Prepare(ctx, sized("base", 5*mib), meta.Ref{}))) // another of its name
+	must(t, second(w.e.Prepare(ctx, sized("base", 5*mib), meta.Ref{}))) // another volume with the name
 	for range 2 {
 		wants(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")), snapshot.ErrUnfinished)
 		if data, err := w.fs.Read(slot); err != nil || data != "newer data of base" {
@@ -425,8 +425,8 @@ func TestCutShortWithoutSource(t *testing.T) {
 	wants(t, second(w.e.Stat(ctx, meta.Snapshot("new"))), snapshot.ErrNotFound)
 }
 
-// TestUnreadableIsRemembered: what was in a pool and could not be read is not told as gone
-// while the pool is away.
+// TestUnreadableIsRemembered: an unreadable volume is not reported as gone while its pool is
+// away.
 func TestUnreadableIsRemembered(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -457,7 +457,8 @@ func TestUnreadableIsRemembered(t *testing.T) {
 	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
 }
 
-// notGone: no request for what may be in a pool that is away is answered by "not found".
+// notGone checks that no request reports a volume as not found that may be in a pool that is
+// away.
 func notGone(t *testing.T, e *snapshot.Engine, id string) {
 	t.Helper()
 	ctx := t.Context()
@@ -482,8 +483,8 @@ func notGone(t *testing.T, e *snapshot.Engine, id string) {
 	}
 }
 
-// TestForgottenPool: with a pool away, and the index lost, nobody is told that a volume
-// is gone, until somebody says that the pool is.
+// TestForgottenPool: while a pool is away and the index is lost, no volume is reported as gone,
+// until somebody forgets the pool.
 func TestForgottenPool(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -498,9 +499,9 @@ func TestForgottenPool(t *testing.T) {
 	w.close()
 	w.open()
 	wants(t, w.e.Remove(ctx, meta.Volume("pvc")), pool.ErrAway)
-	must(t, w.e.Remove(ctx, meta.Volume("missing"))) // it was not there: the index knows
+	must(t, w.e.Remove(ctx, meta.Volume("missing"))) // the index knows that it was not there
 	must(t, w.e.Close())
-	wants(t, w.e.Remove(ctx, meta.Volume("missing")), pool.ErrAway) // and cannot be read
+	wants(t, w.e.Remove(ctx, meta.Volume("missing")), pool.ErrAway) // the index cannot be read
 
 	must(t, os.Remove(w.index))
 	w.open()
@@ -510,7 +511,7 @@ func TestForgottenPool(t *testing.T) {
 	wants(t, w.e.Remove(ctx, meta.Snapshot("missing")), pool.ErrAway)
 	record, err := meta.Record{ID: "cut-short", Name: "cut-short", Kind: meta.Active, State: meta.Creating, Size: mib}.Encode()
 	must(t, err)
-	must(t, w.fs.PlantSlot(active("cut-short"), record)) // it may have been asked for before the pool went
+	must(t, w.fs.PlantSlot(active("cut-short"), record)) // may have been requested before the pool went away
 	wants(t, second(w.e.Stat(ctx, meta.Volume("cut-short"))), snapshot.ErrForgotten)
 	wants(t, second(w.e.Resize(ctx, "cut-short", snapshot.Range{Required: 9 * mib})), snapshot.ErrForgotten)
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
@@ -530,8 +531,8 @@ func TestForgottenPool(t *testing.T) {
 	must(t, w.e.Remove(ctx, meta.Volume("pvc"))) // again
 }
 
-// TestQueriesOfASickDisk: whatever is asked, and whichever call the kernel answers with an
-// error, the error says that the pool is away.
+// TestQueriesOfASickDisk: whichever call fails with EIO, and whatever the query, the error says
+// that the pool is away.
 func TestQueriesOfASickDisk(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -567,9 +568,9 @@ func TestQueriesOfASickDisk(t *testing.T) {
 	}
 }
 
-// TestAllowedPools: a volume is made where the caller can use it, or nowhere. Where it may be
-// in a pool that does not say so, no other node may make it. What the index has forgotten
-// keeps nobody from making it.
+// TestAllowedPools: a volume is made in an allowed pool or nowhere. If it may be in a pool that
+// does not answer, no other node may make it. What the index has forgotten does not prevent its
+// creation.
 func TestAllowedPools(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
@@ -625,7 +626,7 @@ func (p readsPool) Record(s pool.Slot) ([]byte, error) {
 	return p.Filesystem.Record(s)
 }
 
-// TestStartReadsOnce: what is in order is read once as the driver starts.
+// TestStartReadsOnce: a start reads each record once if nothing is wrong.
 func TestStartReadsOnce(t *testing.T) {
 	t.Parallel()
 	h := &readsHost{Host: pooltest.NewHost(btrfs.QuotaFull), reads: map[pool.Slot]int{}}

@@ -23,7 +23,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// What a full pool does, on real disks that are small enough to be filled.
+// These tests fill pools on real disks, which are small enough for it.
 
 // newSmallNode is newNode with a pool of 256 MiB.
 func newSmallNode(t *testing.T, mode btrfs.QuotaMode, mkfs ...string) *node {
@@ -35,8 +35,8 @@ func newSmallNode(t *testing.T, mode btrfs.QuotaMode, mkfs ...string) *node {
 	return n
 }
 
-// fillData takes all space for data, and all in no chunk yet, and gives the first
-// 64 MiB of it back if asked to.
+// fillData takes all space for data, and all space that is in no chunk yet. With giveBack it then
+// frees the first 64 MiB.
 func fillData(dir string, giveBack bool) error {
 	for i, size := 0, int64(64*mib); size >= 4096; i++ {
 		f, err := os.Create(fmt.Sprintf("%s/data-%d", dir, i))
@@ -62,8 +62,8 @@ func fillData(dir string, giveBack bool) error {
 	return nil
 }
 
-// fillMetadata writes extended attributes, until there is no room for an empty
-// directory. One of 3,000 bytes is metadata alone.
+// fillMetadata writes extended attributes until there is no room for an empty directory. An
+// attribute of 3,000 bytes takes metadata only.
 func fillMetadata(dir string) error {
 	for i, value := 0, make([]byte, 3000); ; i++ {
 		file := fmt.Sprintf("%s/metadata-%d", dir, i)
@@ -80,8 +80,7 @@ func fillMetadata(dir string) error {
 	}
 }
 
-// blind is a Host whose pools always seem to have room, so that it is the kernel
-// that says no, at whatever step.
+// blind is a Host whose pools always seem to have room, so that the kernel refuses steps.
 type blind struct{ pool.Host }
 
 type blindPool struct{ pool.Filesystem }
@@ -96,7 +95,7 @@ func (p blindPool) Room() (btrfs.Room, error) {
 	return btrfs.Room{Size: plenty, Available: plenty, Metadata: plenty}, nil
 }
 
-// traces are the slots and qgroups that there are.
+// traces returns the slots and qgroups that exist.
 func (n *node) traces(t *testing.T) string {
 	t.Helper()
 	var found []string
@@ -114,22 +113,21 @@ func (n *node) traces(t *testing.T) string {
 	return strings.Join(found, "\n")
 }
 
-// settle has the kernel drop what was removed, with its accounting, which it does
-// by itself within 30 s.
+// settle makes the kernel drop removed trees with their qgroups, which it does by itself within
+// 30 s.
 func (n *node) settle(t *testing.T) {
 	t.Helper()
 	must(t, btrfstest.Sync(n.state))
 }
 
-// TestFull fills a pool from outside of its volumes: nothing is made then, and nothing
-// is left of the attempt, while all that gives space back goes on. The kernel is never
-// driven so far that it stops the filesystem.
+// TestFull fills a pool from outside of its volumes. Creating then fails and leaves nothing
+// behind; everything that frees space works. The kernel does not stop the filesystem.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	kinds := map[string]func(dir string) error{
 		"data": func(dir string) error { return fillData(dir, false) },
 		"metadata": func(dir string) error {
-			return errors.Join(fillData(dir, true), fillMetadata(dir)) // there is space for data
+			return errors.Join(fillData(dir, true), fillMetadata(dir)) // data has space
 		},
 		"both": func(dir string) error { return errors.Join(fillData(dir, false), fillMetadata(dir)) },
 	}
@@ -196,7 +194,7 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "snapshotted")))
 	must(t, e.Close())
 
-	if kind != "data" { // of which a volume needs none
+	if kind != "data" { // an empty volume needs no data
 		eyeless := open(t, blind{n.host}, filepath.Join(t.TempDir(), "index.db"))
 		for what, err := range map[string]error{
 			"create":   second(eyeless.Prepare(ctx, sized("new", mib), meta.Ref{})),
@@ -214,10 +212,10 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 		t.Errorf("left behind:\n%s\nthere was:\n%s", got, before)
 	}
 
-	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db")) // restarts
+	e = open(t, n.host, filepath.Join(t.TempDir(), "index.db")) // a restart
 	must(t, second(e.Mounts(ctx, "other")))
 	must(t, os.Remove(filepath.Join(n.path("default"), "active/snapshotted/fs/data")))
-	// The kernel has a reserve for deleting, and none for truncating.
+	// The kernel has a reserve for deletions, but not for truncation.
 	if err := os.Truncate(filepath.Join(n.path("default"), "active/other/fs/data"), 4096); err != nil && (kind == "data" || !errors.Is(err, unix.ENOSPC)) {
 		t.Error(err)
 	}
@@ -242,9 +240,8 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 	must(t, os.Truncate(filepath.Join(n.path("default"), "active/other/fs/data"), 4096))
 }
 
-// TestFillingUp has pods take what is left while volumes are made and removed, so
-// that the kernel says no at any step. A removal that is cut short by that is done
-// by a retry, without room being made for it.
+// TestFillingUp fills a pool from pods while volumes are made and removed, so that the kernel
+// refuses any step. A retry completes an interrupted removal although no room was made.
 func TestFillingUp(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
@@ -306,7 +303,7 @@ func TestFillingUp(t *testing.T) {
 				t.Error("the kernel has stopped the filesystem")
 			}
 			must(t, e.Close())
-			// Where there was no room to lift a limit, a later subvolume has to show whose it was.
+			// If there was no room to lift a limit, a later subvolume shows whose limit it was.
 			later := filepath.Join(n.state, "later")
 			must(t, btrfs.Create(later))
 			info, err := btrfs.Info(later)
@@ -314,7 +311,7 @@ func TestFillingUp(t *testing.T) {
 			var got string
 			if !btrfstest.Comes(func() bool {
 				n.settle(t)
-				e := open(t, n.host, filepath.Join(t.TempDir(), "index.db")) // forgets the accounting
+				e := open(t, n.host, filepath.Join(t.TempDir(), "index.db")) // removes the qgroups
 				must(t, e.Close())
 				got = strings.Replace(n.traces(t), fmt.Sprintf("\n0/%d %d", info.ID, btrfs.NoLimit), "", 1)
 				return got == before
@@ -325,8 +322,8 @@ func TestFillingUp(t *testing.T) {
 	}
 }
 
-// TestIndexOnFullDisk has no room left where the index is. No request notices, no
-// listing is wrong, and the file is right again once there is room.
+// TestIndexOnFullDisk fills the disk of the index. No request fails, no listing is wrong, and the
+// index is right again once there is room.
 func TestIndexOnFullDisk(t *testing.T) {
 	t.Parallel()
 	for name, mount := range map[string]func(t *testing.T) string{"tmpfs": mountTmpfs, "ext4": mountExt4} {
@@ -337,7 +334,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 			path, ballast := filepath.Join(dir, "index.db"), filepath.Join(dir, "ballast")
 			ctx := t.Context()
 			made, volumes, snapshots := 0, 0, 0
-			// Entries that do not fit into the free pages of the file.
+			// These entries do not fit into the free pages of the file.
 			labels := map[string]string{"label": strings.Repeat("x", 2000)}
 			create := func(e *snapshot.Engine) (id string) {
 				t.Helper()
@@ -374,7 +371,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 			must(t, btrfstest.FillFile(ballast))
 			for range 20 {
 				create(e)
-				time.Sleep(20 * time.Millisecond) // the writer may have failed by then, and nobody was told
+				time.Sleep(20 * time.Millisecond) // the writer may fail meanwhile, without a report
 				lists(e)
 			}
 			work(e, 20)
@@ -396,7 +393,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 
 			must(t, btrfstest.FillFile(ballast))
 			for range 2 {
-				e = open(t, n.host, path) // starts without room, then without a file and room for one
+				e = open(t, n.host, path) // a start without room, then without a file and room for one
 				lists(e)
 				work(e, 6)
 				lists(e)

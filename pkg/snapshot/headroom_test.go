@@ -13,7 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// roomy is a Host whose pools have a given room.
+// roomy is a Host whose pools have a given free space.
 type roomy struct {
 	*pooltest.Host
 	room btrfs.Room
@@ -31,8 +31,8 @@ func (h roomy) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 
 func (p roomyPool) Room() (btrfs.Room, error) { return p.room, nil }
 
-// TestHeadroom has pools with exactly what a volume and the headroom need, and with a
-// MiB more and less, of data and of metadata.
+// TestHeadroom has pools with exactly the data and metadata space that a volume and the headroom
+// need, and with a MiB more and less.
 func TestHeadroom(t *testing.T) {
 	t.Parallel()
 	const gib, size = 1024 * mib, 8 * mib
@@ -57,7 +57,7 @@ func TestHeadroom(t *testing.T) {
 	}
 }
 
-// creates holds what a pool makes, and what capacity it tells, against whether a
+// creates compares whether a pool makes a volume, and the capacity it reports, with whether the
 // volume fits.
 func creates(t *testing.T, room btrfs.Room, size int64, fits bool) {
 	t.Helper()

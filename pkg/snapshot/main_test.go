@@ -11,8 +11,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// TestMain also silences the log: thousands of crashes make hundreds of thousands of
-// lines.
+// TestMain also silences the log, to which thousands of crashes would write hundreds of thousands
+// of lines.
 func TestMain(m *testing.M) {
 	if os.Getenv(attackVariable) != "" {
 		attack(os.Stdin, os.Stdout)

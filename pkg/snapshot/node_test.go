@@ -28,18 +28,18 @@ func TestBtrfs(t *testing.T) {
 	}
 }
 
-// node is the real Env: its state directory is the root of a btrfs.
+// node is the Env on real filesystems. Its state directory is the root of a btrfs.
 type node struct {
 	state string // directory
 	mode  btrfs.QuotaMode
 	host  pool.Host
-	disks map[string]string // where the filesystems of other pools are mounted for good
+	disks map[string]string // mounts of the filesystems of other pools, which Detach keeps
 }
 
-// noCommits keeps the kernel from committing by itself while a test counts.
+// noCommits keeps the kernel from committing by itself while a test counts commits.
 var noCommits = btrfstest.MountOptions("commit=86400")
 
-// often has a test wait for what the engine does now and then.
+// often shortens the time between two rounds of maintenance.
 var often = snapshot.MaintainEvery(time.Second)
 
 func newNode(t testing.TB, mode btrfs.QuotaMode, options ...btrfstest.Option) *node {
@@ -57,8 +57,7 @@ func (n *node) start(t testing.TB, options ...snapshot.Option) *snapshot.Engine 
 	return open(t, n.host, filepath.Join(n.state, "index.db"), options...)
 }
 
-// open returns an engine that is closed when the test ends, unless that is done
-// already.
+// open returns an engine that is closed when the test ends, if not before.
 func open(t testing.TB, host pool.Host, path string, options ...snapshot.Option) *snapshot.Engine {
 	t.Helper()
 	index, _, err := index.Open(path)
@@ -101,13 +100,13 @@ func (n *node) Attach(t testing.TB, name string) {
 	must(t, unix.Mount(n.disks[name], n.path(name), "", unix.MS_BIND, ""))
 }
 
-// Detach waits for the engine, which looks at its pools at any time.
+// Detach waits for the engine, which may be using the pool.
 func (n *node) Detach(t testing.TB, name string) {
 	t.Helper()
 	must(t, btrfstest.Unmount(n.path(name)))
 }
 
-// hands in a pool on disk.
+// hands are the Hands in a pool on disk.
 type hands struct{ pool, mountPoint string }
 
 func (h hands) slot(at pool.Slot) string { return filepath.Join(h.pool, string(at.Area), at.Name) }
@@ -118,7 +117,7 @@ func (h hands) Write(at pool.Slot, data string) error {
 	return os.WriteFile(h.data(at), []byte(data), 0o644)
 }
 
-// Read takes a subvolume without the file for an empty one.
+// Read returns "" for a subvolume without the file.
 func (h hands) Read(at pool.Slot) (string, error) {
 	if _, err := btrfs.Info(h.fs(at)); err != nil {
 		return "", err

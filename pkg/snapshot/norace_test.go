@@ -2,5 +2,5 @@
 
 package snapshot_test
 
-// chosen reports whether a case of many is run: see the one for the race detector.
+// chosen reports whether to run one of many cases; see race_test.go.
 func chosen() bool { return true }

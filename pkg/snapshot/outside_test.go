@@ -19,8 +19,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// rootFilesystem is a btrfs whose subvolume @ holds a state directory, as that of a node
-// whose root filesystem is on btrfs.
+// rootFilesystem is a btrfs whose subvolume @ contains a state directory, like a node whose root
+// filesystem is btrfs.
 type rootFilesystem struct {
 	*testing.T
 	top   string // where the filesystem is mounted
@@ -29,7 +29,7 @@ type rootFilesystem struct {
 	e     *snapshot.Engine
 }
 
-// newRootFilesystem returns one whose pools directory is empty.
+// newRootFilesystem returns a rootFilesystem with an empty pools directory.
 func newRootFilesystem(t *testing.T, mode btrfs.QuotaMode, state string) *rootFilesystem {
 	r := &rootFilesystem{T: t, top: btrfstest.Mount(t), mode: mode, state: state}
 	must(t, btrfs.Create(r.path("@")))
@@ -37,7 +37,7 @@ func newRootFilesystem(t *testing.T, mode btrfs.QuotaMode, state string) *rootFi
 	return r
 }
 
-// in returns the path of a file of the state directory below @, or what @ is called.
+// in returns the path of a file in the state directory below the subvolume root.
 func (r *rootFilesystem) in(root, name string) string {
 	return filepath.Join(r.top, root, r.state, name)
 }
@@ -51,15 +51,15 @@ func (r *rootFilesystem) start() {
 	r.e = open(r, host, r.in("@", "index.db"))
 }
 
-// rollBack does what snapper and its like do: @ is moved aside, and a snapshot takes its
-// place. No driver runs.
+// rollBack does what snapper and similar tools do while no driver runs: it moves @ aside, and
+// puts a snapshot in its place.
 func (r *rootFilesystem) rollBack(to string) {
 	r.Helper()
 	must(r, os.Rename(r.path("@"), r.path("@broken")))
 	must(r, btrfs.Snapshot(r.path("@"), r.path(to), false))
 }
 
-// moveBack moves what is whole below @broken to where a snapshot has a stub.
+// moveBack moves a pool or subvolume from below @broken to the place of its stub below @.
 func (r *rootFilesystem) moveBack(name string) {
 	r.Helper()
 	if out, err := exec.Command("mv", "-T", r.in("@broken", name), r.in("@", name)).CombinedOutput(); err != nil {
@@ -80,7 +80,7 @@ func (r *rootFilesystem) holds(area, id, want string) {
 	}
 }
 
-// findings returns the details of what check finds, by path and problem.
+// findings returns the details of the findings of check, by path and problem.
 func (r *rootFilesystem) findings() map[string]string {
 	r.Helper()
 	found, err := r.e.Plan(r.Context())
@@ -106,7 +106,7 @@ func (r *rootFilesystem) finds(want ...string) {
 	}
 }
 
-// run runs what an error or a finding says is to be run.
+// run runs the command that an error or a finding recommends.
 func (r *rootFilesystem) run(text string) {
 	r.Helper()
 	_, command, ok := strings.Cut(text, "run there: ")
@@ -120,15 +120,15 @@ func (r *rootFilesystem) run(text string) {
 	}
 }
 
-// TestRollBack: the root filesystem is rolled back with the records on it. The data is
-// whole, and people are told where. What they delete, or make anew, works.
+// TestRollBack: the root filesystem is rolled back, and the records with it. The data is whole,
+// and the errors say where. Deleting and creating anew work.
 func TestRollBack(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple} {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			r := newRootFilesystem(t, mode, "var lib")
-			must(t, os.Mkdir(r.in("@", "pools/default"), 0o700)) // not that of today's driver
+			must(t, os.Mkdir(r.in("@", "pools/default"), 0o700)) // not made as today's driver does
 			r.start()
 			ctx := t.Context()
 			for _, name := range []string{"db", "old", "removed"} {
@@ -168,7 +168,7 @@ func TestRollBack(t *testing.T) {
 			r.holds("committed", "snap", "data of db")
 			must(t, second(r.e.Reconcile(ctx)))
 			r.finds("active/late: OutsidePool", "active/old: Lost", "active/removed: Lost")
-			must(t, r.e.Remove(ctx, meta.Volume("view"))) // of what was copied back the original stays
+			must(t, r.e.Remove(ctx, meta.Volume("view"))) // the original of the copy stays
 			r.finds("active/late: OutsidePool", "active/old: Lost", "active/removed: Lost", "view/view: OutsidePool")
 
 			must(t, r.e.Remove(ctx, meta.Volume("old")))
@@ -182,7 +182,7 @@ func TestRollBack(t *testing.T) {
 			must(t, second(r.e.Prepare(ctx, sized("late", mib), meta.Ref{})))
 			must(t, r.e.Remove(ctx, meta.Volume("late")))
 
-			// A removal that an earlier driver could not end.
+			// An earlier driver could not end this removal.
 			pool := r.in("@", "pools/default")
 			must(t, os.Rename(filepath.Join(pool, "active/removed"), filepath.Join(pool, "removing/active-removed")))
 			must(t, second(r.e.Prepare(ctx, sized("removed", mib), meta.Ref{})))
@@ -195,8 +195,8 @@ func TestRollBack(t *testing.T) {
 	}
 }
 
-// TestRollBackOfASubvolume: the pool that the driver makes is a subvolume of its own. It is
-// not in the snapshot, and is moved back with all that it holds.
+// TestRollBackOfASubvolume: the pool that the driver makes is a subvolume. The snapshot does not
+// contain it. It is moved back with all its content.
 func TestRollBackOfASubvolume(t *testing.T) {
 	t.Parallel()
 	r := newRootFilesystem(t, btrfs.QuotaFull, "var/lib")
@@ -225,8 +225,8 @@ func TestRollBackOfASubvolume(t *testing.T) {
 	r.finds()
 }
 
-// TestRollBackOfTheIndex: an index that was closed in order says nothing of what was made
-// in a pool after the snapshot. While the pool is away, nothing of that is taken for gone.
+// TestRollBackOfTheIndex: a rolled-back index that was closed in order does not know volumes made
+// after the snapshot. While their pool is away, none of them is reported as gone.
 func TestRollBackOfTheIndex(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -245,7 +245,7 @@ func TestRollBackOfTheIndex(t *testing.T) {
 	late := snapshot.Spec{Name: "late", Pool: "fast", Size: snapshot.Range{Required: mib}}
 	must(t, second(r.e.Prepare(ctx, late, meta.Ref{})))
 	must(t, r.e.Close())
-	must(t, btrfstest.Unmount(r.in("@", "pools/fast"))) // what is mounted on cannot be renamed
+	must(t, btrfstest.Unmount(r.in("@", "pools/fast"))) // a mount point cannot be renamed
 	r.rollBack("before")
 	r.moveBack("pools/default")
 	for range 2 {
@@ -255,8 +255,8 @@ func TestRollBackOfTheIndex(t *testing.T) {
 	}
 }
 
-// TestRollBackToBeforeThePool: the state directory does not know the pool that was rolled
-// back. What may be in it is not taken for gone.
+// TestRollBackToBeforeThePool: the state directory does not know the rolled-back pool. A volume
+// that may be in it is not reported as gone.
 func TestRollBackToBeforeThePool(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -277,8 +277,8 @@ func TestRollBackToBeforeThePool(t *testing.T) {
 	must(t, second(r.e.Prepare(ctx, snapshot.Spec{Name: "new", Pool: "fast", Size: snapshot.Range{Required: mib}}, meta.Ref{})))
 }
 
-// TestOutsideUnread: where nobody can know whether the data of a volume is outside of the
-// pool, no answer says that it is lost; and what is in the pool is served.
+// TestOutsideUnread: if the subvolumes outside of the pool cannot be read, no volume is reported
+// as lost, and the pool is served.
 func TestOutsideUnread(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)

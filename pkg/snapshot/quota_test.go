@@ -21,9 +21,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// What a size means.
+// These tests show what the size of a volume means.
 
-// eachLimit runs a test in both modes that have limits.
+// eachLimit runs a test in both quota modes that have limits.
 func eachLimit(t *testing.T, test func(t *testing.T, mode btrfs.QuotaMode)) {
 	t.Parallel()
 	for _, mode := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
@@ -34,7 +34,7 @@ func eachLimit(t *testing.T, test func(t *testing.T, mode btrfs.QuotaMode)) {
 	}
 }
 
-// writers are the ways to fill a file, until the kernel says no.
+// writers are ways to fill a file until the kernel refuses.
 var writers = map[string]func(f *os.File, offset int64) (int64, error){
 	"4k": writing(4 << 10),
 	"1m": writing(1 << 20),
@@ -62,7 +62,7 @@ func writing(size int) func(f *os.File, offset int64) (int64, error) {
 	}
 }
 
-// alignedPage is what a direct write wants.
+// alignedPage is a buffer for direct writes.
 var alignedPage = func() []byte {
 	page, err := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
@@ -71,7 +71,7 @@ var alignedPage = func() []byte {
 	return page
 }()
 
-// overrun writes files until nothing more goes, and returns what they hold.
+// overrun writes files until the kernel refuses, and returns their total size.
 func overrun(dir string, write func(f *os.File, offset int64) (int64, error)) (total int64, err error) {
 	for i := 0; ; i++ {
 		f, err := os.Create(fmt.Sprintf("%s/file-%d", dir, i))
@@ -94,8 +94,8 @@ func overrun(dir string, write func(f *os.File, offset int64) (int64, error)) (t
 	}
 }
 
-// TestOverrun: a volume holds what its size is, and not a byte of data more,
-// however it is written. What it holds less is the tolerance that is documented.
+// TestOverrun: a volume takes data up to its size and no more, however it is written. It may take
+// less, by the documented tolerance.
 func TestOverrun(t *testing.T) {
 	const size, short = 64 * mib, 1 * mib
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
@@ -114,7 +114,7 @@ func TestOverrun(t *testing.T) {
 			if total > size || size-total > short || usage.Used > size {
 				t.Errorf("%s: holds %d bytes of data, counted %d, of %d", name, total, usage.Used, size)
 			}
-			// At its limit files can be removed, not always truncated.
+			// At the limit, files can be removed, but not always truncated.
 			must(t, os.Remove(filepath.Join(mount.Source, "file-0")))
 			n.Pool("default").Commit()
 			f, err := os.Create(filepath.Join(mount.Source, "again"))
@@ -128,8 +128,8 @@ func TestOverrun(t *testing.T) {
 	})
 }
 
-// TestLimitsSurvive a restart of the driver, one of the machine without a driver after
-// it, and quota that was turned off meanwhile.
+// TestLimitsSurvive: limits survive a restart of the driver, a later restart of the machine
+// without driver, and quota that was turned off meanwhile.
 func TestLimitsSurvive(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -148,7 +148,7 @@ func TestLimitsSurvive(t *testing.T) {
 			}
 		}
 		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
-		must(t, n.fill("pvc", mib)) // which the snapshot holds, and simple quota charges to pvc
+		must(t, n.fill("pvc", mib)) // the snapshot contains the data, and simple quota charges it to pvc
 		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")))
 		must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("snap"))))
 		must(t, os.Remove(filepath.Join(n.path("default"), "active/restored/fs/data")))
@@ -175,7 +175,8 @@ func TestLimitsSurvive(t *testing.T) {
 	})
 }
 
-// TestInconsistentQuotaIsRescanned once, and limits hold again, whatever made them void.
+// TestInconsistentQuotaIsRescanned: an inconsistent quota is rescanned once, and limits work
+// again, whatever the cause.
 func TestInconsistentQuotaIsRescanned(t *testing.T) {
 	t.Parallel()
 	for name, spoil := range map[string]func(t *testing.T, n *node, e *snapshot.Engine){
@@ -189,8 +190,8 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 			must(t, err)
 			must(t, btrfs.Snapshot(filepath.Join(n.state, "foreign"), mount.Source, true))
 		},
-		// The kernel does not count what a snapshot that it drops shares, from some height
-		// of the subtree on: three levels by default, as many files have, here any.
+		// When the kernel drops a snapshot, it does not count a shared subtree from some height
+		// on. That is three levels by default, which needs many files; here any.
 		"large snapshot removed": func(t *testing.T, n *node, e *snapshot.Engine) {
 			info, err := btrfs.Filesystem(n.state)
 			must(t, err)
@@ -213,10 +214,10 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 			must(t, n.fill("pvc", 4*mib))
 			must(t, second(e.Prepare(ctx, sized("large", 64*mib), meta.Ref{})))
 			must(t, btrfs.WaitRescan(n.state))
-			told := make(chan struct{}, 1000)
+			reported := make(chan struct{}, 1000)
 			e.OnChange(func(ref meta.Ref) {
 				if ref.IsZero() {
-					told <- struct{}{}
+					reported <- struct{}{}
 				}
 			})
 			spoil(t, n, e)
@@ -224,12 +225,12 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 				n.settle(t)
 				return e.Pools(ctx)[0].Quota.Inconsistent
 			})
-			must(t, btrfstest.Settle(ctx, n.state, btrfs.DyingIDs)) // what is dropped after a rescan wants another
-			must(t, n.fill("pvc", 8*mib))                           // limits are void
+			must(t, btrfstest.Settle(ctx, n.state, btrfs.DyingIDs)) // a drop after the rescan would need another rescan
+			must(t, n.fill("pvc", 8*mib))                           // limits have no effect
 			go e.Run(ctx)
 			eventually(t, func() bool { return !e.Pools(ctx)[0].Quota.Inconsistent })
-			if rescans := e.Pools(ctx)[0].Rescans; rescans != 1 || len(told) == 0 {
-				t.Errorf("%d rescans told, %d times", rescans, len(told))
+			if rescans := e.Pools(ctx)[0].Rescans; rescans != 1 || len(reported) == 0 {
+				t.Errorf("%d rescans told, %d times", rescans, len(reported))
 			}
 			wants(t, n.fill("pvc", mib), unix.EDQUOT)
 			must(t, os.Remove(filepath.Join(n.path("default"), "active/pvc/fs/data")))
@@ -242,8 +243,8 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 	}
 }
 
-// TestVanished has somebody else remove the subvolume of a volume: its accounting
-// goes, while its record is kept.
+// TestVanished: somebody else removes the subvolume of a volume. Its qgroups are removed, its
+// record stays.
 func TestVanished(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -252,7 +253,7 @@ func TestVanished(t *testing.T) {
 		lost, err := e.Prepare(ctx, sized("lost", mib), meta.Ref{})
 		must(t, err)
 		must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
-		planned := btrfs.NewQgroupID(1, 100000) // of somebody's, for a subvolume to come
+		planned := btrfs.NewQgroupID(1, 100000) // somebody's, for a later subvolume
 		must(t, btrfs.CreateQgroup(n.state, planned))
 		must(t, btrfs.LimitQgroup(n.state, planned, mib))
 		unlimited := btrfs.NewQgroupID(1, 100001)
@@ -279,13 +280,13 @@ func TestVanished(t *testing.T) {
 		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
 		stop()
 		must(t, e.Close())
-		n.start(t, often) // it looks at what is left of before
+		n.start(t, often) // the start looks at qgroups from before
 		must(t, second(btrfs.QgroupOf(n.state, unlimited)))
 	})
 }
 
-// TestStaleQuota has every kind of accounting that a crash leaves behind a removal: the
-// next start clears it. What a limit 1/<id> still has as a member 0/<id> is not spared.
+// TestStaleQuota: the next start removes all kinds of qgroups that a crash leaves behind a
+// removal, also 0/<id> that is still a member of the limit 1/<id>.
 func TestStaleQuota(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -308,14 +309,15 @@ func TestStaleQuota(t *testing.T) {
 			must(t, err)
 			dead[entry.SubvolumeID] = name
 		}
-		foreign := filepath.Join(n.state, "foreign") // has no limit
+		foreign := filepath.Join(n.state, "foreign") // without limit
 		must(t, btrfs.Create(foreign))
 		info, err := btrfs.Info(foreign)
 		must(t, err)
 		dead[info.ID] = "own"
 		must(t, second(e.Prepare(ctx, sized("pvc", mib), meta.Ref{})))
 
-		// As long as a snapshot holds what they wrote, the kernel keeps their accounting.
+		// While a snapshot contains data that the subvolumes wrote, the kernel keeps their
+		// qgroups.
 		must(t, n.fill("both", mib/4))
 		must(t, os.WriteFile(foreign+"/data", make([]byte, mib/4), 0o600))
 		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "both")))
@@ -334,7 +336,7 @@ func TestStaleQuota(t *testing.T) {
 		})
 		must(t, e.Remove(ctx, meta.Snapshot("snap")))
 		must(t, btrfs.Destroy(foreign+"-snap"))
-		must(t, e.Close()) // and with it what it remembered of them
+		must(t, e.Close()) // the engine forgets the qgroups
 		n.settle(t)
 		eventually(t, func() bool {
 			n.settle(t)
@@ -347,7 +349,7 @@ func TestStaleQuota(t *testing.T) {
 		})
 		want := []string{"0 both", "0 own", "1 both", "1 limit"}
 		if mode == btrfs.QuotaFull {
-			want = nil // the kernel's cleaner does it
+			want = nil // the kernel's cleaner removes them
 		}
 		eventually(t, func() bool {
 			n.settle(t)
@@ -365,8 +367,8 @@ func TestStaleQuota(t *testing.T) {
 	})
 }
 
-// TestKilledBeforeTheMark: a kill leaves the group of a volume made, and not marked as the
-// driver's. It is taken for the volume's limit, and goes with the volume.
+// TestKilledBeforeTheMark: a kill leaves the group of a volume without the driver's mark. The
+// group counts as the volume's limit, and is removed with the volume.
 func TestKilledBeforeTheMark(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaSimple)
@@ -416,8 +418,8 @@ func TestKilledBeforeTheMark(t *testing.T) {
 	})
 }
 
-// TestPinnedQuota: what a snapshot holds of the accounting of a volume that is gone is
-// remembered across a restart. When the snapshot goes too, it is nothing to be told.
+// TestPinnedQuota: qgroups of a removed volume that a snapshot pins are remembered across a
+// restart. After the snapshot is gone too, they are no finding.
 func TestPinnedQuota(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -452,8 +454,8 @@ func TestPinnedQuota(t *testing.T) {
 	})
 }
 
-// TestNestedIsBounded: what a pod nests in a volume gets what the volume has left, is
-// told, and goes with the volume.
+// TestNestedIsBounded: a nested subvolume gets the rest of its volume's size, is reported, and is
+// removed with the volume.
 func TestNestedIsBounded(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -492,7 +494,7 @@ func TestNestedIsBounded(t *testing.T) {
 		if q, err := btrfs.QgroupOf(n.state, btrfs.NewQgroupID(0, foreign.ID)); err != nil || q.MaxReferenced != btrfs.NoLimit {
 			t.Errorf("of somebody else's: %+v, %v", q, err)
 		}
-		_ = fillMetadataTo(nested) // to the last node, so that nothing in it can be destroyed
+		_ = fillMetadataTo(nested) // to the last node, so that nested subvolumes cannot be destroyed
 		must(t, e.Remove(ctx, meta.Volume("pvc")))
 		eventually(t, func() bool {
 			n.settle(t)
@@ -502,7 +504,7 @@ func TestNestedIsBounded(t *testing.T) {
 	})
 }
 
-// fillMetadataTo takes what a limit leaves for metadata.
+// fillMetadataTo fills a subvolume with metadata up to its limit.
 func fillMetadataTo(dir string) (err error) {
 	for i := 0; err == nil; i++ {
 		err = os.Mkdir(fmt.Sprintf("%s/metadata-%d", dir, i), 0o700)
@@ -510,8 +512,8 @@ func fillMetadataTo(dir string) (err error) {
 	return err
 }
 
-// TestAtTheLimit: a volume that is full, of data and of metadata, can be snapshotted,
-// cloned and expanded, also when a pod has changed what its class set on its root.
+// TestAtTheLimit: a volume full of data and metadata can be snapshotted, cloned and expanded,
+// also after a pod changed the properties of its root.
 func TestAtTheLimit(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -522,7 +524,7 @@ func TestAtTheLimit(t *testing.T) {
 		must(t, second(e.Prepare(ctx, spec, meta.Ref{})))
 		mount, err := e.Mounts(ctx, "pvc")
 		must(t, err)
-		must(t, btrfs.SetCompression(mount.Source, "lzo")) // by a pod
+		must(t, btrfs.SetCompression(mount.Source, "lzo")) // as a pod may
 		random := make([]byte, mib)
 		_, _ = rand.Read(random)
 		_, err = overrun(mount.Source, func(f *os.File, offset int64) (int64, error) {
@@ -550,8 +552,8 @@ func TestAtTheLimit(t *testing.T) {
 	})
 }
 
-// TestQuotaOffAndOn between two looks leaves volumes without limits, and nothing else to
-// see. They are set again.
+// TestQuotaOffAndOn: quota that is turned off and on between two looks leaves volumes without
+// limits, and no other trace. The limits are set again.
 func TestQuotaOffAndOn(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -570,7 +572,8 @@ func TestQuotaOffAndOn(t *testing.T) {
 	})
 }
 
-// exchangeQuota gives a filesystem another mode; the driver may turn its own on in between.
+// exchangeQuota changes the quota mode of a filesystem. The driver may turn its own mode on in
+// between.
 func exchangeQuota(t *testing.T, path string, mode btrfs.QuotaMode) {
 	t.Helper()
 	var err error
@@ -582,8 +585,8 @@ func exchangeQuota(t *testing.T, path string, mode btrfs.QuotaMode) {
 	t.Fatal(err)
 }
 
-// TestAutoKeepsMode: with auto, quota that is turned off is turned on in the mode that it
-// had, and one that is exchanged is followed, with no limit in the groups of the other.
+// TestAutoKeepsMode: with auto, quota that was turned off is turned on in its last mode. The
+// driver follows a changed mode, and sets no limit on groups of the other mode.
 func TestAutoKeepsMode(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -602,7 +605,7 @@ func TestAutoKeepsMode(t *testing.T) {
 	}
 	must(t, second(e.Prepare(ctx, sized("gone", mib), meta.Ref{})))
 	exchangeQuota(t, n.state, btrfs.QuotaFull)
-	// Before it is noticed.
+	// The driver has not noticed yet.
 	must(t, e.Remove(ctx, meta.Volume("gone")))
 	wants(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 8 * mib})), pool.ErrAway)
 	wants(t, second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), pool.ErrAway)
@@ -619,8 +622,8 @@ func TestAutoKeepsMode(t *testing.T) {
 	has(btrfs.QuotaSimple, 8*mib)
 }
 
-// TestNoLimitInAnotherMode: while nobody has noticed that the quota was exchanged no limit is
-// set in what is now the wrong group, where it would stay.
+// TestNoLimitInAnotherMode: before the driver notices that the quota mode was changed, it sets no
+// limit on a group of the wrong mode, where the limit would stay.
 func TestNoLimitInAnotherMode(t *testing.T) {
 	t.Parallel()
 	for mode, other := range map[btrfs.QuotaMode]btrfs.QuotaMode{btrfs.QuotaFull: btrfs.QuotaSimple, btrfs.QuotaSimple: btrfs.QuotaFull} {
@@ -649,11 +652,11 @@ func TestNoLimitInAnotherMode(t *testing.T) {
 	}
 }
 
-// TestSweepKeepsQuotaConsistent: the group of a tree that was just dropped has its numbers
-// until the next commit. Removed before, it makes all limits of the pool void.
+// TestSweepKeepsQuotaConsistent: the group of a dropped tree keeps its counters until the next
+// commit. Removing it earlier makes the quota inconsistent, and limits have no effect.
 func TestSweepKeepsQuotaConsistent(t *testing.T) {
 	t.Parallel()
-	// Where there is no sync the kernel commits by itself, here every second.
+	// Without sync the kernel commits by itself, here every second.
 	n := newNode(t, btrfs.QuotaFull, btrfstest.MountOptions("commit=1"))
 	pool, err := n.host.Open(t.Context(), pool.Default)
 	must(t, err)
@@ -666,8 +669,8 @@ func TestSweepKeepsQuotaConsistent(t *testing.T) {
 		must(t, os.WriteFile(filepath.Join(path, "data"), data, 0o600))
 		must(t, btrfstest.Sync(n.state))
 		must(t, btrfs.Destroy(path))
-		must(t, btrfstest.Sync(n.state)) // has the cleaner drop it
-		// Asked at any moment, also between the drop and the commit after it.
+		must(t, btrfstest.Sync(n.state)) // makes the cleaner drop it
+		// ForgetQuota is called at any moment, also between the drop and its commit.
 		for end := time.Now().Add(btrfstest.Patience); pool.ForgetQuota(info.ID) != nil; {
 			if time.Now().After(end) {
 				t.Fatalf("the accounting of subvolume %d stays", info.ID)
@@ -682,18 +685,18 @@ func TestSweepKeepsQuotaConsistent(t *testing.T) {
 	}
 }
 
-// TestQuotaTurnedOff, or exchanged, while the driver runs: it is told, turned on again,
-// and limits hold.
+// TestQuotaTurnedOff: quota that is turned off or changed while the driver runs is reported and
+// turned on again, and limits work.
 func TestQuotaTurnedOff(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
 		e := n.start(t)
 		ctx := t.Context()
 		must(t, second(e.Prepare(ctx, sized("pvc", 4*mib), meta.Ref{})))
-		told := make(chan struct{}, 1000)
+		reported := make(chan struct{}, 1000)
 		e.OnChange(func(ref meta.Ref) {
 			if ref.IsZero() {
-				told <- struct{}{}
+				reported <- struct{}{}
 			}
 		})
 		go e.Run(ctx)
@@ -702,7 +705,7 @@ func TestQuotaTurnedOff(t *testing.T) {
 			usage, err := e.Usage(ctx, meta.Volume("pvc"))
 			return err == nil && usage.Limit == 4*mib
 		})
-		if len(told) == 0 {
+		if len(reported) == 0 {
 			t.Error("it was not told")
 		}
 		if mode == btrfs.QuotaFull {
@@ -710,7 +713,7 @@ func TestQuotaTurnedOff(t *testing.T) {
 		}
 		wants(t, n.fill("pvc", 6*mib), unix.EDQUOT)
 
-		// Limits of another meaning are not served.
+		// A pool whose limits have another meaning is not served.
 		other := map[btrfs.QuotaMode]btrfs.QuotaMode{btrfs.QuotaFull: btrfs.QuotaSimple, btrfs.QuotaSimple: btrfs.QuotaFull}[mode]
 		exchangeQuota(t, n.state, other)
 		eventually(t, func() bool { return len(e.PoolIDs()) == 0 && len(e.Pools(ctx)) == 1 })

@@ -4,7 +4,7 @@ package snapshot_test
 
 import "math/rand/v2"
 
-// chosen reports whether a case of many is run. With the race detector one takes five times
-// as long, and shows no more: one goroutine works at a time. So one in eight is run then,
-// others each time. make test runs all of them without it.
+// chosen reports whether to run one of many cases. The race detector makes a case five times
+// slower and finds nothing more, since only one goroutine works at a time. So one case in eight
+// is run, chosen at random. make test runs all cases without it.
 func chosen() bool { return rand.IntN(8) == 0 }

@@ -17,8 +17,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// TestCommitsShared counts the commits of the kernel: one for each operation that is
-// alone, one for many that are not.
+// TestCommitsShared counts the commits of the kernel: one for each operation that runs alone, one
+// for many concurrent operations.
 func TestCommitsShared(t *testing.T) {
 	t.Parallel()
 	state := btrfstest.Mount(t, noCommits)
@@ -28,9 +28,9 @@ func TestCommitsShared(t *testing.T) {
 	ctx := t.Context()
 	must(t, second(e.Prepare(ctx, sized("source", mib), meta.Ref{})))
 	const alone, workers, each = 10, 64, 4
-	// Groups of 64 take one commit; without groups each takes a quarter of one. How
-	// many snapshots share one depends on how fast they come. On a busy machine some come
-	// late, and the best of some rounds counts.
+	// A group of 64 takes one commit; without groups each operation takes a quarter of one. How
+	// many snapshots share a commit depends on how fast they come. On a busy machine some come
+	// late, so the best of several rounds counts.
 	const grouped, some = workers * each / 6, workers*each - 1
 	const rounds = 5
 	for _, operation := range []struct {

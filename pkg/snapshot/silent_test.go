@@ -23,13 +23,13 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// hang is when a test that waits gives up.
+// hang is the timeout of a test that waits.
 const hang = time.Minute
 
-// impatient is how long what is to be given up may take. Nothing else is bound by it.
+// impatient is the limit for calls that are to be given up. No other call is limited by it.
 const impatient = time.Second
 
-// duo is a node with a pool that answers, and one beside it whose disk is to be silent.
+// duo is a node with a pool that answers and a pool whose disk will be silent.
 type duo struct {
 	*world
 	slow    *pooltest.Filesystem
@@ -60,8 +60,8 @@ func newDuo(t *testing.T, options ...snapshot.Option) *duo {
 	return d
 }
 
-// watch has the engine lose its patience with a pool when calls wait in it, and no more come,
-// and notice when none waits any more. How long that takes does not matter.
+// watch makes the engine lose its patience with a pool when calls wait in it and no more come,
+// and regain it when none waits any more. The time that this takes does not matter.
 func (d *duo) watch(t *testing.T) {
 	e, stop := d.e, make(chan struct{})
 	var watching sync.WaitGroup
@@ -75,7 +75,7 @@ func (d *duo) watch(t *testing.T) {
 					return
 				case <-time.After(time.Millisecond):
 				}
-				waiting := fs.Waiting(pooltest.AllMethods) - fs.Waiting("Thawed") // a filesystem that is frozen is not silent
+				waiting := fs.Waiting(pooltest.AllMethods) - fs.Waiting("Thawed") // a frozen filesystem is not silent
 				if waiting != last {
 					last, still = waiting, 0
 				}
@@ -97,7 +97,7 @@ func inSlow(name string) snapshot.Spec {
 	return snapshot.Spec{Name: name, Pool: "slow", Size: snapshot.Range{Required: mib}, Parameters: meta.Parameters{Compression: "zstd"}}
 }
 
-// returns fails the test for what does not return.
+// returns fails the test if fn does not return.
 func returns(t *testing.T, what string, fn func()) {
 	t.Helper()
 	done := make(chan struct{})
@@ -118,7 +118,7 @@ func comes(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// methods are those of a Filesystem that ask the disk.
+// methods returns the methods of a Filesystem that access the disk.
 func methods() (names []string) {
 	all := reflect.TypeFor[pool.Filesystem]()
 	for i := range all.NumMethod() {
@@ -129,8 +129,8 @@ func methods() (names []string) {
 	return names
 }
 
-// serves makes every request in the pool that answers, and those that ask all pools, until
-// it is served: a stall of the machine may have that pool taken for silent for a moment.
+// serves repeats every request in the pool that answers, and every request to all pools, until it
+// is served: a stall of the machine may make that pool silent for a moment.
 func (d *duo) serves(t *testing.T, round string) {
 	t.Helper()
 	ctx, e := t.Context(), d.e
@@ -166,7 +166,7 @@ func (d *duo) serves(t *testing.T, round string) {
 	})
 }
 
-// served fails the test for what hangs, or never succeeds.
+// served fails the test if do hangs or never succeeds.
 func served(t *testing.T, what string, do func() error) {
 	t.Helper()
 	var err error
@@ -205,12 +205,12 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 	return ended
 }
 
-// unasked are the methods that no request asks: only a start, or who looks for what is lost
-// or for what pods nest.
+// unasked are the methods that no request calls, only a start or a look for lost or nested
+// subvolumes.
 var unasked = []string{"PinnedQuota", "Outside", "NestedSince", "Bound"}
 
-// TestSilentPool: a disk that does not answer stops what is on it, and nothing else,
-// whichever call it does not answer.
+// TestSilentPool: a silent disk stops only requests for its own pool, whichever call does not
+// return.
 func TestSilentPool(t *testing.T) {
 	t.Parallel()
 	for _, method := range append(methods(), pooltest.AllMethods) {
@@ -239,8 +239,8 @@ func TestSilentPool(t *testing.T) {
 	}
 }
 
-// complete: nothing is half done in the pool that was silent, all can be asked again, and
-// what was there is.
+// complete checks that nothing is half done in the pool that was silent, that every request can
+// be repeated, and that its volumes are there.
 func (d *duo) complete(t *testing.T) {
 	t.Helper()
 	ctx := t.Context()
@@ -261,8 +261,9 @@ func (d *duo) complete(t *testing.T) {
 	})
 }
 
-// TestSilentIsTold: who asks for what may be in the silent pool gets an answer, at once.
-func TestSilentIsTold(t *testing.T) {
+// TestSilentIsReported: a request for something that may be in the silent pool gets its error at
+// once.
+func TestSilentIsReported(t *testing.T) {
 	t.Parallel()
 	d := newDuo(t)
 	defer d.slow.Answer()
@@ -301,14 +302,14 @@ func TestSilentIsTold(t *testing.T) {
 	if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == pool.Silent }) {
 		t.Errorf("found %v", findings)
 	}
-	must(t, d.e.Answering()) // the other does
+	must(t, d.e.Answering()) // the other pool answers
 	d.fs.Silence(pooltest.AllMethods)
 	defer d.fs.Answer()
 	wants(t, second(d.e.Stat(ctx, meta.Volume("base"))), pool.ErrSilent)
 	wants(t, d.e.Answering(), pool.ErrSilent)
 }
 
-// TestSilentAtStart: the others are served, and the pool when it answers.
+// TestSilentAtStart: a start serves the other pools, and the silent one when it answers.
 func TestSilentAtStart(t *testing.T) {
 	t.Parallel()
 	for _, method := range append(methods(), pooltest.AllMethods) {
@@ -342,8 +343,8 @@ func TestSilentAtStart(t *testing.T) {
 	}
 }
 
-// TestSlowCommit: an operation under way is not given up, whatever it waits for, and its
-// ID stays locked.
+// TestSlowCommit: a running operation is not given up, whatever it waits for, and its ID stays
+// locked.
 func TestSlowCommit(t *testing.T) {
 	t.Parallel()
 	for _, method := range []string{"Mkdir", "SetRecord", "Create", "Info", "Apply", "SetLimit", "Sync"} {
@@ -366,8 +367,8 @@ func TestSlowCommit(t *testing.T) {
 	}
 }
 
-// TestHalfDoneAfterSilence: what was left half done while the pool was silent is completed
-// when it answers, without a start.
+// TestHalfDoneAfterSilence: when a pool answers again, unfinished operations are completed
+// without a start.
 func TestHalfDoneAfterSilence(t *testing.T) {
 	t.Parallel()
 	d := newDuo(t)
@@ -383,7 +384,7 @@ func TestHalfDoneAfterSilence(t *testing.T) {
 	})
 }
 
-// lateHost has whoever reads the ledger of the pool "late" wait in the middle.
+// lateHost makes a reader of the ledger of the pool "late" wait in the middle.
 type lateHost struct {
 	*pooltest.Host
 	reading, goOn chan struct{}
@@ -403,7 +404,7 @@ type latePool struct {
 	lists atomic.Int32
 }
 
-// List waits the first time: for the repair, whose look is that for the index, too.
+// List waits in its first call, by the repair. The index is made from the same look.
 func (p *latePool) List(area pool.Area) ([]string, error) {
 	if area == "active" && p.lists.Add(1) == 1 {
 		close(p.host.reading)
@@ -412,7 +413,7 @@ func (p *latePool) List(area pool.Area) ([]string, error) {
 	return p.Filesystem.List(area)
 }
 
-// TestLateLedger: a pool whose ledger takes long to read holds up no request in another one.
+// TestLateLedger: a pool whose ledger takes long to read delays no request in another pool.
 func TestLateLedger(t *testing.T) {
 	t.Parallel()
 	host := lateHost{pooltest.NewHost(btrfs.QuotaFull), make(chan struct{}), make(chan struct{})}
@@ -431,9 +432,9 @@ func TestLateLedger(t *testing.T) {
 	}
 }
 
-// TestHeldTooLate: what holds the pool open only after it was given up lets go at once, or
-// nobody could unmount it.
-func TestHeldTooLate(t *testing.T) {
+// TestPinTooLate: a pin that comes after its call was given up is released at once. Otherwise
+// nobody could unmount the pool.
+func TestPinTooLate(t *testing.T) {
 	t.Parallel()
 	d := newDuo(t)
 	defer d.slow.Answer()
@@ -446,8 +447,8 @@ func TestHeldTooLate(t *testing.T) {
 	comes(t, "nothing holds it", func() bool { return d.slow.Held() == 0 })
 }
 
-// TestFrozen: while a filesystem is frozen nothing is begun in it that would wait for the
-// thaw, which may wait for just that.
+// TestFrozen: in a frozen filesystem no operation begins that would wait for the thaw. The thaw
+// may wait for that very operation.
 func TestFrozen(t *testing.T) {
 	t.Parallel()
 	d := newDuo(t, snapshot.ThawsWithin(impatient))
@@ -465,7 +466,7 @@ func TestFrozen(t *testing.T) {
 		"delete":   func() error { return d.e.Remove(ctx, meta.Volume("there")) },
 	} {
 		returns(t, what, func() {
-			// Only of what is there already work is left.
+			// Only a volume that exists already has unfinished work.
 			if err := do(); !errors.Is(err, pool.ErrFrozen) || errors.Is(err, snapshot.ErrUnfinished) != (what == "again") {
 				t.Errorf("%s: %v", what, err)
 			}
@@ -492,8 +493,8 @@ func TestFrozen(t *testing.T) {
 	})
 }
 
-// TestTroubleIsSaidOnce: a pool that cannot be used is no news a second time.
-func TestTroubleIsSaidOnce(t *testing.T) {
+// TestErrorIsReportedOnce: OnChange reports a lasting error of a pool once.
+func TestErrorIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	host := pooltest.NewHost(btrfs.QuotaFull)
 	host.Pool(pool.Default).Fail("Alive", unix.EIO)
@@ -515,8 +516,7 @@ func TestTroubleIsSaidOnce(t *testing.T) {
 	}
 }
 
-// TestFrozenDisk is TestFrozen on a real filesystem, which the kernel does not tell to be
-// frozen.
+// TestFrozenDisk is TestFrozen on a real filesystem, where the kernel has no flag for frozen.
 func TestFrozenDisk(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaFull)
@@ -545,7 +545,7 @@ func TestFrozenDisk(t *testing.T) {
 	for range 3 {
 		returns(t, "a look at the pools", func() { must(t, e.Refresh(ctx)) })
 		comes(t, "who asks knows that it is frozen", func() bool {
-			must(t, e.Refresh(ctx)) // the disk may have been taken for silent
+			must(t, e.Refresh(ctx)) // the pool may have become silent
 			return errors.Is(second(e.Stat(ctx, meta.Volume("pvc"))), pool.ErrFrozen) &&
 				errors.Is(second(e.Prepare(ctx, sized("new", mib), meta.Ref{})), pool.ErrFrozen)
 		})
@@ -555,8 +555,8 @@ func TestFrozenDisk(t *testing.T) {
 	comes(t, "a snapshot", func() bool { return second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")) == nil })
 }
 
-// TestTroubleIsNamed: what is wrong with a pool is told by the path that people know, and
-// the same each time, whatever else is open.
+// TestTroubleIsNamed: the error of a pool contains the path that users know, and is the same each
+// time, whatever other files are open.
 func TestTroubleIsNamed(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaNone)
@@ -566,13 +566,13 @@ func TestTroubleIsNamed(t *testing.T) {
 	changes := 0
 	e.OnChange(func(meta.Ref) { changes++ })
 	for range 5 {
-		other, err := os.Open(n.state) // takes a number
+		other, err := os.Open(n.state) // takes a descriptor number
 		must(t, err)
 		t.Cleanup(func() { other.Close() })
 		must(t, e.Refresh(t.Context()))
-		told := e.Pools(t.Context())[0].Error
-		if !strings.Contains(told, path+"/pool.json") || strings.Contains(told, "/proc/") {
-			t.Errorf("told: %s", told)
+		reported := e.Pools(t.Context())[0].Error
+		if !strings.Contains(reported, path+"/pool.json") || strings.Contains(reported, "/proc/") {
+			t.Errorf("told: %s", reported)
 		}
 	}
 	if changes > 0 {
@@ -580,13 +580,13 @@ func TestTroubleIsNamed(t *testing.T) {
 	}
 }
 
-// TestQuotaThatCannotBeHad says where.
+// TestQuotaThatCannotBeHad: the error of a quota mode that cannot be turned on names the path.
 func TestQuotaThatCannotBeHad(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaMode("odd"))
 	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
-	told := e.Pools(t.Context())[0].Error
-	if !strings.Contains(told, filepath.Join(n.state, "pools", "default")+`"`) || strings.Contains(told, "/proc/") {
-		t.Errorf("told: %s", told)
+	reported := e.Pools(t.Context())[0].Error
+	if !strings.Contains(reported, filepath.Join(n.state, "pools", "default")+`"`) || strings.Contains(reported, "/proc/") {
+		t.Errorf("told: %s", reported)
 	}
 }

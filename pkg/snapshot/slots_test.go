@@ -14,9 +14,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// Subvolumes that somebody moves about by hand.
+// These tests move subvolumes by hand.
 
-// listed returns the ID of the subvolume that a listing has for a volume, 0 for none.
+// listed returns the subvolume ID that a listing has for a volume, 0 for none.
 func listed(e *snapshot.Engine, volume string) (subvolume uint64) {
 	_ = e.Walk(context.Background(), meta.Volumes, "", func(entry meta.Entry) bool {
 		if entry.ID == volume {
@@ -27,8 +27,8 @@ func listed(e *snapshot.Engine, volume string) (subvolume uint64) {
 	return subvolume
 }
 
-// TestExchangedSubvolume: whatever lies in the slot of a volume gets its limit, also if the
-// index has never seen it, and is listed.
+// TestExchangedSubvolume: a subvolume that somebody puts into the slot of a volume is listed and
+// gets the volume's limit, even if the index has never seen it.
 func TestExchangedSubvolume(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		for how, see := range map[string]func(t *testing.T, e *snapshot.Engine){
@@ -70,8 +70,8 @@ func nothingIsWrong(t *testing.T, e *snapshot.Engine) {
 	}
 }
 
-// TestPutBack: a volume whose subvolume was away as the driver started, and is put back, is
-// listed again and has its limit.
+// TestPutBack: a volume whose subvolume was away at the start is listed and limited again after
+// the subvolume was put back.
 func TestPutBack(t *testing.T) {
 	eachLimit(t, func(t *testing.T, mode btrfs.QuotaMode) {
 		n := newNode(t, mode)
@@ -115,7 +115,7 @@ func TestPutBack(t *testing.T) {
 	})
 }
 
-// TestGroupOfAnAdministrator: what was not made here stays, whatever number it has.
+// TestGroupOfAnAdministrator: a group that the driver did not make stays, whatever its number.
 func TestGroupOfAnAdministrator(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaSimple)
@@ -136,8 +136,8 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 		must(t, btrfs.LimitQgroup(n.state, group, 100*mib))
 	}
 	planned(groups[1])
-	// While a snapshot holds what it wrote the kernel keeps its accounting, of level 0, which
-	// the driver forgets then.
+	// While a snapshot contains data of the subvolume, the kernel keeps its group of level 0. The
+	// driver removes the group afterwards.
 	must(t, os.WriteFile(foreign+"/data", make([]byte, mib/4), 0o600))
 	must(t, btrfs.Snapshot(foreign+"-snap", foreign, true))
 	must(t, btrfs.Destroy(foreign))
@@ -162,7 +162,7 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 	go e.Run(running)
 	eventually(t, func() bool { n.settle(t); return left(gone.SubvolumeID) == 0 && left(info.ID) == 1 })
 	planned(groups[0])
-	// One more of the driver's own, by whose end its sweeps are told.
+	// Another volume of the driver's: when its qgroups are gone, a sweep has ended.
 	vanished, err := e.Prepare(ctx, sized("vanished", mib), meta.Ref{})
 	must(t, err)
 	must(t, n.Pool("default").Vanish(active("vanished")))
@@ -177,8 +177,8 @@ func TestGroupOfAnAdministrator(t *testing.T) {
 	}
 }
 
-// TestGroupOfAnAdministratorIsNotTaken: a volume whose subvolume has the number of somebody's
-// group is not made. The next attempt has another number.
+// TestGroupOfAnAdministratorIsNotTaken: a volume is not made if the number of its subvolume is
+// that of an administrator's group. The next attempt gets another number.
 func TestGroupOfAnAdministratorIsNotTaken(t *testing.T) {
 	t.Parallel()
 	n := newNode(t, btrfs.QuotaSimple)

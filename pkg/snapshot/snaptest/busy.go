@@ -10,9 +10,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// busy proves what an operation under way refuses, and what it does not.
+// busy proves which requests a running operation blocks, and which it does not.
 func busy(r *rig) {
-	var taken atomic.Bool // the first is in there
+	var taken atomic.Bool // the first snapshot has begun
 	reached, open := make(chan struct{}), make(chan struct{})
 	r.host = pooltest.Around(r.host, func(s pooltest.Step, do func() error) error {
 		if s.Method == "Snapshot" && taken.CompareAndSwap(false, true) {
@@ -40,7 +40,7 @@ func busy(r *rig) {
 	_, err = r.e.Prepare(ctx, snapshot.Spec{Name: "copy"}, meta.Snapshot("first"))
 	r.wants(err, snapshot.ErrBusy)
 	r.wants(r.stat(meta.Snapshot("first")), snapshot.ErrNotFound)
-	r.planned() // what is under way is no problem
+	r.planned() // a running operation is no problem
 	r.reconcile()
 	r.check(r.stat(meta.Volume("source")))
 	r.commit("second", "source") // beside the first

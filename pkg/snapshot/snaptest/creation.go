@@ -20,7 +20,7 @@ const (
 	gib = 1 << 30
 )
 
-// creation are the cases of what is made, changed and asked.
+// creation are the cases of making, changing and querying volumes and snapshots.
 var creation = []testCase{
 	{"Prepare makes an empty volume", func(r *rig) {
 		entry := r.prepare(snapshot.Spec{
@@ -352,7 +352,7 @@ var creation = []testCase{
 			}))
 		}
 		r.equal(got, want)
-		r.remove(meta.Volume("pvc-04")) // a page may begin behind what is gone
+		r.remove(meta.Volume("pvc-04")) // a page may begin after a removed volume
 		got = nil
 		r.check(r.e.Walk(r.Context(), meta.Volumes, "pvc-04", func(e meta.Entry) bool { got = append(got, e.ID); return true }))
 		r.equal(got, want[5:])

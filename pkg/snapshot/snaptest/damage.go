@@ -9,7 +9,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// damage are the cases of a disk that is not as the engine left it.
+// damage are the cases of a disk that others have changed.
 var damage = []testCase{
 	{"a foreign subvolume is reported and kept", func(r *rig) {
 		for _, where := range []pool.Slot{
@@ -95,7 +95,7 @@ var damage = []testCase{
 		r.check(r.pool().PlantFile(where))
 		for range 2 {
 			r.planned("removing/active-pvc: Foreign", "removing/active-pvc: UnfinishedRemove")
-			r.reconcile() // promises nothing that fails
+			r.reconcile() // plans no repair that fails
 			r.wants(r.e.Remove(r.Context(), entry.Ref()), pool.ErrForeign, "file", "move")
 			data, err := r.pool().Read(where)
 			r.check(err)
@@ -219,7 +219,7 @@ var damage = []testCase{
 			r.equal(data, "data")
 			r.check(r.pool().Vanish(where))
 			r.check(r.pool().PlantSlot(where, declared(name, meta.Ready)))
-			r.remove(meta.Volume(name)) // out of the way of the next
+			r.remove(meta.Volume(name)) // make room for the next case
 		}
 	}},
 	{"a snapshot that was made writable is reported", func(r *rig) {
@@ -256,7 +256,7 @@ var damage = []testCase{
 		r.check(err)
 		r.check(r.pool().PlantSlot(at(entry), record))
 		r.planned("active/pvc: WrongLimit")
-		r.reopen() // it is set at each start
+		r.reopen() // a start sets the limit
 		r.planned()
 		r.limited(entry)
 	}},
@@ -274,7 +274,7 @@ var damage = []testCase{
 	}},
 }
 
-// declared is the record of a volume of 4 MiB.
+// declared returns the record of a volume of 4 MiB.
 func declared(name string, state meta.State) []byte {
 	data, err := meta.Record{ID: meta.ID(name), Name: name, Kind: meta.Active, State: state, Size: 4 * mib}.Encode()
 	if err != nil {
@@ -283,7 +283,7 @@ func declared(name string, state meta.State) []byte {
 	return data
 }
 
-// declare makes a slot with the record of a volume, and no subvolume.
+// declare makes a slot with the record of a volume, without a subvolume.
 func (r *rig) declare(name string, state meta.State) pool.Slot {
 	r.Helper()
 	where := pool.Slot{Area: "active", Name: meta.ID(name)}

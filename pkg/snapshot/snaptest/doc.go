@@ -1,3 +1,3 @@
-// Package snaptest tests package snapshot: Run is the suite that the engine must pass above
-// every pool.Filesystem and pool.Host.
+// Package snaptest tests package snapshot. Run is the suite that the engine must pass on every
+// pool.Filesystem and pool.Host.
 package snaptest

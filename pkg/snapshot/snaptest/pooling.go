@@ -10,7 +10,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// errExist is what PlantFile answers when something is there already.
+// errExist is the error of PlantFile if a file exists already.
 var errExist = fs.ErrExist
 
 func removeFile(r *rig, path string) {
@@ -18,7 +18,7 @@ func removeFile(r *rig, path string) {
 	r.check(os.Remove(path))
 }
 
-// pooling are the cases of several pools, and of those that are away.
+// pooling are the cases of several pools, and of pools that are away.
 var pooling = []testCase{
 	{"a volume is made in the pool that is named", func(r *rig) {
 		r.follow()
@@ -30,7 +30,7 @@ var pooling = []testCase{
 		if entry.Pool != "fast" || entry.PoolID != r.e.PoolIDs()["fast"] || entry.PoolID == r.e.PoolIDs()[pool.Default] {
 			r.Errorf("got %+v", entry)
 		}
-		r.equal(r.prepare(sized("pvc", mib), meta.Ref{}), entry) // found without it
+		r.equal(r.prepare(sized("pvc", mib), meta.Ref{}), entry) // found without the pool's name
 		snap := r.commit("snap", "pvc")
 		if snap.Pool != "fast" {
 			r.Errorf("got %+v", snap)
@@ -116,21 +116,21 @@ var pooling = []testCase{
 	{"who observes is told of all that changes, and of nothing else", func(r *rig) {
 		r.env.AddPool(r, "fast")
 		r.reopen()
-		told := make(chan meta.Ref, 100)
-		r.e.OnChange(func(ref meta.Ref) { told <- ref })
+		reported := make(chan meta.Ref, 100)
+		r.e.OnChange(func(ref meta.Ref) { reported <- ref })
 		wants := func(want ...meta.Ref) {
 			r.Helper()
 			got := []meta.Ref{}
-			for len(told) > 0 {
-				got = append(got, <-told)
+			for len(reported) > 0 {
+				got = append(got, <-reported)
 			}
 			r.equal(got, want)
 		}
 		entry := r.prepare(sized("pvc", mib), meta.Ref{})
 		wants(entry.Ref())
-		r.prepare(sized("pvc", mib), meta.Ref{}) // again: nothing is new, but nothing is missed
-		for len(told) > 0 {
-			r.equal(<-told, entry.Ref())
+		r.prepare(sized("pvc", mib), meta.Ref{}) // repeated: fn may be called again for it
+		for len(reported) > 0 {
+			r.equal(<-reported, entry.Ref())
 		}
 		snap := r.commit("snap", "pvc")
 		wants(snap.Ref())
@@ -144,7 +144,7 @@ var pooling = []testCase{
 		r.e.Deny(map[string]error{entry.PoolID: errors.New("denied")})
 		r.follow()
 		r.inUse(pool.Default, false)
-		r.equal(<-told, meta.Ref{})
+		r.equal(<-reported, meta.Ref{})
 	}},
 	{"a volume in two pools is nobody's to choose", func(r *rig) {
 		r.env.AddPool(r, "fast")

@@ -11,7 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// removal are the cases of what goes, and of what must stay when it does.
+// removal are the cases of removals, and of what must stay after them.
 var removal = []testCase{
 	{"Remove may be repeated", func(r *rig) {
 		entry := r.volume("pvc", "data")

@@ -19,11 +19,11 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// Env is a fresh node with the empty pool pool.Default, of 2 GiB or more.
+// Env is a new node with the empty pool pool.Default, of at least 2 GiB.
 type Env interface {
 	Host() pool.Host
 	Mode() btrfs.QuotaMode
-	// Pool returns the hands in a pool that is there.
+	// Pool returns the Hands in a pool.
 	Pool(name string) Hands
 	// AddPool mounts another empty pool, before or while an engine runs.
 	AddPool(t testing.TB, name string)
@@ -32,8 +32,7 @@ type Env interface {
 	Attach(t testing.TB, name string)
 }
 
-// Hands do in a pool what pods and administrators do, past the engine. See
-// Filesystem for each.
+// Hands do what pods and administrators do in a pool without the engine; see pooltest.Filesystem.
 type Hands interface {
 	Write(at pool.Slot, data string) error
 	Read(at pool.Slot) (string, error)
@@ -45,13 +44,13 @@ type Hands interface {
 	RemoveFile(at pool.Slot) error
 	SetWritable(at pool.Slot, writable bool) error
 	SetReadOnly(readOnly bool)
-	// Commit brings what is counted up to date.
+	// Commit updates the usage.
 	Commit()
 }
 
 var _ Hands = (*pooltest.Filesystem)(nil)
 
-// memory is the Env over Host.
+// memory is the Env over pooltest.Host.
 type memory struct {
 	host *pooltest.Host
 	mode btrfs.QuotaMode
@@ -67,14 +66,14 @@ func (m *memory) AddPool(_ testing.TB, name string) { m.host.Add(name, pooltest.
 func (m *memory) Detach(_ testing.TB, name string)  { m.host.Detach(name) }
 func (m *memory) Attach(_ testing.TB, name string)  { m.host.Attach(name) }
 
-// testCase is a named promise of the engine. It gets a node of its own.
+// testCase is a named guarantee of the engine. Each case runs on its own node.
 type testCase struct {
 	name string
 	run  func(*rig)
 }
 
-// Run proves that the engine keeps its promises over the nodes that open returns,
-// one for each case.
+// Run proves that the engine keeps its guarantees on the nodes that open returns, one for each
+// case.
 func Run(t *testing.T, open func(t testing.TB) Env) {
 	for _, c := range slices.Concat(creation, removal, damage, pooling) {
 		t.Run(c.name, func(t *testing.T) {
@@ -89,7 +88,7 @@ func Run(t *testing.T, open func(t testing.TB) Env) {
 	}
 }
 
-// rig is a node, an engine over it and the means of the cases.
+// rig is a node with an engine and the helpers of the cases.
 type rig struct {
 	*testing.T
 	env   Env
@@ -106,7 +105,7 @@ func (r *rig) open() {
 	r.check(err)
 }
 
-// reopen is a restart of the driver.
+// reopen restarts the driver.
 func (r *rig) reopen() {
 	r.Helper()
 	r.check(r.e.Close())
@@ -120,7 +119,7 @@ func (r *rig) check(err error) {
 	}
 }
 
-// wants fails unless err is target and names all of the words.
+// wants fails unless err is target and contains all words.
 func (r *rig) wants(err, target error, words ...string) {
 	r.Helper()
 	if !errors.Is(err, target) {
@@ -151,7 +150,7 @@ func sized(name string, bytes int64) snapshot.Spec {
 	return snapshot.Spec{Name: name, Size: snapshot.Range{Required: bytes}}
 }
 
-// volume makes one of 5 MiB that holds data.
+// volume makes a volume of 5 MiB with data.
 func (r *rig) volume(name, data string) meta.Entry {
 	r.Helper()
 	entry := r.prepare(sized(name, 5*mib), meta.Ref{})
@@ -206,19 +205,19 @@ func (r *rig) limited(entry meta.Entry) {
 	}
 }
 
-// at is where an entry lives.
+// at returns the slot of an entry.
 func at(entry meta.Entry) pool.Slot {
 	return pool.Slot{Area: pool.Area(entry.Kind), Name: entry.ID}
 }
 
-// findings returns the problems that are planned, as `path: problem`, sorted.
+// findings returns the planned problems as `path: problem`, sorted.
 func (r *rig) findings() []string {
 	r.Helper()
 	found, err := r.e.Plan(r.Context())
 	r.check(err)
 	var lines []string
 	for _, f := range found {
-		// The kernel counts, and drops what was destroyed, in its own time.
+		// The kernel counts, and drops destroyed subvolumes, at a time of its own.
 		if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 			lines = append(lines, fmt.Sprintf("%s: %s", f.Path, f.Problem))
 		}
@@ -245,7 +244,7 @@ func (r *rig) reconcile() {
 	}
 }
 
-// list returns the IDs that Walk tells.
+// list returns the IDs that Walk passes.
 func (r *rig) list(class meta.Class) []string {
 	r.Helper()
 	ids := []string{}
@@ -253,8 +252,8 @@ func (r *rig) list(class meta.Class) []string {
 	return ids
 }
 
-// settle proves at the end of a case that there is nothing left to repair and
-// that the index says what the ledger says.
+// settle proves at the end of a case that nothing is left to repair and that the index agrees
+// with the ledger.
 func (r *rig) settle() {
 	r.Helper()
 	ctx := r.Context()
@@ -267,7 +266,7 @@ func (r *rig) settle() {
 			}
 			err = fmt.Errorf("left to repair: %v", f)
 			if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
-				r.Fatal(err) // nobody's but the engine's to wait for
+				r.Fatal(err) // only the engine could repair it
 			}
 		}
 		return err
@@ -287,8 +286,8 @@ func (r *rig) settle() {
 	}
 }
 
-// patience is far more than anything takes: on a busy disk, quota alone has been
-// seen to take 10 s to be turned on.
+// patience is far more than any step takes: on a busy disk, turning on quota alone has taken 10
+// s.
 const patience = 5 * time.Minute
 
 // eventually fails with the last error of fn when patience ends.
@@ -314,7 +313,7 @@ func (r *rig) follow() {
 	r.Cleanup(func() { cancel(); <-done })
 }
 
-// inUse waits until a pool is in use, or is not.
+// inUse waits until a pool is in use or, without want, out of use.
 func (r *rig) inUse(name string, want bool) {
 	r.Helper()
 	r.eventually(func() error {

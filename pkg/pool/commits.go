@@ -13,9 +13,9 @@ const mostPatience = 25 * time.Millisecond
 // Commits lets operations of one pool that reach their fsync at about the same time share a
 // commit. The kernel lets operations join an open transaction, but an fsync closes it. Without
 // Commits, concurrent operations would commit one after the other. So an operation that is ready
-// waits for the running commit, behind which its own would queue, for the operations that have a
-// ticket, and until its group is as large as the last one. It waits for no longer than 4 commits
-// take. A lone operation never waits.
+// waits for the running commit, behind which its own would queue. It also waits for the
+// operations that have a ticket, and until its group is as large as the last one. It waits for no
+// longer than 4 commits take. A lone operation never waits.
 //
 // Snapshots do not use Commits. Their ioctl joins a transaction and requests its commit in one
 // call. All ioctls that begin during another commit share the next one (before Linux 6.6, fewer

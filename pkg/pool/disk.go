@@ -24,7 +24,7 @@ const usualRecord = 1024
 
 // disk is a pool on a real btrfs. It keeps no descriptor open between operations, so that the
 // filesystem can be unmounted at any time. Each operation opens the pool's directory, verifies
-// that it is the one that was opened first, and works below that descriptor. After an unmount no
+// that it is still the same one (see place), and works below that descriptor. After an unmount no
 // operation reaches the filesystem below, or another one.
 type disk struct {
 	path  string // of the pool's directory
@@ -256,10 +256,10 @@ func (d *disk) Snapshot(from, to Slot, readOnly bool) error {
 	})
 }
 
-// Destroy lifts the limits that block it (EDQUOT): those of the nested subvolumes, which cannot
-// be destroyed at their limit, and the volume's own, which Bound may have set again after
-// LiftLimit. Under simple quota the group 1/<id> stays while a snapshot contains data of the
-// volume. Destroy closes this group, because a pod could nest a subvolume into it.
+// Destroy lifts the limits that block it (EDQUOT). Nested subvolumes cannot be destroyed at their
+// limit, and Bound may have set the volume's own limit again after LiftLimit. Under simple quota
+// the group 1/<id> stays while a snapshot contains data of the volume. Destroy closes this group,
+// because a pod could nest a subvolume into it.
 func (d *disk) Destroy(s Slot) error {
 	return d.inSubvolume(s, func(path string) error {
 		info, err := btrfs.Info(path)

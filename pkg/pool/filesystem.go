@@ -215,7 +215,7 @@ type Quota interface {
 	// ForgetQuota removes the qgroups of a destroyed subvolume. It fails while the kernel needs
 	// them; the caller tries again later.
 	ForgetQuota(subvolume uint64) error
-	// PinnedQuota returns the destroyed subvolumes whose qgroups the kernel still needs: it has
+	// PinnedQuota returns the destroyed subvolumes whose qgroups the kernel still needs. It has
 	// not dropped their tree or, in simple mode, a snapshot contains data that they wrote.
 	PinnedQuota() ([]uint64, error)
 	// StaleQuota returns the destroyed subvolumes whose qgroups nobody needs.

@@ -30,8 +30,8 @@ const (
 	// poolVersion is the version of the layout. It is raised when an older driver must not use
 	// the pool.
 	poolVersion = 1
-	// pollPools is how long a change of the pools may stay unnoticed that the mount table does
-	// not show: a detached mount below a mount, an exchanged directory.
+	// pollPools is how long a change may stay unnoticed if the mount table does not show it, such
+	// as a detached mount below a mount or an exchanged directory.
 	pollPools = 10 * time.Second
 )
 

@@ -261,7 +261,8 @@ func (d *disk) Limits() (limits map[uint64]int64, err error) {
 	limits = map[uint64]int64{}
 	err = d.inRoot(func(path string) error {
 		return btrfs.WalkQgroups(path, func(q btrfs.Qgroup) error {
-			// Level 0 comes first. A subvolume without its limit's group has no limit.
+			// Groups of level 0 come first. In simple mode, a subvolume without a group of level
+			// 1 has no limit.
 			if id := q.ID.Subvolume(); q.ID == d.group(id) {
 				limits[id] = d.limitOf(q)
 			} else if q.ID.Level() == 0 {

@@ -36,7 +36,7 @@ func (p Patience) WithLook(d time.Duration) Patience {
 // mostAsking bounds the threads that wait in the kernel for look-ups in one pool.
 const mostAsking = 128
 
-// guard is the Filesystem of a pool whose disk may become silent: calls then return neither a
+// guard is the Filesystem of a pool whose disk may become silent. Calls then return neither a
 // result nor an error, but wait in the kernel, and nothing can end that.
 //
 // A look-up runs in a goroutine of its own. If it takes too long, guard returns ErrSilent and

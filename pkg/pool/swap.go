@@ -9,8 +9,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
-// SwapFiles reads /proc/swaps. A path there is that of the process that ran swapon; if it leads
-// elsewhere in the driver's mount namespace, or nowhere, the file is in no volume. The path may
+// SwapFiles reads /proc/swaps, which has the paths that the processes saw that ran swapon. A path
+// that leads elsewhere in the driver's mount namespace, or nowhere, is in no volume. The path may
 // cross any filesystem of the node, also a silent one. So SwapFiles uses the mount table to find
 // the paths into the volume, and then opens the files within the volume alone.
 func (d *disk) SwapFiles(s Slot) (files []string, err error) {

@@ -326,8 +326,8 @@ func TestNestingIsNoWayOut(t *testing.T) {
 	})
 }
 
-// TestNoOtherGroup: under simple quota a pod chooses the groups of a nested subvolume: those of
-// other volumes, of a volume that is gone, or none. The driver corrects that.
+// TestNoOtherGroup: under simple quota a pod chooses the groups of a nested subvolume, such as
+// those of other volumes, of a volume that is gone, or none. The driver corrects that.
 func TestNoOtherGroup(t *testing.T) {
 	t.Parallel()
 	const size, step = 64, 8

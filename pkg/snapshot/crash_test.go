@@ -175,8 +175,8 @@ type event struct {
 	do   func(*pooltest.Filesystem)
 }
 
-// foreigns are what others do at any time: a commit by the kernel every 30 s or by another
-// operation, and the fsync of the areas by a removal in place.
+// foreigns are what others do at any time. The kernel (every 30 s) or another operation commits.
+// A removal in place syncs the areas.
 var foreigns = []event{
 	{"a commit", (*pooltest.Filesystem).Commit},
 	{"an fsync of the areas", (*pooltest.Filesystem).SyncAreas},

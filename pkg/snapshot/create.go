@@ -54,7 +54,7 @@ func (e *Engine) View(ctx context.Context, spec Spec, source meta.Ref) (meta.Ent
 
 // Commit makes a read-only snapshot of a volume, which lives on. Otherwise it is like Prepare.
 func (e *Engine) Commit(ctx context.Context, spec Spec, volume string) (meta.Entry, error) {
-	spec.Size = Range{} // the volume's
+	spec.Size = Range{} // a snapshot has its volume's size
 	return e.create(ctx, meta.Committed, spec, meta.Volume(volume))
 }
 

@@ -77,7 +77,7 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 	everything("another filesystem is mounted there")
 	empty()
 
-	must(t, e.Close()) // it notices
+	must(t, e.Close()) // a new engine notices
 	e = n.start(t)
 	wants(t, second(e.Prepare(ctx, spec, meta.Ref{})), pool.ErrAway)
 	wants(t, e.Remove(ctx, meta.Volume("pvc")), pool.ErrAway)
@@ -95,7 +95,7 @@ func TestNeverOnTheWrongFilesystem(t *testing.T) {
 
 // TestExchangedDisk exchanges a disk, before the engine notices, for one that gets its device
 // number: the kernel gives the number to the next filesystem.
-func TestExchangedDisk(t *testing.T) { // not beside others, which might get the number
+func TestExchangedDisk(t *testing.T) { // not parallel: another test might get the number
 	n := newNode(t, btrfs.QuotaNone)
 	must(t, os.Mkdir(n.path("fast"), 0o700))
 	devices := []string{newDevice(t), newDevice(t)}
@@ -110,7 +110,7 @@ func TestExchangedDisk(t *testing.T) { // not beside others, which might get the
 	ctx := t.Context()
 	spec := snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}
 	var e *snapshot.Engine
-	eventually(t, func() bool { // another process may take the number in between, and keep it
+	eventually(t, func() bool { // another process may take and keep the number in between
 		if e != nil {
 			must(t, e.Close())
 			n.Detach(t, "fast")
@@ -133,7 +133,7 @@ func TestExchangedDisk(t *testing.T) { // not beside others, which might get the
 	if err != nil || len(names) > 0 {
 		t.Errorf("written on the other disk: %v, %v", names, err)
 	}
-	go e.Run(ctx) // it notices
+	go e.Run(ctx) // Run notices
 	other.Pool = "fast"
 	eventually(t, func() bool { return second(e.Prepare(ctx, other, meta.Ref{})) == nil })
 	wants(t, second(e.Mounts(ctx, "pvc")), pool.ErrAway)
@@ -611,10 +611,10 @@ func TestCost(t *testing.T) {
 	}
 }
 
-// TestPowerCut cuts the power right after each answer: of operations that ran alone, and of
-// operations during which somebody else committed, so that a later fsync does not cover all
-// trees. The foreign commit comes before a different step for each operation, and before the
-// properties are set. RELIABILITY_CUTS puts it before every step.
+// TestPowerCut cuts the power right after each answer. Some operations run alone. During others
+// somebody else commits, so that a later fsync does not cover all trees. The foreign commit comes
+// before a different step for each operation, and before the properties are set. RELIABILITY_CUTS
+// puts it before every step.
 func TestPowerCut(t *testing.T) {
 	t.Parallel()
 	for _, mode := range modes {
@@ -652,7 +652,7 @@ func (n *node) populate(t *testing.T, e *snapshot.Engine) {
 	t.Helper()
 	ctx := t.Context()
 	must(t, second(e.Prepare(ctx, sized("base", 5*mib), meta.Ref{})))
-	must(t, n.Pool("default").Write(active("base"), "data")) // not synced: the snapshot does it
+	must(t, n.Pool("default").Write(active("base"), "data")) // not synced: the snapshot commits it
 	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
 	must(t, second(e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
 	if _, err := e.Prepare(ctx, sized("lost", mib), meta.Ref{}); !errors.Is(err, snapshot.ErrLost) {

@@ -48,7 +48,7 @@ type Engine struct {
 	patience pool.Patience  // for each pool
 	troubles troubles
 
-	maintenance time.Duration // between two looks at the quota of a pool
+	maintenance time.Duration // time between two rounds of a pool
 
 	mu       sync.RWMutex           // protects what follows; never held across I/O
 	pools    map[string]*servedPool // by name
@@ -220,8 +220,8 @@ func (e *Engine) openPools(ctx context.Context, names []string) (fresh []*served
 	return slices.DeleteFunc(opened, func(p *servedPool) bool { return p == nil })
 }
 
-// openPool looks at a pool before it opens the pool. Opening may take as long as turning on quota
-// does, and a silent or frozen pool must not delay the others for that long.
+// openPool opens a pool after a look at it. Opening may take as long as turning on quota does. A
+// silent or frozen pool, which the look finds, must not delay the others for that long.
 func (e *Engine) openPool(ctx context.Context, name string) (*servedPool, error) {
 	if err := e.lookAtPool(ctx, name); err != nil {
 		return nil, err
@@ -380,7 +380,7 @@ func (e *Engine) drop(ctx context.Context, p *servedPool, reason error) {
 func (e *Engine) refuse(ctx context.Context, name string, reason error) {
 	e.mu.Lock()
 	known := e.broken[name]
-	if e.pools[name] == nil { // otherwise an attempt that was given up has succeeded
+	if e.pools[name] == nil { // not nil: an attempt that was given up has succeeded meanwhile
 		e.broken[name] = reason
 	}
 	e.mu.Unlock()
@@ -507,8 +507,7 @@ func (l *located) decode(data []byte) (err error) {
 }
 
 // recovered is entry for an operation, which it begins. It completes a create that a crash left
-// half done. It undoes one without a subvolume, and returns fs.ErrNotExist. The caller has the
-// lock of the ID.
+// half done, or undoes it and returns fs.ErrNotExist. The caller has the lock of the ID.
 func (l *located) recovered() (meta.Entry, error) {
 	if err := l.begin(); err != nil {
 		return meta.Entry{}, err

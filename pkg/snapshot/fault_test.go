@@ -457,7 +457,7 @@ func TestUnreadableIsRemembered(t *testing.T) {
 	must(t, w.e.Remove(ctx, meta.Volume("pvc")))
 }
 
-// notGone checks that no request reports a volume as not found that may be in a pool that is
+// notGone checks that no request for id returns "not found", because id may be in a pool that is
 // away.
 func notGone(t *testing.T, e *snapshot.Engine, id string) {
 	t.Helper()

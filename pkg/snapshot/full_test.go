@@ -379,7 +379,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 			must(t, os.Remove(ballast))
 			lists(e)
 			must(t, e.Close())
-			holds := func() {
+			verifyIndex := func() {
 				t.Helper()
 				index, renewed, err := index.Open(path)
 				must(t, err)
@@ -389,7 +389,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 					t.Errorf("the file has %d snapshots of %d; %s", entries, snapshots, renewed)
 				}
 			}
-			holds()
+			verifyIndex()
 
 			must(t, btrfstest.FillFile(ballast))
 			for range 2 {
@@ -406,7 +406,7 @@ func TestIndexOnFullDisk(t *testing.T) {
 			e = open(t, n.host, path)
 			lists(e)
 			must(t, e.Close())
-			holds()
+			verifyIndex()
 		})
 	}
 }

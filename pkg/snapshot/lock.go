@@ -13,7 +13,7 @@ import (
 // concurrently.
 type locks struct {
 	mu    sync.Mutex       // protects what follows
-	users map[meta.Ref]int // number of holders that share a lock; -1: exclusive
+	users map[meta.Ref]int // how many operations share the lock; -1: exclusive
 }
 
 // acquire locks exclusive, and shares the lock of shared unless that is zero. If one of them is

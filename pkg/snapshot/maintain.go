@@ -15,9 +15,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// staleQgroups are destroyed subvolumes whose qgroups the kernel may keep: until it has dropped
-// the tree or, in simple mode, while a snapshot contains data that they wrote. Without a sweep
-// they pile up by the thousand.
+// staleQgroups are destroyed subvolumes whose qgroups the kernel may keep until it has dropped
+// the tree. In simple mode it keeps them while a snapshot contains data that they wrote. Without
+// a sweep they pile up by the thousand.
 type staleQgroups struct {
 	mu         sync.Mutex // protects subvolumes
 	subvolumes map[uint64]struct{}
@@ -113,9 +113,9 @@ func (e *Engine) tend(ctx context.Context, p *servedPool) {
 	p.logNews(ctx)
 }
 
-// maintainPool removes stale qgroups, adds subvolumes that somebody put into a slot to the index,
-// corrects limits, and rescans an inconsistent full quota, whose limits have no effect. Its cost
-// is that of reading the root tree and the quota tree.
+// maintainPool removes stale qgroups, and adds subvolumes to the index that somebody put into a
+// slot. It corrects limits, and rescans an inconsistent full quota, whose limits have no effect.
+// Its cost is that of reading the root tree and the quota tree.
 func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 	complain := func(err error, message string) {
 		if !errors.Is(err, pool.ErrSilent) { // which is logged already

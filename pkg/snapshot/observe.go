@@ -127,9 +127,8 @@ func (e *Engine) deniedFor(p *servedPool) error {
 	return nil
 }
 
-// awake returns a context that ends with ctx, or when the pools have to be looked at for another
-// reason than a change of the host. After its cancel has returned, it takes no more from e.wake,
-// which would be lost.
+// awake returns a context that ends with ctx, or when e.wake requests a look at the pools. Once
+// its cancel has returned, it takes no more requests from e.wake, which would be lost.
 func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})

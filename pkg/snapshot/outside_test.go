@@ -72,7 +72,7 @@ func (r *rootFilesystem) write(area, id, data string) {
 	must(r, os.WriteFile(filepath.Join(r.in("@", "pools/default"), area, id, "fs/data"), []byte(data), 0o600))
 }
 
-func (r *rootFilesystem) holds(area, id, want string) {
+func (r *rootFilesystem) contains(area, id, want string) {
 	r.Helper()
 	data, err := os.ReadFile(filepath.Join(r.in("@", "pools/default"), area, id, "fs/data"))
 	if err != nil || string(data) != want {
@@ -164,8 +164,8 @@ func TestRollBack(t *testing.T) {
 			for _, ref := range []meta.Ref{meta.Volume("db"), meta.Volume("view"), meta.Snapshot("snap")} {
 				must(t, second(r.e.Stat(ctx, ref)))
 			}
-			r.holds("active", "db", "data of db")
-			r.holds("committed", "snap", "data of db")
+			r.contains("active", "db", "data of db")
+			r.contains("committed", "snap", "data of db")
 			must(t, second(r.e.Reconcile(ctx)))
 			r.finds("active/late: OutsidePool", "active/old: Lost", "active/removed: Lost")
 			must(t, r.e.Remove(ctx, meta.Volume("view"))) // the original of the copy stays
@@ -221,7 +221,7 @@ func TestRollBackOfASubvolume(t *testing.T) {
 	if again, err := r.e.Stat(ctx, meta.Volume("db")); err != nil || again.UUID != entry.UUID {
 		t.Errorf("got %+v, %v", again, err)
 	}
-	r.holds("active", "db", "data")
+	r.contains("active", "db", "data")
 	r.finds()
 }
 

@@ -152,8 +152,8 @@ func (e *Engine) wasIn(ref meta.Ref, poolID, name string) error {
 	return fmt.Errorf("%s: was in pool %q (%s): %w: mount its filesystem at pools/%s", ref, name, poolID, pool.ErrAway, name)
 }
 
-// forgotten fails if ref, which is in no pool here, may be in a pool that is away and that the
-// index does not remember, because it was rebuilt or cannot be read.
+// forgotten fails if ref may be in a pool that is away and that the index does not remember. The
+// caller has found ref in no pool here. The index was rebuilt or cannot be read.
 func (e *Engine) forgotten(ref meta.Ref) error {
 	if !meta.ValidID(ref.ID) { // no pool contains it
 		return nil

@@ -136,12 +136,12 @@ func TestLimitsSurvive(t *testing.T) {
 		index := filepath.Join(t.TempDir(), "index.db")
 		e := open(t, n.host, index)
 		ctx := t.Context()
-		holds := func() {
+		limited := func() {
 			t.Helper()
 			for _, volume := range []string{"pvc", "restored"} {
 				wants(t, n.fill(volume, 6*mib), unix.EDQUOT)
 				must(t, os.Remove(filepath.Join(n.path("default"), "active", volume, "fs/data")))
-				eventually(t, func() bool { // the room comes back with a commit
+				eventually(t, func() bool { // the space is free after a commit
 					n.Pool("default").Commit()
 					return n.fill(volume, mib) == nil
 				})
@@ -152,13 +152,13 @@ func TestLimitsSurvive(t *testing.T) {
 		must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")))
 		must(t, second(e.Prepare(ctx, snapshot.Spec{Name: "restored"}, meta.Snapshot("snap"))))
 		must(t, os.Remove(filepath.Join(n.path("default"), "active/restored/fs/data")))
-		holds()
+		limited()
 		must(t, e.Close())
-		holds()
+		limited()
 		btrfstest.Remount(t, n.state)
-		holds()
+		limited()
 		e = open(t, n.host, index)
-		holds()
+		limited()
 		findings, err := e.Plan(ctx)
 		if must(t, err); len(findings) > 0 {
 			t.Errorf("found %v", findings)
@@ -171,7 +171,7 @@ func TestLimitsSurvive(t *testing.T) {
 		if mode == btrfs.QuotaFull {
 			must(t, btrfs.WaitRescan(n.state))
 		}
-		holds()
+		limited()
 	})
 }
 
@@ -234,7 +234,7 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 			}
 			wants(t, n.fill("pvc", mib), unix.EDQUOT)
 			must(t, os.Remove(filepath.Join(n.path("default"), "active/pvc/fs/data")))
-			eventually(t, func() bool { // the room comes back with a commit after the kernel has dropped the file
+			eventually(t, func() bool { // the space is free after the kernel has dropped the file and committed
 				n.Pool("default").Commit()
 				return n.fill("pvc", 4*mib) == nil
 			})

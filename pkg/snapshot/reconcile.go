@@ -70,8 +70,8 @@ type action struct {
 }
 
 // Plan compares every pool with its ledger, and returns what Reconcile would do. It changes
-// nothing. It omits locked slots, and routine repairs of a running engine: the kernel needs the
-// qgroups of a destroyed subvolume for a while, and then they are stale until the next sweep.
+// nothing. It omits locked slots. With a running engine it also omits qgroups that became stale
+// since the last sweep, which removes them.
 func (e *Engine) Plan(context.Context) ([]Finding, error) {
 	return e.eachPool(func(p *servedPool) ([]Finding, error) {
 		var findings []Finding

@@ -129,8 +129,8 @@ func methods() (names []string) {
 	return names
 }
 
-// serves repeats every request in the pool that answers, and every request to all pools, until it
-// is served: a stall of the machine may make that pool silent for a moment.
+// serves makes every request in the pool that answers, and every request to all pools. It repeats
+// each until it is served, because a stall of the machine may make that pool silent for a moment.
 func (d *duo) serves(t *testing.T, round string) {
 	t.Helper()
 	ctx, e := t.Context(), d.e
@@ -239,8 +239,8 @@ func TestSilentPool(t *testing.T) {
 	}
 }
 
-// complete checks that nothing is half done in the pool that was silent, that every request can
-// be repeated, and that its volumes are there.
+// complete checks the pool after the silence: nothing is half done, every request can be
+// repeated, and its volumes are there.
 func (d *duo) complete(t *testing.T) {
 	t.Helper()
 	ctx := t.Context()

@@ -41,7 +41,7 @@ func (r Range) choose(least int64) (int64, error) {
 		return 0, err
 	}
 	if want == least {
-		size = least // the source's size was not rounded up because of its limit
+		size = least // the source's size, which its limit kept from being rounded up
 	}
 	if r.Limit > 0 && want <= r.Limit {
 		size = min(size, r.Limit)

@@ -40,7 +40,7 @@ var creation = []testCase{
 		if mount.ReadOnly || !strings.HasSuffix(mount.Source, "/active/pvc-1/fs") {
 			r.Errorf("got %+v", mount)
 		}
-		r.holds(entry, "")
+		r.contains(entry, "")
 		r.limited(entry)
 	}},
 	{"Prepare makes a volume of a snapshot", func(r *rig) {
@@ -51,10 +51,10 @@ var creation = []testCase{
 		if entry.Source != meta.Snapshot("snap") || entry.ParentUUID != snap.UUID || entry.Size != snap.Size {
 			r.Errorf("got %+v of %+v", entry, snap)
 		}
-		r.holds(entry, "old")
+		r.contains(entry, "old")
 		r.limited(entry)
 		r.check(r.pool().Write(at(entry), "copy's"))
-		r.holds(snap, "old")
+		r.contains(snap, "old")
 	}},
 	{"Prepare makes a volume of a volume", func(r *rig) {
 		source := r.volume("source", "data")
@@ -63,7 +63,7 @@ var creation = []testCase{
 			r.Errorf("got %+v of %+v", entry, source)
 		}
 		r.check(r.pool().Write(at(source), "changed"))
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 		r.limited(entry)
 	}},
 	{"a larger clone has a larger limit", func(r *rig) {
@@ -101,14 +101,14 @@ var creation = []testCase{
 			r.Errorf("got %+v, %+v", entry, mount)
 		}
 		r.wants(r.pool().Write(at(entry), "x"), unix.EROFS)
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 		_, err = r.e.View(r.Context(), snapshot.Spec{Name: "other"}, meta.Ref{})
 		r.wants(err, snapshot.ErrInvalid)
 		r.equal(r.list(meta.Volumes), []string{"source", "view"})
 		live, err := r.e.View(r.Context(), snapshot.Spec{Name: "live"}, source.Ref()) // as it is now
 		r.check(err)
 		r.check(r.pool().Write(at(source), "later"))
-		r.holds(live, "data")
+		r.contains(live, "data")
 		r.wants(r.pool().Write(at(live), "x"), unix.EROFS)
 	}},
 	{"Commit makes a read-only snapshot and the volume lives on", func(r *rig) {
@@ -116,8 +116,8 @@ var creation = []testCase{
 		one := r.commit("one", "source")
 		r.check(r.pool().Write(at(source), "two"))
 		two := r.commit("two", "source")
-		r.holds(one, "one")
-		r.holds(two, "two")
+		r.contains(one, "one")
+		r.contains(two, "two")
 		r.wants(r.pool().Write(at(one), "x"), unix.EROFS)
 		if one.Kind != meta.Committed || one.Size != source.Size || one.ParentUUID != source.UUID || one.CreatedTransid >= two.CreatedTransid {
 			r.Errorf("got %+v", one)
@@ -139,11 +139,11 @@ var creation = []testCase{
 		again, err := r.e.View(r.Context(), snapshot.Spec{Name: "view"}, snap.Ref())
 		r.check(err)
 		r.equal(again, view)
-		r.holds(source, "data")
+		r.contains(source, "data")
 		r.reopen()
 		r.equal(r.prepare(spec, meta.Ref{}), source)
 		r.equal(r.commit("snap", "source"), snap)
-		r.holds(source, "data")
+		r.contains(source, "data")
 	}},
 	{"a request made again with other options names what differs", func(r *rig) {
 		source := r.volume("source", "data")
@@ -170,13 +170,13 @@ var creation = []testCase{
 		r.volume("other", "")
 		_, err = r.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "other")
 		r.wants(err, snapshot.ErrExists, "source")
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 	}},
 	{"volumes and snapshots have names of their own", func(r *rig) {
 		r.volume("same", "data")
 		snap := r.commit("same", "same")
 		r.remove(meta.Volume("same"))
-		r.holds(snap, "data")
+		r.contains(snap, "data")
 		r.remove(meta.Snapshot("same"))
 	}},
 	{"names in any script and of any length", func(r *rig) {
@@ -202,7 +202,7 @@ var creation = []testCase{
 		for _, id := range want {
 			entry, err := r.e.Stat(r.Context(), meta.Volume(id))
 			r.check(err)
-			r.holds(entry, entry.Name)
+			r.contains(entry, entry.Name)
 			r.remove(entry.Ref())
 		}
 	}},
@@ -289,7 +289,7 @@ var creation = []testCase{
 			}
 			r.limited(got)
 		}
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 		_, err := r.e.Resize(ctx, "missing", snapshot.Range{Required: mib})
 		r.wants(err, snapshot.ErrNotFound)
 		r.reopen()
@@ -391,9 +391,9 @@ var creation = []testCase{
 			r.check(err)
 			entry, err := r.e.Stat(r.Context(), meta.Snapshot(fmt.Sprintf("snap-%d", i)))
 			r.check(err)
-			r.holds(entry, "data")
+			r.contains(entry, "data")
 		}
-		r.holds(source, "data")
+		r.contains(source, "data")
 	}},
 	{"the same request at once is made once", func(r *rig) {
 		var wg sync.WaitGroup
@@ -443,7 +443,7 @@ var creation = []testCase{
 		skip := snapshot.Spec{Name: "snap", Parameters: meta.Parameters{SkipNested: true}}
 		entry, err := r.e.Commit(ctx, skip, "source")
 		r.check(err)
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 		r.prepare(snapshot.Spec{Name: "restored"}, entry.Ref())
 	}},
 }

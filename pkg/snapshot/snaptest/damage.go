@@ -58,7 +58,7 @@ var damage = []testCase{
 			r.planned(where.String() + ": Foreign")
 			for range 2 {
 				r.wants(r.e.Remove(r.Context(), entry.Ref()), pool.ErrForeign, "file", "move")
-				r.holds(entry, "data")
+				r.contains(entry, "data")
 				r.reopen()
 				r.reconcile()
 			}
@@ -156,7 +156,7 @@ var damage = []testCase{
 			r.planned()
 			entry, err := r.e.Stat(r.Context(), meta.Volume(meta.ID(name)))
 			r.check(err)
-			r.holds(entry, "data")
+			r.contains(entry, "data")
 			r.limited(entry)
 		}
 	}},
@@ -183,7 +183,7 @@ var damage = []testCase{
 		r.remove(entry.Ref())
 		r.wants(r.stat(entry.Ref()), snapshot.ErrNotFound)
 		r.planned()
-		r.holds(r.volume("pvc", "again"), "again")
+		r.contains(r.volume("pvc", "again"), "again")
 	}},
 	{"a record that cannot be read is reported and kept", func(r *rig) {
 		good, err := r.volume("other", "").Encode()
@@ -268,7 +268,7 @@ var damage = []testCase{
 		r.open()
 		r.equal(r.prepare(sized("pvc", 5*mib), meta.Ref{}), entry)
 		r.equal(r.commit("snap", "pvc"), snap)
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 		r.equal(r.list(meta.Volumes), []string{"pvc"})
 		r.equal(r.list(meta.Snapshots), []string{"snap"})
 	}},

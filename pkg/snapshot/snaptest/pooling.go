@@ -76,7 +76,7 @@ var pooling = []testCase{
 		r.volume("elsewhere", "data") // others are served
 		r.env.Attach(r, "fast")
 		r.inUse("fast", true)
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 		r.equal(r.list(meta.Volumes), []string{"elsewhere", "pvc"})
 		spec.Pool = ""
 		r.equal(r.prepare(spec, meta.Ref{}), entry)
@@ -111,7 +111,7 @@ var pooling = []testCase{
 		r.inUse("fast", true) // others are served
 		r.e.Deny(nil)
 		r.inUse(pool.Default, true)
-		r.holds(entry, "data")
+		r.contains(entry, "data")
 	}},
 	{"who observes is told of all that changes, and of nothing else", func(r *rig) {
 		r.env.AddPool(r, "fast")
@@ -179,7 +179,7 @@ var pooling = []testCase{
 		ctx := r.Context()
 		for range 2 {
 			r.check(r.stat(entry.Ref()))
-			r.holds(entry, "data")
+			r.contains(entry, "data")
 			_, err := r.e.Mounts(ctx, "pvc")
 			r.check(err)
 			r.equal(r.prepare(sized("pvc", 5*mib), meta.Ref{}), entry)

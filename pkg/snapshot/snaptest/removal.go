@@ -37,17 +37,17 @@ var removal = []testCase{
 		if again.UUID == old.UUID || again.Size != 7*mib {
 			r.Errorf("got %+v", again)
 		}
-		r.holds(again, "")
+		r.contains(again, "")
 		r.limited(again)
 	}},
 	{"a snapshot outlives its volume", func(r *rig) {
 		source := r.volume("source", "data")
 		snap := r.commit("snap", "source")
 		r.remove(source.Ref())
-		r.holds(snap, "data")
+		r.contains(snap, "data")
 		r.reopen()
 		r.check(r.stat(snap.Ref()))
-		r.holds(r.prepare(snapshot.Spec{Name: "restored"}, snap.Ref()), "data")
+		r.contains(r.prepare(snapshot.Spec{Name: "restored"}, snap.Ref()), "data")
 	}},
 	{"a source can be removed before its copies", func(r *rig) {
 		source := r.volume("source", "data")
@@ -60,7 +60,7 @@ var removal = []testCase{
 		r.remove(source.Ref())
 		for _, entry := range []meta.Entry{restored, clone, view} {
 			r.check(r.stat(entry.Ref()))
-			r.holds(entry, "data")
+			r.contains(entry, "data")
 		}
 		r.remove(view.Ref())
 		r.equal(r.list(meta.Volumes), []string{"clone", "restored"})
@@ -119,7 +119,7 @@ var removal = []testCase{
 		entry := r.volume("pvc", "new")
 		r.reopen()
 		r.planned()
-		r.holds(entry, "new")
+		r.contains(entry, "new")
 		r.remove(entry.Ref())
 	}},
 }

@@ -182,7 +182,7 @@ func (r *rig) stat(ref meta.Ref) error {
 	return err
 }
 
-func (r *rig) holds(entry meta.Entry, want string) {
+func (r *rig) contains(entry meta.Entry, want string) {
 	r.Helper()
 	got, err := r.env.Pool(entry.Pool).Read(at(entry))
 	r.check(err)

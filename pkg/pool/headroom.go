@@ -6,7 +6,7 @@ import (
 
 // headroom returns how much free space, in bytes, a new volume leaves in a pool of size bytes.
 // Existing volumes may use the headroom up. New volumes may not, because copy on write needs
-// space for every change, also for a deletion or a balance that frees some.
+// space for every change, also for a deletion or a balance that frees space.
 //
 //   - data: 1 %, at least 64 MiB, at most 1 GiB and at most a 16th of the pool.
 //   - metadata: 64 MiB, at most a 32nd of the pool. The kernel wants about 4 MiB beyond its own

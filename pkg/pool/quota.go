@@ -359,9 +359,9 @@ func (d *disk) PinnedQuota() (pinned []uint64, err error) {
 	return pinned, err
 }
 
-// StaleQuota returns every subvolume that is gone, and whose tree the kernel has dropped, but not
-// its group of level 0, whoever made the subvolume. It also returns those with a group 1/<id>
-// that the driver made and that has no members.
+// StaleQuota returns the IDs of all groups 0/<id> whose subvolume is gone and whose tree the
+// kernel has dropped, whoever made the subvolume. It also returns the IDs of groups 1/<id> that
+// the driver made and that have no members.
 func (d *disk) StaleQuota() (stale []uint64, err error) {
 	if d.mode == btrfs.QuotaNone {
 		return nil, nil
@@ -391,8 +391,8 @@ func (d *disk) StaleQuota() (stale []uint64, err error) {
 }
 
 // quotaGroups are the groups of a subvolume. own: 0/<id> exists. marked: 1/<id> exists, and the
-// driver made it. charged: simple quota charges one of them for data. A snapshot may contain that
-// data after the subvolume is gone, and the kernel keeps the group until then.
+// driver made it. charged: simple quota charges one of them for data. While a snapshot contains
+// that data, the kernel keeps the group, also after the subvolume is gone.
 type quotaGroups struct{ own, marked, charged bool }
 
 // quotaGroups returns the groups of every subvolume, by its ID.

@@ -328,8 +328,8 @@ func (g *guard) PoolID() string         { return g.filesystem.PoolID() }
 func (g *guard) SlotPath(s Slot) string { return g.filesystem.SlotPath(s) }
 func (g *guard) MountOptions() []string { return g.filesystem.MountOptions() }
 
-// Pin releases a pin at once that it gets only after the call was given up. Otherwise the pool
-// could not be unmounted any more.
+// Pin releases the pin at once if it comes after the call was given up. Otherwise the pool could
+// not be unmounted any more.
 func (g *guard) Pin() (release func()) {
 	var mu sync.Mutex // protects what follows
 	var unpin func()  // nil: not pinned

@@ -118,7 +118,7 @@ func TestKernelStopped(t *testing.T) {
 	t.Parallel()
 	host := btrfstest.Ext4(t, 300*mib)
 	mnt := btrfstest.Mount(t, btrfstest.In(host), btrfstest.Size(1024*mib))
-	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	must(t, btrfstest.RemountReadOnly(mnt))
 	if room := value(RoomOf(mnt))(t); !room.ReadOnly || room.Stopped {
 		t.Errorf("remounted read-only: %+v", room)
 	}

@@ -7,8 +7,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 func TestSpace(t *testing.T) {
@@ -54,7 +55,7 @@ func TestSpace(t *testing.T) {
 func TestSpaceTellsReadOnly(t *testing.T) {
 	t.Parallel()
 	mnt := btrfstest.Mount(t)
-	must(t, unix.Mount("", mnt, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	must(t, btrfstest.RemountReadOnly(mnt))
 	if !value(SpaceOf(mnt))(t).ReadOnly {
 		t.Error("not read-only")
 	}

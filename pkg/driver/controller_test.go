@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 func TestCreateIsIdempotent(t *testing.T) {
@@ -492,7 +493,7 @@ func TestExpand(t *testing.T) {
 func TestReadOnlyPoolSendsTheSchedulerElsewhere(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
-	must(t, unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	must(t, btrfstest.RemountReadOnly(r.state))
 	_, err := r.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: "pvc-2", VolumeCapabilities: []*csi.VolumeCapability{writer()}})
 	wantCode(t, err, codes.ResourceExhausted, "read-only")
 	_, err = r.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "s", SourceVolumeId: volume})
@@ -576,7 +577,7 @@ func TestHealth(t *testing.T) {
 	if err != nil || len(storage.GetBackendHealth()) != 0 {
 		t.Errorf("want no complaint, got %v, %v", storage, err)
 	}
-	must(t, unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	must(t, btrfstest.RemountReadOnly(r.state))
 	if got := health(volume); len(got) != 1 || got[0].GetReason() != "PoolReadOnly" {
 		t.Errorf("want PoolReadOnly, got %v", got)
 	}

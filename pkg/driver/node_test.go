@@ -130,7 +130,7 @@ func TestFlagsThatDoNotHoldAreAFailure(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
 	r.driver.attach = func(source string, flags mount.Flags, at mount.Target) error { // the pool turns read-only after the mount
-		return errors.Join(mount.Bind(source, flags, at), unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+		return errors.Join(mount.Bind(source, flags, at), btrfstest.RemountReadOnly(r.state))
 	}
 	wantCode(t, r.stage(volume, writer()), codes.Aborted, "relatime,ro", "relatime,rw")
 	wantMounts(t, r.stagingPath(volume), 0)
@@ -650,7 +650,7 @@ func TestNodeExpand(t *testing.T) {
 func TestReadOnlyPoolIsToldAtPublish(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
-	must(t, unix.Mount("", r.state, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+	must(t, btrfstest.RemountReadOnly(r.state))
 	wantCode(t, r.stage(volume, writer()), codes.Unavailable, "read-only")
 	must(t, r.stage(volume, capability(nodeReader)))
 	target := r.targetPath("pod-1", volume)

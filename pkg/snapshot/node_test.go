@@ -169,11 +169,11 @@ func (h hands) SetWritable(at pool.Slot, writable bool) error {
 }
 
 func (h hands) SetReadOnly(readOnly bool) {
-	flags := uintptr(unix.MS_REMOUNT)
+	err := unix.Mount("", h.mountPoint, "", unix.MS_REMOUNT, "")
 	if readOnly {
-		flags |= unix.MS_RDONLY
+		err = btrfstest.RemountReadOnly(h.mountPoint)
 	}
-	if err := unix.Mount("", h.mountPoint, "", flags, ""); err != nil {
+	if err != nil {
 		panic(err)
 	}
 }

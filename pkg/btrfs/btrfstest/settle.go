@@ -51,3 +51,16 @@ func Unmount(path string) (err error) {
 	}
 	return nil
 }
+
+// RemountReadOnly makes the filesystem at path read-only. While it is busy it tries again: a
+// process that a parallel test has just forked inherits files that are open for writing.
+func RemountReadOnly(path string) (err error) {
+	Comes(func() bool {
+		err = unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+		return !errors.Is(err, unix.EBUSY)
+	})
+	if err != nil {
+		return fmt.Errorf("remount %s read-only: %w", path, err)
+	}
+	return nil
+}

@@ -540,13 +540,3 @@ func (l *located) eraseSubvolume(id uint64) error {
 func (l *located) sync() error {
 	return l.pool.Commits.Share(l.ticket, func() error { return l.fs.Sync(l.slot) })
 }
-
-func entryOf(p *servedPool, record meta.Record, info btrfs.SubvolumeInfo) meta.Entry {
-	return meta.Entry{
-		Record: record, Pool: p.Name, PoolID: p.PoolID(),
-		Lineage: meta.Lineage{
-			SubvolumeID: info.ID, UUID: info.UUID.String(), ParentUUID: info.ParentUUID.String(),
-			ReceivedUUID: info.ReceivedUUID.String(), CreatedTransid: info.CreatedTransid,
-		},
-	}
-}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -75,17 +74,6 @@ func (e *Engine) everyPool(ctx context.Context, interval time.Duration, visit fu
 			go visit(ctx, p)
 		}
 	})
-}
-
-// maintainIndex flushes the index, and rebuilds it after a failure.
-func (e *Engine) maintainIndex(ctx context.Context) {
-	if slices.ContainsFunc(e.allPools(), func(p *servedPool) bool { return p.unread.Load() }) {
-		e.indexBehind.Store(true)
-	}
-	e.indexed(ctx, e.index.Flush())
-	if e.indexBehind.Load() {
-		e.indexed(ctx, e.syncIndex())
-	}
 }
 
 // tend maintains a pool, unless its maintenance is running.
@@ -266,14 +254,6 @@ func (e *Engine) mendSlot(ctx context.Context, p *servedPool, slot pool.Slot) (m
 		}
 	}
 	return mended, err
-}
-
-// indexHas reports whether the index has the subvolume of an entry.
-func (e *Engine) indexHas(entry meta.Entry) bool {
-	known, err := e.lookup(entry.Ref())
-	return err == nil && slices.ContainsFunc(known, func(k meta.Entry) bool {
-		return k.PoolID == entry.PoolID && k.Kind == entry.Kind && k.Lineage == entry.Lineage
-	})
 }
 
 // notice calls mendSlot if the index has another subvolume in a slot that is about to be mounted,

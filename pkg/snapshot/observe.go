@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -98,49 +96,6 @@ func (e *Engine) Answering() error {
 		}
 	}
 	return errors.Join(silent...)
-}
-
-// Deny keeps the pools with these IDs out of use until a later call omits them. They are reported
-// as unusable for their reasons. Run drops those in use at once. Volumes that are mounted stay
-// mounted.
-func (e *Engine) Deny(reasons map[string]error) {
-	e.mu.Lock()
-	same := maps.EqualFunc(e.denied, reasons, func(a, b error) bool { return a.Error() == b.Error() })
-	e.denied = maps.Clone(reasons)
-	e.mu.Unlock()
-	if same {
-		return
-	}
-	select {
-	case e.wake <- struct{}{}:
-	default: // a look is already requested
-	}
-}
-
-// deniedFor returns why a pool is denied, nil if it is not.
-func (e *Engine) deniedFor(p *servedPool) error {
-	e.mu.RLock()
-	defer e.mu.RUnlock()
-	if reason := e.denied[p.PoolID()]; reason != nil {
-		return fmt.Errorf("pool %q: %w", p.Name, reason)
-	}
-	return nil
-}
-
-// awake returns a context that ends with ctx, or when e.wake requests a look at the pools. Once
-// its cancel has returned, it takes no more requests from e.wake, which would be lost.
-func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		select {
-		case <-e.wake:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, func() { cancel(); <-ended }
 }
 
 // conditionFindings returns the conditions of a pool as findings without a repair. Quota and

@@ -3,12 +3,10 @@ package snapshot
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"slices"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
@@ -96,26 +94,6 @@ func (e *Engine) mayBeIn(there presence, ref meta.Ref, p *servedPool) bool {
 	return slices.ContainsFunc(known, func(k meta.Entry) bool {
 		return slices.Contains(there.unasked, k.PoolID) || !e.inUse(k.PoolID)
 	})
-}
-
-// lookedUp is the result of looking up an ID in one pool.
-type lookedUp struct {
-	found []located
-	err   error
-}
-
-func (p *servedPool) lookUp(ref meta.Ref) (looked lookedUp) {
-	for _, kind := range ref.Class.Kinds() {
-		l, err := p.read(pool.SlotOf(kind, ref.ID))
-		switch {
-		case err == nil:
-			looked.found = append(looked.found, l)
-		case !errors.Is(err, fs.ErrNotExist):
-			looked.err = err
-			return looked
-		}
-	}
-	return looked
 }
 
 // inPoolAway fails if a pool that is away contained ref when it was last seen.
@@ -209,26 +187,4 @@ func (e *Engine) Away() (map[string]string, error) {
 	known, err := e.host.Known()
 	maps.DeleteFunc(known, func(id, _ string) bool { return e.inUse(id) })
 	return known, err
-}
-
-func (e *Engine) inUse(poolID string) bool {
-	return slices.ContainsFunc(e.allPools(), func(p *servedPool) bool { return p.PoolID() == poolID })
-}
-
-// lookup returns what the index has for ref. After a failure the index is rebuilt.
-func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
-	known, err := e.index.Lookup(ref)
-	if err != nil {
-		e.indexBehind.Store(true)
-	}
-	return known, err
-}
-
-// remembered returns the pools in the index. After a failure the index is rebuilt.
-func (e *Engine) remembered() (map[string]index.PoolState, error) {
-	pools, err := e.index.Pools()
-	if err != nil {
-		e.indexBehind.Store(true)
-	}
-	return pools, err
 }

@@ -23,6 +23,6 @@ func TestWaitMissesNothing(t *testing.T) {
 	for i := range 200 {
 		time.Sleep(time.Duration(i%7) * time.Millisecond)
 		must(t, errors.Join(unix.Mount("none", at, "tmpfs", 0, ""), btrfstest.Unmount(at)))
-		returns(t, fmt.Sprintf("Wait after change %d", i), func() { host.Wait(t.Context()) })
+		btrfstest.Returns(t, fmt.Sprintf("Wait after change %d", i), func() { host.Wait(t.Context()) })
 	}
 }

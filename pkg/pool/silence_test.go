@@ -13,9 +13,6 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 )
 
-// hang is the timeout for calls that should end at once.
-const hang = time.Minute
-
 func active(id string) pool.Slot { return pool.Slot{Area: "active", Name: id} }
 
 func second[T any](_ T, err error) error { return err }
@@ -31,18 +28,6 @@ func wantSilent(t *testing.T, err error) {
 	t.Helper()
 	if !errors.Is(err, pool.ErrSilent) {
 		t.Errorf("got error %v, wanted %v", err, pool.ErrSilent)
-	}
-}
-
-// returns fails the test if fn does not return.
-func returns(t *testing.T, what string, fn func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); fn() }()
-	select {
-	case <-done:
-	case <-time.After(hang):
-		t.Fatalf("%s hangs", what)
 	}
 }
 
@@ -64,7 +49,7 @@ func TestPatienceEnds(t *testing.T) {
 		go func() { ended <- do(guarded) }()
 		btrfstest.Eventually(t, method+" waits", func() bool { return fs.Waiting(method) == 1 })
 		if method != "Mkdir" {
-			returns(t, method, func() { wantSilent(t, <-ended) })
+			btrfstest.Returns(t, method, func() { wantSilent(t, <-ended) })
 		}
 		btrfstest.Eventually(t, "it is silent with "+method, func() bool { return errors.Is(look(guarded), pool.ErrSilent) })
 		if n := fs.Waiting(method); n != 1 || len(ended) > 0 {
@@ -72,7 +57,7 @@ func TestPatienceEnds(t *testing.T) {
 		}
 		fs.Answer()
 		if method == "Mkdir" {
-			returns(t, method, func() { must(t, <-ended) })
+			btrfstest.Returns(t, method, func() { must(t, <-ended) })
 		}
 		btrfstest.Eventually(t, "it answers after "+method, func() bool { err := look(guarded); return err == nil || errors.Is(err, os.ErrNotExist) })
 	}
@@ -89,7 +74,7 @@ func TestSilenceIsBounded(t *testing.T) {
 	for range 4 * pool.MostAsking {
 		all.Go(func() { wantSilent(t, second(guarded.Record(active("there")))) })
 	}
-	returns(t, "requests", all.Wait)
+	btrfstest.Returns(t, "requests", all.Wait)
 	if n := fs.Waiting(pooltest.AllMethods); n == 0 || n > pool.MostAsking {
 		t.Errorf("%d calls wait", n)
 	}

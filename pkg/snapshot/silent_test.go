@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
@@ -97,18 +98,6 @@ func inSlow(name string) snapshot.Spec {
 	return snapshot.Spec{Name: name, Pool: "slow", Size: snapshot.Range{Required: mib}, Parameters: meta.Parameters{Compression: "zstd"}}
 }
 
-// returns fails the test if fn does not return.
-func returns(t *testing.T, what string, fn func()) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() { defer close(done); fn() }()
-	select {
-	case <-done:
-	case <-time.After(hang):
-		t.Fatalf("%s hangs", what)
-	}
-}
-
 func comes(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(hang); !is(); time.Sleep(time.Millisecond) {
@@ -170,7 +159,7 @@ func (d *duo) serves(t *testing.T, round string) {
 func served(t *testing.T, what string, do func() error) {
 	t.Helper()
 	var err error
-	returns(t, what, func() {
+	btrfstest.Returns(t, what, func() {
 		for end := time.Now().Add(hang / 2); ; time.Sleep(10 * time.Millisecond) {
 			if err = do(); err == nil || time.Now().After(end) {
 				return
@@ -229,7 +218,7 @@ func TestSilentPool(t *testing.T) {
 				d.serves(t, round)
 			}
 			d.slow.Answer()
-			returns(t, "what waited", ended.Wait)
+			btrfstest.Returns(t, "what waited", ended.Wait)
 			comes(t, "the pool answers", func() bool { return d.e.Pools(t.Context())[1].Error == "" })
 			if len(d.e.PoolIDs()) != before {
 				t.Errorf("in use: %v", d.e.PoolIDs())
@@ -324,7 +313,7 @@ func TestSilentAtStart(t *testing.T) {
 			d.unwatch()
 			d.close()
 			d.slow.Silence(method)
-			returns(t, "the start", func() { d.open(snapshot.Impatience(impatient)) })
+			btrfstest.Returns(t, "the start", func() { d.open(snapshot.Impatience(impatient)) })
 			served(t, "the pool that answers", func() error {
 				return errors.Join(d.e.Refresh(t.Context()), second(d.e.Stat(t.Context(), meta.Volume("base"))))
 			})
@@ -338,7 +327,7 @@ func TestSilentAtStart(t *testing.T) {
 			})
 			d.slow.Silence(method)
 			cancel()
-			returns(t, "the end", func() { run.Wait(); d.close() })
+			btrfstest.Returns(t, "the end", func() { run.Wait(); d.close() })
 		})
 	}
 }
@@ -361,7 +350,7 @@ func TestSlowCommit(t *testing.T) {
 			wants(t, second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})), snapshot.ErrBusy)
 			wants(t, second(d.e.Prepare(ctx, inSlow("other-one"), meta.Ref{})), pool.ErrAway)
 			d.slow.Answer()
-			returns(t, "the operation", func() { must(t, <-made) })
+			btrfstest.Returns(t, "the operation", func() { must(t, <-made) })
 			comes(t, "what was made is served", func() bool { return second(d.e.Stat(ctx, meta.Volume("new"))) == nil })
 		})
 	}
@@ -423,10 +412,10 @@ func TestLateLedger(t *testing.T) {
 	all.Go(func() { _ = e.Refresh(t.Context()) })
 	goOn := sync.OnceFunc(func() { close(host.goOn) })
 	defer goOn()
-	returns(t, "the pool is read", func() { <-host.reading })
-	returns(t, "a volume of another pool", func() { must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{}))) })
+	btrfstest.Returns(t, "the pool is read", func() { <-host.reading })
+	btrfstest.Returns(t, "a volume of another pool", func() { must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{}))) })
 	goOn()
-	returns(t, "the start", all.Wait)
+	btrfstest.Returns(t, "the start", all.Wait)
 	if len(e.PoolIDs()) != 2 {
 		t.Errorf("in use: %v", e.PoolIDs())
 	}
@@ -465,7 +454,7 @@ func TestFrozen(t *testing.T) {
 		"expand":   func() error { return second(d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib})) },
 		"delete":   func() error { return d.e.Remove(ctx, meta.Volume("there")) },
 	} {
-		returns(t, what, func() {
+		btrfstest.Returns(t, what, func() {
 			// Only a volume that exists already has unfinished work.
 			if err := do(); !errors.Is(err, pool.ErrFrozen) || errors.Is(err, snapshot.ErrUnfinished) != (what == "again") {
 				t.Errorf("%s: %v", what, err)
@@ -474,7 +463,7 @@ func TestFrozen(t *testing.T) {
 	}
 	must(t, second(d.e.Stat(ctx, meta.Volume("there"))))
 	d.serves(t, "frozen")
-	returns(t, "a repair", func() {
+	btrfstest.Returns(t, "a repair", func() {
 		findings, err := d.e.Reconcile(ctx)
 		must(t, err)
 		if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Pool == "slow" && f.Problem == pool.Unusable }) {
@@ -535,15 +524,15 @@ func TestFrozenDisk(t *testing.T) {
 	defer thaw()
 	control(fifreeze)
 	for range 3 {
-		returns(t, "a snapshot", func() { wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), pool.ErrFrozen) })
+		btrfstest.Returns(t, "a snapshot", func() { wants(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "pvc")), pool.ErrFrozen) })
 	}
-	returns(t, "a deletion", func() { wants(t, e.Remove(ctx, meta.Volume("pvc")), pool.ErrFrozen) })
+	btrfstest.Returns(t, "a deletion", func() { wants(t, e.Remove(ctx, meta.Volume("pvc")), pool.ErrFrozen) })
 	must(t, second(e.Stat(ctx, meta.Volume("pvc"))))
 
 	must(t, e.Close())
-	returns(t, "a start", func() { e = open(t, n.host, index, snapshot.Patience(impatient)) })
+	btrfstest.Returns(t, "a start", func() { e = open(t, n.host, index, snapshot.Patience(impatient)) })
 	for range 3 {
-		returns(t, "a look at the pools", func() { must(t, e.Refresh(ctx)) })
+		btrfstest.Returns(t, "a look at the pools", func() { must(t, e.Refresh(ctx)) })
 		comes(t, "who asks knows that it is frozen", func() bool {
 			must(t, e.Refresh(ctx)) // the pool may have become silent
 			return errors.Is(second(e.Stat(ctx, meta.Volume("pvc"))), pool.ErrFrozen) &&

@@ -26,3 +26,15 @@ func Comes(is func() bool) bool {
 	}
 	return true
 }
+
+// Returns runs fn, and fails the test if fn does not return.
+func Returns(t testing.TB, what string, fn func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); fn() }()
+	select {
+	case <-done:
+	case <-time.After(Patience):
+		t.Fatalf("%s hangs", what)
+	}
+}

@@ -47,7 +47,7 @@ first. The running driver keeps this list in its file index.db.`,
 			return output.print(cmd.OutOrStdout(), rows, func(t *table) {
 				t.row("NAME", "KIND", "POOL", "SIZE", "SOURCE", "CLAIM", "AGE", "DELETED")
 				for _, r := range rows {
-					t.row(r.ID, r.Kind, r.Pool, limit(r.Size), r.Source.ID, claim(r.Record), age(r.Created), age(r.RemovedAt)+" ago")
+					t.row(r.ID, r.Kind, r.Pool, limit(r.Size), r.Source.ID, r.Claim(), age(r.Created), age(r.RemovedAt)+" ago")
 				}
 			})
 		},

@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -30,7 +28,7 @@ func newList() *cobra.Command {
 			return o.output.print(cmd.OutOrStdout(), listed(items), func(t *table) {
 				t.row("NAME", "KIND", "POOL", "SIZE", "USED", "EXCLUSIVE", "SOURCE", "CLAIM", "STATUS", "AGE")
 				for _, i := range items {
-					t.row(i.ID, i.Kind.String(), i.Pool, limit(i.Size), used(i), exclusive(i), i.Source.ID, claim(i.Record), statusOf(i), age(i.Created))
+					t.row(i.ID, i.Kind.String(), i.Pool, limit(i.Size), used(i), exclusive(i), i.Source.ID, i.Claim(), statusOf(i), age(i.Created))
 				}
 			})
 		},
@@ -81,15 +79,4 @@ func exclusive(i snapshot.Item) string {
 		return ""
 	}
 	return size(i.Usage.Exclusive)
-}
-
-// claim returns namespace/name of the PersistentVolumeClaim or VolumeSnapshot, or "" if
-// unknown.
-func claim(r meta.Record) string {
-	for _, kind := range []string{"pvc", "volumesnapshot"} {
-		if name := r.Labels[kind+"/name"]; name != "" {
-			return strings.TrimPrefix(r.Labels[kind+"/namespace"]+"/"+name, "/")
-		}
-	}
-	return ""
 }

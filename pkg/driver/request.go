@@ -28,13 +28,6 @@ const (
 // sidecarPrefix begins the parameters that CSI sidecars add.
 const sidecarPrefix = "csi.storage.k8s.io/"
 
-// labels lists the sidecar parameters that are stored with a volume or snapshot, to show
-// its owner to people.
-var labels = []string{
-	"pvc/name", "pvc/namespace", "pv/name",
-	"volumesnapshot/name", "volumesnapshot/namespace", "volumesnapshotcontent/name",
-}
-
 // maxNameBytes is CSI's general size limit of a string, in bytes.
 const maxNameBytes = 128
 
@@ -113,7 +106,7 @@ func readParameters(params map[string]string, known ...string) (o classOptions, 
 }
 
 func (o *classOptions) addLabel(label, value string) {
-	if !slices.Contains(labels, label) || value == "" {
+	if !slices.Contains(meta.Labels, label) || value == "" {
 		return
 	}
 	if o.labels == nil {

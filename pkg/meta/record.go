@@ -138,7 +138,7 @@ type Record struct {
 	Created    time.Time         `json:"created"`
 	Source     Ref               `json:"source,omitzero"` // volume or snapshot that was copied
 	Parameters Parameters        `json:"parameters,omitzero"`
-	Labels     map[string]string `json:"labels,omitempty"` // from the sidecars, for people; pkg/driver has the list
+	Labels     map[string]string `json:"labels,omitempty"` // from the sidecars, for people: see Labels
 }
 
 // Ref returns the reference of r.

@@ -128,7 +128,7 @@ func (w writer) describe(s *v1alpha1.Subvolume, entry meta.Entry) {
 		s.Annotations = map[string]string{}
 	}
 	set := lineageOf(entry)
-	set[v1alpha1.AnnotationClaim] = claimOf(entry)
+	set[v1alpha1.AnnotationClaim] = entry.Claim()
 	if object := w.objectOf(entry); object != "" { // its name stays when it is gone
 		set[v1alpha1.AnnotationObject] = object
 	}
@@ -165,18 +165,4 @@ func (w writer) objectOf(entry meta.Entry) string {
 		return v.Name
 	}
 	return ""
-}
-
-// claimOf returns the namespace and name of the claim or VolumeSnapshot that an entry was
-// made for; "" where the sidecars did not say.
-func claimOf(e meta.Entry) string {
-	kind := "pvc"
-	if e.Kind == meta.Committed {
-		kind = "volumesnapshot"
-	}
-	namespace, name := e.Labels[kind+"/namespace"], e.Labels[kind+"/name"]
-	if name == "" {
-		return ""
-	}
-	return namespace + "/" + name
 }

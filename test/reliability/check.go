@@ -187,7 +187,7 @@ func (n *node) takeWanted(points map[string]string, m *model) error {
 		for at, p := range map[string]presence{n.staging(o): o.staged, n.target(o): o.published} {
 			root, there := points[at]
 			delete(points, at)
-			switch want := fmt.Sprintf("/%s/%s/fs", o.kind, o.id); {
+			switch want := fmt.Sprintf("/%s/%s/fs", string(o.kind), o.id); {
 			case there && (p == absent || root != want):
 				errs = append(errs, fmt.Errorf("%s: %s is mounted at %s, wanted is %s %v", o.id, root, at, want, p))
 			case !there && p == present:

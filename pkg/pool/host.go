@@ -162,7 +162,7 @@ func (n *node) Pools() (names []string, refused map[string]error, err error) {
 	refused = map[string]error{}
 	for _, dir := range dirs {
 		name := dir.Name()
-		if err := n.acceptable(name, dir.IsDir()); err != nil {
+		if _, err := n.acceptable(name, dir.IsDir()); err != nil {
 			refused[name] = err
 			continue
 		}
@@ -171,37 +171,37 @@ func (n *node) Pools() (names []string, refused map[string]error, err error) {
 	return names, refused, nil
 }
 
-// acceptable returns why an entry of the pools directory is no pool, nil if it is one.
-func (n *node) acceptable(name string, dir bool) error {
+// acceptable returns why an entry of the pools directory is no pool, nil if it is one, and
+// whether a filesystem is mounted there.
+func (n *node) acceptable(name string, dir bool) (mounted bool, err error) {
 	path := filepath.Join(n.pools, name)
 	switch {
 	case !ValidName(name):
-		return fmt.Errorf("pool %q: a name of up to 63 lower-case letters, digits, dots and dashes is wanted; rename %s", name, path)
+		return false, fmt.Errorf("pool %q: a name of up to 63 lower-case letters, digits, dots and dashes is wanted; rename %s", name, path)
 	case !dir:
-		return fmt.Errorf("pool %q: %s is no directory; mount a btrfs filesystem on a directory there", name, path)
+		return false, fmt.Errorf("pool %q: %s is no directory; mount a btrfs filesystem on a directory there", name, path)
 	}
-	mounted, err := mount.IsPoint(path)
-	if err != nil {
-		return fmt.Errorf("pool %q: %w", name, err)
+	if mounted, err = mount.IsPoint(path); err != nil {
+		return false, fmt.Errorf("pool %q: %w", name, err)
 	}
 	if name != Default && !mounted {
-		return fmt.Errorf("pool %q: nothing is mounted at %s; mount a btrfs filesystem there, or remove the directory", name, path)
+		return false, fmt.Errorf("pool %q: nothing is mounted at %s; mount a btrfs filesystem there, or remove the directory", name, path)
 	}
 	ok, err := btrfs.IsBtrfs(path)
 	if err != nil {
-		return fmt.Errorf("pool %q: %w", name, err)
+		return mounted, fmt.Errorf("pool %q: %w", name, err)
 	}
 	if !ok {
-		return fmt.Errorf("pool %q: not on btrfs; mount a btrfs filesystem at %s", name, path)
+		return mounted, fmt.Errorf("pool %q: not on btrfs; mount a btrfs filesystem at %s", name, path)
 	}
 	if mounted {
-		return nil
+		return true, nil
 	}
 	if stub, err := btrfs.IsStub(path); stub || err != nil {
-		return errors.Join(err, fmt.Errorf("pool %q: %w: move it back: mount the filesystem with subvolid=5, find the pool with btrfs subvolume list, and run there: mv -T OLD/%s/%s NEW/%s/%s",
+		return false, errors.Join(err, fmt.Errorf("pool %q: %w: move it back: mount the filesystem with subvolid=5, find the pool with btrfs subvolume list, and run there: mv -T OLD/%s/%s NEW/%s/%s",
 			name, ErrRolledBack, poolsDir, name, poolsDir, name))
 	}
-	return n.displaced(name, path)
+	return false, n.displaced(name, path)
 }
 
 // displaced fails if nothing is mounted at a directory where a pool was mounted before, for
@@ -261,11 +261,8 @@ func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
 	unix.Close(fd)
 	d.place = is
 	defer d.Pin()()
-	if d.mounted, err = mount.IsPoint(d.path); err != nil {
-		return nil, fmt.Errorf("pool %q: %w", name, err)
-	}
 	// From here on, each call verifies that path still leads to d.place.
-	if err := n.acceptable(name, true); err != nil {
+	if d.mounted, err = n.acceptable(name, true); err != nil {
 		return nil, err
 	}
 	room, err := d.roomNow()

@@ -3,8 +3,6 @@ package pool
 import (
 	"errors"
 	"fmt"
-
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
 // Pool is a pool in use. It gives up look-ups that take too long, and its errors say what they
@@ -82,7 +80,7 @@ func (p *Pool) CheckRoom(growth int64) error {
 	data, metadata := headroom(room.Size)
 	switch {
 	case room.ReadOnly:
-		return fmt.Errorf("pool %q: %w: %s", p.Name, ErrReadOnly, Status{Space: btrfs.Space{Room: room}}.whyReadOnly(""))
+		return fmt.Errorf("pool %q: %w: %s", p.Name, ErrReadOnly, whyReadOnly(room, ""))
 	case room.Backing != nil && (backingFull(room) || growth > room.Available-data):
 		return fmt.Errorf("pool %q: %w: the filesystem of the file %s, which the pool lies in, has %d bytes left, of which %d have to stay free, and %d are wanted: free space there",
 			p.Name, ErrNoSpace, room.Backing.Path, room.Backing.Available, backingHeadroom(room), growth)

@@ -130,7 +130,7 @@ func (g *guard) explain(err error) error {
 	text := fmt.Sprintf("pool %q: %v: %v", g.pool, meaning, err)
 	room, failed := await(g.answers, what{method: "Room"}, g.patience.Look, g.filesystem.Room)
 	if failed == nil && room.Stopped {
-		text += ": " + Status{Space: btrfs.Space{Room: room}}.whyReadOnly("")
+		text += ": " + whyReadOnly(room, "")
 	}
 	return &failure{meaning, err, text}
 }

@@ -82,7 +82,7 @@ func (s Status) Conditions() []Condition {
 	}
 	missing, failing := s.missingDevices(), s.failingDevices()
 	add(s.Error != "", Unusable, "%s", s.Error)
-	add(s.Space.ReadOnly, ReadOnly, "%s", s.whyReadOnly(failing))
+	add(s.Space.ReadOnly, ReadOnly, "%s", whyReadOnly(s.Space.Room, failing))
 	add(missing != "", DeviceMissing, "devices are missing: %s: replace them", missing)
 	add(backingFull(s.Space.Room), BackingFull, "%s", s.backingDetail())
 	add(s.Quota.Inconsistent, QuotaInconsistent, "limits of volumes are void until the quota has been rescanned, which the driver does")
@@ -127,15 +127,15 @@ func (s Status) Note() string {
 
 // whyReadOnly distinguishes a filesystem that the kernel stopped from one that was mounted
 // read-only. The kernel writes its reason to its log only, so whyReadOnly names possible causes.
-func (s Status) whyReadOnly(failing string) string {
-	if !s.Space.Stopped {
+func whyReadOnly(room btrfs.Room, failing string) string {
+	if !room.Stopped {
 		return "the filesystem is mounted read-only: remount it read-write"
 	}
 	why := stoppedByKernel
 	if failing != "" {
 		why += "; devices had errors: " + failing
 	}
-	if b := s.Space.Backing; b != nil {
+	if b := room.Backing; b != nil {
 		why += fmt.Sprintf("; the filesystem of the file %s has no room for all of it: free space there first", b.Path)
 	}
 	return why

@@ -281,7 +281,7 @@ func TestSilentIsReported(t *testing.T) {
 	}
 	all := d.e.Pools(ctx)
 	if all[0].Silent || !all[1].Silent || all[1].Error == "" || all[1].ID != d.slow.ID {
-		t.Errorf("told: %+v", all)
+		t.Errorf("reported: %+v", all)
 	}
 	if again := d.e.Pools(ctx); again[1].Error != all[1].Error {
 		t.Errorf("the text changes: %q, %q", all[1].Error, again[1].Error)
@@ -561,7 +561,7 @@ func TestTroubleIsNamed(t *testing.T) {
 		must(t, e.Refresh(t.Context()))
 		reported := e.Pools(t.Context())[0].Error
 		if !strings.Contains(reported, path+"/pool.json") || strings.Contains(reported, "/proc/") {
-			t.Errorf("told: %s", reported)
+			t.Errorf("reported: %s", reported)
 		}
 	}
 	if changes > 0 {
@@ -576,6 +576,6 @@ func TestQuotaThatCannotBeHad(t *testing.T) {
 	e := open(t, n.host, filepath.Join(t.TempDir(), "index.db"))
 	reported := e.Pools(t.Context())[0].Error
 	if !strings.Contains(reported, filepath.Join(n.state, "pools", "default")+`"`) || strings.Contains(reported, "/proc/") {
-		t.Errorf("told: %s", reported)
+		t.Errorf("reported: %s", reported)
 	}
 }

@@ -52,12 +52,16 @@ func serveHTTP(ctx context.Context, cancel context.CancelCauseFunc, address stri
 	if err != nil {
 		return fmt.Errorf("--http: %w", err)
 	}
-	// Anybody on the network may connect. Timeouts end idle connections, slow requests and
-	// slow readers, and large headers are refused.
-	serveListener(ctx, cancel, &boundedListener{Listener: listener, most: mostConnections}, &http.Server{
-		Handler: handler, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
-	})
+	serveListener(ctx, cancel, &boundedListener{Listener: listener, most: mostConnections}, strictServer(handler))
 	return nil
+}
+
+// strictServer is for anybody on the network. Timeouts end idle connections, slow requests and
+// slow readers, and large headers are refused.
+func strictServer(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler: handler, ReadTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, MaxHeaderBytes: 16 << 10,
+	}
 }
 
 func serveListener(ctx context.Context, cancel context.CancelCauseFunc, listener net.Listener, server *http.Server) {

@@ -2,6 +2,7 @@ package snapshot_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,14 +12,19 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -324,6 +330,61 @@ func TestNestingIsNoWayOut(t *testing.T) {
 		}
 		after(t, n, e)
 	})
+}
+
+// TestLooksAtNestedAreRare: pods determine what a look at nested subvolumes costs. However many
+// they nest, the looks take at most one eleventh of the time.
+func TestLooksAtNestedAreRare(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const cost, watched = 2 * time.Second, time.Hour
+		host := &nestingHost{Host: pooltest.NewHost(btrfs.QuotaFull), cost: cost}
+		e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
+		entry, err := e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})
+		must(t, err)
+		host.volume.Store(entry.SubvolumeID)
+		go e.Run(t.Context())
+		time.Sleep(watched)
+		const most = int(watched/(11*cost)) + 1
+		if looks := int(host.looks.Load()); looks > most || looks < most/2 {
+			t.Errorf("%d looks of %s each in %s, want at most %d, and not half as few", looks, cost, watched, most)
+		}
+	})
+}
+
+// nestingHost is a host on which a pod nests in a volume all the time. Each look at what is nested
+// takes as long as cost.
+type nestingHost struct {
+	pool.Host
+	cost   time.Duration
+	volume atomic.Uint64
+	looks  atomic.Int64
+}
+
+func (h *nestingHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
+	filesystem, err := h.Host.Open(ctx, name)
+	return &nestingPool{filesystem, h}, err
+}
+
+type nestingPool struct {
+	pool.Filesystem
+	host *nestingHost
+}
+
+func (p *nestingPool) Census() (pool.Census, error) {
+	census, err := p.Filesystem.Census()
+	if volume := p.host.volume.Load(); volume != 0 {
+		census.Nested = map[uint64]uint64{1 << 20: volume}
+	}
+	return census, err
+}
+
+func (p *nestingPool) NestedSince(uint64) (pool.Census, error) { return p.Census() }
+
+func (p *nestingPool) Bound(volume uint64, size int64, nested []uint64) (pool.Usage, error) {
+	p.host.looks.Add(1)
+	time.Sleep(p.host.cost)
+	return p.Filesystem.Bound(volume, size, nested)
 }
 
 // TestNoOtherGroup: under simple quota a pod chooses the groups of a nested subvolume, such as

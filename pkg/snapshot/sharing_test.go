@@ -9,13 +9,48 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
+
+// TestExpansionWaitsForNobody: a create is on its way to its commit. An expansion, which takes no
+// commit, does not wait for it.
+func TestExpansionWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		goOn := make(chan struct{})
+		slow := pooltest.Around(pooltest.NewHost(btrfs.QuotaFull), func(s pooltest.Step, do func() error) error {
+			switch {
+			case s.Method == "Create" && s.Slot.Name == meta.ID("held"):
+				<-goOn
+			case s.Method == "Sync" && s.Slot.Name != meta.ID("pvc"): // so that others have patience
+				time.Sleep(5 * time.Millisecond)
+			}
+			return do()
+		})
+		e := open(t, slow, filepath.Join(t.TempDir(), "index.db"))
+		must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})))
+		must(t, second(e.Prepare(t.Context(), sized("other", mib), meta.Ref{})))
+		var held sync.WaitGroup
+		held.Go(func() { must(t, second(e.Prepare(t.Context(), sized("held", mib), meta.Ref{}))) })
+		synctest.Wait()
+
+		began := time.Now()
+		must(t, second(e.Resize(t.Context(), "pvc", snapshot.Range{Required: 2 * mib})))
+		if waited := time.Since(began); waited != 0 {
+			t.Errorf("the expansion waited for %s", waited)
+		}
+		close(goOn)
+		held.Wait()
+	})
+}
 
 // TestCommitsShared counts the commits of the kernel: one for each operation that runs alone, one
 // for many concurrent operations.

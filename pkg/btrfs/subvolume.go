@@ -54,7 +54,8 @@ func Snapshot(dst, src string, readOnly bool) error {
 				args.flags = subvolRDOnly
 			}
 			copy(args.name[:], name)
-			return snapCreate(dir, &args)
+			_, err := ioctl(dir, iocSnapCreateV2, unsafe.Pointer(&args))
+			return err
 		})
 	})
 }

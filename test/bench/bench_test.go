@@ -58,7 +58,7 @@ func TestSmallestBenchmark(t *testing.T) {
 	commits := commits(btrfs.QuotaFull, 1)
 	removal := removal(2000, 1, 1)
 	removal.name = "removal"
-	parts := []part{{name: "contest", run: c.run}, commits, threads(4, 1), removal, copying(10, 1<<10, 1), processGrows(btrfs.QuotaNone, 1, 10, 20),
+	parts := []part{{name: "contest", run: c.run}, commits, removal, copying(10, 1<<10, 1), processGrows(btrfs.QuotaNone, 1, 10, 20),
 		snapshotsGrow(btrfs.QuotaSimple, 10, 20), lineageGrows(btrfs.QuotaNone, 10, 20)}
 	if _, err := exec.LookPath("fio"); err == nil { // make bench sees to it, make test does not
 		d := reading(btrfs.QuotaNone, 1)

@@ -11,7 +11,6 @@ import (
 
 const (
 	topicOperations = "operations"
-	topicThreads    = "threads"
 	topicCommits    = "commits"
 	topicCalls      = "system calls"
 	topicGrowth     = "growth"
@@ -89,9 +88,6 @@ func fullParts() (parts []part) {
 	for _, quota := range all {
 		parts = append(parts, commits(quota, 2))
 	}
-	for _, inflight := range []int{4, 16, 64} {
-		parts = append(parts, threads(inflight, 9))
-	}
 	parts = append(parts, systemCalls())
 	for _, quota := range all {
 		for _, existing := range []int{1_000, 10_000} {
@@ -159,18 +155,6 @@ func reading(quota btrfs.QuotaMode, snapshots int) dataPath {
 		d.places = append(d.places, placeDirectory) // nothing can be snapshotted there
 	}
 	return d
-}
-
-// threads holds the snapshots that pkg/btrfs has threads of C take against those that a
-// thread of Go takes each. They stay while they gain a tenth. Volumes are made alike by
-// both: how far those differ is chance.
-func threads(inflight, rounds int) part {
-	return contest{
-		topic: topicThreads, inflight: inflight, quota: btrfs.QuotaNone, rounds: rounds, limit: limit{1024, time.Second},
-		operations:  []string{opCreate, opSnapshot, opClone},
-		contestants: []contestant{{side: sideRawSeparate}, {side: sideRawPlain}},
-		pairs:       []pair{{0, 1, wants(1.1, opSnapshot, opClone)}},
-	}.part(fmt.Sprintf("threads/%d", inflight))
 }
 
 // commits counts what one operation at a time costs the filesystem. It is mounted

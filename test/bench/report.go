@@ -76,8 +76,7 @@ Beside it, on the same kind of filesystem and in the same run:
   its best case: its Commit, Remove and Usage walk all files.
 - **engine as a snapshotter**: the engine behind containerd's interface.
 - **raw**: the bare ioctls and, where they do not commit, an fsync: as durable, without record, limit and lock; each subvolume
-  in a directory of its own, or all in one. Snapshots at the same time have threads of C, as those of the engine, or
-  threads of Go alone.
+  in a directory of its own, or all in one.
 
 Who is compared does the same in turn, round after round, in the other order every second round, on a fresh
 filesystem each time, or on one that all that was added is taken away from. Before each timed part everything is synced, and the kernel's

@@ -3,10 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-
-	library "github.com/containerd/btrfs/v2" //nolint:depguard // the peer itself
-
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
 // The operations. Each works on one item: item i has a volume, a snapshot of it,
@@ -72,7 +68,6 @@ const (
 	sideAdapter     = "engine as a snapshotter"
 	sideRawSeparate = "raw, separate directories"
 	sideRawFlat     = "raw, one directory"
-	sideRawPlain    = "raw, threads of Go alone"
 	sideCopy        = "cp --reflink=never"
 	sideLibrary     = "containerd/btrfs SubvolDelete"
 )
@@ -84,9 +79,8 @@ func sides(binary string) map[string]opener {
 		sideEngine:      openEngine,
 		sideContainerd:  openContainerd,
 		sideAdapter:     openAdapter,
-		sideRawSeparate: openRaw(true, btrfs.Snapshot),
-		sideRawFlat:     openRaw(false, btrfs.Snapshot),
-		sideRawPlain:    openRaw(true, library.SubvolSnapshot),
+		sideRawSeparate: openRaw(true),
+		sideRawFlat:     openRaw(false),
 	}
 }
 

@@ -18,13 +18,12 @@ import (
 type raw struct {
 	root     string
 	separate bool // each subvolume in a directory of its own, which is made for it
-	take     func(path, from string, readOnly bool) error
 }
 
-func openRaw(separate bool, take func(path, from string, readOnly bool) error) opener {
+func openRaw(separate bool) opener {
 	return func(_ context.Context, r *rig) (side, error) {
 		root := filepath.Join(r.Pool(), "raw")
-		return raw{root, separate, take}, os.MkdirAll(root, 0o700)
+		return raw{root, separate}, os.MkdirAll(root, 0o700)
 	}
 }
 
@@ -85,7 +84,7 @@ func (w raw) snapshot(name, source string, readOnly bool) error {
 		return err
 	}
 	_, from := w.place(source)
-	return w.take(path, from, readOnly)
+	return btrfs.Snapshot(path, from, readOnly)
 }
 
 func (w raw) remove(name string) error {

@@ -16,14 +16,16 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/internal/wiring"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/orphans"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
@@ -171,7 +173,7 @@ func serve(ctx context.Context, o serveOptions) error {
 	defer e.Close()
 	engine.Store(e)
 	debug.FreeOSMemory() // reconciling has read all records; serving keeps none of them
-	m, d, err := o.wire(e, func() bool { return answers() == nil }, metrics)
+	d, m, err := o.wire(e, func() bool { return answers() == nil }, metrics)
 	if err != nil {
 		return err
 	}
@@ -201,39 +203,22 @@ func serve(ctx context.Context, o serveOptions) error {
 	return nil
 }
 
-// wire creates the driver, and the controllers with --kubernetes, and connects both to
-// changes of the engine.
-func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*cluster.Manager, *driver.Driver, error) {
-	options := driver.Options{
-		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
-		Ready: ready, Observe: metrics.observe, AroundMounts: aroundMounts,
-	}
-	node := &localNode{engine: e}
-	var m *cluster.Manager
+// wire creates the driver, and the controllers with --kubernetes.
+func (o serveOptions) wire(e *snapshot.Engine, ready func() bool, metrics *metrics) (*driver.Driver, *cluster.Manager, error) {
+	var c *wiring.Cluster
 	if o.kubernetes {
 		var err error
-		if m, err = o.manager(node); err != nil {
+		if c, err = o.cluster(); err != nil {
 			return nil, nil, err
 		}
-		options.Cluster = otherNodes{m}
 	}
-	d, err := driver.New(e, options)
-	if err != nil {
-		return nil, nil, err
-	}
-	node.driver = d
-	e.OnChange(func(ref meta.Ref) {
-		if m != nil {
-			m.Changed(ref)
-		}
-		if ref.IsZero() {
-			d.PoolsChanged()
-		}
-	})
-	return m, d, nil
+	return wiring.Join(e, driver.Options{
+		NodeID: o.nodeID, Version: version, KubeletDir: o.kubeletDir, EndpointOwner: o.endpointOwner, Register: o.register,
+		Ready: ready, Observe: metrics.observe, AroundMounts: aroundMounts,
+	}, c)
 }
 
-func (o serveOptions) manager(node cluster.Node) (*cluster.Manager, error) {
+func (o serveOptions) cluster() (*wiring.Cluster, error) {
 	policy, err := orphans.ParsePolicy(o.orphans)
 	if err != nil {
 		return nil, fmt.Errorf("--orphans %w", err)
@@ -242,8 +227,20 @@ func (o serveOptions) manager(node cluster.Node) (*cluster.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := client.Identity{NodeName: o.nodeID, Driver: driver.Name, TopologyPrefix: driver.TopologyPrefix, TopologyValue: driver.TopologyValue}
-	return cluster.New(clients, id, node, cluster.Options{Orphans: policy, OrphanGrace: o.orphanGrace}), nil
+	return &wiring.Cluster{Clients: clients, Options: cluster.Options{Orphans: policy, OrphanGrace: o.orphanGrace}}, nil
+}
+
+// connect returns clients for the cluster in kubeconfig. Without kubeconfig it uses
+// kubectl's default, or the cluster of the pod.
+func connect(kubeconfig string, qps float32, burst int) (*client.Clients, error) {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = kubeconfig
+	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+	if err != nil {
+		return nil, fmt.Errorf("reach the cluster: %w", err)
+	}
+	config.QPS, config.Burst = qps, burst
+	return client.Connect(rest.AddUserAgent(config, "btrfs-csi/"+version))
 }
 
 func parseQuota(mode string) (btrfs.QuotaMode, error) {

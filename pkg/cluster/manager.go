@@ -92,10 +92,9 @@ func (m *Manager) Run(ctx context.Context) {
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() { m.cluster.Run(ctx) })
-	if !cache.WaitForCacheSync(ctx.Done(), m.cluster.Subvolumes.HasSynced, m.cluster.PersistentVolumes.HasSynced) {
-		return
-	}
-	klog.FromContext(ctx).Info("Mirroring into the cluster", "node", m.cluster.NodeName)
+	if cache.WaitForCacheSync(ctx.Done(), m.cluster.Subvolumes.HasSynced, m.cluster.PersistentVolumes.HasSynced) {
+		klog.FromContext(ctx).Info("Mirroring into the cluster", "node", m.cluster.NodeName)
+	} // else ctx has ended: each controller ends its queue
 	for _, run := range []func(context.Context){
 		m.followPools, m.subvolumes.Run, m.claims.Run, m.snapshots.Run, m.unschedulable.Run, m.expansion.Run, m.orphans.Run,
 	} {

@@ -1,14 +1,19 @@
 package cluster
 
 import (
+	"context"
+	"errors"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
 
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
@@ -54,6 +59,26 @@ func (l *lab) resync() {
 	l.No(l.labels.Reconcile(l.Context()))
 	l.orphans.Reconcile(l.Context())
 	l.See()
+}
+
+// TestRunEnds: a manager whose time is over before the API server has answered leaves no
+// goroutine behind.
+func TestRunEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clients, err := client.Connect(&rest.Config{Transport: unreachable{}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		New(clients, client.Identity{NodeName: "node-1"}, clustertest.NewNode(), Options{}).Run(ctx)
+	})
+}
+
+type unreachable struct{}
+
+func (unreachable) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, errors.New("no route to host")
 }
 
 // TestQuiet: what has not changed is not written again, however often all is

@@ -176,7 +176,7 @@ func (d *Driver) serveOnce(ctx context.Context, path string) error {
 	}
 	d.mu.Unlock()
 	logger := klog.FromContext(ctx)
-	server := d.server(logger)
+	server := d.Server(logger)
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(listener.Listener) }()
 	logger.Info("CSI served", "socket", path, "driver", Name, "version", d.options.Version)
@@ -250,7 +250,9 @@ func (d *Driver) reportPools() []string {
 
 func (d *Driver) poolIDs() []string { return slices.Sorted(maps.Values(d.engine.PoolIDs())) }
 
-func (d *Driver) server(logger klog.Logger) *grpc.Server {
+// Server returns a server of all CSI services, for a listener of the caller's. Its requests
+// are logged to logger.
+func (d *Driver) Server(logger klog.Logger) *grpc.Server {
 	server := grpc.NewServer(grpc.ChainUnaryInterceptor(d.observe(logger), translate, survive))
 	csi.RegisterIdentityServer(server, &identity{Driver: d})
 	csi.RegisterControllerServer(server, &controller{Driver: d})

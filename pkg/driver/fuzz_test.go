@@ -181,7 +181,7 @@ func newFuzzRig(f *testing.F) *fuzzRig {
 	must0(f, os.WriteFile(filepath.Join(r.canary, "file"), []byte("precious"), 0o600))
 	r.driver, err = New(nil, Options{NodeID: "node-1", Version: "v1", KubeletDir: r.kubelet})
 	must0(f, err)
-	r.calls = callsOf(f, r.driver.server(klog.Background()))
+	r.calls = callsOf(f, r.driver.Server(klog.Background()))
 	r.logged.capture(f)
 	r.listen(f)
 	return r

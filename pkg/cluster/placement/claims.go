@@ -77,6 +77,7 @@ func (c *Claims) Resync() {
 
 // Run selects until ctx ends.
 func (c *Claims) Run(ctx context.Context) {
+	defer c.queue.ShutDown()
 	if !cache.WaitForCacheSync(ctx.Done(), c.cluster.Claims.HasSynced, c.cluster.Classes.HasSynced) {
 		return
 	}

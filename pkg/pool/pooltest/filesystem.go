@@ -257,6 +257,14 @@ func (f *Filesystem) restart(from *state) {
 	clear(f.failing)
 }
 
+// Copy returns another disk with the same content and ID, like one that dd(1) has copied. It has
+// the state of the last commit.
+func (f *Filesystem) Copy() *Filesystem {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &Filesystem{ID: f.ID, Mode: f.Mode, Size: f.Size, failing: map[string]error{}, current: f.durable.clone(), durable: f.durable.clone()}
+}
+
 // Commit makes everything durable, as the kernel does every 30 s.
 func (f *Filesystem) Commit() {
 	f.mu.Lock()

@@ -1,38 +1,21 @@
-package main
+package wiring
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 
 	"google.golang.org/grpc/status"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
-	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
-
-// connect returns clients for the cluster in kubeconfig. Without kubeconfig it uses
-// kubectl's default, or the cluster of the pod.
-func connect(kubeconfig string, qps float32, burst int) (*client.Clients, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	config, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
-	if err != nil {
-		return nil, fmt.Errorf("reach the cluster: %w", err)
-	}
-	config.QPS, config.Burst = qps, burst
-	return client.Connect(rest.AddUserAgent(config, "btrfs-csi/"+version))
-}
 
 // localNode implements cluster.Node for the controllers.
 type localNode struct {

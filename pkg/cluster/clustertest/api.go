@@ -3,6 +3,7 @@ package clustertest
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -52,6 +54,7 @@ type API struct {
 	mu      sync.Mutex
 	objects map[string]map[string]any // by path
 	version int
+	uids    int // that were given
 	reads   int
 	writes  []string        // method and path
 	refuses map[string]bool // paths of which nothing can be read or written
@@ -62,18 +65,25 @@ type API struct {
 // NewAPI returns an API server without objects, and clients of it.
 func NewAPI(t *testing.T) (*API, *client.Clients) {
 	t.Helper()
-	api := &API{objects: map[string]map[string]any{}, refuses: map[string]bool{}, changed: make(chan struct{})}
-	server := httptest.NewServer(api)
-	t.Cleanup(server.Close)
-	t.Cleanup(server.CloseClientConnections) // before: those that watch
-	clients, err := client.Connect(&rest.Config{Host: server.URL, QPS: -1})
+	api := Empty()
+	clients, err := Clients(api)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return api, clients
 }
 
-// Nowhere returns clients of no API server, which take no part in a bubble.
+// Empty returns an API server without objects.
+func Empty() *API {
+	return &API{objects: map[string]map[string]any{}, refuses: map[string]bool{}, changed: make(chan struct{})}
+}
+
+// Clients returns clients of an API, or of what is between it and them. There is no network.
+func Clients(api http.RoundTripper) (*client.Clients, error) {
+	return client.Connect(&rest.Config{Host: "http://api", Transport: api, QPS: -1})
+}
+
+// Nowhere returns clients of no API server.
 func Nowhere(t *testing.T) *client.Clients {
 	t.Helper()
 	clients, err := client.Connect(&rest.Config{Host: "http://nowhere.invalid"})
@@ -93,12 +103,29 @@ func (a *API) Put(dir string, o metav1.Object) {
 	a.keep(dir+"/"+o.GetName(), object)
 }
 
+// keep keeps an object as it is now.
 func (a *API) keep(name string, object map[string]any) {
-	metadata := Child(object, "metadata")
-	metadata["resourceVersion"], metadata["uid"] = strconv.Itoa(a.version+1), name
-	before := a.objects[name]
+	before, metadata := a.objects[name], Child(object, "metadata")
+	metadata["resourceVersion"] = strconv.Itoa(a.version + 1)
+	if before != nil {
+		metadata["uid"] = Child(before, "metadata")["uid"]
+	} else {
+		a.uids++
+		metadata["uid"] = fmt.Sprintf("%08x-0000-4000-8000-000000000000", a.uids)
+	}
 	a.objects[name] = object
 	a.note(name, before, object)
+}
+
+// replace keeps an object that was changed, and removes one that is being deleted and has no
+// finalizers left.
+func (a *API) replace(name string, object map[string]any) {
+	metadata := Child(object, "metadata")
+	if finalizers, _ := metadata["finalizers"].([]any); metadata["deletionTimestamp"] != nil && len(finalizers) == 0 {
+		a.remove(name)
+		return
+	}
+	a.keep(name, object)
 }
 
 func (a *API) remove(name string) {
@@ -144,12 +171,21 @@ func (a *API) Written() []string {
 	return a.writes
 }
 
-// ServeHTTP answers as an API server.
-func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// RoundTrip answers a request as an API server. A watch ends with its request, or when its
+// body is closed.
+func (a *API) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Query().Get("watch") != "" {
-		a.watch(w, r)
-		return
+		return a.watch(r), nil
 	}
+	w := httptest.NewRecorder()
+	a.serve(w, r)
+	if r.Body != nil {
+		_ = r.Body.Close()
+	}
+	return w.Result(), nil
+}
+
+func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	name := strings.TrimSuffix(r.URL.Path, "/status")
@@ -170,8 +206,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !ok:
 		w.WriteHeader(http.StatusNotFound)
 	case r.Method == http.MethodDelete:
-		a.remove(name)
-		answer(w, http.StatusOK, metav1.Status{Status: metav1.StatusSuccess})
+		a.delete(w, r, name, have)
 	default:
 		a.change(w, r, name, have)
 	}
@@ -195,13 +230,38 @@ func (a *API) get(w http.ResponseWriter, r *http.Request) {
 func (a *API) create(w http.ResponseWriter, r *http.Request) {
 	given := read(r)
 	delete(given, "status")
-	name := r.URL.Path + "/" + Child(given, "metadata")["name"].(string)
+	metadata := Child(given, "metadata")
+	name := r.URL.Path + "/" + metadata["name"].(string)
 	if _, taken := a.objects[name]; taken {
 		answer(w, http.StatusConflict, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusConflict, Reason: metav1.StatusReasonAlreadyExists})
 		return
 	}
+	metadata["creationTimestamp"] = metav1.Now()
 	a.keep(name, given)
 	answer(w, http.StatusOK, a.objects[name])
+}
+
+// delete removes an object, or marks it while it has finalizers.
+func (a *API) delete(w http.ResponseWriter, r *http.Request, name string, have map[string]any) {
+	wanted := Child(read(r), "preconditions")
+	for _, key := range []string{"uid", "resourceVersion"} {
+		if wanted[key] != nil && wanted[key] != Child(have, "metadata")[key] {
+			conflict(w)
+			return
+		}
+	}
+	marked := maps.Clone(have)
+	metadata := maps.Clone(Child(have, "metadata"))
+	marked["metadata"] = metadata
+	if metadata["deletionTimestamp"] == nil {
+		metadata["deletionTimestamp"] = metav1.Now()
+		a.replace(name, marked)
+	}
+	answer(w, http.StatusOK, metav1.Status{Status: metav1.StatusSuccess})
+}
+
+func conflict(w http.ResponseWriter) {
+	answer(w, http.StatusConflict, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusConflict, Reason: metav1.StatusReasonConflict})
 }
 
 // change updates or patches an object, or its status alone.
@@ -210,7 +270,7 @@ func (a *API) change(w http.ResponseWriter, r *http.Request, name string, have m
 	version := Child(given, "metadata")["resourceVersion"]
 	switch {
 	case version != nil && version != "" && version != Child(have, "metadata")["resourceVersion"]:
-		answer(w, http.StatusConflict, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusConflict, Reason: metav1.StatusReasonConflict})
+		conflict(w)
 		return
 	case r.Method == http.MethodPatch:
 		given = merge(have, given)
@@ -218,21 +278,28 @@ func (a *API) change(w http.ResponseWriter, r *http.Request, name string, have m
 		changed := maps.Clone(have)
 		changed["status"] = given["status"]
 		given = changed
-	case !mayClaim(have, given):
+	case path.Dir(name) == Pools && !mayClaim(have, given):
 		w.WriteHeader(http.StatusForbidden)
 		return
 	default:
 		given["status"] = have["status"]
 	}
-	a.keep(name, given)
-	answer(w, http.StatusOK, a.objects[name])
+	metadata := maps.Clone(Child(given, "metadata"))
+	given["metadata"] = metadata
+	for _, key := range []string{"creationTimestamp", "deletionTimestamp"} { // nobody writes them
+		if metadata[key] = Child(have, "metadata")[key]; metadata[key] == nil {
+			delete(metadata, key)
+		}
+	}
+	a.replace(name, given)
+	answer(w, http.StatusOK, given)
 }
 
 // mayClaim is the policy for Pools: who takes one from another node names that one,
 // or was named. A claim is made by the node that is in it.
 func mayClaim(have, given map[string]any) bool {
 	before, after := Child(have, "spec")["nodeName"], Child(given, "spec")["nodeName"]
-	if path.Dir(Child(have, "metadata")["uid"].(string)) != Pools || before == "" || after == "" || before == after {
+	if before == "" || after == "" || before == after {
 		return true
 	}
 	from := func(o map[string]any) any {
@@ -243,6 +310,10 @@ func mayClaim(have, given map[string]any) bool {
 
 // read returns what was sent, as JSON or not.
 func read(r *http.Request) (given map[string]any) {
+	given = map[string]any{}
+	if r.Body == nil {
+		return given
+	}
 	data, _ := io.ReadAll(r.Body)
 	if r.Header.Get("Content-Type") == runtime.ContentTypeProtobuf {
 		o, _, _ := serializer.NewCodecFactory(scheme()).UniversalDeserializer().Decode(data, nil, nil)
@@ -256,6 +327,7 @@ func read(r *http.Request) (given map[string]any) {
 func scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	_ = corev1.AddToScheme(s)
+	_ = storagev1.AddToScheme(s)
 	return s
 }
 
@@ -277,6 +349,13 @@ func matches(wanted fields.Selector, object map[string]any) bool {
 		set["spec."+key], _ = value.(string)
 	}
 	return wanted.Matches(set)
+}
+
+// Version returns the number of changes so far.
+func (a *API) Version() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.version
 }
 
 // Under returns the objects of a path.

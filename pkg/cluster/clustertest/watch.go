@@ -3,11 +3,14 @@ package clustertest
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -29,27 +32,55 @@ func (a *API) note(name string, before, after map[string]any) {
 	a.changed = make(chan struct{})
 }
 
-// watch answers with the events of a path after a version, until the client has gone.
-func (a *API) watch(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
+// watch answers with the events of a path after a version.
+func (a *API) watch(r *http.Request) *http.Response {
+	query, w := r.URL.Query(), httptest.NewRecorder()
 	next, err := strconv.Atoi(query.Get("resourceVersion"))
 	if err != nil || query.Get("sendInitialEvents") != "" { // it has to list first
 		answer(w, http.StatusUnprocessableEntity, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid})
-		return
+		return w.Result()
 	}
-	wanted := fields.ParseSelectorOrDie(query.Get("fieldSelector"))
 	w.Header().Set("Content-Type", runtime.ContentTypeJSON)
-	for {
-		data, seen, changed := a.eventsAfter(next, r.URL.Path, wanted)
-		next = seen
-		_, _ = w.Write(data)
-		_ = http.NewResponseController(w).Flush()
+	response := w.Result()
+	response.Body = &stream{api: a, dir: r.URL.Path, wanted: fields.ParseSelectorOrDie(query.Get("fieldSelector")), next: next, ended: r.Context().Done(), closed: make(chan struct{})}
+	return response
+}
+
+// stream is the body of a watch. Read waits for the next event.
+type stream struct {
+	api    *API
+	dir    string
+	wanted fields.Selector
+	next   int    // the version after which there is more
+	rest   []byte // that was not read yet
+	ended  <-chan struct{}
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (s *stream) Read(p []byte) (int, error) {
+	for len(s.rest) == 0 {
+		data, seen, changed := s.api.eventsAfter(s.next, s.dir, s.wanted)
+		s.rest, s.next = data, seen
+		if len(data) > 0 {
+			break
+		}
 		select {
-		case <-r.Context().Done():
-			return
+		case <-s.ended:
+			return 0, io.ErrUnexpectedEOF
+		case <-s.closed:
+			return 0, io.EOF
 		case <-changed:
 		}
 	}
+	n := copy(p, s.rest)
+	s.rest = s.rest[n:]
+	return n, nil
+}
+
+func (s *stream) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
 }
 
 // eventsAfter returns the events of a path after a version, the last version, and what is

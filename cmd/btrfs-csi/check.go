@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -23,8 +24,9 @@ would do. It changes nothing without --repair, and never removes data that btrfs
 did not create. If a driver runs, check asks the driver, so that running operations
 are not reported as faults.
 
-The exit code is 1 if there is a fault, or with --repair if a fault remains. Check
-also prints cleanup that a driver does by itself when it runs. This is no fault.`,
+The exit code is 1 if there is a fault, or with --repair if a fault remains, or if
+this kernel lacks what a driver needs to mount volumes. Check also prints cleanup
+that a driver does by itself when it runs. This is no fault.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.pool != "" {
@@ -41,7 +43,9 @@ also prints cleanup that a driver does by itself when it runs. This is no fault.
 				return err
 			}
 			findings = slices.DeleteFunc(findings, func(f snapshot.Finding) bool { return o.pool != "" && f.Pool != o.pool })
-			err = o.output.print(cmd.OutOrStdout(), nonNil(findings), func(t *table) { findingRows(t, findings) })
+			err = errors.Join(
+				o.output.print(cmd.OutOrStdout(), nonNil(findings), func(t *table) { findingRows(t, findings) }),
+				mount.Supported()) // else no driver can serve the pools
 			if err == nil && slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return !f.Repaired && !f.Routine }) {
 				return errFindings
 			}

@@ -43,6 +43,7 @@ func TestMain(m *testing.M) {
 		becomeMortal()
 		becomeDisturbed()
 		becomeSilent()
+		becomeOlder()
 		main()
 		return
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/orphans"
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
+	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
@@ -109,6 +110,9 @@ STATE-DIR itself is on btrfs, serve also creates the pool STATE-DIR/pools/defaul
 // serve connects all parts, from the lowest layer up, and serves until ctx ends.
 func serve(ctx context.Context, o serveOptions) error {
 	logger := klog.FromContext(ctx)
+	if err := mount.Supported(); err != nil {
+		return err
+	}
 	unix.Umask(0o022) // for mode 0755 of a volume's root directory
 	quota, err := parseQuota(o.quota)
 	if err != nil {

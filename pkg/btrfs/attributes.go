@@ -2,6 +2,7 @@ package btrfs
 
 import (
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,7 +13,7 @@ const compressionAttr = "btrfs.compression"
 // "zstd", "zlib", "lzo", "none" even against a mount option, or "" for the mount's setting.
 // The kernel stores a level such as "zstd:3", but compresses at the default level. An
 // immutable or append-only root is no obstacle. Errors: EINVAL for an unknown value, or
-// while copy on write is off; EROFS.
+// while copy on write is off; ErrUnsupported for "none" before Linux 5.14; EROFS.
 func SetCompression(path, value string) error {
 	return withDir("set compression of", path, func(fd int) error {
 		err := setCompression(fd, value)
@@ -32,7 +33,14 @@ func SetCompression(path, value string) error {
 
 func setCompression(fd int, value string) error {
 	if value != "" {
-		return unix.Fsetxattr(fd, compressionAttr, []byte(value), 0)
+		err := unix.Fsetxattr(fd, compressionAttr, []byte(value), 0)
+		if value != "none" || !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		if flags, failed := inodeFlags(fd); failed != nil || flags&fsNoCow != 0 {
+			return errors.Join(err, failed)
+		}
+		return fmt.Errorf("compression none needs Linux 5.14: %w (%w)", ErrUnsupported, err)
 	}
 	err := unix.Fremovexattr(fd, compressionAttr)
 	if errors.Is(err, unix.ENODATA) {

@@ -1,7 +1,9 @@
 package btrfs
 
 import (
+	"errors"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
@@ -45,6 +47,19 @@ func TestCompression(t *testing.T) {
 	}
 }
 
+func TestCompressionOfAnOlderKernel(t *testing.T) {
+	t.Parallel()
+	mnt := btrfstest.Mount(t)
+	btrfstest.WhileRefused(t, func() {
+		if err := SetCompression(mnt, "none"); !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "Linux 5.14") {
+			t.Errorf("none: got %v, want ErrUnsupported and Linux 5.14", err)
+		}
+		if err := SetCompression(mnt, "gzip"); !errors.Is(err, unix.EINVAL) || errors.Is(err, ErrUnsupported) {
+			t.Errorf("gzip: got %v, want EINVAL alone", err)
+		}
+	}, btrfstest.Call{Number: unix.SYS_FSETXATTR, Err: unix.EINVAL})
+}
+
 func TestNoDataCow(t *testing.T) {
 	t.Parallel()
 	mnt := btrfstest.Mount(t)
@@ -59,7 +74,13 @@ func TestNoDataCow(t *testing.T) {
 	if !value(NoDataCow(mkdir(t, volume, "dir")))(t) {
 		t.Error("not handed down")
 	}
-	wantError(t, SetCompression(volume, "zstd"), unix.EINVAL)
+	for _, value := range []string{"zstd", "none"} {
+		err := SetCompression(volume, value)
+		wantError(t, err, unix.EINVAL)
+		if errors.Is(err, ErrUnsupported) {
+			t.Errorf("%s: got %v, but the directory is in the way, not the kernel", value, err)
+		}
+	}
 	must(t, SetNoDataCow(volume, false))
 	must(t, SetCompression(volume, "zstd"))
 	wantError(t, SetNoDataCow(volume, true), unix.EINVAL)

@@ -15,7 +15,7 @@ type QuotaMode string
 const (
 	QuotaNone   QuotaMode = "none"   // quota is off
 	QuotaFull   QuotaMode = "full"   // counts exactly what each subvolume references
-	QuotaSimple QuotaMode = "simple" // counts what each subvolume wrote, while any subvolume references it (kernel 6.7)
+	QuotaSimple QuotaMode = "simple" // counts what each subvolume wrote, while any subvolume references it (Linux 6.7)
 )
 
 // QuotaStatus is the state of quota on a filesystem.
@@ -124,7 +124,7 @@ func enableQuota(fd int, mode QuotaMode) error {
 	case QuotaSimple:
 		err := quotaCtl(fd, quotaCtlEnableSimple)
 		if errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("simple quota needs kernel 6.7: %w (%w)", ErrUnsupported, err)
+			return fmt.Errorf("simple quota needs Linux 6.7: %w (%w)", ErrUnsupported, err)
 		}
 		return err
 	}

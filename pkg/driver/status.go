@@ -35,6 +35,7 @@ var meanings = []struct {
 	{pool.ErrNoSpace, codes.ResourceExhausted},
 	{snapshot.ErrNoPool, codes.ResourceExhausted},
 	{snapshot.ErrNotAllowed, codes.ResourceExhausted},
+	{pool.ErrUnsupported, codes.ResourceExhausted}, // another node may have a later kernel
 	{pool.ErrSwapFile, codes.FailedPrecondition},
 	{pool.ErrInUse, codes.FailedPrecondition},
 	{snapshot.ErrMadeReadOnly, codes.FailedPrecondition},

@@ -23,6 +23,8 @@ var (
 	ErrSwapFile = errors.New("an active swap file is in it; swapoff first")
 	// ErrInUse: the kernel refuses to remove the subvolume. The text lists the possible reasons.
 	ErrInUse = btrfs.ErrInUse
+	// ErrUnsupported: the running kernel lacks what is wanted. The text names the version.
+	ErrUnsupported = btrfs.ErrUnsupported
 	// ErrRolledBack: the filesystem was rolled back to a snapshot that does not contain the
 	// subvolume of the pool.
 	ErrRolledBack = errors.New("it is not in this snapshot of the filesystem, which was rolled back")

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Run runs a program. An error has what it printed.
@@ -53,32 +55,56 @@ func (l Loop) Make(ctx context.Context, size int64, mkfsArgs ...string) error {
 // passes reads and writes on without a page cache of the device's own, as a disk would,
 // where the filesystem below the file can do that.
 func (l Loop) Mount(ctx context.Context, at string) (err error) {
-	directIO := "on"
-	if l.Buffered {
-		directIO = "off"
-	}
-	args := []string{"-t", l.filesystem()}
-	if len(l.Options) > 0 {
-		args = append(args, "-o", strings.Join(l.Options, ","))
-	}
-	for range 5 { // others may take the free device that losetup saw first
-		var out []byte
-		out, err = exec.CommandContext(ctx, "losetup", "--find", "--show", "--direct-io="+directIO, l.File).Output()
-		if err != nil {
-			directIO, err = "off", fmt.Errorf("losetup %s: %w", l.File, err)
+	directIO := !l.Buffered
+	for range 5 { // others may take the free device first
+		var device *os.File
+		if device, err = l.attach(directIO); err != nil {
+			directIO, err = false, fmt.Errorf("loop device on %s: %w", l.File, err)
 			continue
 		}
-		device := strings.TrimSpace(string(out))
-		err = Run(ctx, "mount", append(args, device, at)...)
-		always := context.WithoutCancel(ctx)
+		err = unix.Mount(device.Name(), at, l.filesystem(), 0, strings.Join(l.Options, ","))
+		if err != nil {
+			err = fmt.Errorf("mount %s by %s: %w", l.File, device.Name(), err)
+		}
 		if err != nil && l.filesystem() == "btrfs" {
 			// The kernel now and then refuses to mount a copy of a btrfs that is mounted, and
 			// takes the device for that copy from then on.
-			err = errors.Join(err, Run(always, "btrfs", "device", "scan", "--forget", device))
+			err = errors.Join(err, Run(context.WithoutCancel(ctx), "btrfs", "device", "scan", "--forget", device.Name()))
 		}
-		if detached := Run(always, "losetup", "--detach", device); err == nil || detached != nil {
-			return errors.Join(err, detached)
+		if closed := device.Close(); err == nil || closed != nil { // which frees the device unless it is mounted
+			return errors.Join(err, closed)
 		}
 	}
 	return err
+}
+
+// attach returns a loop device on the file, which is freed when nobody uses it.
+func (l Loop) attach(directIO bool) (*os.File, error) {
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		return nil, fmt.Errorf("find a free device: %w", err)
+	}
+	file, err := os.OpenFile(l.File, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	device, err := os.OpenFile(fmt.Sprintf("/dev/loop%d", number), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	config := unix.LoopConfig{Fd: uint32(file.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+	copy(config.Info.File_name[:len(config.Info.File_name)-1], l.File)
+	if directIO {
+		config.Info.Flags |= unix.LO_FLAGS_DIRECT_IO
+	}
+	if err := unix.IoctlLoopConfigure(int(device.Fd()), &config); err != nil {
+		return nil, errors.Join(fmt.Errorf("set up %s: %w", device.Name(), err), device.Close())
+	}
+	return device, nil
 }

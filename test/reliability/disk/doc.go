@@ -2,9 +2,8 @@
 // loop device to be set up on. Each read, write, flush and discard of the loop device
 // arrives at the process that serves the file, which hands it on to a file below.
 //
-// Today the disk can be silent: it answers nothing, and gives no error, until the test
-// ends that. It is the place, too, for a disk that keeps a log of what is written and
-// flushed.
+// The disk can be silent: it answers nothing, and gives no error, until the test ends that.
+// Package writelog has disks that keep a log of what is written and flushed.
 //
 // # No harm
 //

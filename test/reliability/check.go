@@ -15,6 +15,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
 // InFlight is what became of what was being made or removed.
@@ -26,15 +27,90 @@ type InFlight struct {
 // check compares all that a node has with what is expected of it: the disk, the
 // ledger, the index, and what the driver says is wrong. Nothing may be under way.
 func (n *node) check(ctx context.Context, expected map[string]expectation) (InFlight, error) {
+	s, err := n.see(ctx)
+	if err != nil {
+		return InFlight{}, errors.Join(err, n.readLog())
+	}
+	t, err := s.compare(expected)
+	return t, errors.Join(err, n.readLog())
+}
+
+// sight is all that is seen of a node, to be compared with what is expected.
+type sight struct {
+	findings   []snapshot.Finding
+	slots      map[string]slot // by area and name
+	subvolumes []uint64        // the IDs of all
+	listed     []listed
+}
+
+// slot is one slot on disk.
+type slot struct {
+	area, name string
+	subvolume  uint64
+	record     meta.Record
+	properties meta.Parameters
+	content    content
+	err        error // of what could not be read
+}
+
+// see reads all of a node.
+func (n *node) see(ctx context.Context) (s sight, err error) {
+	var errs [4]error
+	s.findings, errs[0] = n.findings(ctx)
+	s.slots, errs[1] = n.slots()
+	errs[2] = btrfs.WalkSubvolumeIDs(n.Pool(), func(id uint64) error {
+		s.subvolumes = append(s.subvolumes, id)
+		return nil
+	})
+	s.listed, errs[3] = list(ctx, n.driver.Load())
+	return s, errors.Join(errs[:]...)
+}
+
+// slots reads every slot on disk.
+func (n *node) slots() (map[string]slot, error) {
+	all := map[string]slot{}
+	var errs []error
+	for _, area := range []string{string(meta.Active), string(meta.Committed), string(meta.View), string(pool.AreaRemoving)} {
+		names, err := os.ReadDir(filepath.Join(n.Pool(), area))
+		errs = append(errs, err)
+		for _, name := range names {
+			all[area+"/"+name.Name()] = readSlot(n.Pool(), area, name.Name())
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+func readSlot(pool, area, name string) slot {
+	s := slot{area: area, name: name}
+	path := filepath.Join(pool, area, name)
+	var errs [4]error
+	s.record, errs[0] = recordOf(path)
+	s.properties, errs[1] = propertiesOf(filepath.Join(path, "fs"))
+	s.content, errs[2] = contentOf(filepath.Join(path, "fs"))
+	info, err := btrfs.Info(filepath.Join(path, "fs"))
+	s.subvolume, errs[3] = info.ID, err
+	s.err = errors.Join(errs[:]...)
+	return s
+}
+
+func recordOf(path string) (meta.Record, error) {
+	data := make([]byte, meta.MaxRecordSize)
+	size, err := unix.Lgetxattr(path, meta.LedgerXattr, data)
+	if err != nil {
+		return meta.Record{}, fmt.Errorf("record: %w", err)
+	}
+	return meta.DecodeRecord(data[:size])
+}
+
+// compare holds what was seen against what is expected.
+func (s sight) compare(expected map[string]expectation) (InFlight, error) {
 	var t InFlight
 	var errs []error
-	findings, err := n.findings(ctx)
-	errs = append(errs, err)
-	for _, f := range findings {
+	for _, f := range s.findings {
 		errs = append(errs, fmt.Errorf("check finds %s", f))
 	}
-	found, subvolumes, err := n.slots(expected)
-	errs = append(errs, err, n.compareSubvolumes(subvolumes))
+	found, err := s.judge(expected)
+	errs = append(errs, err, s.compareSubvolumes())
 	for id, e := range expected {
 		_, there := found[id]
 		switch {
@@ -46,71 +122,48 @@ func (n *node) check(ctx context.Context, expected map[string]expectation) (InFl
 			errs = append(errs, fmt.Errorf("%s is lost", id))
 		}
 	}
-	list, err := list(ctx, n.driver.Load())
-	errs = append(errs, err)
-	if err == nil {
-		errs = append(errs, compareIndex(found, list))
-	}
-	return t, errors.Join(append(errs, n.readLog())...)
+	return t, errors.Join(append(errs, compareIndex(found, s.listed))...)
 }
 
-// slots reads every slot on disk, judges it, and returns the records by ID, and the
-// IDs of the subvolumes.
-func (n *node) slots(expected map[string]expectation) (map[string]meta.Record, []uint64, error) {
+// judge judges every slot, and returns the records by ID.
+func (s sight) judge(expected map[string]expectation) (map[string]meta.Record, error) {
 	records := map[string]meta.Record{}
-	var subvolumes []uint64
 	var errs []error
-	for _, area := range []string{string(meta.Active), string(meta.Committed), string(meta.View), string(pool.AreaRemoving)} {
-		slots, err := os.ReadDir(filepath.Join(n.Pool(), area))
-		errs = append(errs, err)
-		for _, slot := range slots {
-			path := filepath.Join(n.Pool(), area, slot.Name())
-			e, ok := expected[slot.Name()]
-			if !ok || string(e.object.kind) != area {
-				errs = append(errs, fmt.Errorf("%s/%s should not be there: %s", area, slot.Name(), slot.Name()))
-				continue
-			}
-			record, err := e.judge(path)
-			info, infoErr := btrfs.Info(filepath.Join(path, "fs"))
-			if err := errors.Join(err, infoErr); err != nil {
-				errs = append(errs, fmt.Errorf("%s/%s: %w", area, slot.Name(), err))
-			}
-			records[slot.Name()] = record
-			subvolumes = append(subvolumes, info.ID)
+	for path, found := range s.slots {
+		e, ok := expected[found.name]
+		if !ok || string(e.object.kind) != found.area {
+			errs = append(errs, fmt.Errorf("%s should not be there: %s", path, found.name))
+			continue
 		}
+		if err := e.judge(found); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", path, err))
+		}
+		records[found.name] = found.record
 	}
-	return records, subvolumes, errors.Join(errs...)
+	return records, errors.Join(errs...)
 }
 
 // judge holds a slot against what is expected of it.
-func (e expectation) judge(path string) (meta.Record, error) {
-	data := make([]byte, meta.MaxRecordSize)
-	size, err := unix.Lgetxattr(path, meta.LedgerXattr, data)
-	if err != nil {
-		return meta.Record{}, fmt.Errorf("record: %w", err)
-	}
-	record, err := meta.DecodeRecord(data[:size])
-	if err != nil {
-		return record, err
+func (e expectation) judge(found slot) error {
+	if found.err != nil {
+		return found.err
 	}
 	var errs []error
+	record := found.record
 	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != sourceID(e.object) || record.Parameters != e.object.asked() {
 		errs = append(errs, fmt.Errorf("has the record %+v, wanted is the name %q, the source %q and the parameters %+v",
 			record, e.object.name, sourceID(e.object), e.object.asked()))
 	}
-	properties, err := propertiesOf(filepath.Join(path, "fs"))
-	if want := e.object.properties(); err == nil && properties != want {
-		err = fmt.Errorf("has the properties %+v, wanted are %+v", properties, want)
+	if want := e.object.properties(); found.properties != want {
+		errs = append(errs, fmt.Errorf("has the properties %+v, wanted are %+v", found.properties, want))
 	}
-	errs = append(errs, err)
 	if !slices.Contains(e.sizes, record.Size) {
 		errs = append(errs, fmt.Errorf("has %d bytes, wanted is one of %v", record.Size, e.sizes))
 	}
-	have, err := contentOf(filepath.Join(path, "fs"))
-	if err == nil && !slices.Contains(e.contents, have) {
-		err = fmt.Errorf("holds %s, wanted is one of %v", have, e.contents)
+	if !slices.Contains(e.contents, found.content) {
+		errs = append(errs, fmt.Errorf("holds %s, wanted is one of %v", found.content, e.contents))
 	}
-	return record, errors.Join(append(errs, err)...)
+	return errors.Join(errs...)
 }
 
 // propertiesOf reads what the root of a subvolume hands down to what is written there.
@@ -123,18 +176,15 @@ func propertiesOf(path string) (p meta.Parameters, err error) {
 }
 
 // compareSubvolumes fails for a subvolume that is in no slot.
-func (n *node) compareSubvolumes(known []uint64) error {
-	var strays []uint64
-	err := btrfs.WalkSubvolumeIDs(n.Pool(), func(id uint64) error {
-		if !slices.Contains(known, id) {
-			strays = append(strays, id)
-		}
-		return nil
-	})
-	if len(strays) > 0 {
-		err = errors.Join(err, fmt.Errorf("subvolumes %v are in no slot", strays))
+func (s sight) compareSubvolumes() error {
+	strays := slices.Clone(s.subvolumes)
+	for _, found := range s.slots {
+		strays = slices.DeleteFunc(strays, func(id uint64) bool { return id == found.subvolume })
 	}
-	return err
+	if len(strays) > 0 {
+		return fmt.Errorf("subvolumes %v are in no slot", strays)
+	}
+	return nil
 }
 
 // compareIndex holds what is listed, which comes from the index, against the ledger.

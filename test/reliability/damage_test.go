@@ -109,17 +109,13 @@ func TestChecksFindDamage(t *testing.T) {
 }
 
 func changeRecord(slot string, change func(*meta.Record)) error {
-	data := make([]byte, meta.MaxRecordSize)
-	size, err := unix.Lgetxattr(slot, meta.LedgerXattr, data)
-	if err != nil {
-		return err
-	}
-	record, err := meta.DecodeRecord(data[:size])
+	record, err := recordOf(slot)
 	if err != nil {
 		return err
 	}
 	change(&record)
-	if data, err = record.Encode(); err != nil {
+	data, err := record.Encode()
+	if err != nil {
 		return err
 	}
 	return unix.Lsetxattr(slot, meta.LedgerXattr, data, 0)

@@ -69,7 +69,7 @@ var (
 	descMetadataUsed  = poolMetric("metadata_used_bytes", "Metadata in use.")
 	descMetadataTotal = poolMetric("metadata_bytes", "Metadata chunks allocated.")
 	descReadOnly      = poolMetric("read_only", "1 if the pool's filesystem is, or has turned, read-only.")
-	descInconsistent  = poolMetric("quota_inconsistent", "1 if limits are void until a rescan has ended.", "mode")
+	descInconsistent  = poolMetric("quota_inconsistent", "1 if sizes are not enforced until a rescan has ended.", "mode")
 	descRescans       = poolMetric("quota_rescans_total", "How often the quota was found inconsistent and was rescanned.")
 	descNesting       = poolMetric("nesting_volumes", "Volumes in which pods have made subvolumes.")
 	descOrphans       = prometheus.NewDesc("btrfs_csi_orphans", "Volumes and snapshots of this node that the cluster knows nothing of, and PersistentVolumes whose volume is missing.", []string{"kind"}, nil)

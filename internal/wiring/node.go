@@ -33,7 +33,7 @@ type engine interface {
 	Pools(ctx context.Context) []pool.Status
 	Away() (map[string]string, error)
 	Forget(poolID string) error
-	Deny(reasons map[string]error)
+	Exclude(reasons map[string]error)
 }
 
 var _ cluster.Node = (*localNode)(nil)
@@ -94,7 +94,7 @@ func (n *localNode) Expand(ctx context.Context, volume string, size int64) (int6
 	return entry.Size, nil
 }
 
-func (n *localNode) Exclude(reasons map[string]error) { n.engine.Deny(reasons) }
+func (n *localNode) Exclude(reasons map[string]error) { n.engine.Exclude(reasons) }
 
 // Remove deletes like a CSI request, and so refuses a mounted volume.
 func (n *localNode) Remove(ctx context.Context, ref meta.Ref) error { return n.driver.Delete(ctx, ref) }

@@ -12,7 +12,7 @@ var (
 	ErrQuotaMode = errors.New("quota is enabled in another mode")
 
 	// ErrInUse means that the kernel refuses to remove a subvolume.
-	ErrInUse = errors.New("held by the kernel, as the default subvolume (btrfs subvolume set-default), for an active swap file in it (swapoff), or while it is sent")
+	ErrInUse = errors.New("in use by the kernel, as the default subvolume (btrfs subvolume set-default), for an active swap file in it (swapoff), or while it is sent")
 
 	// ErrUnsupported means that the running kernel lacks a feature.
 	ErrUnsupported = errors.New("not supported by this kernel")

@@ -51,7 +51,7 @@ type Engine interface {
 	Mounts(ctx context.Context, volume string) (snapshot.Mount, error)
 	Usage(ctx context.Context, ref meta.Ref) (pool.Usage, error)
 	Nested(ctx context.Context, volume string) ([]string, error)
-	Conditions(ctx context.Context, volume string) ([]snapshot.Condition, error)
+	VolumeConditions(ctx context.Context, volume string) ([]snapshot.VolumeCondition, error)
 	Room(ctx context.Context, ref meta.Ref) (btrfs.Room, error)
 	Walk(ctx context.Context, class meta.Class, after string, fn func(meta.Entry) bool) error
 	WalkSnapshots(ctx context.Context, volume, after string, fn func(meta.Entry) bool) error

@@ -67,10 +67,10 @@ func (s *Driver) volumeHealth(ctx context.Context, id string) (*csi.VolumeHealth
 		return nil, err
 	}
 	if len(nested) > 0 && !entry.Parameters.SkipNested {
-		add(csi.VolumeHealthErrorType_DEGRADED, "NestedSubvolumes", fmt.Sprintf("it holds %d subvolumes, and cannot be copied with them: %q",
+		add(csi.VolumeHealthErrorType_DEGRADED, "NestedSubvolumes", fmt.Sprintf("it contains %d nested subvolumes, and cannot be copied with them: %q",
 			len(nested), nested[:min(len(nested), mostNested)]))
 	}
-	conditions, err := s.engine.Conditions(ctx, id)
+	conditions, err := s.engine.VolumeConditions(ctx, id)
 	if err != nil {
 		return nil, err
 	}

@@ -60,7 +60,7 @@ func checkName(name string) error {
 	case !utf8.ValidString(name):
 		return invalid("name %q is not UTF-8", name)
 	case controlCharacters.MatchString(name):
-		return invalid("name %q holds control characters", name)
+		return invalid("name %q contains control characters", name)
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func (o *classOptions) set(key, value string) error {
 // sizeRange reads a capacity range. The engine refuses ranges that no size satisfies.
 func sizeRange(r *csi.CapacityRange) (snapshot.Range, error) {
 	if r.GetRequiredBytes() < 0 || r.GetLimitBytes() < 0 {
-		return snapshot.Range{}, invalid("capacity range: required %d and limit %d bytes must not be negative", r.GetRequiredBytes(), r.GetLimitBytes())
+		return snapshot.Range{}, invalid("capacity range: required_bytes %d and limit_bytes %d must not be negative", r.GetRequiredBytes(), r.GetLimitBytes())
 	}
 	return snapshot.Range{Required: r.GetRequiredBytes(), Limit: r.GetLimitBytes()}, nil
 }

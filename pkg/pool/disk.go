@@ -99,7 +99,7 @@ func (d *disk) checkQuota() error {
 	if err != nil || status.Mode == d.mode {
 		return nil // maintainPool logs an unreadable status; volumes are served all the same
 	}
-	return fmt.Errorf("its quota is %q, it was %q: limits are void until it is opened again", status.Mode, d.mode)
+	return fmt.Errorf("its quota is %q, it was %q: sizes are not enforced until the driver has opened it again", status.Mode, d.mode)
 }
 
 func (d *disk) SlotPath(s Slot) string {
@@ -159,7 +159,7 @@ func (d *disk) Rmdir(s Slot) error {
 		}
 		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.ENOTDIR) {
 			names, _ := d.Beside(s)
-			return fmt.Errorf("rmdir %s: %w: it holds %q", s, ErrNotEmpty, names)
+			return fmt.Errorf("rmdir %s: %w: it contains %q", s, ErrNotEmpty, names)
 		}
 		return pathError("rmdir", s, err)
 	})

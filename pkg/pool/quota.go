@@ -158,7 +158,7 @@ func (d *disk) makeGroup(path string, subvolume uint64) error {
 	case whose == nobody:
 		return btrfs.CreateQgroup(path, id)
 	case whose == another:
-		return fmt.Errorf("qgroup %s: %w: it has the number that the limit of a volume needs: remove it (btrfs qgroup destroy), or try again", id, ErrForeign)
+		return fmt.Errorf("qgroup %s: %w: it has the number that the qgroup of a volume needs: remove it (btrfs qgroup destroy), or try again", id, ErrForeign)
 	}
 	return nil
 }

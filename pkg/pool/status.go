@@ -85,7 +85,7 @@ func (s Status) Conditions() []Condition {
 	add(s.Space.ReadOnly, ReadOnly, "%s", whyReadOnly(s.Space.Room, failing))
 	add(missing != "", DeviceMissing, "devices are missing: %s: replace them", missing)
 	add(backingFull(s.Space.Room), BackingFull, "%s", s.backingDetail())
-	add(s.Quota.Inconsistent, QuotaInconsistent, "limits of volumes are void until the quota has been rescanned, which the driver does")
+	add(s.Quota.Inconsistent, QuotaInconsistent, "sizes are not enforced until the driver has rescanned the quota")
 	add(failing != "", DeviceErrors, "devices had errors: %s: check them, then reset the counters with btrfs device stats --reset", failing)
 	return all
 }

@@ -261,7 +261,7 @@ func TestNestingIsNoWayOut(t *testing.T) {
 		}
 		usage, err := e.Usage(t.Context(), meta.Volume("pvc"))
 		if must(t, err); usage.Used < int64(written)*mib/2 {
-			t.Errorf("%+v is told of %d MiB", usage, written)
+			t.Errorf("%+v is reported for %d MiB", usage, written)
 		}
 		for _, into := range []string{".", "grow00"} {
 			if count, err := pod.do("write", into, step); count > 1 || !errors.Is(err, unix.EDQUOT) {

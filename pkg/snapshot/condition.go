@@ -9,16 +9,16 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Condition is a state of a volume that its users should know. No data is lost. Somebody caused
+// VolumeCondition is a state of a volume that its users should know. No data is lost. Somebody caused
 // it on purpose, so the driver changes nothing.
-type Condition struct {
+type VolumeCondition struct {
 	Reason  string
 	Message string
 }
 
-// Conditions returns the conditions of a volume that its subvolume and the mount of its pool
+// VolumeConditions returns the conditions of a volume that its subvolume and the mount of its pool
 // show.
-func (e *Engine) Conditions(_ context.Context, volume string) ([]Condition, error) {
+func (e *Engine) VolumeConditions(_ context.Context, volume string) ([]VolumeCondition, error) {
 	defer e.pin()()
 	l, err := e.find(meta.Volume(volume))
 	if err != nil || l.record.Kind != meta.Active {
@@ -27,23 +27,23 @@ func (e *Engine) Conditions(_ context.Context, volume string) ([]Condition, erro
 	return l.conditions()
 }
 
-func (l *located) conditions() (all []Condition, err error) {
+func (l *located) conditions() (all []VolumeCondition, err error) {
 	info, err := l.fs.Info(l.slot)
 	if err != nil {
 		return nil, err
 	}
 	if info.ReadOnly {
-		all = append(all, Condition{"SubvolumeReadOnly", l.madeReadOnly()})
+		all = append(all, VolumeCondition{"SubvolumeReadOnly", l.madeReadOnly()})
 	}
 	files, err := l.fs.SwapFiles(l.slot)
 	if err != nil {
 		return nil, err
 	}
 	if len(files) > 0 {
-		all = append(all, Condition{"SwapFile", fmt.Sprintf("it holds active swap files, and can be neither copied nor deleted: swapoff %s", strings.Join(files, " "))})
+		all = append(all, VolumeCondition{"SwapFile", fmt.Sprintf("it contains active swap files, and can be neither copied nor deleted: swapoff %s", strings.Join(files, " "))})
 	}
 	if why := overruled(l.record.Parameters, l.fs.MountOptions()); why != "" {
-		all = append(all, Condition{"CompressionOverruled", why})
+		all = append(all, VolumeCondition{"CompressionOverruled", why})
 	}
 	return all, nil
 }

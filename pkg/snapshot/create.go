@@ -295,7 +295,7 @@ func (from *located) refuseNestedUpTo(transid uint64) error {
 	if err != nil || len(nested) == 0 {
 		return err
 	}
-	return fmt.Errorf("%s holds %w, which would be empty in a copy: %s: delete them, or set nestedSubvolumes to skip in the class",
+	return fmt.Errorf("%s contains %w, which would be empty in a copy: %s: delete them, or set nestedSubvolumes to skip in the class",
 		from.record.Ref(), ErrNested, quoted(nested))
 }
 

@@ -328,7 +328,7 @@ func TestUnmountedWhileOpened(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if left, err := os.ReadDir(n.path("fast")); err != nil || len(left) > 0 {
-		t.Errorf("it holds %v, %v", left, err)
+		t.Errorf("it contains %v, %v", left, err)
 	}
 	if status, err := btrfs.Quota(n.state); err != nil || status.Mode != btrfs.QuotaNone {
 		t.Errorf("quota is %+v, %v", status, err)
@@ -912,7 +912,7 @@ func TestReadOnlyAtStart(t *testing.T) {
 	usage, err := e.Usage(t.Context(), meta.Volume("pvc"))
 	must(t, err)
 	if usage.Limit != mib {
-		t.Errorf("limit %d, want %d", usage.Limit, mib)
+		t.Errorf("qgroup limit %d, want %d", usage.Limit, mib)
 	}
 }
 

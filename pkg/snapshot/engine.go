@@ -40,7 +40,7 @@ type Engine struct {
 	mu       sync.RWMutex           // protects what follows; never held across I/O
 	pools    map[string]*servedPool // by name
 	broken   map[string]error       // why directories cannot be used as pools, by name
-	denied   map[string]error       // why pools are kept out of use, by ID
+	excluded map[string]error       // why pools are kept out of use, by ID
 	attempts map[string]error       // running attempts to use pools, by name, with the error if they last too long
 }
 

@@ -33,7 +33,7 @@ var (
 	ErrNoPool = errors.New("no such pool on this node")
 	// ErrForgotten: a pool is away, and the index does not remember its content. It wraps
 	// pool.ErrAway, and concerns every ID that is in no pool of this node.
-	ErrForgotten = fmt.Errorf("%w, and what it held was forgotten with the index", pool.ErrAway)
+	ErrForgotten = fmt.Errorf("%w, and the index that knew what it contained was lost", pool.ErrAway)
 )
 
 // Errors of the state on disk. The engine changes nothing.

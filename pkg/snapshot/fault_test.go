@@ -59,7 +59,7 @@ func TestUndoCutShort(t *testing.T) {
 	usage, err := w.e.Usage(t.Context(), meta.Volume("new"))
 	must(t, err)
 	if usage.Limit != mib {
-		t.Errorf("answered with the limit %d", usage.Limit)
+		t.Errorf("answered with the qgroup limit %d", usage.Limit)
 	}
 }
 
@@ -207,9 +207,9 @@ func TestSameDiskTwiceAtStart(t *testing.T) {
 	}
 }
 
-// TestLeftovers: qgroups of destroyed subvolumes are no finding while the kernel needs them or
+// TestStaleQgroups: qgroups of destroyed subvolumes are no finding while the kernel needs them or
 // the engine remembers them.
-func TestLeftovers(t *testing.T) {
+func TestStaleQgroups(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, btrfs.QuotaFull)
 	stale := func() (found bool) {
@@ -417,7 +417,7 @@ func TestCutShortWithoutSource(t *testing.T) {
 	for range 2 {
 		wants(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")), snapshot.ErrUnfinished)
 		if data, err := w.fs.Read(slot); err != nil || data != "newer data of base" {
-			t.Errorf("holds %q, %v", data, err)
+			t.Errorf("contains %q, %v", data, err)
 		}
 		must(t, second(w.e.Reconcile(ctx)))
 	}
@@ -469,7 +469,7 @@ func notGone(t *testing.T, e *snapshot.Engine, id string) {
 		"usage":            second(e.Usage(ctx, meta.Volume(id))),
 		"room":             second(e.Room(ctx, meta.Volume(id))),
 		"nested":           second(e.Nested(ctx, id)),
-		"conditions":       second(e.Conditions(ctx, id)),
+		"conditions":       second(e.VolumeConditions(ctx, id)),
 		"expand":           second(e.Resize(ctx, id, snapshot.Range{Required: 9 * mib})),
 		"snapshot":         second(e.Commit(ctx, snapshot.Spec{Name: "snap-of-" + id}, id)),
 		"clone":            second(e.Prepare(ctx, sized("clone-of-"+id, mib), meta.Volume(id))),
@@ -544,7 +544,7 @@ func TestQueriesOfASickDisk(t *testing.T) {
 		"Usage":      func(ctx context.Context) error { return second(w.e.Usage(ctx, base)) },
 		"Room":       func(ctx context.Context) error { return second(w.e.Room(ctx, base)) },
 		"Nested":     func(ctx context.Context) error { return second(w.e.Nested(ctx, "base")) },
-		"Conditions": func(ctx context.Context) error { return second(w.e.Conditions(ctx, "base")) },
+		"VolumeConditions": func(ctx context.Context) error { return second(w.e.VolumeConditions(ctx, "base")) },
 		"Capacity":   func(ctx context.Context) error { return second(w.e.Capacity(ctx, "")) },
 	}
 	failed := map[string]bool{}

@@ -64,7 +64,7 @@ func creates(t *testing.T, room btrfs.Room, size int64, fits bool) {
 	e := open(t, roomy{pooltest.NewHost(btrfs.QuotaNone), room}, filepath.Join(t.TempDir(), "index.db"))
 	capacity, err := e.Capacity(t.Context(), "")
 	if must(t, err); capacity.MaximumSize >= size != fits {
-		t.Errorf("tells %+v", capacity)
+		t.Errorf("reports %+v", capacity)
 	}
 	_, err = e.Prepare(t.Context(), sized("pvc", size), meta.Ref{})
 	if fits {

@@ -124,7 +124,7 @@ func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 		complain(err, "Stale quota cannot be read")
 	}
 	if err := e.mend(ctx, p); err != nil {
-		complain(err, "Slots, index and limits cannot be compared")
+		complain(err, "Slots, index and qgroup limits cannot be compared")
 	}
 	status, err := p.QuotaStatus()
 	if err != nil {
@@ -132,7 +132,7 @@ func (e *Engine) maintainPool(ctx context.Context, p *servedPool) {
 		return
 	}
 	if needsRescan(status) {
-		klog.FromContext(ctx).Info("Quota is inconsistent, limits are void until it has been rescanned", "pool", p.Name, "rescanError", p.rescan())
+		klog.FromContext(ctx).Info("Quota is inconsistent, sizes are not enforced until it has been rescanned", "pool", p.Name, "rescanError", p.rescan())
 		e.changed(meta.Ref{})
 	}
 }
@@ -267,7 +267,7 @@ func (e *Engine) notice(ctx context.Context, l located, entry meta.Entry) {
 		_, err = e.mendSlot(ctx, l.pool, l.slot)
 	}
 	if err != nil {
-		klog.FromContext(ctx).Error(err, "Limit cannot be set", "pool", l.pool.Name, "path", l.slot.String())
+		klog.FromContext(ctx).Error(err, "Qgroup limit cannot be set", "pool", l.pool.Name, "path", l.slot.String())
 	}
 }
 

@@ -76,7 +76,7 @@ func (r *rootFilesystem) contains(area, id, want string) {
 	r.Helper()
 	data, err := os.ReadFile(filepath.Join(r.in("@", "pools/default"), area, id, "fs/data"))
 	if err != nil || string(data) != want {
-		r.Errorf("%s %s holds %q, %v; wanted %q", area, id, data, err, want)
+		r.Errorf("%s %s contains %q, %v; wanted %q", area, id, data, err, want)
 	}
 }
 
@@ -188,7 +188,7 @@ func TestRollBack(t *testing.T) {
 			must(t, second(r.e.Prepare(ctx, sized("removed", mib), meta.Ref{})))
 			must(t, r.e.Remove(ctx, meta.Volume("removed")))
 			if left, err := os.ReadDir(filepath.Join(pool, "removing")); err != nil || len(left) > 0 {
-				t.Errorf("removing holds %v, %v", left, err)
+				t.Errorf("removing contains %v, %v", left, err)
 			}
 			must(t, r.e.Remove(ctx, meta.Volume("db")))
 		})

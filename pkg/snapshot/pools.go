@@ -71,7 +71,7 @@ func (e *Engine) awake(ctx context.Context) (context.Context, context.CancelFunc
 	return ctx, func() { cancel(); <-ended }
 }
 
-// refresh drops the pools that are gone or denied, and takes new ones into use.
+// refresh drops the pools that are gone or excluded, and takes new ones into use.
 func (e *Engine) refresh(ctx context.Context) error {
 	names, refused, err := e.host.Pools()
 	if err != nil {
@@ -82,7 +82,7 @@ func (e *Engine) refresh(ctx context.Context) error {
 	for i, p := range pools {
 		if err := alive[i]; err != nil || !slices.Contains(names, p.Name) {
 			e.drop(ctx, p, cmp.Or(err, refused[p.Name]))
-		} else if err := e.deniedFor(p); err != nil {
+		} else if err := e.exclusion(p); err != nil {
 			e.drop(ctx, p, err)
 		}
 	}
@@ -211,7 +211,7 @@ func (e *Engine) attempt(name string, late error, timeout <-chan time.Time, sile
 
 // addPool reconciles a pool and takes it into use. fresh are all pools that were just opened.
 func (e *Engine) addPool(ctx context.Context, p *servedPool, fresh []*servedPool) error {
-	if err := errors.Join(e.deniedFor(p), e.onlyOne(p, fresh)); err != nil {
+	if err := errors.Join(e.exclusion(p), e.onlyOne(p, fresh)); err != nil {
 		return err
 	}
 	if e.index != nil {
@@ -325,13 +325,13 @@ func (e *Engine) forget(names []string, refused map[string]error) {
 	}
 }
 
-// Deny keeps the pools with these IDs out of use until a later call omits them. They are reported
+// Exclude keeps the pools with these IDs out of use until a later call omits them. They are reported
 // as unusable for their reasons. Run drops those in use at once. Volumes that are mounted stay
 // mounted.
-func (e *Engine) Deny(reasons map[string]error) {
+func (e *Engine) Exclude(reasons map[string]error) {
 	e.mu.Lock()
-	same := maps.EqualFunc(e.denied, reasons, func(a, b error) bool { return a.Error() == b.Error() })
-	e.denied = maps.Clone(reasons)
+	same := maps.EqualFunc(e.excluded, reasons, func(a, b error) bool { return a.Error() == b.Error() })
+	e.excluded = maps.Clone(reasons)
 	e.mu.Unlock()
 	if same {
 		return
@@ -342,11 +342,11 @@ func (e *Engine) Deny(reasons map[string]error) {
 	}
 }
 
-// deniedFor returns why a pool is denied, nil if it is not.
-func (e *Engine) deniedFor(p *servedPool) error {
+// exclusion returns why a pool is excluded, nil if it is not.
+func (e *Engine) exclusion(p *servedPool) error {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
-	if reason := e.denied[p.PoolID()]; reason != nil {
+	if reason := e.excluded[p.PoolID()]; reason != nil {
 		return fmt.Errorf("pool %q: %w", p.Name, reason)
 	}
 	return nil

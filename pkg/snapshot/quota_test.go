@@ -112,7 +112,7 @@ func TestOverrun(t *testing.T) {
 			usage, err := e.Usage(ctx, meta.Volume(name))
 			must(t, err)
 			if total > size || size-total > short || usage.Used > size {
-				t.Errorf("%s: holds %d bytes of data, counted %d, of %d", name, total, usage.Used, size)
+				t.Errorf("%s: contains %d bytes of data, counted %d, of %d", name, total, usage.Used, size)
 			}
 			// At the limit, files can be removed, but not always truncated.
 			must(t, os.Remove(filepath.Join(mount.Source, "file-0")))
@@ -230,7 +230,7 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 			go e.Run(ctx)
 			eventually(t, func() bool { return !e.Pools(ctx)[0].Quota.Inconsistent })
 			if rescans := e.Pools(ctx)[0].Rescans; rescans != 1 || len(reported) == 0 {
-				t.Errorf("%d rescans told, %d times", rescans, len(reported))
+				t.Errorf("%d rescans reported, %d times", rescans, len(reported))
 			}
 			wants(t, n.fill("pvc", mib), unix.EDQUOT)
 			must(t, os.Remove(filepath.Join(n.path("default"), "active/pvc/fs/data")))
@@ -644,7 +644,7 @@ func TestNoLimitInAnotherMode(t *testing.T) {
 			wants(t, second(opened.Bound(info.ID, mib, []uint64{nested.ID})), pool.ErrAway)
 			must(t, btrfs.WalkQgroups(n.state, func(group btrfs.Qgroup) error {
 				if group.MaxReferenced != btrfs.NoLimit || group.ID.Level() > 0 {
-					t.Errorf("group %s has the limit %d", group.ID, group.MaxReferenced)
+					t.Errorf("qgroup %s has the limit %d", group.ID, group.MaxReferenced)
 				}
 				return nil
 			}))
@@ -706,7 +706,7 @@ func TestQuotaTurnedOff(t *testing.T) {
 			return err == nil && usage.Limit == 4*mib
 		})
 		if len(reported) == 0 {
-			t.Error("it was not told")
+			t.Error("it was not reported")
 		}
 		if mode == btrfs.QuotaFull {
 			must(t, btrfs.WaitRescan(n.state))

@@ -327,7 +327,7 @@ func (s *scanned) judgeReady(limit func(subvolume uint64) (int64, bool)) (all []
 		return all
 	}
 	if have, limited := limit(s.info.ID); limited && s.limitWrong(s.info.ID, have) {
-		all = append(all, s.fault(WrongLimit, fmt.Sprintf("limit is %d bytes, size is %d", have, s.record.Size), "set",
+		all = append(all, s.fault(WrongLimit, fmt.Sprintf("the qgroup limit is %d bytes, the size is %d", have, s.record.Size), "set",
 			func() error { return s.setLimit(s.info.ID) }))
 	}
 	if s.info.ReadOnly {
@@ -397,7 +397,7 @@ func (p *servedPool) planQuota() ([]action, error) {
 	}
 	if needsRescan(status) {
 		actions = append(actions, action{
-			Finding: Finding{Pool: p.Name, Problem: pool.QuotaInconsistent, Detail: "limits are void until it has been rescanned", Repair: "rescan"},
+			Finding: Finding{Pool: p.Name, Problem: pool.QuotaInconsistent, Detail: "sizes are not enforced until it has been rescanned", Repair: "rescan"},
 			run:     p.rescan,
 		})
 	}

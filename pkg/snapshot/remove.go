@@ -125,7 +125,7 @@ func (l *located) unobstructed() error {
 
 // obstacle describes what blocks a removal.
 func obstacle(names []string) string {
-	return fmt.Sprintf("it holds %s beside the data, which stops its deletion: move that away", quoted(names))
+	return fmt.Sprintf("its directory contains %s beside the data, which stops its deletion: move that away", quoted(names))
 }
 
 // quoted lists names for a message, at most ten.

@@ -182,7 +182,7 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 		func() { _ = d.e.Remove(ctx, meta.Volume("removed")) },
 		func() { _, _ = d.e.Usage(ctx, meta.Volume("there")) },
 		func() { _, _ = d.e.Nested(ctx, "there") },
-		func() { _, _ = d.e.Conditions(ctx, "there") },
+		func() { _, _ = d.e.VolumeConditions(ctx, "there") },
 		func() { _, _ = d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept")) },
 		func() { d.e.Pools(ctx) },
 		func() { _ = d.e.Refresh(ctx) },
@@ -433,7 +433,7 @@ func TestPinTooLate(t *testing.T) {
 	must(t, second(d.e.Stat(ctx, meta.Volume("base"))))
 	d.slow.Answer()
 	comes(t, "the pool answers", func() bool { return second(d.e.Stat(ctx, meta.Volume("there"))) == nil })
-	comes(t, "nothing holds it", func() bool { return d.slow.Held() == 0 })
+	comes(t, "nothing waits for the disk", func() bool { return d.slow.Held() == 0 })
 }
 
 // TestFrozen: in a frozen filesystem no operation begins that would wait for the thaw. The thaw
@@ -494,14 +494,14 @@ func TestErrorIsReportedOnce(t *testing.T) {
 		must(t, e.Refresh(t.Context()))
 	}
 	if changes != 0 {
-		t.Errorf("told %d times", changes)
+		t.Errorf("reported %d times", changes)
 	}
 	host.Pool(pool.Default).Fail("Alive", unix.ESTALE)
 	for range 5 {
 		must(t, e.Refresh(t.Context()))
 	}
 	if changes != 1 {
-		t.Errorf("told %d times, wanted once", changes)
+		t.Errorf("reported %d times, wanted once", changes)
 	}
 }
 
@@ -565,7 +565,7 @@ func TestTroubleIsNamed(t *testing.T) {
 		}
 	}
 	if changes > 0 {
-		t.Errorf("the same was told anew, %d times", changes)
+		t.Errorf("the same was reported anew, %d times", changes)
 	}
 }
 

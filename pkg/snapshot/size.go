@@ -20,11 +20,11 @@ type Range struct {
 }
 
 // choose picks the size for a copy of a source of size least, or for a new volume if least is 0.
-// It is the required size, rounded up, but not above the limit. ErrOutOfRange if there is no such
+// It is Required, rounded up, but not above Limit. ErrOutOfRange if there is no such
 // size.
 func (r Range) choose(least int64) (int64, error) {
 	if r.Required < 0 || r.Limit < 0 {
-		return 0, fmt.Errorf("required %d and limit %d bytes: negative: %w", r.Required, r.Limit, ErrOutOfRange)
+		return 0, fmt.Errorf("required_bytes %d and limit_bytes %d must not be negative: %w", r.Required, r.Limit, ErrOutOfRange)
 	}
 	want := r.Required
 	switch {
@@ -41,7 +41,7 @@ func (r Range) choose(least int64) (int64, error) {
 		return 0, err
 	}
 	if want == least {
-		size = least // the source's size, which its limit kept from being rounded up
+		size = least // the source's size, which the Limit of its request kept from being rounded up
 	}
 	if r.Limit > 0 && want <= r.Limit {
 		size = min(size, r.Limit)
@@ -58,7 +58,7 @@ func (r Range) choose(least int64) (int64, error) {
 }
 
 // Least returns the size that Resize gives a volume smaller than Required: Required rounded up,
-// if the limit allows it.
+// if Limit allows it.
 func (r Range) Least() int64 {
 	size, err := roundUp(r.Required)
 	if err != nil || r.Limit > 0 && size > r.Limit {
@@ -74,7 +74,7 @@ func (r Range) fits(size int64) bool {
 
 func roundUp(size int64) (int64, error) {
 	if size > math.MaxInt64-MinSize {
-		return 0, fmt.Errorf("%d bytes wanted, more than any filesystem holds: %w", size, ErrOutOfRange)
+		return 0, fmt.Errorf("%d bytes wanted, more than any filesystem can have: %w", size, ErrOutOfRange)
 	}
 	return (size + MinSize - 1) / MinSize * MinSize, nil
 }
@@ -82,7 +82,7 @@ func roundUp(size int64) (int64, error) {
 // grow picks the new size of a volume of size old; old if that is enough.
 func (r Range) grow(old int64) (int64, error) {
 	if r.Required < 0 || r.Limit < 0 || r.Limit > 0 && r.Limit < max(old, r.Required) {
-		return 0, fmt.Errorf("required %d and limit %d bytes, it has %d and is never shrunk: %w", r.Required, r.Limit, old, ErrOutOfRange)
+		return 0, fmt.Errorf("required_bytes %d and limit_bytes %d wanted, but the volume has %d bytes and is never shrunk: %w", r.Required, r.Limit, old, ErrOutOfRange)
 	}
 	if r.Required <= old {
 		return old, nil

@@ -100,7 +100,7 @@ func TestPoolTakenWhileItsDriverRestarts(t *testing.T) {
 	if out, err := inDriver(theirs, "btrfs-csi", "pools"); err != nil || !strings.Contains(out, "Ready") {
 		t.Errorf("btrfs-csi pools: %v\n%s", err, out)
 	}
-	if log := logOf(driverReady(t, theirs), "btrfs-csi"); strings.Contains(log, "Pool denied") || strings.Contains(log, "Forgetting a pool") {
+	if log := logOf(driverReady(t, theirs), "btrfs-csi"); strings.Contains(log, "Pool excluded") || strings.Contains(log, "Forgetting a pool") {
 		t.Errorf("the pool was out of service:\n%s", log)
 	}
 	check(t, theirs)

@@ -37,7 +37,7 @@ func (e poolEvents) recordState(pool ownership.Pool) {
 func (e poolEvents) recordRescans(pool ownership.Pool) {
 	if pool.Rescans > e.rescans[pool.ID] {
 		e.cluster.Events.Eventf(pool.Object, corev1.EventTypeWarning, stateQuotaInconsistent,
-			"The quota of pool %q of node %q was inconsistent, so its limits were void; it is rescanned, and they hold when that is done", pool.Name, e.cluster.NodeName)
+			"The quota of pool %q of node %q was inconsistent, so sizes were not enforced; it is being rescanned, and sizes are enforced again after that", pool.Name, e.cluster.NodeName)
 	}
 	e.rescans[pool.ID] = pool.Rescans
 }

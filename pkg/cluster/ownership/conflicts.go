@@ -44,11 +44,11 @@ func (c *conflicts) add(ctx context.Context, owners *v1alpha1.Pool, name string)
 	}
 	owner := owners.Spec.NodeName
 	reason := fmt.Errorf("node %q serves a pool with the same ID %s: a copy of its disk? On one of the two nodes unmount it, "+
-		"or remove its pool.json and all it holds, to make it a pool of its own; if that node has the disk no more and its driver does not run, "+
+		"or remove its pool.json and all volumes and snapshots in it, to make it a pool of its own; if that node has the disk no more and its driver does not run, "+
 		"kubectl delete pools.btrfs-csi.github.io %s", owner, owners.Name, owners.Name)
 	c.found[owners.Name] = c.warn(owners, conflict{pool: name, owner: owner, since: time.Now(), reason: reason})
 	c.excludeAll()
-	klog.FromContext(ctx).Error(reason, "Pool denied", "pool", name)
+	klog.FromContext(ctx).Error(reason, "Pool excluded", "pool", name)
 	return true
 }
 
@@ -78,7 +78,7 @@ func (c *conflicts) warn(owners *v1alpha1.Pool, conflict conflict) conflict {
 		return conflict
 	}
 	conflict.warned = time.Now()
-	c.cluster.Events.Eventf(owners, corev1.EventTypeWarning, "PoolClaimedTwice",
+	c.cluster.Events.Eventf(owners, corev1.EventTypeWarning, "OwnershipConflict",
 		"Node %q has a pool %q with the ID of this one and does not serve it: %v", c.cluster.NodeName, conflict.pool, conflict.reason)
 	return conflict
 }

@@ -487,7 +487,7 @@ func (f *Filesystem) Rmdir(at pool.Slot) error {
 			return err
 		}
 		if found.subvolume != nil || found.file {
-			return fmt.Errorf("%w: it holds a file or a subvolume", pool.ErrNotEmpty)
+			return fmt.Errorf("%w: it contains a file or a subvolume", pool.ErrNotEmpty)
 		}
 		delete(s.slots, at)
 		return nil

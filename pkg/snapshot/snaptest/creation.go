@@ -66,7 +66,7 @@ var creation = []testCase{
 		r.contains(entry, "data")
 		r.limited(entry)
 	}},
-	{"a larger clone has a larger limit", func(r *rig) {
+	{"a larger clone has a larger qgroup limit", func(r *rig) {
 		source := r.volume("source", "data")
 		entry := r.prepare(sized("copy", 64*mib), source.Ref())
 		r.equal(entry.Size, int64(64*mib))
@@ -298,7 +298,7 @@ var creation = []testCase{
 		r.equal(got.Size, int64(20*mib))
 		r.limited(got)
 	}},
-	{"Usage counts what is held", func(r *rig) {
+	{"Usage counts the data of the volume", func(r *rig) {
 		entry := r.prepare(sized("pvc", 16*mib), meta.Ref{})
 		r.check(r.pool().Write(at(entry), strings.Repeat("x", 4*mib)))
 		r.pool().Commit()
@@ -358,7 +358,7 @@ var creation = []testCase{
 		r.equal(got, want[5:])
 		r.equal(r.list(meta.Snapshots), []string{"snap"})
 	}},
-	{"WalkSnapshots tells those of one volume, also when it is gone", func(r *rig) {
+	{"WalkSnapshots visits those of one volume, also when it is gone", func(r *rig) {
 		r.volume("a", "")
 		r.volume("ab", "")
 		for i := range 4 {
@@ -416,7 +416,7 @@ var creation = []testCase{
 			r.Errorf("made %v", ids)
 		}
 	}},
-	{"what is held is busy", busy},
+	{"a locked ID is busy", busy},
 	{"nothing is made once the caller has gone", func(r *rig) {
 		ctx, cancel := contextWithCancel(r)
 		cancel()

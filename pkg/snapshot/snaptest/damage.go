@@ -246,7 +246,7 @@ var damage = []testCase{
 		r.check(r.pool().Write(at(clone), "written"))
 		r.remove(entry.Ref())
 	}},
-	{"a limit that somebody changed is set again", func(r *rig) {
+	{"a qgroup limit that somebody changed is set again", func(r *rig) {
 		entry := r.volume("pvc", "data")
 		if r.env.Mode() == btrfs.QuotaNone {
 			return

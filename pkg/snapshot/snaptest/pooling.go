@@ -97,23 +97,23 @@ var pooling = []testCase{
 		r.check(r.stat(entry.Ref()))
 		r.remove(entry.Ref())
 	}},
-	{"a pool that is denied is let go of, told, and comes back", func(r *rig) {
+	{"a pool that is excluded is dropped, reported, and comes back", func(r *rig) {
 		r.env.AddPool(r, "fast")
 		r.reopen()
 		r.follow()
 		entry := r.volume("pvc", "data")
 		reason := errors.New("another node has it")
-		r.e.Deny(map[string]error{entry.PoolID: reason})
+		r.e.Exclude(map[string]error{entry.PoolID: reason})
 		r.inUse(pool.Default, false)
 		r.wants(r.stat(entry.Ref()), pool.ErrAway)
 		_, err := r.e.Prepare(r.Context(), snapshot.Spec{Name: "new", Pool: pool.Default}, meta.Ref{})
 		r.wants(err, snapshot.ErrNoPool, reason.Error())
 		r.inUse("fast", true) // others are served
-		r.e.Deny(nil)
+		r.e.Exclude(nil)
 		r.inUse(pool.Default, true)
 		r.contains(entry, "data")
 	}},
-	{"who observes is told of all that changes, and of nothing else", func(r *rig) {
+	{"an observer gets each change, and nothing else", func(r *rig) {
 		r.env.AddPool(r, "fast")
 		r.reopen()
 		reported := make(chan meta.Ref, 100)
@@ -141,7 +141,7 @@ var pooling = []testCase{
 		wants([]meta.Ref{}...)
 		r.remove(snap.Ref())
 		wants(snap.Ref())
-		r.e.Deny(map[string]error{entry.PoolID: errors.New("denied")})
+		r.e.Exclude(map[string]error{entry.PoolID: errors.New("excluded")})
 		r.follow()
 		r.inUse(pool.Default, false)
 		r.equal(<-reported, meta.Ref{})

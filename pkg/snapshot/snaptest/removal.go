@@ -81,7 +81,7 @@ var removal = []testCase{
 		r.wants(r.stat(entry.Ref()), snapshot.ErrNotFound)
 		r.planned()
 	}},
-	{"a volume at its limit can be removed", func(r *rig) {
+	{"a full volume can be removed", func(r *rig) {
 		entry := r.volume("pvc", "")
 		if r.env.Mode() != btrfs.QuotaNone {
 			r.wants(r.pool().Write(at(entry), strings.Repeat("x", 6*mib)), unix.EDQUOT)
@@ -95,11 +95,11 @@ var removal = []testCase{
 			entry := r.volume(name, "data")
 			record, err := entry.Encode()
 			r.check(err)
-			leftover := pool.Slot{Area: pool.AreaRemoving, Name: "active-" + entry.ID}
+			unfinished := pool.Slot{Area: pool.AreaRemoving, Name: "active-" + entry.ID}
 			r.remove(entry.Ref())
-			r.check(r.pool().PlantSlot(leftover, record))
-			r.check(r.pool().PlantSubvolume(leftover, "data"))
-			r.planned(leftover.String() + ": UnfinishedRemove")
+			r.check(r.pool().PlantSlot(unfinished, record))
+			r.check(r.pool().PlantSubvolume(unfinished, "data"))
+			r.planned(unfinished.String() + ": UnfinishedRemove")
 			r.wants(r.stat(entry.Ref()), snapshot.ErrNotFound)
 			if name == "by reconcile" {
 				r.reconcile()
@@ -113,9 +113,9 @@ var removal = []testCase{
 		record, err := r.volume("pvc", "data").Encode()
 		r.check(err)
 		r.remove(meta.Volume("pvc"))
-		leftover := pool.Slot{Area: pool.AreaRemoving, Name: "active-pvc"}
-		r.check(r.pool().PlantSlot(leftover, record))
-		r.check(r.pool().PlantSubvolume(leftover, "old"))
+		unfinished := pool.Slot{Area: pool.AreaRemoving, Name: "active-pvc"}
+		r.check(r.pool().PlantSlot(unfinished, record))
+		r.check(r.pool().PlantSubvolume(unfinished, "old"))
 		entry := r.volume("pvc", "new")
 		r.reopen()
 		r.planned()

@@ -187,7 +187,7 @@ func (r *rig) contains(entry meta.Entry, want string) {
 	got, err := r.env.Pool(entry.Pool).Read(at(entry))
 	r.check(err)
 	if got != want {
-		r.Errorf("%s holds %q, wanted %q", entry.Ref(), got, want)
+		r.Errorf("%s contains %q, wanted %q", entry.Ref(), got, want)
 	}
 }
 
@@ -201,7 +201,7 @@ func (r *rig) limited(entry meta.Entry) {
 	}
 	r.check(err)
 	if usage.Limit != entry.Size {
-		r.Errorf("limit of %s is %d, wanted %d", entry.Ref(), usage.Limit, entry.Size)
+		r.Errorf("qgroup limit of %s is %d, wanted %d", entry.Ref(), usage.Limit, entry.Size)
 	}
 }
 

@@ -25,9 +25,9 @@ const (
 
 // More annotations of a Subvolume.
 const (
-	// AnnotationClaim is the namespace and name of the PersistentVolumeClaim or
+	// AnnotationRequestedBy is the namespace and name of the PersistentVolumeClaim or
 	// VolumeSnapshot that it was made for.
-	AnnotationClaim = annotationPrefix + "claim"
+	AnnotationRequestedBy = annotationPrefix + "requested-by"
 	// AnnotationExpandRequest is another one for each attempt at a larger size.
 	AnnotationExpandRequest = annotationPrefix + "expand-request"
 	// AnnotationObject is the name of the PersistentVolume or VolumeSnapshotContent that
@@ -36,9 +36,9 @@ const (
 	// AnnotationOrphanedSince is the time (RFC 3339) when it was first seen that the
 	// cluster knows nothing of the volume or snapshot.
 	AnnotationOrphanedSince = annotationPrefix + "orphaned-since"
-	// AnnotationCondemnedSince is the time (RFC 3339) when it was marked for deletion. Its
+	// AnnotationMarkedForDeletionSince is the time (RFC 3339) when it was marked for deletion. Its
 	// time of grace begins then.
-	AnnotationCondemnedSince = annotationPrefix + "condemned-since"
+	AnnotationMarkedForDeletionSince = annotationPrefix + "marked-for-deletion-since"
 )
 
 // AnnotationTakenFrom is an annotation of a Pool: the node that owned it when another one

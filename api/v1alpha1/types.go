@@ -20,7 +20,7 @@ import (
 // +kubebuilder:printcolumn:name="Size",type=string,JSONPath=`.status.size`
 // +kubebuilder:printcolumn:name="Used",type=string,JSONPath=`.status.used`
 // +kubebuilder:printcolumn:name="State",type=string,JSONPath=`.status.state`
-// +kubebuilder:printcolumn:name="Claim",type=string,priority=1,JSONPath=`.metadata.annotations.btrfs-csi\.github\.io/claim`
+// +kubebuilder:printcolumn:name="PVC/VolumeSnapshot",type=string,priority=1,JSONPath=`.metadata.annotations.btrfs-csi\.github\.io/requested-by`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.status.created`
 type Subvolume struct {
 	metav1.TypeMeta   `json:",inline"`

@@ -45,9 +45,9 @@ first. The running driver keeps this list in its file index.db.`,
 				rows = append(rows, removedItem{r, r.Kind.String()})
 			}
 			return output.print(cmd.OutOrStdout(), rows, func(t *table) {
-				t.row("NAME", "KIND", "POOL", "SIZE", "SOURCE", "CLAIM", "AGE", "DELETED")
+				t.row("NAME", "KIND", "POOL", "SIZE", "SOURCE", "PVC/VOLUMESNAPSHOT", "AGE", "DELETED")
 				for _, r := range rows {
-					t.row(r.ID, r.Kind, r.Pool, limit(r.Size), r.Source.ID, r.Claim(), age(r.Created), age(r.RemovedAt)+" ago")
+					t.row(r.ID, r.Kind, r.Pool, limit(r.Size), r.Source.ID, r.RequestedBy(), age(r.Created), age(r.RemovedAt)+" ago")
 				}
 			})
 		},

@@ -26,9 +26,9 @@ func newList() *cobra.Command {
 				return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Pool, b.Pool))
 			})
 			return o.output.print(cmd.OutOrStdout(), listed(items), func(t *table) {
-				t.row("NAME", "KIND", "POOL", "SIZE", "USED", "EXCLUSIVE", "SOURCE", "CLAIM", "STATUS", "AGE")
+				t.row("NAME", "KIND", "POOL", "SIZE", "USED", "EXCLUSIVE", "SOURCE", "PVC/VOLUMESNAPSHOT", "STATUS", "AGE")
 				for _, i := range items {
-					t.row(i.ID, i.Kind.String(), i.Pool, limit(i.Size), used(i), exclusive(i), i.Source.ID, i.Claim(), statusOf(i), age(i.Created))
+					t.row(i.ID, i.Kind.String(), i.Pool, limit(i.Size), used(i), exclusive(i), i.Source.ID, i.RequestedBy(), statusOf(i), age(i.Created))
 				}
 			})
 		},

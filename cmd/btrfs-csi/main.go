@@ -50,7 +50,7 @@ an instant copy-on-write copy of its source.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(newServe(), newPools(), newList(), newTree(), newHistory(), newCheck(), newLeftovers(), newVersion())
+	root.AddCommand(newServe(), newPools(), newList(), newTree(), newHistory(), newCheck(), newPrune(), newVersion())
 	return root
 }
 

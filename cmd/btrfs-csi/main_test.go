@@ -376,7 +376,7 @@ func TestHistory(t *testing.T) {
 	stdout, _, code := run(t, "history", "--state-dir", state)
 	lines := strings.Split(stdout, "\n")
 	for i, want := range [][]string{
-		{"NAME", "KIND", "POOL", "SIZE", "SOURCE", "CLAIM", "AGE", "DELETED"},
+		{"NAME", "KIND", "POOL", "SIZE", "SOURCE", "PVC/VOLUMESNAPSHOT", "AGE", "DELETED"},
 		{"data", "Volume", "default", "16Mi", "-", "shop/claim"},
 		{"snap", "Snapshot", "default", "16Mi", "data", "-"},
 	} {
@@ -612,7 +612,7 @@ func TestBadFlags(t *testing.T) {
 		{"loop pool too small", []string{"serve", "--loop-pool", "1Mi"}, "at least 256Mi"},
 		{"pool timeout", []string{"serve", "--pool-timeout", "0"}, "a time above 0 is wanted"},
 		{"output", []string{"version", "-o", "yaml"}, "json is known"},
-		{"output of leftovers", []string{"leftovers", "--delete", "-o", "wide"}, "json is known"},
+		{"output of prune", []string{"prune", "--delete", "-o", "wide"}, "json is known"},
 		{"one pool repaired", []string{"check", "--repair", "--pool", "default"}, "none of the others can be"},
 		{"argument", []string{"ls", "what"}, `unknown command "what"`},
 	} {

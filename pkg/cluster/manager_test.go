@@ -142,7 +142,7 @@ func TestTakeOver(t *testing.T) {
 	l.Node.Lost = map[meta.Ref]bool{lost.Ref(): true}
 	l.Node.Present = []node.Pool{{Name: "fast", ID: "pool-1", State: "Ready"}}
 	for _, entry := range []meta.Entry{here, lost, deleted, elsewhere} {
-		s := clustertest.Subvolume(entry, map[string]string{v1alpha1.AnnotationOrphanedSince: "then", v1alpha1.AnnotationCondemnedSince: "then", v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationUUID: "u"})
+		s := clustertest.Subvolume(entry, map[string]string{v1alpha1.AnnotationOrphanedSince: "then", v1alpha1.AnnotationMarkedForDeletionSince: "then", v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationUUID: "u"})
 		s.Spec.NodeName, s.Status.State = "node-2", string(node.Ready)
 		l.API.Put(clustertest.Subvolumes, s)
 	}
@@ -171,7 +171,7 @@ func TestTakeOver(t *testing.T) {
 			t.Errorf("%s: got %q of node %q, pool %q", c.name, s.Status.State, s.Spec.NodeName, s.Spec.Pool)
 		}
 		// Nothing of what another node wrote has anything deleted here.
-		if own := c.node == "node-1"; own == (s.Annotations[v1alpha1.AnnotationCondemnedSince] != "" || s.Annotations[v1alpha1.AnnotationObject] != "") {
+		if own := c.node == "node-1"; own == (s.Annotations[v1alpha1.AnnotationMarkedForDeletionSince] != "" || s.Annotations[v1alpha1.AnnotationObject] != "") {
 			t.Errorf("%s: got the annotations %v", c.name, s.Annotations)
 		}
 	}

@@ -3,7 +3,7 @@ package meta
 import "strings"
 
 // Labels are the keys of Record.Labels. The CSI sidecars send them as parameters, so that
-// people can see whose a volume or snapshot is.
+// people can see for what a volume or snapshot was made.
 var Labels = []string{
 	pvcLabel + "/name", pvcLabel + "/namespace", "pv/name",
 	snapshotLabel + "/name", snapshotLabel + "/namespace", "volumesnapshotcontent/name",
@@ -14,10 +14,9 @@ const (
 	snapshotLabel = "volumesnapshot"
 )
 
-// Claim returns the namespace and name of the PersistentVolumeClaim, or of the VolumeSnapshot
-// of a snapshot, as "namespace/name"; "" if the sidecars did not send it. The namespace may be
-// absent.
-func (r Record) Claim() string {
+// RequestedBy returns the "namespace/name" of the PersistentVolumeClaim of a volume or of the
+// VolumeSnapshot of a snapshot; "" if the sidecars did not send it. The namespace may be absent.
+func (r Record) RequestedBy() string {
 	kind := pvcLabel
 	if r.Kind == Committed {
 		kind = snapshotLabel

@@ -101,7 +101,7 @@ func TestMirror(t *testing.T) {
 			if want := (v1alpha1.SubvolumeSpec{ID: c.name, Kind: c.kind, NodeName: node.Name, Pool: "default", PoolID: pool}); have.Spec != want {
 				t.Errorf("the spec is %+v, want %+v", have.Spec, want)
 			}
-			if claim := have.Annotations[annotationPrefix+"claim"]; claim != s.ns+"/"+c.claim {
+			if claim := have.Annotations[annotationPrefix+"requested-by"]; claim != s.ns+"/"+c.claim {
 				t.Errorf("it says that it is for %q", claim)
 			}
 			want := lineageOnDisk(t, node, "/var/lib/btrfs-csi/pools/default/"+c.area+"/"+c.name+"/fs", c.parent)

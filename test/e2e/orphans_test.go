@@ -90,8 +90,8 @@ func TestOrphans(t *testing.T) {
 		t.Cleanup(func() { upgrade(t) })
 		// The grace begins with the policy. A driver that starts looks at once.
 		for _, handle := range orphans {
-			await(t, lab.subvolumes, handle, "be condemned", func(v *v1alpha1.Subvolume) bool {
-				return v.Annotations[driverName+"/condemned-since"] != ""
+			await(t, lab.subvolumes, handle, "be marked for deletion", func(v *v1alpha1.Subvolume) bool {
+				return v.Annotations[driverName+"/marked-for-deletion-since"] != ""
 			})
 		}
 		killDriver(t, home)

@@ -219,8 +219,8 @@ func TestPoolComesAndGoes(t *testing.T) {
 	s.snapshot("fast", "fast")
 	s.content("fast")
 	program := driverProgram(t, home)
-	if out, err := runTool(program, "leftovers", "--pool-id", fast.id); err == nil || !strings.Contains(err.Error(), "unmount it there first") {
-		t.Errorf("leftovers of a pool that is served: %v %s", err, out)
+	if out, err := runTool(program, "prune", "--pool-id", fast.id); err == nil || !strings.Contains(err.Error(), "unmount it there first") {
+		t.Errorf("prune of a pool that is served: %v %s", err, out)
 	}
 	fast.detach()
 	fast.released()
@@ -269,7 +269,7 @@ func TestPoolMoves(t *testing.T) {
 }
 
 // A copy of a disk has its volumes too. They must not live twice.
-func TestPoolClaimedTwice(t *testing.T) {
+func TestOwnershipConflict(t *testing.T) {
 	first, second := lab.Nodes[0], lab.Nodes[1]
 	original := newDrive(t, first, "twin", gib)
 	original.served(first)
@@ -288,7 +288,7 @@ func TestPoolClaimedTwice(t *testing.T) {
 	}()
 	twin.attach(second)
 
-	awaitEvent(t, "default", "Pool", twin.id, "PoolClaimedTwice", second.Name, first.Name)
+	awaitEvent(t, "default", "Pool", twin.id, "OwnershipConflict", second.Name, first.Name)
 	eventually(t, "pools on the second node says why", func() error { return refusedPool(second, "twin", first.Name) })
 	twin.unlabelled(second)
 	s.sh("data", "echo again >> /data/file")

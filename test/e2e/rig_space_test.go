@@ -112,7 +112,7 @@ func (s *space) left() (left []string, err error) {
 		return nil, err
 	}
 	for _, v := range subvolumes.Items {
-		if strings.HasPrefix(v.Annotations["btrfs-csi.github.io/claim"], s.ns+"/") {
+		if strings.HasPrefix(v.Annotations["btrfs-csi.github.io/requested-by"], s.ns+"/") {
 			left = append(left, "Subvolume "+v.Name)
 		}
 	}

@@ -128,7 +128,7 @@ func (w writer) describe(s *v1alpha1.Subvolume, entry meta.Entry) {
 		s.Annotations = map[string]string{}
 	}
 	set := lineageOf(entry)
-	set[v1alpha1.AnnotationClaim] = entry.Claim()
+	set[v1alpha1.AnnotationRequestedBy] = entry.RequestedBy()
 	if object := w.objectOf(entry); object != "" { // its name stays when it is gone
 		set[v1alpha1.AnnotationObject] = object
 	}
@@ -145,7 +145,7 @@ func (w writer) describe(s *v1alpha1.Subvolume, entry meta.Entry) {
 // anything: neither for how long nothing has stood for it, nor that something did.
 func (w writer) own(s *v1alpha1.Subvolume, pool string) {
 	if s.Spec.NodeName != w.cluster.NodeName {
-		for _, key := range []string{v1alpha1.AnnotationOrphanedSince, v1alpha1.AnnotationCondemnedSince, v1alpha1.AnnotationObject} {
+		for _, key := range []string{v1alpha1.AnnotationOrphanedSince, v1alpha1.AnnotationMarkedForDeletionSince, v1alpha1.AnnotationObject} {
 			delete(s.Annotations, key)
 		}
 	}

@@ -32,7 +32,7 @@ func TestDescribe(t *testing.T) {
 		t.Errorf("want %+v, got %+v", want, s.Spec)
 	}
 	for key, value := range map[string]string{
-		v1alpha1.AnnotationParent: "snapshot-1", v1alpha1.AnnotationUUID: "u", v1alpha1.AnnotationParentUUID: "p", v1alpha1.AnnotationSubvolumeID: "257", v1alpha1.AnnotationCreatedTransid: "9", v1alpha1.AnnotationClaim: "db/data", "other": "stays",
+		v1alpha1.AnnotationParent: "snapshot-1", v1alpha1.AnnotationUUID: "u", v1alpha1.AnnotationParentUUID: "p", v1alpha1.AnnotationSubvolumeID: "257", v1alpha1.AnnotationCreatedTransid: "9", v1alpha1.AnnotationRequestedBy: "db/data", "other": "stays",
 	} {
 		if s.Annotations[key] != value {
 			t.Errorf("annotation %s: want %q, got %q", key, value, s.Annotations[key])

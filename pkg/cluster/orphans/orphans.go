@@ -303,7 +303,7 @@ func (m marker) mark(ctx context.Context, e meta.Entry) (Orphan, error) {
 	}
 	orphan.Since = since(v1alpha1.AnnotationOrphanedSince, true)
 	toDelete := m.policy == Delete && s.Annotations[v1alpha1.AnnotationObject] != ""
-	if at := since(v1alpha1.AnnotationCondemnedSince, toDelete); toDelete {
+	if at := since(v1alpha1.AnnotationMarkedForDeletionSince, toDelete); toDelete {
 		orphan.marked = at
 	}
 	if len(marks) == 0 {
@@ -323,7 +323,7 @@ func (m marker) mark(ctx context.Context, e meta.Entry) (Orphan, error) {
 func (m marker) unmark(ctx context.Context, e meta.Entry) {
 	s, ok := m.cluster.Subvolumes.Get(client.SubvolumeName(e.Ref()))
 	if ok && s.Annotations[v1alpha1.AnnotationOrphanedSince] != "" {
-		_ = m.patch(ctx, s.Name, map[string]*string{v1alpha1.AnnotationOrphanedSince: nil, v1alpha1.AnnotationCondemnedSince: nil})
+		_ = m.patch(ctx, s.Name, map[string]*string{v1alpha1.AnnotationOrphanedSince: nil, v1alpha1.AnnotationMarkedForDeletionSince: nil})
 	}
 }
 

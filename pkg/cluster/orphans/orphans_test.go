@@ -24,7 +24,7 @@ const grace = time.Hour
 // was to be deleted some time ago.
 func marked(ago time.Duration) map[string]string {
 	at := time.Now().Add(-ago).UTC().Format(time.RFC3339)
-	return map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: at, v1alpha1.AnnotationCondemnedSince: at}
+	return map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: at, v1alpha1.AnnotationMarkedForDeletionSince: at}
 }
 
 // lab has the controller of the orphans of a node.
@@ -64,13 +64,13 @@ func TestOrphans(t *testing.T) {
 		{name: "within its grace", ref: volume, annotations: marked(grace / 2)},
 		{name: "seen for the first time", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv"}, event: "deleted after 1h"},
 		{name: "policy report", ref: volume, policy: Report, annotations: over, event: "kept until somebody deletes it"},
-		{name: "policy report until now", ref: volume, annotations: without(v1alpha1.AnnotationCondemnedSince), event: "deleted after 1h"},
+		{name: "policy report until now", ref: volume, annotations: without(v1alpha1.AnnotationMarkedForDeletionSince), event: "deleted after 1h"},
 		{name: "this cluster never knew it", ref: volume, annotations: without(v1alpha1.AnnotationObject), event: "kept until somebody deletes it"},
 		{name: "not mirrored yet", ref: volume},
 		{name: "its mark cannot be written", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv"}, event: "deleted after 1h", setup: func(l *lab, _ *meta.Entry) {
 			l.API.Refuse(clustertest.Subvolumes, true)
 		}},
-		{name: "the mark is no time", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: "long ago", v1alpha1.AnnotationCondemnedSince: "long ago"}, event: "deleted after 1h"},
+		{name: "the mark is no time", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: "long ago", v1alpha1.AnnotationMarkedForDeletionSince: "long ago"}, event: "deleted after 1h"},
 		{name: "the API server has its volume, the cache misses it", ref: volume, annotations: over, setup: func(l *lab, _ *meta.Entry) {
 			l.API.Put(clustertest.PersistentVolumes, clustertest.Volume("pvc-1", l.Cluster.Driver))
 		}},
@@ -188,7 +188,7 @@ func TestOrphanMarks(t *testing.T) {
 	marks := func() (orphaned, marked string) {
 		l.See()
 		s, _ := l.Cluster.Subvolumes.Get("pvc-1")
-		return s.Annotations[v1alpha1.AnnotationOrphanedSince], s.Annotations[v1alpha1.AnnotationCondemnedSince]
+		return s.Annotations[v1alpha1.AnnotationOrphanedSince], s.Annotations[v1alpha1.AnnotationMarkedForDeletionSince]
 	}
 	expect := func(when string, orphaned, marked bool, writes int) {
 		t.Helper()

@@ -19,10 +19,10 @@ import (
 // Object is an object that no driver looks after any more, and no other driver may: that
 // of a node that was removed from the cluster, or of a pool whose disk is gone.
 type Object struct {
-	Kind  string `json:"kind"`
-	Name  string `json:"name"`
-	Node  string `json:"node"`            // that owns its pool; empty where none does
-	Claim string `json:"claim,omitempty"` // namespace and name of the PersistentVolumeClaim or VolumeSnapshot
+	Kind        string `json:"kind"`
+	Name        string `json:"name"`
+	Node        string `json:"node"`                  // that owns its pool; empty where none does
+	RequestedBy string `json:"requestedBy,omitempty"` // namespace and name of the PersistentVolumeClaim or VolumeSnapshot
 	// Kept says why it is not to be deleted; empty for what may be.
 	Kept string `json:"kept,omitempty"`
 	// Message is what the cluster says of a Pool.
@@ -190,7 +190,7 @@ func (s *search) findSubvolumes(ctx context.Context) error {
 			s.sources[subvolume.Spec.ID] = subvolume.Spec.PoolID
 		}
 		s.subvolumes = append(s.subvolumes, Object{
-			Kind: "Subvolume", Name: subvolume.Name, Node: node, Claim: subvolume.Annotations[v1alpha1.AnnotationClaim],
+			Kind: "Subvolume", Name: subvolume.Name, Node: node, RequestedBy: subvolume.Annotations[v1alpha1.AnnotationRequestedBy],
 			poolID: subvolume.Spec.PoolID, still: s.stillGone(subvolume.Spec.PoolID),
 			remove: func(ctx context.Context) error {
 				return s.api.Subvolumes().Delete(ctx, subvolume.Name, metav1.DeleteOptions{})
@@ -223,10 +223,10 @@ func (s *search) findVolumes(ctx context.Context) error {
 			})
 		}}
 		if claim := v.Spec.ClaimRef; claim != nil {
-			l.Claim = claim.Namespace + "/" + claim.Name
+			l.RequestedBy = claim.Namespace + "/" + claim.Name
 		}
 		if v.Status.Phase == corev1.VolumeBound {
-			l.Kept = "delete the PersistentVolumeClaim " + l.Claim + " first, if its data need not come back"
+			l.Kept = "delete the PersistentVolumeClaim " + l.RequestedBy + " first, if its data need not come back"
 		}
 		s.volumes = append(s.volumes, l)
 	}
@@ -253,7 +253,7 @@ func (s *search) findContents(ctx context.Context) error {
 		}
 		ref := content.Spec.VolumeSnapshotRef
 		l := Object{
-			Kind: "VolumeSnapshotContent", Name: content.Name, Node: s.pools[poolID], Claim: ref.Namespace + "/" + ref.Name,
+			Kind: "VolumeSnapshotContent", Name: content.Name, Node: s.pools[poolID], RequestedBy: ref.Namespace + "/" + ref.Name,
 			poolID: poolID, still: s.stillGone(poolID),
 			remove: func(ctx context.Context) error {
 				if err := s.api.Contents().Delete(ctx, content.Name, metav1.DeleteOptions{}); err != nil {
@@ -266,7 +266,7 @@ func (s *search) findContents(ctx context.Context) error {
 			},
 		}
 		if needed[content.Name] {
-			l.Kept = "delete the VolumeSnapshot " + l.Claim + " first, if its data need not come back"
+			l.Kept = "delete the VolumeSnapshot " + l.RequestedBy + " first, if its data need not come back"
 		}
 		s.contents = append(s.contents, l)
 	}

@@ -39,18 +39,18 @@ const (
 
 // Annotations of the driver; see api/v1alpha1/annotations.go.
 const (
-	parentKey         = driver + "/parent"
-	uuidKey           = driver + "/uuid"
-	parentUUIDKey     = driver + "/parent-uuid"
-	receivedUUIDKey   = driver + "/received-uuid"
-	subvolumeIDKey    = driver + "/subvolume-id"
-	transidKey        = driver + "/created-transid"
-	claimKey          = driver + "/claim"
-	expandRequestKey  = driver + "/expand-request"
-	objectKey         = driver + "/object"
-	orphanedSinceKey  = driver + "/orphaned-since"
-	condemnedSinceKey = driver + "/condemned-since"
-	takenFromKey      = driver + "/taken-from"
+	parentKey                 = driver + "/parent"
+	uuidKey                   = driver + "/uuid"
+	parentUUIDKey             = driver + "/parent-uuid"
+	receivedUUIDKey           = driver + "/received-uuid"
+	subvolumeIDKey            = driver + "/subvolume-id"
+	transidKey                = driver + "/created-transid"
+	requestedByKey            = driver + "/requested-by"
+	expandRequestKey          = driver + "/expand-request"
+	objectKey                 = driver + "/object"
+	orphanedSinceKey          = driver + "/orphaned-since"
+	markedForDeletionSinceKey = driver + "/marked-for-deletion-since"
+	takenFromKey              = driver + "/taken-from"
 )
 
 var lineage = []string{parentKey, uuidKey, parentUUIDKey, receivedUUIDKey, subvolumeIDKey, transidKey}
@@ -69,7 +69,7 @@ var known = map[string]map[string]string{
 		"groupsnapshot.storage.k8s.io/volumeGroupSnapshotHandle":     "x",
 		"volume.alpha.kubernetes.io/pre-resize-capacity":             "1Mi",
 		parentKey: "x", uuidKey: "x", parentUUIDKey: "x", receivedUUIDKey: "x", subvolumeIDKey: "1", transidKey: "1",
-		claimKey: "x", expandRequestKey: "x", objectKey: "x", orphanedSinceKey: "x", condemnedSinceKey: "x", takenFromKey: theirs,
+		requestedByKey: "x", expandRequestKey: "x", objectKey: "x", orphanedSinceKey: "x", markedForDeletionSinceKey: "x", takenFromKey: theirs,
 	},
 	"labels": {
 		"e2e.example.org/x": "y", managedBy: mine, topology + pool3: "true", topology + "x": "true",

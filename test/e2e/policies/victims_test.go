@@ -345,7 +345,7 @@ var (
 )
 
 func (w *world) mirror() {
-	keys := append([]string{claimKey, expandRequestKey, objectKey, orphanedSinceKey, condemnedSinceKey}, lineage...)
+	keys := append([]string{requestedByKey, expandRequestKey, objectKey, orphanedSinceKey, markedForDeletionSinceKey}, lineage...)
 	spec := []string{"change spec.kind", "change spec.pool", "change spec.poolID", "change spec.size", "remove spec.size"}
 	parent := parentKey + ": x, e2e.example.org/have: x"
 	own := w.put(subvolumes, "", subvolumeText+subvolumeStatus, "pvc-mine", mine, pool1, parent)

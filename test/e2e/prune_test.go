@@ -18,15 +18,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// leftover is a row of `btrfs-csi leftovers`.
-type leftover struct {
-	Kind, Name, Node, Claim, Kept string
-	Deleted                       bool
+// pruneRow is a row of `btrfs-csi prune`.
+type pruneRow struct {
+	Kind, Name, Node, Kept string
+	Deleted                bool
 }
 
-// A node dies and is removed from the cluster. What it had is listed, and cleared where
-// nobody wants it back; and all of it is there when the node comes back.
-func TestLeftovers(t *testing.T) {
+// TestPrune: a node dies and is removed from the cluster. Prune lists its objects, and deletes those
+// that no PersistentVolumeClaim or VolumeSnapshot uses. When the node comes back all data is there.
+func TestPrune(t *testing.T) {
 	here, gone := lab.Nodes[0], lab.Nodes[1]
 	program := driverProgram(t, here)
 	pool := poolID(t, gone, "default")
@@ -57,20 +57,20 @@ func TestLeftovers(t *testing.T) {
 
 	t.Run("List", func(t *testing.T) {
 		eventually(t, "what is left is listed, and what is kept", func() error {
-			found := leftovers(t, program)
+			found := prune(t, program)
 			return sameRows(found, []string{
 				"PersistentVolume " + volume["source"].Name + " kept", "PersistentVolume " + volume["released"].Name,
 				"PersistentVolume " + volume["given-up"].Name + " kept",
 				"VolumeSnapshotContent " + content["source"].Name + " kept", "VolumeSnapshotContent " + content["deleted"].Name,
 			})
 		})
-		if found := leftovers(t, program, "--node", here.Name, "--delete"); len(found) > 0 {
+		if found := prune(t, program, "--node", here.Name, "--delete"); len(found) > 0 {
 			t.Errorf("%s is there, and is said to have left %+v", here.Name, found)
 		}
 	})
 	t.Run("Delete", func(t *testing.T) {
 		s := s.in(t)
-		leftovers(t, program, "--delete")
+		prune(t, program, "--delete")
 		awaitGone(t, api().CoreV1().PersistentVolumes(), volume["released"].Name, volume["released"])
 		awaitGone(t, lab.snapshots.SnapshotV1().VolumeSnapshotContents(), content["deleted"].Name, content["deleted"])
 		awaitGone(t, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), "deleted", (*snapshotv1.VolumeSnapshot)(nil))
@@ -78,7 +78,7 @@ func TestLeftovers(t *testing.T) {
 		s.content("source")
 		// As it says: the claim goes first.
 		s.deleteClaim("given-up")
-		leftovers(t, program, "--delete")
+		prune(t, program, "--delete")
 		awaitGone(t, api().CoreV1().PersistentVolumes(), volume["given-up"].Name, volume["given-up"])
 	})
 	t.Run("Back", func(t *testing.T) {
@@ -112,16 +112,16 @@ func (s *space) lose(program string, disk *drive, name string) {
 	s.Helper()
 	volume, content := s.volume(name), s.content(name)
 	rows := []string{"PersistentVolume " + volume.Name, "VolumeSnapshotContent " + content.Name}
-	s.no(sameRows(leftovers(s.T, program, "--pool-id", disk.id, "--delete"), []string{rows[0] + " kept", rows[1] + " kept"}))
+	s.no(sameRows(prune(s.T, program, "--pool-id", disk.id, "--delete"), []string{rows[0] + " kept", rows[1] + " kept"}))
 	s.no(lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns).Delete(ctx, name, metav1.DeleteOptions{}))
 	s.deleteClaim(name)
 	eventually(s.T, "nothing of it is wanted any more", func() error {
-		return sameRows(leftovers(s.T, program, "--pool-id", disk.id), rows)
+		return sameRows(prune(s.T, program, "--pool-id", disk.id), rows)
 	})
-	if found := leftovers(s.T, program, "--delete"); len(found) > 0 {
+	if found := prune(s.T, program, "--delete"); len(found) > 0 {
 		s.Errorf("the disk may come back, and cleared is %+v", found)
 	}
-	leftovers(s.T, program, "--pool-id", disk.id, "--delete")
+	prune(s.T, program, "--pool-id", disk.id, "--delete")
 	awaitGone(s.T, api().CoreV1().PersistentVolumes(), volume.Name, volume)
 	awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshotContents(), content.Name, content)
 	awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), name, (*snapshotv1.VolumeSnapshot)(nil))
@@ -147,10 +147,10 @@ func driverProgram(t *testing.T, node *cluster.Node) string {
 	return path
 }
 
-// leftovers runs the command as an administrator of the cluster.
-func leftovers(t *testing.T, program string, args ...string) (rows []leftover) {
+// prune runs `btrfs-csi prune` as an administrator of the cluster.
+func prune(t *testing.T, program string, args ...string) (rows []pruneRow) {
 	t.Helper()
-	out := must(t)(runTool(program, append([]string{"leftovers", "-o", "json"}, args...)...))
+	out := must(t)(runTool(program, append([]string{"prune", "-o", "json"}, args...)...))
 	if err := json.Unmarshal([]byte(out), &rows); err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func leftovers(t *testing.T, program string, args ...string) (rows []leftover) {
 }
 
 // sameRows compares what was found, but for Subvolumes and Pools, with what is wanted.
-func sameRows(found []leftover, want []string) error {
+func sameRows(found []pruneRow, want []string) error {
 	var have []string
 	for _, l := range found {
 		row := l.Kind + " " + l.Name

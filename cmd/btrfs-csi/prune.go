@@ -11,7 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/driver"
 )
 
-func newLeftovers() *cobra.Command {
+func newPrune() *cobra.Command {
 	var (
 		output     outputFlag
 		kubeconfig string
@@ -19,26 +19,26 @@ func newLeftovers() *cobra.Command {
 		remove     bool
 	)
 	cmd := &cobra.Command{
-		Use:   "leftovers",
-		Short: "List objects of removed nodes, or of a lost disk, in the cluster",
-		Long: `Leftovers lists the Pools, Subvolumes, PersistentVolumes and VolumeSnapshotContents of
+		Use:   "prune",
+		Short: "List or delete the objects of removed nodes, or of a lost disk, in the cluster",
+		Long: `Prune lists the Pools, Subvolumes, PersistentVolumes and VolumeSnapshotContents of
 nodes that are no longer in the cluster. No controller handles these objects, so their
-deletion hangs. With --delete, leftovers deletes them, except for objects that a
+deletion hangs. With --delete, prune deletes them, except for objects that a
 PersistentVolumeClaim or a VolumeSnapshot still uses.
 
-With --pool-id, leftovers lists the objects of a pool that no node has, because its disk
+With --pool-id, prune lists the objects of a pool that no node has, because its disk
 is lost. A pool that a node refuses is not lost, and the status says so.
 
-Leftovers never deletes data on disks. If you attach a disk to another node, all its
+Prune never deletes data on disks. If you attach a disk to another node, all its
 volumes are found again. So think before you delete.
 
-You can run leftovers anywhere, with the rights of a cluster administrator.`,
+You can run prune anywhere, with the rights of a cluster administrator.`,
 		Example: `  kubectl delete node worker-3
-  btrfs-csi leftovers
-  btrfs-csi leftovers --node worker-3 --delete
+  btrfs-csi prune
+  btrfs-csi prune --node worker-3 --delete
 
   kubectl get pools.btrfs-csi.github.io     # STATE is Away
-  btrfs-csi leftovers --pool-id 4f0c5f8e-6b0e-4a52-9d0b-6a3f1c1f2e77 --delete`,
+  btrfs-csi prune --pool-id 4f0c5f8e-6b0e-4a52-9d0b-6a3f1c1f2e77 --delete`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			clients, err := connect(kubeconfig, 50, 100)
@@ -49,11 +49,11 @@ You can run leftovers anywhere, with the rights of a cluster administrator.`,
 			if err != nil {
 				return err
 			}
-			rows, failed := clearLeftovers(cmd.Context(), found, remove)
+			rows, failed := pruned(cmd.Context(), found, remove)
 			return errors.Join(failed, output.print(cmd.OutOrStdout(), rows, func(t *table) {
-				t.row("KIND", "NAME", "NODE", "CLAIM", "STATUS")
+				t.row("KIND", "NAME", "NODE", "PVC/VOLUMESNAPSHOT", "STATUS")
 				for _, r := range rows {
-					t.row(r.Kind, r.Name, r.Node, r.Claim, r.status())
+					t.row(r.Kind, r.Name, r.Node, r.RequestedBy, r.status())
 				}
 			}))
 		},
@@ -67,12 +67,12 @@ You can run leftovers anywhere, with the rights of a cluster administrator.`,
 	return cmd
 }
 
-// clearLeftovers deletes the objects that may be deleted, if remove is true. It returns a
+// pruned deletes the objects that may be deleted, if remove is true. It returns a
 // row for each object.
-func clearLeftovers(ctx context.Context, found []prune.Object, remove bool) (rows []leftoverRow, failed error) {
-	rows = []leftoverRow{}
+func pruned(ctx context.Context, found []prune.Object, remove bool) (rows []pruneRow, failed error) {
+	rows = []pruneRow{}
 	for _, o := range found {
-		row := leftoverRow{Object: o}
+		row := pruneRow{Object: o}
 		if remove && o.Kept == "" {
 			err := o.Remove(ctx)
 			failed = errors.Join(failed, err)
@@ -83,13 +83,13 @@ func clearLeftovers(ctx context.Context, found []prune.Object, remove bool) (row
 	return rows, failed
 }
 
-// leftoverRow is one row of the output.
-type leftoverRow struct {
+// pruneRow is one row of the output.
+type pruneRow struct {
 	prune.Object
 	Deleted bool `json:"deleted"`
 }
 
-func (r leftoverRow) status() string {
+func (r pruneRow) status() string {
 	switch {
 	case r.Deleted:
 		return "deleted"
@@ -97,7 +97,7 @@ func (r leftoverRow) status() string {
 		return "kept: " + r.Kept
 	}
 	if r.Message != "" {
-		return "left over: " + r.Message
+		return "stale: " + r.Message
 	}
-	return "left over"
+	return "stale"
 }

@@ -100,7 +100,6 @@ refuses /updateStrategy --set updateStrategy.rollingUpdate.maxSurge=1
 refuses /updateStrategy/rollingUpdate/maxUnavailable --set updateStrategy.rollingUpdate.maxUnavailable=0
 refuses /snapshotController/replicas --set snapshotController.replicas=0
 refuses /storageClasses/0/name --set 'storageClasses[0].name=Fast'
-refuses "/storageClasses/0': missing property 'name'" --set 'storageClasses[0].default=true'
 refuses /storageClasses/0/volumeBindingMode --set 'storageClasses[0].name=a,storageClasses[0].volumeBindingMode=Later'
 refuses /storageClasses/0/mountOptions/0 --set 'storageClasses[0].name=a,storageClasses[0].mountOptions[0]=compress=zstd'
 refuses /storageClasses/0/parameters --set 'storageClasses[0].name=a,storageClasses[0].parameters.compresion=zstd'
@@ -116,7 +115,37 @@ refuses 'storageClasses[0].mountOptions: noatime and relatime' --set 'storageCla
 refuses 'volumeSnapshotClasses[1].default' --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[0].default=true,volumeSnapshotClasses[1].name=b,volumeSnapshotClasses[1].default=true'
 refuses 'volumeSnapshotClasses[1].name' --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[1].name=a'
 refuses /volumeSnapshotClasses/0/deletionPolicy --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[0].deletionPolicy=Keep'
+refuses 'storageClasses[1].name: there is another class "btrfs"' --set 'storageClasses[0].default=true,storageClasses[1].reclaimPolicy=Retain'
+refuses /storageClasses/0/allowedTopologies/0/matchLabelExpressions/0/key --set 'storageClasses[0].allowedTopologies[0].matchLabelExpressions[0].key=kubernetes.io/hostname,storageClasses[0].allowedTopologies[0].matchLabelExpressions[0].values={a}'
 refuses snapshotController.enabled --set snapshotController.enabled=true --is-upgrade
+refuses /snapshotController/podDisruptionBudget/maxUnavailable --set snapshotController.podDisruptionBudget.maxUnavailable=0
+refuses /snapshotController/topologySpreadConstraints/0 --set 'snapshotController.topologySpreadConstraints[0].maxSkew=1'
+refuses /global/imageRegistry --set global.imageRegistry=https://mirror.example
+refuses /image/digest --set image.digest=latest
+refuses 'has a digest already' --set "image.tag=v1@sha256:$(printf '%064d' 0),image.digest=sha256:$(printf '%064d' 1)"
+refuses "invalid propertyName 'app.kubernetes.io/name'" --set 'commonLabels.app\.kubernetes\.io/name=other'
+refuses "invalid propertyName 'app.kubernetes.io/component'" --set 'podLabels.app\.kubernetes\.io/component=other'
+refuses /commonLabels/team --set 'commonLabels.team=two words'
+refuses serviceAccount.name --set serviceAccount.create=false
+refuses createNamespace --set createNamespace=true
+refuses createNamespace --set createNamespace=true,namespaceOverride=ns
+refuses /driver/extraEnv/0/value --set 'driver.extraEnv[0].name=GOGC,driver.extraEnv[0].value=50'
+refuses /driver/extraEnv/0/name --set 'driver.extraEnv[0].name=NODE_NAME,driver.extraEnv[0].value=other'
+refuses /extraVolumes/0/name --set 'extraVolumes[0].name=state'
+refuses /driver/extraVolumeMounts/0 --set 'driver.extraVolumeMounts[0].name=certificates'
+refuses networkPolicy.enabled --set networkPolicy.enabled=true,hostNetwork=true
+refuses /nodeGroups/0 --set 'nodeGroups[0].quota=none'
+refuses "/nodeGroups/0': additional properties 'httpPort' not allowed" --set 'nodeGroups[0].name=a,nodeGroups[0].httpPort=9999'
+refuses /nodeGroups/0/quota --set 'nodeGroups[0].name=a,nodeGroups[0].quota=exact'
+refuses 'nodeGroups[1].name: there is another group "a"' --set 'nodeGroups[0].name=a,nodeGroups[1].name=a'
+refuses 'nodeGroups[1].nodes: nodes with btrfs-csi.github.io/node-group=a' --set 'nodeGroups[0].name=a,nodeGroups[1].name=b,nodeGroups[1].nodes={c,a}'
+refuses 'nodeGroups, a: loopPoolSize "1Mi": at least 256Mi' --set 'nodeGroups[0].name=a,nodeGroups[0].loopPoolSize=1Mi'
+refuses 'nodeGroups, a: stateDir' --set 'nodeGroups[0].name=a,nodeGroups[0].stateDir=/var/lib'
+refuses 'prometheusRule.alerts: there is no alert "BtrfsFull"; there are BtrfsDriverDown,' --set prometheusRule.alerts.BtrfsFull.enabled=false
+refuses /prometheusRule/alerts/BtrfsPoolFull --set prometheusRule.alerts.BtrfsPoolFull.threshold=5
+refuses /prometheusRule/alerts/BtrfsPoolFull/for --set prometheusRule.alerts.BtrfsPoolFull.for=soon
+refuses /prometheusRule/additionalRules/0 --set 'prometheusRule.additionalRules[0].expr=1'
+refuses /extraObjects/0 --set 'extraObjects[0].kind=ConfigMap'
 refuses kubeVersion --kube-version 1.30.0
 # Without a value a key is not there, and what would be made of that is nonsense.
 for key in $(sed -n 's/^\([a-zA-Z]*\):.*/\1/p' $chart/values.yaml); do
@@ -126,7 +155,8 @@ done
 # What has to hold whatever the values are.
 for values in "$chart/values.yaml" $chart/ci/*.yaml; do
 	hasnt '<no value>|%!|<nil>' "${with_snapshots[@]}" --values "$values"
-	[ "$(render --values "$values" | grep -c 'privileged: true')" = 1 ] || fail "$values: one container is privileged, no more"
+	rendered=$(render "${with_snapshots[@]}" --values "$values") || fail "$values: $rendered"
+	[ "$(grep -c 'privileged: true' <<< "$rendered")" = "$(grep -c '^kind: DaemonSet$' <<< "$rendered")" ] || fail "$values: one container of each node is privileged, no more"
 done
 hasnt '/var/lib/kubelet' --set kubeletDir=/data/kubelet
 has '^ +- --endpoint=unix:///data/kubelet/plugins/btrfs-csi.github.io/csi.sock$' --set kubeletDir=/data/kubelet
@@ -143,15 +173,85 @@ has '^  ingress: \[\]$' --set networkPolicy.enabled=true
 hasnt 'from:' --set networkPolicy.enabled=true,snapshotController.enabled=true
 has 'port: 19808, endPort: 19811' --values $chart/ci/everything.yaml
 
+# What Helm merges into the lists of values is the entry's, and the rest is as it was.
+classes=$(render "${with_snapshots[@]}" --show-only templates/classes.yaml)
+default=$(render "${with_snapshots[@]}" --show-only templates/classes.yaml --set 'storageClasses[0].default=true')
+[ "$(sed 's|storageclass.kubernetes.io/is-default-class: "false"|storageclass.kubernetes.io/is-default-class: "true"|' <<< "$classes")" = "$default" ] ||
+	fail "storageClasses[0].default=true changes more than that"
+retain=$(render "${with_snapshots[@]}" --show-only templates/classes.yaml --set 'volumeSnapshotClasses[0].deletionPolicy=Retain')
+[ "$(sed 's|deletionPolicy: Delete|deletionPolicy: Retain|' <<< "$classes")" = "$retain" ] || fail "volumeSnapshotClasses[0].deletionPolicy=Retain changes more than that"
+has '^kind: VolumeSnapshotClass$' --set snapshotController.enabled=true
+hasnt 'priorityClassName: (""|system-node-critical)?$' --set priorityClassName=
+hasnt 'kind: (Role|ClusterRole)$' --set rbac.create=false
+hasnt 'kind: ServiceAccount$' --set serviceAccount.create=false,serviceAccount.name=mine
+has 'serviceAccountName: mine$' --set serviceAccount.create=false,serviceAccount.name=mine
+has "username == 'system:serviceaccount:ns:mine'" --set serviceAccount.create=false,serviceAccount.name=mine
+hasnt 'namespace: ns$|:ns:' --set namespaceOverride=other,snapshotController.enabled=true,networkPolicy.enabled=true,podMonitor.enabled=true,prometheusRule.enabled=true --set 'networkPolicy.from[0].ipBlock.cidr=10.0.0.0/8'
+has 'dnsPolicy: ClusterFirstWithHostNet$' --set hostNetwork=true
+
+# Everything has the labels and annotations that all have, those of pods too.
+everything=$(render "${with_snapshots[@]}" --values $chart/ci/everything.yaml --set-json 'extraObjects=[]') || fail "$everything"
+objects=$(grep -c '^kind: ' <<< "$everything")
+templates=$(grep -c '^  template:$' <<< "$everything")
+for mark in 'team: (storage|disks)' 'example.org/contact: storage@example.org'; do
+	[ "$(grep -cE "^ +$mark\$" <<< "$everything")" = $((objects + templates)) ] || fail "$((objects + templates)) objects and pods want $mark: $(grep -cE "^ +$mark\$" <<< "$everything") have it"
+done
+
+# No node is of two DaemonSets, nor is any pod.
+groups=(--set 'nodeGroups[0].name=a,nodeGroups[0].quota=none,nodeGroups[0].loopPoolSize=,nodeGroups[1].name=b,nodeGroups[1].nodes={c,d}' --set loopPoolSize=1Gi,driver.resources.limits.memory=1Gi)
+daemonset() { render "${groups[@]}" --show-only templates/daemonset.yaml | awk -v wanted="$1" 'BEGIN { RS = "---\n" } $0 ~ "\n  name: " wanted "\n"'; }
+affinity() { daemonset "$1" | sed -n '/^      affinity:$/,/^      [a-z]*tolerations:$/p' | tr -d '\n '; }
+[[ $(affinity release-btrfs-csi) == *'key:btrfs-csi.github.io/node-groupoperator:NotInvalues:-a-c-d'* ]] || fail "the nodes of groups are left out: $(affinity release-btrfs-csi)"
+[[ $(affinity release-btrfs-csi-a) == *'operator:Invalues:-atolerations:' ]] || fail "group a is that of its name: $(affinity release-btrfs-csi-a)"
+[[ $(affinity release-btrfs-csi-b) == *'operator:Invalues:-c-dtolerations:' ]] || fail "group b names its nodes: $(affinity release-btrfs-csi-b)"
+[ "$(daemonset release-btrfs-csi-a | grep -cE -- 'component: node-a$|--quota=none$|memory: 1Gi$')" = 5 ] || fail "group a has its quota, its component three times, and the memory of all: $(daemonset release-btrfs-csi-a)"
+[[ $(daemonset release-btrfs-csi-a) != *--loop-pool* ]] || fail "group a has no loop pool"
+[[ $(daemonset release-btrfs-csi-b) == *--quota=auto*--loop-pool=1Gi* ]] || fail "group b has the values of all"
+has "o.name in \['release-btrfs-csi', 'release-btrfs-csi-a', 'release-btrfs-csi-b'\]" "${groups[@]}"
+
+# All images come from the registry that is named.
+mirrored=$(render --set global.imageRegistry=mirror.example:5000/all,snapshotController.enabled=true | sed -n 's/^ *image: "\(.*\):[^:]*"$/\1/p' | sort)
+[ "$mirrored" = "$(printf 'mirror.example:5000/all/%s\n' btrfs-csi/btrfs-csi library/busybox sig-storage/csi-{provisioner,resizer,snapshotter} sig-storage/snapshot-controller | sort)" ] ||
+	fail "global.imageRegistry: $mirrored"
+has 'image: "btrfs-csi:v0.1.0"' --set image.repository=btrfs-csi
+has 'image: "mirror.example/btrfs-csi:v0.1.0"' --set image.repository=localhost/btrfs-csi,global.imageRegistry=mirror.example
+has 'name: parents$' --set 'global.imagePullSecrets={parents}'
+
+# Alerts can be changed one by one.
+alerts=(--show-only templates/monitoring.yaml --set prometheusRule.enabled=true)
+hasnt BtrfsOrphans "${alerts[@]}" --set prometheusRule.alerts.BtrfsOrphans.enabled=false
+has 'for: 3h$' "${alerts[@]}" --set prometheusRule.alerts.BtrfsPoolFull.for=3h
+has 'severity: page$' "${alerts[@]}" --set prometheusRule.alerts.BtrfsPoolFull.labels.severity=page
+has 'runbook_url: https://runbooks.example/BtrfsPoolFull.md$' "${alerts[@]}" --set prometheusRule.runbookURL=https://runbooks.example
+
 # Each image can be had by its digest.
 digest=sha256:$(printf '%064d' 0)
 images=(image provisioner.image snapshotter.image resizer.image snapshotController.image test.image)
 pinned=$(render --set snapshotController.enabled=true $(printf -- '--set=%s.tag=v1@'"$digest"' ' "${images[@]}")) || fail "$pinned"
 [ "$(grep -cE '^ +image: ' <<< "$pinned")" = ${#images[@]} ] || fail "an image is missing in images"
 [ "$(grep -cE "^ +image: \".*:v1@$digest\"$" <<< "$pinned")" = ${#images[@]} ] || fail "an image has lost its digest: $(grep -E '^ +image: ' <<< "$pinned")"
+pinned=$(render --set snapshotController.enabled=true $(printf -- '--set=%s.digest='"$digest"' ' "${images[@]}")) || fail "$pinned"
+[ "$(grep -cE "^ +image: \".*:[^@]+@$digest\"$" <<< "$pinned")" = ${#images[@]} ] || fail "an image has no digest: $(grep -E '^ +image: ' <<< "$pinned")"
 hasnt 'kind: CustomResourceDefinition' --include-crds --set crds.install=false
 has 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds --set snapshotController.enabled=true
 hasnt 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds
+
+# What Artifact Hub shows is what the chart has, and it shows the README of the package.
+annotation() { sed -n "\\|^  artifacthub.io/$1: |,\\|^  artifacthub.io/|p" $chart/Chart.yaml; }
+listed=$(annotation images | sed -n 's/^ *image: //p' | sort)
+rendered=$(render --set snapshotController.enabled=true | sed -n 's/^ *image: "\(.*\)"$/\1/p' | sort)
+[ "$listed" = "$rendered" ] || fail "artifacthub.io/images of Chart.yaml is not what is rendered: $(diff <(echo "$listed") <(echo "$rendered"))"
+listed=$(annotation crds | sed -n 's/^ *name: //p' | sort)
+[ "$listed" = "$(sed -n 's/^  name: //p' $chart/files/crds/*.yaml | sort)" ] || fail "artifacthub.io/crds of Chart.yaml is not files/crds: $listed"
+if grep -nE '\]\((\.|[a-z]+[^:)]*\))' $chart/README.md >&2; then fail "README.md: a link of a package has to be absolute"; fi
+
+# The package is what the directory is, without what is for the tests alone.
+package=$(mktemp -d)
+trap 'rm -rf "$package"' EXIT
+"$HELM" package $chart --destination "$package" > /dev/null || fail "package"
+tar -tzf "$package"/btrfs-csi-*.tgz | grep -q '^btrfs-csi/ci/' && fail "ci/ is in the package"
+[ "$("$HELM" template release "$package"/btrfs-csi-*.tgz --namespace ns --kube-version 1.37.2)" = "$("$HELM" template release $chart --namespace ns --kube-version 1.37.2)" ] ||
+	fail "the package renders something else than the chart"
 
 # A policy without a binding holds nobody, and so does one for another user.
 policies=$(render --show-only templates/admission.yaml)

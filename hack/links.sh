@@ -1,16 +1,38 @@
 #!/usr/bin/env bash
-# Fails for a relative link of a Markdown file that leads to no file.
+# Fails for a link that leads to no file, or to no heading of one: a relative link of a Markdown
+# file, or one to this repository from anywhere, as what is packaged or shown elsewhere needs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+home='https://github\.com/btrfs-csi/btrfs-csi/(blob|tree|raw)/main'
 broken=0
+
+headings() { # file; the anchors that GitHub makes of them
+	grep -E '^#+ ' "$1" | sed -E 's/^#+ +//; s/[^[:alnum:] _-]//g; s/ /-/g' | tr '[:upper:]' '[:lower:]'
+}
+
+check() { # file, link, path that it leads to
+	local anchor=
+	[[ $2 != *'#'* ]] || anchor=${2#*#}
+	if [ ! -e "$3" ]; then
+		echo "$1: $2 leads nowhere" >&2
+		broken=1
+	elif [[ -n $anchor && $3 == *.md ]] && ! grep -qxF -- "$anchor" <<< "$(headings "$3")"; then
+		echo "$1: $2: $3 has no such heading" >&2
+		broken=1
+	fi
+}
+
 while IFS= read -r file; do
 	while IFS= read -r link; do
 		path=${link%%#*}
-		if [ -n "$path" ] && [ ! -e "$(dirname "$file")/$path" ]; then
-			echo "$file: $link leads nowhere" >&2
-			broken=1
-		fi
-	done < <(grep -oE '\]\([^)]+\)' "$file" | sed -E 's/^\]\((.*)\)$/\1/' | grep -vE '^[a-z]+:' || true)
+		check "$file" "$link" "$([ -n "$path" ] && echo "$(dirname "$file")/$path" || echo "$file")"
+	done < <(grep -oE '\]\([^) ]+\)' "$file" | sed -E 's/^\]\((.*)\)$/\1/' | grep -vE '^[a-z]+:' || true)
 done < <(find . -name '*.md' -not -path './bin/*' | sort)
+
+while IFS=: read -r file link; do
+	path=${link#*/main/}
+	check "$file" "$link" "./${path%%#*}"
+done < <(grep -roE "$home/[A-Za-z0-9_./-]+(#[a-z0-9_-]+)?" . --include='*.md' --include='*.yaml' --include='*.json' --include='*.txt' --include='*.go' \
+	--exclude-dir=bin --exclude-dir=dist --exclude-dir=.git | sort -u)
 exit $broken

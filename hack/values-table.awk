@@ -18,7 +18,7 @@ BEGIN { print "| value | default | is |"; print "|---|---|---|" }
 	if (doc == "") { print FILENAME ":" FNR ": " path[depth] " has no comment" > "/dev/stderr"; failed = 1 }
 	if (value == "") inside = depth
 	gsub(/\|/, "\\|", doc)
-	printf "| `%s` | %s | %s |\n", path[depth], (value == "" ? "[see there](values.yaml)" : "`" value "`"), doc
+	printf "| `%s` | %s | %s |\n", path[depth], (value == "" ? "[see there](https://github.com/btrfs-csi/btrfs-csi/blob/main/charts/btrfs-csi/values.yaml)" : "`" value "`"), doc
 	doc = ""
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"unsafe"
 
-	"github.com/containerd/btrfs/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,7 +28,13 @@ func IsBtrfs(path string) (bool, error) {
 // directory; EDQUOT; ENOSPC.
 func Create(path string) error {
 	return withEntry("create subvolume", path, func(dir int, name string) error {
-		return btrfs.SubvolCreate(fdPath(dir, name))
+		if len(name) > volNameMax {
+			return unix.ENAMETOOLONG
+		}
+		var args volArgs
+		copy(args.name[:], name)
+		_, err := ioctl(dir, iocSubvolCreate, unsafe.Pointer(&args))
+		return err
 	})
 }
 
@@ -46,7 +51,7 @@ func Snapshot(dst, src string, readOnly bool) error {
 			return err
 		}
 		return withEntry("to", dst, func(dir int, name string) error {
-			if len(name) > subvolNameMax {
+			if len(name) > volNameMax {
 				return unix.ENAMETOOLONG
 			}
 			args := volArgsV2{fd: int64(source)}

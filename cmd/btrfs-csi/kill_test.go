@@ -289,6 +289,9 @@ var operations = []operation{
 func TestKilledAtEveryStep(t *testing.T) {
 	for _, quota := range []string{"full", "simple"} {
 		t.Run(quota, func(t *testing.T) {
+			if quota == "simple" {
+				btrfstest.SimpleQuota.Need(t)
+			}
 			v := newVictim(t, quota)
 			for _, o := range operations {
 				step := 1

@@ -469,6 +469,7 @@ func TestCheckRepairs(t *testing.T) {
 // TestCheckWithRoutine: without a driver, check prints stale accounting, which a driver
 // would remove by itself, but not as a fault.
 func TestCheckWithRoutine(t *testing.T) {
+	btrfstest.SimpleQuota.Need(t)
 	state := btrfstest.Mount(t)
 	d := startDriver(t, state, "--quota=simple")
 	const mark = 0x6373692d62747266   // of the driver's groups: see mark in pkg/pool/quota.go

@@ -44,6 +44,9 @@ var often = snapshot.MaintainEvery(time.Second)
 
 func newNode(t testing.TB, mode btrfs.QuotaMode, options ...btrfstest.Option) *node {
 	t.Helper()
+	if mode == btrfs.QuotaSimple {
+		btrfstest.SimpleQuota.Need(t)
+	}
 	n := &node{state: btrfstest.Mount(t, options...), mode: mode, disks: map[string]string{}}
 	var err error
 	n.host, err = pool.NewHost(n.state, mode)

@@ -56,6 +56,7 @@ func TestExpansionWaitsForNobody(t *testing.T) {
 // for many concurrent operations.
 func TestCommitsShared(t *testing.T) {
 	t.Parallel()
+	btrfstest.CreateWithoutSync.Need(t)
 	state := btrfstest.Mount(t, noCommits)
 	host, err := pool.NewHost(state, btrfs.QuotaNone)
 	must(t, err)

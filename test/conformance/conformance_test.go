@@ -82,6 +82,9 @@ func TestSuiteOnContainerd(t *testing.T) {
 // mount makes a filesystem whose quota is on already: the engines of several
 // cases may open it at the same time.
 func mount(t *testing.T, mode btrfs.QuotaMode) string {
+	if mode == btrfs.QuotaSimple {
+		btrfstest.SimpleQuota.Need(t)
+	}
 	// The kernel is not to commit by itself where commits are counted.
 	filesystem := btrfstest.Mount(t, btrfstest.Size(poolSize), btrfstest.MountOptions("commit=86400"))
 	if mode != btrfs.QuotaNone {

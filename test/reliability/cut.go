@@ -13,6 +13,8 @@ import (
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 // cut cuts the power: it copies the pool's image, and has a driver of its own start on
@@ -125,6 +127,9 @@ func (l *leg) copyNow(image, index, when string) (window, string, error) {
 	err := reflink(l.node.image, image)
 	during.to = l.here()
 	l.report.LongestCut = max(l.report.LongestCut, time.Since(began))
+	if err == nil {
+		err = btrfstest.Rename(image) // the original stays mounted
+	}
 	return during, when, errors.Join(err, copyIndex(l.node.index(), index))
 }
 

@@ -136,16 +136,18 @@ func attachLoop(t *testing.T, file string) error {
 
 func TestStaleQuotaIsFound(t *testing.T) {
 	for _, quota := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
-		l := newLeg(t, quota)
-		if err := l.node.checkQuota(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		if err := btrfs.CreateQgroup(l.node.Pool(), btrfs.NewQgroupID(1, 4711)); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.node.staleQuota(); err == nil || !strings.Contains(err.Error(), "1/4711") {
-			t.Errorf("quota %s: found %v, want 1/4711", quota, err)
-		}
+		t.Run(string(quota), func(t *testing.T) {
+			l := newLeg(t, quota)
+			if err := l.node.checkQuota(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := btrfs.CreateQgroup(l.node.Pool(), btrfs.NewQgroupID(1, 4711)); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.node.staleQuota(); err == nil || !strings.Contains(err.Error(), "1/4711") {
+				t.Errorf("found %v, want 1/4711", err)
+			}
+		})
 	}
 }
 
@@ -178,6 +180,9 @@ func TestQuotaAfterAKill(t *testing.T) {
 
 // newLeg returns a node whose driver serves, without a load.
 func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
+	if quota == btrfs.QuotaSimple {
+		btrfstest.SimpleQuota.Need(t)
+	}
 	btrfstest.RequireRoot(t)
 	binary, _, err := build(t.Context())
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 // Options say what to do to a driver.
@@ -41,8 +42,13 @@ type Options struct {
 	Sample time.Duration
 }
 
-// modes are all kinds of quota.
-var modes = []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple, btrfs.QuotaNone}
+// modes returns all kinds of quota that the kernel has.
+func modes() []btrfs.QuotaMode {
+	if !btrfstest.SimpleQuota.Holds() {
+		return []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaNone}
+	}
+	return []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple, btrfs.QuotaNone}
+}
 
 // leg is the part of a run that is done to one node.
 type leg struct {
@@ -69,7 +75,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		o.Log = func(string, ...any) {}
 	}
 	if len(o.Quota) == 0 {
-		o.Quota = modes
+		o.Quota = modes()
 	}
 	report := Report{Seed: o.Seed, counts: &counts{requests: map[string]*Answers{}, repairs: map[string]int{}}}
 	began := time.Now()

@@ -92,13 +92,27 @@ func Image(t testing.TB, mountPoint string) string {
 
 // PowerCut mounts a copy of a filesystem as a power cut would leave it now, and returns its
 // mount point. The copy contains what is on the device, without the kernel's memory. The
-// original stays mounted, and nothing may write to it meanwhile. Mounting the copy beside
-// it needs kernel 6.7.
+// original stays mounted, and nothing may write to it meanwhile.
 func PowerCut(t testing.TB, mountPoint string) string {
 	t.Helper()
-	image := filepath.Join(t.TempDir(), "powercut.img")
-	run(t, "cp", "--sparse=always", Image(t, mountPoint), image)
+	image := copyImage(t, mountPoint)
+	if err := Rename(image); err != nil {
+		t.Fatal(err)
+	}
 	return mountImage(t, image, nil)
+}
+
+// Copy is PowerCut that mounts an exact copy, which needs CopyBeside.
+func Copy(t testing.TB, mountPoint string) string {
+	t.Helper()
+	return mountImage(t, copyImage(t, mountPoint), nil)
+}
+
+func copyImage(t testing.TB, mountPoint string) string {
+	t.Helper()
+	image := filepath.Join(t.TempDir(), "copy.img")
+	run(t, "cp", "--sparse=always", Image(t, mountPoint), image)
+	return image
 }
 
 // Remount unmounts a filesystem that Mount made, and mounts it again, as a boot does.

@@ -1,0 +1,58 @@
+package btrfstest
+
+import (
+	"fmt"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Fact is something that the kernel does from one version on.
+type Fact struct {
+	what         string
+	major, minor int
+}
+
+// The facts that tests need. Those with 6.12 were seen there and not on 6.1.
+var (
+	CommitStats       = Fact{"sysfs counts commits", 6, 0}
+	CreateWithoutSync = Fact{"the creation of a subvolume does not commit", 6, 6}
+	SnapshotsShare    = Fact{"snapshots share commits", 6, 6}
+	SimpleQuota       = Fact{"simple quota", 6, 7}
+	CopyBeside        = Fact{"an exact copy mounts beside its original", 6, 7}
+	QgroupGoes        = Fact{"full quota removes the qgroup of a destroyed subvolume", 6, 12}
+	GroupIsVoid       = Fact{"a snapshot of a subvolume in a qgroup of level 1 makes full quota inconsistent", 6, 12}
+	// NestedGoAtLimit holds on 7.2, and not yet on 6.18.
+	NestedGoAtLimit = Fact{"a nested subvolume can be destroyed at the limit of its volume", 6, 19}
+)
+
+// Holds reports whether the running kernel does it.
+func (f Fact) Holds() bool {
+	major, minor := version(release())
+	return major > f.major || major == f.major && minor >= f.minor
+}
+
+// Need skips the test on a kernel that does not do it.
+func (f Fact) Need(t testing.TB) {
+	t.Helper()
+	if !f.Holds() {
+		t.Skipf("needs Linux %d.%d, found %s: %s", f.major, f.minor, release(), f.what)
+	}
+}
+
+// release returns what uname -r prints.
+func release() string {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		panic(err) // not with a valid pointer
+	}
+	return unix.ByteSliceToString(name.Release[:])
+}
+
+// version returns the first two numbers of a release.
+func version(release string) (major, minor int) {
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		panic(fmt.Sprintf("the kernel has the release %q: %v", release, err))
+	}
+	return major, minor
+}

@@ -224,6 +224,12 @@ has 'for: 3h$' "${alerts[@]}" --set prometheusRule.alerts.BtrfsPoolFull.for=3h
 has 'severity: page$' "${alerts[@]}" --set prometheusRule.alerts.BtrfsPoolFull.labels.severity=page
 has 'runbook_url: https://runbooks.example/BtrfsPoolFull.md$' "${alerts[@]}" --set prometheusRule.runbookURL=https://runbooks.example
 
+# An alert on a metric that the driver does not have would never fire.
+rules=$(render --set prometheusRule.enabled=true --show-only templates/monitoring.yaml)
+for metric in $(grep -oE 'btrfs_csi_[a-z_]+' <<< "$rules" | sed 's/_count$//' | sort -u); do
+	grep -qE "\"(${metric#btrfs_csi_pool_}|$metric)\"" cmd/btrfs-csi/metrics.go || fail "an alert is on $metric, which the driver does not have"
+done
+
 # Each image can be had by its digest.
 digest=sha256:$(printf '%064d' 0)
 images=(image provisioner.image snapshotter.image resizer.image snapshotController.image test.image)

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -126,8 +127,11 @@ func TestLoopPoolLargerThanItsRoom(t *testing.T) {
 	o.fill(150 * mebi)
 	o.refused(o.ask("late", 32*mebi), codes.ResourceExhausted, image)
 	o.reported("BackingFull", "BackingFull", "BackingFull")
-	if !strings.Contains(o.get("/metrics"), "btrfs_csi_pool_backing_available_bytes{") {
-		t.Error("no metric has it")
+	metrics := o.get("/metrics")
+	for _, want := range []string{`btrfs_csi_pool_backing_available_bytes\{.*`, `btrfs_csi_pool_condition\{condition="BackingFull",.*\} 1`, `btrfs_csi_pool_capacity_bytes\{.*\} 0`} {
+		if !regexp.MustCompile("(?m)^" + want + "$").MatchString(metrics) {
+			t.Errorf("no metric %s in\n%s", want, metrics)
+		}
 	}
 
 	o.fill(0)

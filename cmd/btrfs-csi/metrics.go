@@ -64,10 +64,14 @@ var (
 	descUp            = poolMetric("usable", "1 if the pool is in use, 0 if it cannot be.")
 	descSize          = poolMetric("size_bytes", "Size of the pool's filesystem.")
 	descAvailable     = poolMetric("available_bytes", "What can still be written to the pool's filesystem.")
+	descCapacity      = poolMetric("capacity_bytes", "What new volumes may still get, as GetCapacity reports it: 0 when nothing more is created.")
+	descCondition     = poolMetric("condition", "1 for each condition that the pool has, as in the state of its Pool; absent without one.", "condition")
 	descBacking       = poolMetric("backing_available_bytes", "What is left in the filesystem of the sparse file that the pool lies in. Only there where that is less than the file may want.")
 	descUnallocated   = poolMetric("unallocated_bytes", "Raw bytes that belong to no chunk yet.")
 	descMetadataUsed  = poolMetric("metadata_used_bytes", "Metadata in use.")
 	descMetadataTotal = poolMetric("metadata_bytes", "Metadata chunks allocated.")
+	descMetadataLeft  = poolMetric("metadata_available_bytes", "What metadata can still take.")
+	descMetadataFree  = poolMetric("metadata_headroom_bytes", "What has to stay free for metadata: with less nothing more is created.")
 	descReadOnly      = poolMetric("read_only", "1 if the pool's filesystem is, or has turned, read-only.")
 	descInconsistent  = poolMetric("quota_inconsistent", "1 if sizes are not enforced until a rescan has ended.", "mode")
 	descRescans       = poolMetric("quota_rescans_total", "How often the quota was found inconsistent and was rescanned.")
@@ -123,17 +127,23 @@ func collectPool(ch chan<- prometheus.Metric, p pool.Status) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, append([]string{p.Name, p.ID}, labels...)...)
 	}
 	gauge(descUp, flagValue(p.Error == ""))
+	for _, c := range p.Conditions() {
+		gauge(descCondition, 1, string(c.Problem))
+	}
 	if p.Error != "" {
 		return
 	}
 	gauge(descSize, float64(p.Space.Size))
 	gauge(descAvailable, float64(p.Space.Available))
+	gauge(descCapacity, float64(p.Capacity()))
 	if p.Space.Backing != nil {
 		gauge(descBacking, float64(p.Space.Backing.Available))
 	}
 	gauge(descUnallocated, float64(p.Space.Unallocated))
 	gauge(descMetadataUsed, float64(p.Space.MetadataUsed))
 	gauge(descMetadataTotal, float64(p.Space.MetadataTotal))
+	gauge(descMetadataLeft, float64(p.Space.Metadata))
+	gauge(descMetadataFree, float64(p.MetadataHeadroom()))
 	gauge(descReadOnly, flagValue(p.Space.ReadOnly))
 	gauge(descInconsistent, flagValue(p.Quota.Inconsistent), string(p.Quota.Mode))
 	gauge(descNesting, float64(p.Nesting))

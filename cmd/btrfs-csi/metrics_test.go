@@ -10,13 +10,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/rest"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -44,6 +47,75 @@ func emptyCluster(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte(`{"metadata":{"resourceVersion":"1"},"items":[]}`))
 	}
 }
+
+// TestPoolMetrics: the alerts for space compare metrics that agree with what the driver creates.
+func TestPoolMetrics(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		name   string
+		status pool.Status
+		want   map[string]float64
+	}{
+		{"roomy", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 10000 * mib, Available: 5000 * mib, Metadata: 500 * mib}}},
+			map[string]float64{"capacity_bytes": 4900 * mib, "metadata_available_bytes": 500 * mib, "metadata_headroom_bytes": 64 * mib}},
+		{"without metadata", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 1024 * mib, Available: 500 * mib, Metadata: 31 * mib}}},
+			map[string]float64{"capacity_bytes": 0, "metadata_available_bytes": 31 * mib, "metadata_headroom_bytes": 32 * mib}},
+		{"at the headroom", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 1024 * mib, Available: 64 * mib, Metadata: 33 * mib}}},
+			map[string]float64{"capacity_bytes": 0}},
+		{"read-only", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 1024 * mib, Available: 500 * mib, Metadata: 33 * mib, ReadOnly: true}}},
+			map[string]float64{"capacity_bytes": 0, "condition ReadOnly": 1}},
+		{"silent", pool.Status{Silent: true, Error: "its disk does not answer"},
+			map[string]float64{"usable": 0, "condition Silent": 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := gather(t, c.status)
+			for name, want := range c.want {
+				if value, ok := got[name]; !ok || value != want {
+					t.Errorf("%s is %v, %v, want %v", name, value, ok, want)
+				}
+			}
+			conditions := 0
+			for name := range got {
+				if strings.HasPrefix(name, "condition ") {
+					conditions++
+				}
+			}
+			if conditions != len(c.status.Conditions()) {
+				t.Errorf("%d conditions, want %d: %v", conditions, len(c.status.Conditions()), got)
+			}
+		})
+	}
+}
+
+// gather returns the metrics of a pool by name, without their prefix; conditions with theirs.
+func gather(t *testing.T, status pool.Status) map[string]float64 {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collected(func(ch chan<- prometheus.Metric) { collectPool(ch, status) }))
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]float64{}
+	for _, family := range families {
+		name := strings.TrimPrefix(family.GetName(), "btrfs_csi_pool_")
+		for _, m := range family.GetMetric() {
+			key := name
+			for _, label := range m.GetLabel() {
+				if label.GetName() == "condition" {
+					key += " " + label.GetValue()
+				}
+			}
+			all[key] = m.GetGauge().GetValue()
+		}
+	}
+	return all
+}
+
+type collected func(chan<- prometheus.Metric)
+
+func (c collected) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+func (c collected) Collect(ch chan<- prometheus.Metric) { c(ch) }
 
 // TestPublishedMetric: the alert on the metric must also fire if nothing was ever
 // published.

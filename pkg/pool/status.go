@@ -90,6 +90,15 @@ func (s Status) Conditions() []Condition {
 	return all
 }
 
+// Capacity returns how much may be promised to new volumes, in bytes.
+func (s Status) Capacity() int64 { return beyondHeadroom(s.Space.Room) }
+
+// MetadataHeadroom returns how much metadata new volumes leave free, in bytes.
+func (s Status) MetadataHeadroom() int64 {
+	_, metadata := headroom(s.Space.Size)
+	return metadata
+}
+
 // State returns the worst Problem of the pool and its message, or "Ready" and Note.
 func (s Status) State() (state, message string) {
 	if all := s.Conditions(); len(all) > 0 {

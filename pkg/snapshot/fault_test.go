@@ -539,13 +539,13 @@ func TestQueriesOfASickDisk(t *testing.T) {
 	defer w.close()
 	base := meta.Volume("base")
 	queries := map[string]func(context.Context) error{
-		"Stat":       func(ctx context.Context) error { return second(w.e.Stat(ctx, base)) },
-		"Mounts":     func(ctx context.Context) error { return second(w.e.Mounts(ctx, "base")) },
-		"Usage":      func(ctx context.Context) error { return second(w.e.Usage(ctx, base)) },
-		"Room":       func(ctx context.Context) error { return second(w.e.Room(ctx, base)) },
-		"Nested":     func(ctx context.Context) error { return second(w.e.Nested(ctx, "base")) },
+		"Stat":             func(ctx context.Context) error { return second(w.e.Stat(ctx, base)) },
+		"Mounts":           func(ctx context.Context) error { return second(w.e.Mounts(ctx, "base")) },
+		"Usage":            func(ctx context.Context) error { return second(w.e.Usage(ctx, base)) },
+		"Room":             func(ctx context.Context) error { return second(w.e.Room(ctx, base)) },
+		"Nested":           func(ctx context.Context) error { return second(w.e.Nested(ctx, "base")) },
 		"VolumeConditions": func(ctx context.Context) error { return second(w.e.VolumeConditions(ctx, "base")) },
-		"Capacity":   func(ctx context.Context) error { return second(w.e.Capacity(ctx, "")) },
+		"Capacity":         func(ctx context.Context) error { return second(w.e.Capacity(ctx, "")) },
 	}
 	failed := map[string]bool{}
 	for _, method := range []string{"Record", "Info", "Usage", "Room", "Nested", "SwapFiles"} {

@@ -196,7 +196,7 @@ func TestPoolsOfOthers(t *testing.T) {
 func TestClaimsOfOthers(t *testing.T) {
 	w := newWorld(t)
 	claim := w.turned(claims, w.put(claims, victims, claimText, "finding", provisioner(driver), ""), "phase: Pending")
-	const sizes = "may change nothing of a claim's status but what tells of its size"
+	const sizes = "may change nothing of a claim's status but its size"
 	condition := func(kind string) string {
 		return fmt.Sprintf(`{"status":{"conditions":[{"type":%q,"status":"True"}]}}`, kind)
 	}

@@ -4,6 +4,8 @@
 FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 ARG TARGETARCH
 WORKDIR /src
+COPY hack/deps.sh hack/cc.sh hack/
+RUN hack/deps.sh build-${TARGETARCH}
 COPY go.mod go.sum ./
 COPY build/image/go.mod build/image/go.sum build/image/
 RUN go mod download && go -C build/image mod download

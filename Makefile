@@ -22,14 +22,15 @@ DOCKER ?= docker
 # The components of the tests' Kubernetes are others' code.
 MODULES := $(patsubst %/,%,$(dir $(shell find . -name go.mod -not -path './bin/*' -not -path './test/e2e/components/*' | sort)))
 
-# A static binary of Go alone: the machine has no part in it, and no C compiler is needed.
-LDFLAGS := -s -w -X main.version=$(VERSION)
+# A static binary: cgo for the btrfs headers, names and users by Go alone.
+GOTAGS := netgo osusergo
+LDFLAGS := -linkmode external -extldflags -static -s -w -X main.version=$(VERSION)
 # Git refuses to read a checkout of somebody else's; the build need not fail for it.
 BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 # What root builds belongs to the owner of the checkout. Nothing is silent for long.
 OWNED := $(CURDIR)/hack/owned.sh
 PROGRESS := $(CURDIR)/hack/progress.sh
-BUILD = CGO_ENABLED=0 GOOS=linux GOFLAGS= GOAMD64=v1 GOARM64=v8.0 $(OWNED) $(PROGRESS) "building the driver" go build -trimpath -buildvcs=$(BUILDVCS) -ldflags "$(LDFLAGS)"
+BUILD = CGO_ENABLED=1 GOOS=linux $(OWNED) $(PROGRESS) "building the driver" go build -trimpath -buildvcs=$(BUILDVCS) -tags "$(GOTAGS)" -ldflags "$(LDFLAGS)"
 
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(CURDIR)/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
@@ -59,22 +60,29 @@ help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: deps
-deps: ## Install what testing needs (Debian and Ubuntu, as root)
-	@hack/deps.sh test
+deps: ## Install what building and testing need (Debian and Ubuntu, as root)
+	@hack/deps.sh build test
+
+.PHONY: deps-cross
+deps-cross: ## Install what building for the other architecture needs
+	@hack/deps.sh cross
 
 ##@ Build
 
 .PHONY: build
 build: ## Build bin/btrfs-csi, static, for this machine
+	@hack/deps.sh build
 	$(BUILD) -o bin/btrfs-csi ./cmd/btrfs-csi
 
 .PHONY: build-amd64
 build-amd64: ## Build bin/btrfs-csi-amd64
-	GOARCH=amd64 $(BUILD) -o bin/btrfs-csi-amd64 ./cmd/btrfs-csi
+	@hack/deps.sh build-amd64
+	CC=$$(hack/cc.sh amd64) GOARCH=amd64 $(BUILD) -o bin/btrfs-csi-amd64 ./cmd/btrfs-csi
 
 .PHONY: build-arm64
 build-arm64: ## Build bin/btrfs-csi-arm64
-	GOARCH=arm64 $(BUILD) -o bin/btrfs-csi-arm64 ./cmd/btrfs-csi
+	@hack/deps.sh build-arm64
+	CC=$$(hack/cc.sh arm64) GOARCH=arm64 $(BUILD) -o bin/btrfs-csi-arm64 ./cmd/btrfs-csi
 
 .PHONY: build-all
 build-all: build build-amd64 build-arm64 ## Build for this machine, amd64 and arm64
@@ -120,7 +128,7 @@ image-docker: ## Build the container image with an engine, and nothing but that
 
 .PHONY: demo
 demo: deps build ## Show volumes, snapshots and clones on a btrfs of its own (as root)
-	$(OWNED) $(PROGRESS) "building bin/demo" go build -buildvcs=false -o bin/demo ./test/demo
+	CGO_ENABLED=1 $(OWNED) $(PROGRESS) "building bin/demo" go build -buildvcs=false -o bin/demo ./test/demo
 	bin/demo --binary bin/btrfs-csi
 
 # What the end-to-end tests and the cluster run: the chart as it stands, and the
@@ -132,7 +140,7 @@ E2E_PREVIOUS_CHART := $(CURDIR)/dist/previous-chart
 
 .PHONY: e2e-prepare
 e2e-prepare: $(HELM)
-	@hack/deps.sh test e2e
+	@hack/deps.sh build test e2e
 	@$(MAKE) --no-print-directory image VERSION=$(E2E_TAG) IMAGE=ghcr.io/btrfs-csi/btrfs-csi:$(E2E_TAG)
 
 .PHONY: cluster
@@ -204,9 +212,10 @@ fuzz: deps ## Run every fuzz target for FUZZ=60s (as root)
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check format, style and import rules
-	@hack/deps.sh test
+	@hack/deps.sh build
 	@unformatted=$$(gofmt -l $$(find . -name '*.go' -not -path './bin/*')); \
 	if [ -n "$$unformatted" ]; then printf 'not formatted, run gofmt -w:\n%s\n' "$$unformatted" >&2; exit 1; fi
+	@if grep -rl '^import "C"' --include='*.go' . | grep -v '^./pkg/btrfs/'; then echo 'cgo belongs in pkg/btrfs' >&2; exit 1; fi
 	@failed=0; for module in $(MODULES); do \
 		echo "== $$module"; \
 		(cd "$$module" && $(PROGRESS) "$$module: linting" $(GOLANGCI_LINT) run --config $(CURDIR)/.golangci.yml ./...) || failed=1; \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Installs what is missing of what a task needs: test, bench or e2e. Does nothing, at once,
-# where all is there.
+# Installs what is missing of what a task needs: build, build-amd64, build-arm64,
+# cross, test, bench or e2e. Does nothing, at once, where all is there.
 set -euo pipefail
 
-[ $# -gt 0 ] || { echo "usage: $0 test|bench|e2e ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: $0 build|build-amd64|build-arm64|cross|test|bench|e2e ..." >&2; exit 2; }
 
 # Administrators' programs are not in everybody's path.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -18,13 +18,37 @@ header() { # file, package; asks the compiler, since directories differ
 	echo "#include <$1>" | gcc -E - >/dev/null 2>&1 || missing+=("$2")
 }
 
+# A compiler for another architecture, and a C library to link statically with.
+cross() { # prefix of the tools, architecture of Debian's
+	program "$1-gcc" "gcc-${1//_/-}"
+	[ -e "/usr/$1/lib/libc.a" ] || missing+=("libc6-dev-$2-cross")
+}
+
+build() {
+	program gcc gcc
+	header stdio.h libc6-dev
+	header linux/btrfs.h linux-libc-dev
+	# Static linking wants libc.a, which is part of libc6-dev on Debian.
+	gcc -print-file-name=libc.a 2>/dev/null | grep -q / || missing+=(libc6-dev)
+}
+
+target() { # architecture of Go's
+	if [ "$(dpkg --print-architecture 2>/dev/null || uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')" = "$1" ]; then
+		build
+	elif [ "$1" = arm64 ]; then
+		cross aarch64-linux-gnu arm64
+	else
+		cross x86_64-linux-gnu amd64
+	fi
+}
+
 for task in "$@"; do
 	case $task in
+	build) build ;;
+	build-amd64) target amd64 ;;
+	build-arm64) target arm64 ;;
+	cross) target amd64; target arm64 ;;
 	test)
-		# The race detector is C, and so is the library that the benchmarks compare with.
-		program gcc gcc
-		header stdio.h libc6-dev
-		header linux/btrfs.h linux-libc-dev
 		program mkfs.btrfs btrfs-progs
 		program mkfs.xfs xfsprogs # below a pool whose power is cut
 		program mkfs.ext4 e2fsprogs # below a pool whose file finds no space
@@ -54,7 +78,8 @@ mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
 
 if ! command -v apt-get >/dev/null; then
 	echo "missing: ${missing[*]} (as Debian calls them). Only Debian and Ubuntu are known here:" >&2
-	echo "install what your distribution calls them" >&2
+	echo "install what your distribution calls them: a C compiler, the headers of libc and of" >&2
+	echo "Linux, a static libc, btrfs-progs and util-linux" >&2
 	exit 1
 fi
 if [ "$(id -u)" != 0 ]; then

@@ -91,7 +91,6 @@ var abi = map[string]uint64{
 	"offsetof(struct btrfs_ioctl_qgroup_limit_args, lim.max_rfer)": uint64(unsafe.Offsetof(qgroupLimitArgs{}.maxRfer)),
 
 	"BTRFS_IOC_RESIZE":              uint64(iocResize),
-	"BTRFS_IOC_SUBVOL_CREATE":       uint64(iocSubvolCreate),
 	"BTRFS_IOC_TREE_SEARCH_V2":      uint64(iocTreeSearchV2),
 	"BTRFS_IOC_INO_LOOKUP":          uint64(iocInoLookup),
 	"BTRFS_IOC_SPACE_INFO":          uint64(iocSpaceInfo),

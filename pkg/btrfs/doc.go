@@ -37,6 +37,6 @@
 // Tree search, quota and resize need CAP_SYS_ADMIN, and file handles need
 // CAP_DAC_READ_SEARCH, both in the initial user namespace.
 //
-// There is no C. The structures of the ioctls are Go types in ioctl.go. A test compares
-// them with the kernel's headers.
+// github.com/containerd/btrfs and the threads of [Snapshot] use C. The structures of the
+// other ioctls are Go types in ioctl.go. A test compares them with the kernel's headers.
 package btrfs

@@ -223,7 +223,6 @@ const (
 
 const (
 	iocResize          = iocWrite | iocMagic | 3 | unsafe.Sizeof(volArgs{})<<16
-	iocSubvolCreate    = iocWrite | iocMagic | 14 | unsafe.Sizeof(volArgs{})<<16
 	iocTreeSearchV2    = iocRead | iocWrite | iocMagic | 17 | unsafe.Sizeof(searchArgs{})<<16
 	iocInoLookup       = iocRead | iocWrite | iocMagic | 18 | unsafe.Sizeof(inoLookupArgs{})<<16
 	iocSpaceInfo       = iocRead | iocWrite | iocMagic | 20 | unsafe.Sizeof(spaceArgsHead{})<<16

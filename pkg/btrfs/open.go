@@ -56,6 +56,10 @@ func withEntry(operation, path string, fn func(dir int, name string) error) erro
 	return nil
 }
 
+// fdPath returns a path to an entry of an open directory, without links on the way. A
+// library needs it.
+func fdPath(fd int, name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", fd, name) }
+
 // requireSubvolume returns ErrNotSubvolume unless fd is the root of a subvolume. Most
 // ioctls would silently use the subvolume around fd.
 func requireSubvolume(fd int) error {

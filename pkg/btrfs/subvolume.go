@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"unsafe"
 
+	"github.com/containerd/btrfs/v2"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,13 +29,7 @@ func IsBtrfs(path string) (bool, error) {
 // directory; EDQUOT; ENOSPC.
 func Create(path string) error {
 	return withEntry("create subvolume", path, func(dir int, name string) error {
-		if len(name) > volNameMax {
-			return unix.ENAMETOOLONG
-		}
-		var args volArgs
-		copy(args.name[:], name)
-		_, err := ioctl(dir, iocSubvolCreate, unsafe.Pointer(&args))
-		return err
+		return btrfs.SubvolCreate(fdPath(dir, name))
 	})
 }
 
@@ -51,7 +46,7 @@ func Snapshot(dst, src string, readOnly bool) error {
 			return err
 		}
 		return withEntry("to", dst, func(dir int, name string) error {
-			if len(name) > volNameMax {
+			if len(name) > subvolNameMax {
 				return unix.ENAMETOOLONG
 			}
 			args := volArgsV2{fd: int64(source)}

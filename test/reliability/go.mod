@@ -16,6 +16,7 @@ require (
 )
 
 require (
+	github.com/containerd/btrfs/v2 v2.0.0 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect

@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+
+	"github.com/btrfs-csi/btrfs-csi/build/image/debian"
 )
 
 // check sees to it that the programs of a root filesystem can run: that they are
@@ -156,7 +158,7 @@ func (c chroot) run(ctx context.Context, args ...string) (string, error) {
 		command.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}
 		command.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getegid(), Size: 1}}
 	}
-	out, err := output(command)
+	out, err := debian.Output(command)
 	if err != nil {
 		return "", fmt.Errorf("in the root filesystem %s: %w", c.dir, err)
 	}

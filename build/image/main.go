@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/build/image/debian"
 )
 
 func main() {
@@ -76,7 +78,7 @@ func (b *build) root(ctx context.Context, use func(target, string) error) error 
 		return err
 	}
 	defer held.Close()
-	packages, err := apt{filepath.Join(work, "apt"), t.arch, b.sources}.download(ctx, d.packages)
+	packages, err := debian.Apt{Dir: filepath.Join(work, "apt"), Arch: t.arch, Sources: b.sources}.Download(ctx, d.packages)
 	if err != nil {
 		return err
 	}
@@ -85,7 +87,7 @@ func (b *build) root(ctx context.Context, use func(target, string) error) error 
 		return err
 	}
 	for _, p := range used {
-		fmt.Printf("%-16s %s\n", p.name, p.version)
+		fmt.Printf("%-16s %s\n", p.Name, p.Version)
 	}
 	if err := check(ctx, d, t, root); err != nil {
 		return err

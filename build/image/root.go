@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/btrfs-csi/btrfs-csi/build/image/debian"
 )
 
 // rootfs makes the root filesystem of an image.
@@ -24,7 +26,7 @@ type rootfs struct {
 // makeRoot makes the root filesystem of the definition in the directory
 // root below work, anew each time, and returns it and the packages it has
 // something of.
-func makeRoot(ctx context.Context, d definition, t target, packages []debian, work string) (root string, used []debian, err error) {
+func makeRoot(ctx context.Context, d definition, t target, packages []debian.Package, work string) (root string, used []debian.Package, err error) {
 	root, unpacked := filepath.Join(work, "root"), filepath.Join(work, "unpacked")
 	for _, dir := range []string{root, unpacked} {
 		if err := os.RemoveAll(dir); err != nil {
@@ -199,19 +201,19 @@ func (r *rootfs) writeEntry(at string, e entry) error {
 
 // record adds licence and control data of each package that something was kept of,
 // the latter where scanners look in images without dpkg.
-func (r *rootfs) record(ctx context.Context, packages []debian) ([]debian, error) {
+func (r *rootfs) record(ctx context.Context, packages []debian.Package) ([]debian.Package, error) {
 	owners := map[int]bool{}
 	for at := range r.kept {
 		owners[r.tree[at].owner] = true
 	}
-	var used []debian
+	var used []debian.Package
 	for _, i := range slices.Sorted(maps.Keys(owners)) {
 		p := packages[i]
 		used = append(used, p)
-		copyright := path.Join("/usr/share/doc", p.name, "copyright")
+		copyright := path.Join("/usr/share/doc", p.Name, "copyright")
 		at, err := r.tree.follow(copyright, true)
 		if err != nil {
-			return nil, fmt.Errorf("licence of %s: %w", p.name, err)
+			return nil, fmt.Errorf("licence of %s: %w", p.Name, err)
 		}
 		text, err := os.ReadFile(r.tree[at].source)
 		if err != nil {
@@ -220,14 +222,14 @@ func (r *rootfs) record(ctx context.Context, packages []debian) ([]debian, error
 		if err := r.writeFile(copyright, text, 0o644); err != nil {
 			return nil, err
 		}
-		control, err := output(exec.CommandContext(ctx, "dpkg-deb", "--field", p.file))
+		control, err := debian.Output(exec.CommandContext(ctx, "dpkg-deb", "--field", p.File))
 		if err != nil {
 			return nil, err
 		}
-		if err := r.writeFile("var/lib/dpkg/status.d/"+p.name, []byte(control), 0o644); err != nil {
+		if err := r.writeFile("var/lib/dpkg/status.d/"+p.Name, []byte(control), 0o644); err != nil {
 			return nil, err
 		}
 	}
-	slices.SortFunc(used, func(a, b debian) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(used, func(a, b debian.Package) int { return strings.Compare(a.Name, b.Name) })
 	return used, nil
 }

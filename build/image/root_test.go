@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/btrfs-csi/btrfs-csi/build/image/debian"
 )
 
 // A program of this machine, and the packages it would come in.
@@ -24,7 +26,7 @@ var wanted = definition{packages: []string{"tool"}, programs: []string{"tool"}, 
 // directories outside /usr, with absolute links, and a licence in another package.
 func TestRoot(t *testing.T) {
 	on := host(t)
-	packages := []debian{
+	packages := []debian.Package{
 		pack(t, "common", map[string]string{"usr/share/doc/common/copyright": "the licence\n", "usr/share/unused": "x"}),
 		libraries(t, on, link("usr/share/doc/libs", "common")),
 		pack(t, "tool", map[string]string{"bin/tool-1": "@" + program, "etc/tool.conf": "conf\n", "usr/share/doc/tool/copyright": "its own\n"},
@@ -90,17 +92,17 @@ func TestRootRefuses(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		target   target
-		packages []debian
+		packages []debian.Package
 		want     string
 	}{
-		{"no program", on, []debian{libs, pack(t, "tool", without("bin/tool"))}, "no package has a program tool"},
-		{"no file", on, []debian{libs, pack(t, "tool", without("etc/tool.conf"))}, "/etc/tool*: no package has it"},
-		{"no licence", on, []debian{libs, pack(t, "tool", without("usr/share/doc/tool/copyright"))}, "licence of tool"},
-		{"no libraries", on, []debian{pack(t, "tool", tool)}, "of /usr/bin/tool"},
-		{"dangling link", on, []debian{libs, pack(t, "tool", tool, link("etc/tool.link", "missing"))}, "/etc/tool.link"},
-		{"link to itself", on, []debian{libs, pack(t, "tool", tool, link("etc/tool.link", "tool.link"))}, "too many links"},
-		{"directory", on, []debian{libs, pack(t, "tool", tool, text("etc/tool.d/x", "x"))}, "a file is wanted"},
-		{"other machine", target{on.arch, elf.EM_S390, on.tuple}, []debian{libs, pack(t, "tool", tool)}, "EM_S390 is wanted"},
+		{"no program", on, []debian.Package{libs, pack(t, "tool", without("bin/tool"))}, "no package has a program tool"},
+		{"no file", on, []debian.Package{libs, pack(t, "tool", without("etc/tool.conf"))}, "/etc/tool*: no package has it"},
+		{"no licence", on, []debian.Package{libs, pack(t, "tool", without("usr/share/doc/tool/copyright"))}, "licence of tool"},
+		{"no libraries", on, []debian.Package{pack(t, "tool", tool)}, "of /usr/bin/tool"},
+		{"dangling link", on, []debian.Package{libs, pack(t, "tool", tool, link("etc/tool.link", "missing"))}, "/etc/tool.link"},
+		{"link to itself", on, []debian.Package{libs, pack(t, "tool", tool, link("etc/tool.link", "tool.link"))}, "too many links"},
+		{"directory", on, []debian.Package{libs, pack(t, "tool", tool, text("etc/tool.d/x", "x"))}, "a file is wanted"},
+		{"other machine", target{on.arch, elf.EM_S390, on.tuple}, []debian.Package{libs, pack(t, "tool", tool)}, "EM_S390 is wanted"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, _, err := makeRoot(t.Context(), wanted, test.target, test.packages, t.TempDir())
@@ -113,7 +115,7 @@ func TestRootRefuses(t *testing.T) {
 
 func TestCheckFindsWhatIsMissing(t *testing.T) {
 	on := host(t)
-	packages := []debian{
+	packages := []debian.Package{
 		libraries(t, on, text("usr/share/doc/libs/copyright", "x")),
 		pack(t, "tool", map[string]string{"bin/tool": "@" + program, "etc/tool.conf": "x", "usr/share/doc/tool/copyright": "x"}),
 	}
@@ -154,7 +156,7 @@ func host(t *testing.T) target {
 }
 
 // libraries makes a package of what the program loads, laid out as Debian 12 does.
-func libraries(t *testing.T, on target, more ...func(*testing.T, string)) debian {
+func libraries(t *testing.T, on target, more ...func(*testing.T, string)) debian.Package {
 	t.Helper()
 	names, loader, err := on.needs(program)
 	if err != nil {
@@ -168,17 +170,17 @@ func libraries(t *testing.T, on target, more ...func(*testing.T, string)) debian
 	return pack(t, "libs", files, append(more, link(loader[1:], "/"+dir+path.Base(loader)))...)
 }
 
-func names(packages []debian) string {
+func names(packages []debian.Package) string {
 	all := []string{}
 	for _, p := range packages {
-		all = append(all, p.name)
+		all = append(all, p.Name)
 	}
 	slices.Sort(all)
 	return strings.Join(all, " ")
 }
 
 // pack makes a package of files, by content or, after @, the file it is in.
-func pack(t *testing.T, name string, files map[string]string, more ...func(*testing.T, string)) debian {
+func pack(t *testing.T, name string, files map[string]string, more ...func(*testing.T, string)) debian.Package {
 	t.Helper()
 	dir := t.TempDir()
 	root := filepath.Join(dir, "package")
@@ -196,8 +198,8 @@ func pack(t *testing.T, name string, files map[string]string, more ...func(*test
 	for _, step := range more {
 		step(t, root)
 	}
-	p := debian{name, "1", filepath.Join(dir, name+".deb")}
-	if _, err := output(exec.CommandContext(t.Context(), "dpkg-deb", "-Zgzip", "--build", root, p.file)); err != nil {
+	p := debian.Package{Name: name, Version: "1", File: filepath.Join(dir, name+".deb")}
+	if _, err := debian.Output(exec.CommandContext(t.Context(), "dpkg-deb", "-Zgzip", "--build", root, p.File)); err != nil {
 		t.Fatal(err)
 	}
 	return p

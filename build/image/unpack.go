@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/btrfs-csi/btrfs-csi/build/image/debian"
 )
 
 // entry is a file, a directory or a symbolic link of a package.
@@ -26,15 +28,15 @@ type entry struct {
 type tree map[string]entry
 
 // unpack unpacks each package into a directory of its own below dir.
-func unpack(ctx context.Context, packages []debian, dir string) (tree, error) {
+func unpack(ctx context.Context, packages []debian.Package, dir string) (tree, error) {
 	all := tree{}
 	for i, p := range packages {
-		into := filepath.Join(dir, p.name)
-		if _, err := output(exec.CommandContext(ctx, "dpkg-deb", "--extract", p.file, into)); err != nil {
+		into := filepath.Join(dir, p.Name)
+		if _, err := debian.Output(exec.CommandContext(ctx, "dpkg-deb", "--extract", p.File, into)); err != nil {
 			return nil, err
 		}
 		if err := all.add(i, into); err != nil {
-			return nil, fmt.Errorf("package %s: %w", p.name, err)
+			return nil, fmt.Errorf("package %s: %w", p.Name, err)
 		}
 	}
 	return all, nil

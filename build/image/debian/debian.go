@@ -1,4 +1,5 @@
-package main
+// Package debian downloads packages of Debian and Ubuntu by apt, for any architecture.
+package debian
 
 import (
 	"bytes"
@@ -12,18 +13,18 @@ import (
 	"strings"
 )
 
-// apt downloads packages of one architecture, with lists and cache in a directory
+// Apt downloads packages of one architecture, with lists and cache in a directory
 // of its own. Sources, keys and proxies are those of this machine.
-type apt struct {
-	dir     string
-	arch    string // as Debian calls it, and Go as well
-	sources string // a sources file to use in the place of this machine's
+type Apt struct {
+	Dir     string
+	Arch    string // as Debian calls it, and Go as well
+	Sources string // a sources file to use in the place of this machine's
 }
 
-// debian is a package that was downloaded.
-type debian struct {
-	name, version string
-	file          string
+// Package is a package that was downloaded.
+type Package struct {
+	Name, Version string
+	File          string
 }
 
 // aptConfig is read after the configuration of this machine. Its hooks are not
@@ -47,12 +48,12 @@ Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 #clear DPkg::Pre-Install-Pkgs;
 `
 
-// download gets the packages of the names and all they depend on, unless they are
+// Download gets the packages of the names and all they depend on, unless they are
 // there already, and returns them in the order of apt.
-func (a apt) download(ctx context.Context, names []string) ([]debian, error) {
+func (a Apt) Download(ctx context.Context, names []string) ([]Package, error) {
 	for _, program := range []string{"apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(program); err != nil {
-			return nil, fmt.Errorf("%w; Debian and Ubuntu have it, and make image-docker does without", err)
+			return nil, fmt.Errorf("%w; Debian and Ubuntu have it (make image-docker needs none)", err)
 		}
 	}
 	if err := a.prepare(); err != nil {
@@ -64,7 +65,7 @@ func (a apt) download(ctx context.Context, names []string) ([]debian, error) {
 	install := append([]string{"install", "--yes", "--no-remove"}, names...)
 	plan, err := a.get(ctx, append([]string{"--simulate"}, install...)...)
 	if err != nil {
-		return nil, fmt.Errorf("%w; if the sources of apt here have nothing for %s, name a file that has: --sources, or make's APT_SOURCES", err, a.arch)
+		return nil, fmt.Errorf("%w; if the sources of apt here have nothing for %s, name a file that has: --sources, or make's APT_SOURCES", err, a.Arch)
 	}
 	packages, err := a.planned(plan)
 	if err != nil {
@@ -75,15 +76,15 @@ func (a apt) download(ctx context.Context, names []string) ([]debian, error) {
 }
 
 // prepare writes the configuration and the directories that apt wants to find.
-func (a apt) prepare() error {
+func (a Apt) prepare() error {
 	for _, dir := range []string{"state/lists/partial", "cache/archives/partial"} {
-		if err := os.MkdirAll(filepath.Join(a.dir, dir), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(a.Dir, dir), 0o755); err != nil {
 			return err
 		}
 	}
-	config := fmt.Sprintf(aptConfig, a.dir, a.arch)
-	if a.sources != "" {
-		sources, err := filepath.Abs(a.sources)
+	config := fmt.Sprintf(aptConfig, a.Dir, a.Arch)
+	if a.Sources != "" {
+		sources, err := filepath.Abs(a.Sources)
 		if err != nil {
 			return err
 		}
@@ -93,22 +94,22 @@ func (a apt) prepare() error {
 		config += fmt.Sprintf("Dir::Etc::sourcelist %q;\nDir::Etc::sourceparts \"/dev/null\";\n", sources)
 	}
 	return errors.Join(
-		os.WriteFile(filepath.Join(a.dir, "status"), nil, 0o644),
-		os.WriteFile(filepath.Join(a.dir, "apt.conf"), []byte(config), 0o644))
+		os.WriteFile(filepath.Join(a.Dir, "status"), nil, 0o644),
+		os.WriteFile(filepath.Join(a.Dir, "apt.conf"), []byte(config), 0o644))
 }
 
 // get runs apt-get and returns what it printed. Its warnings are for people: it
 // goes on with old lists where it reaches no server.
-func (a apt) get(ctx context.Context, args ...string) (string, error) {
-	args = append([]string{"--config-file", filepath.Join(a.dir, "apt.conf"), "--quiet"}, args...)
+func (a Apt) get(ctx context.Context, args ...string) (string, error) {
+	args = append([]string{"--config-file", filepath.Join(a.Dir, "apt.conf"), "--quiet"}, args...)
 	command := exec.CommandContext(ctx, "apt-get", args...)
 	command.Stderr = os.Stderr
-	return output(command)
+	return Output(command)
 }
 
-// output runs a program and returns what it printed; an error has what it
+// Output runs a program and returns what it printed; an error has what it
 // complained of, unless that goes elsewhere.
-func output(command *exec.Cmd) (string, error) {
+func Output(command *exec.Cmd) (string, error) {
 	var out, complaints bytes.Buffer
 	command.Env = append(os.Environ(), "LC_ALL=C") // what is parsed is in English
 	command.Stdout = &out
@@ -126,15 +127,15 @@ func output(command *exec.Cmd) (string, error) {
 var planLine = regexp.MustCompile(`(?m)^Inst (\S+) \((\S+) ([^ ,]+).* \[(\w+)\]\)`)
 
 // planned returns the packages that a simulation names.
-func (a apt) planned(plan string) ([]debian, error) {
-	var packages []debian
+func (a Apt) planned(plan string) ([]Package, error) {
+	var packages []Package
 	for _, found := range planLine.FindAllStringSubmatch(plan, -1) {
 		name, version, archive, arch := found[1], found[2], found[3], found[4]
 		if !strings.HasPrefix(archive, "Debian") && !strings.HasPrefix(archive, "Ubuntu") {
-			return nil, fmt.Errorf("package %s %s would come from %s, and the image holds packages of the distribution alone; name a file of sources without it: --sources, or make's APT_SOURCES", name, version, archive)
+			return nil, fmt.Errorf("package %s %s would come from %s, and packages of the distribution alone are wanted; name a file of sources without it: --sources, or make's APT_SOURCES", name, version, archive)
 		}
 		file := fmt.Sprintf("%s_%s_%s.deb", name, strings.ReplaceAll(version, ":", "%3a"), arch)
-		packages = append(packages, debian{name, version, filepath.Join(a.dir, "cache", "archives", file)})
+		packages = append(packages, Package{name, version, filepath.Join(a.Dir, "cache", "archives", file)})
 	}
 	if len(packages) == 0 {
 		return nil, fmt.Errorf("apt-get plans no package:\n%s", plan)

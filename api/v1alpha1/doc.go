@@ -1,5 +1,5 @@
-// Package v1alpha1 is the API of btrfs-csi in the cluster: what each node has,
-// written by the node itself, for people and for the drivers of other nodes.
+// Package v1alpha1 has the custom resources of btrfs-csi. Each node publishes its pools, volumes and
+// snapshots, for people and for the drivers of other nodes.
 //
 // +kubebuilder:object:generate=true
 // +groupName=btrfs-csi.github.io

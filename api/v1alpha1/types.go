@@ -5,8 +5,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Subvolume is one volume or snapshot, as the node that has it publishes it. Deleting it
-// deletes nothing: the node writes it again. Its lineage is in its annotations.
+// Subvolume is one volume or snapshot, as its node publishes it. If you delete a Subvolume, no volume
+// is deleted, and the node writes it again. Annotations have the lineage.
 //
 // +kubebuilder:object:root=true
 // +kubebuilder:resource:scope=Cluster,shortName=subvol,categories=btrfs-csi
@@ -30,8 +30,8 @@ type Subvolume struct {
 	Status SubvolumeStatus `json:"status,omitempty"`
 }
 
-// SubvolumeSpec says what it is and where, which its node writes, and what it
-// shall become.
+// SubvolumeSpec identifies the volume or snapshot. Its node writes all fields. Others may only ask for
+// a larger size.
 type SubvolumeSpec struct {
 	// ID is the volume or snapshot handle.
 	ID string `json:"id"`
@@ -44,41 +44,41 @@ type SubvolumeSpec struct {
 	Pool string `json:"pool"`
 	// PoolID is the ID of the pool, which goes with the disk.
 	PoolID string `json:"poolID"`
-	// Size is what the volume shall have at least. A larger one than that of
-	// the status is an expansion, which the node does at once. It is never shrunk.
+	// Size is the least size that the volume should have. If it is larger than the size in the status,
+	// the node expands the volume. A volume is never shrunk.
 	// +optional
 	Size *resource.Quantity `json:"size,omitempty"`
 }
 
-// SubvolumeStatus is what the node finds.
+// SubvolumeStatus is the state of the volume or snapshot on its node.
 type SubvolumeStatus struct {
-	// State is Ready, or Lost where the record is there and the data is not.
+	// State is Ready, or Lost if the record exists and the data does not.
 	// +optional
 	State string `json:"state,omitempty"`
-	// Size is the limit of a volume, and the least size of a copy of a snapshot.
+	// Size is the size of a volume, or the least size of a restore of a snapshot.
 	// +optional
 	Size *resource.Quantity `json:"size,omitempty"`
-	// Used is what it holds, shared with others or not. It is brought up to date
-	// every few minutes, and left out where the pool does not count.
+	// Used is the amount of data in it, shared with others or not. The node updates it every few
+	// minutes. It is absent without quota.
 	// +optional
 	Used *resource.Quantity `json:"used,omitempty"`
-	// Created is when it was made.
+	// Created is the time of its creation.
 	// +optional
 	Created *metav1.Time `json:"created,omitempty"`
-	// Expansion is what came of the last size in the spec that could not be had.
+	// Expansion says why the last request for a larger size was refused.
 	// +optional
 	Expansion *Refusal `json:"expansion,omitempty"`
 }
 
 // Refusal says why an expansion was refused.
 type Refusal struct {
-	// Size that was wanted.
+	// Size is the size that was requested.
 	Size resource.Quantity `json:"size"`
-	// Request is the annotation btrfs-csi.github.io/expand-request that came
-	// with it, which distinguishes one attempt from the next.
+	// Request is the annotation btrfs-csi.github.io/expand-request of the request. It distinguishes
+	// one attempt from the next.
 	// +optional
 	Request string `json:"request,omitempty"`
-	// Code is that of grpc.
+	// Code is the name of a gRPC code.
 	Code string `json:"code"`
 	// Message says what to do.
 	Message string `json:"message"`
@@ -117,27 +117,27 @@ type Pool struct {
 	Status PoolStatus `json:"status,omitempty"`
 }
 
-// PoolSpec says who owns a pool.
+// PoolSpec names the owner of a pool.
 type PoolSpec struct {
-	// NodeName is the node that owns the pool, and alone serves it; empty for none.
+	// NodeName is the node that owns the pool. Only that node serves it. Empty for none.
 	NodeName string `json:"nodeName"`
 	// Pool is the name of the pool on that node.
 	Pool string `json:"pool"`
 }
 
-// PoolStatus is what the node finds.
+// PoolStatus is the state of the pool on its node.
 type PoolStatus struct {
 	// State is Away, Silent, Unusable, ReadOnly, DeviceMissing, BackingFull, QuotaInconsistent,
-	// DeviceErrors, or Ready: the first of them that is true.
+	// DeviceErrors, or Ready: the first of these that applies.
 	// +optional
 	State string `json:"state,omitempty"`
-	// Message says more of it.
+	// Message explains the state.
 	// +optional
 	Message string `json:"message,omitempty"`
 	// Size of the filesystem.
 	// +optional
 	Size *resource.Quantity `json:"size,omitempty"`
-	// Available is what can still be written.
+	// Available is how much can still be written.
 	// +optional
 	Available *resource.Quantity `json:"available,omitempty"`
 	// Quota is the mode: full, simple or none.

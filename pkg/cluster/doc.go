@@ -1,19 +1,19 @@
-// Package cluster is where a node meets its Kubernetes. The Manager starts one controller
-// each from the rooms below. Only these rooms know client-go. The engine and the driver
-// work without them, and an API server that does not answer harms no request: what was
-// missed is caught up.
+// Package cluster connects a node to its Kubernetes. The Manager starts the controllers in the
+// packages below. Only these packages import client-go. The engine and the driver work without
+// them: while the API server does not answer, volumes are served, and the controllers catch up
+// later.
 //
-//	client/     clients, caches and indexes: what all controllers read, and write through
-//	node/       what the controllers know of their node
-//	queue/      keys that are reconciled
-//	ownership/  which node serves a pool, and the topology labels of a Node
-//	mirror/     what is published of pools, volumes and snapshots; one way
-//	placement/  on which node a clone or a snapshot is made, and Events where none can
-//	expansion/  the one request that comes from the cluster: a larger size
-//	orphans/    volumes without a PersistentVolume, and the reverse
-//	prune/      what a removed node or a lost disk has left in the cluster
+//	client/     the clients, caches and indexes that all controllers share
+//	node/       what the controllers read of their node
+//	queue/      the work queue of a controller
+//	ownership/  decides which node serves a pool, and sets the topology labels of the Node
+//	mirror/     publishes pools, volumes and snapshots; one way
+//	placement/  selects the node for a clone or a snapshot, and records Events where none can make it
+//	expansion/  expands a volume from any node
+//	orphans/    finds volumes without a PersistentVolume, and the reverse
+//	prune/      deletes the objects of a removed node or a lost disk
 //
-// Each controller is level-triggered: it compares an object with what the node has, whatever
-// happened to either, and writes it if it differs. Two nodes never write one object, except
-// in taking over a pool that was moved, and in asking for an expansion.
+// Each controller is level-triggered: it compares an object with the state of the node, and writes
+// the object if it differs. Two nodes never write one object, except to take over a pool that was
+// moved, and to ask for an expansion.
 package cluster

@@ -20,18 +20,17 @@ import (
 )
 
 const (
-	// lookAtPools is the time between two looks at the pools.
+	// lookAtPools is the time between two rounds over the pools.
 	lookAtPools = 15 * time.Second
-	// secondLook is the time to a look that should come soon.
+	// secondLook is the time to the next round if that should come soon.
 	secondLook = 2 * time.Second
-	// patience is how long a start waits for the cluster.
+	// patience is how long AwaitOwnership waits for the cluster.
 	patience = 2 * time.Second
-	// resync is the time between two looks at everything.
+	// resync is the time between two comparisons of all objects.
 	resync = 5 * time.Minute
 )
 
-// Node is the node of a Manager, as its controllers need it. All methods may be called at
-// the same time.
+// Node is what the controllers need of their node. All methods must be safe for concurrent use.
 type Node interface {
 	ownership.Node
 	mirror.Node
@@ -41,7 +40,7 @@ type Node interface {
 
 // Options are the settings of a Manager.
 type Options struct {
-	// Orphans says what is done with orphans, once they have been some for OrphanGrace.
+	// Orphans is the policy for volumes and snapshots that have been orphans for OrphanGrace.
 	Orphans     orphans.Policy
 	OrphanGrace time.Duration
 }
@@ -64,7 +63,7 @@ type Manager struct {
 	published atomic.Int64  // when, in ns since 1970; see Published
 }
 
-// New returns the manager of a node, to be run by Run. The identity is required, all of it.
+// New returns the manager of a node. All fields of the identity are required.
 func New(api *client.Clients, id client.Identity, node Node, options Options) *Manager {
 	return newManager(client.New(api, id), node, options)
 }
@@ -86,15 +85,15 @@ func newManager(cluster *client.Cluster, node Node, options Options) *Manager {
 	}
 }
 
-// Run runs the controllers until ctx ends. It waits for an API server that does not answer.
+// Run runs the controllers until ctx ends. If the API server does not answer, Run waits.
 func (m *Manager) Run(ctx context.Context) {
-	defer m.cluster.Close() // when no controller records Events any more
+	defer m.cluster.Close() // after the last Event of a controller
 	var all sync.WaitGroup
 	defer all.Wait()
 	all.Go(func() { m.cluster.Run(ctx) })
 	if cache.WaitForCacheSync(ctx.Done(), m.cluster.Subvolumes.HasSynced, m.cluster.PersistentVolumes.HasSynced) {
-		klog.FromContext(ctx).Info("Mirroring into the cluster", "node", m.cluster.NodeName)
-	} // else ctx has ended: each controller ends its queue
+		klog.FromContext(ctx).Info("Publishing into the cluster", "node", m.cluster.NodeName)
+	} // else ctx has ended, and each controller shuts its queue down
 	for _, run := range []func(context.Context){
 		m.followPools, m.subvolumes.Run, m.claims.Run, m.snapshots.Run, m.unschedulable.Run, m.expansion.Run, m.orphans.Run,
 	} {
@@ -102,18 +101,18 @@ func (m *Manager) Run(ctx context.Context) {
 	}
 }
 
-// followPools brings the cluster in line with the pools of this node until ctx ends: first
-// who owns them, then their state, and where an owner has changed all that is in them.
+// followPools publishes the pools of this node until ctx ends: first their owner, then their state.
+// When an owner has changed, it has all objects compared.
 func (m *Manager) followPools(ctx context.Context) {
 	tick := time.NewTicker(lookAtPools)
 	defer tick.Stop()
-	var synced time.Time // when all was compared
+	var synced time.Time // the last comparison of all objects
 	labelled := false
 	for ctx.Err() == nil {
 		var soon <-chan time.Time
 		found, err := m.syncPools(ctx)
 		if err != nil {
-			klog.FromContext(ctx).V(2).Info("Pools not mirrored yet", "reason", err)
+			klog.FromContext(ctx).V(2).Info("Pools not published yet", "reason", err)
 		} else {
 			m.published.Store(time.Now().UnixNano())
 		}
@@ -141,7 +140,7 @@ func (m *Manager) syncPools(ctx context.Context) (ownership.Result, error) {
 	return found, errors.Join(err, m.pools.Publish(ctx, found.Owned))
 }
 
-// syncAll has everything compared, on this node and in the cluster.
+// syncAll makes all controllers compare all their objects.
 func (m *Manager) syncAll(ctx context.Context) {
 	m.subvolumes.Resync(ctx)
 	m.claims.Resync()
@@ -149,8 +148,8 @@ func (m *Manager) syncAll(ctx context.Context) {
 	m.expansion.Resync()
 }
 
-// Changed notes that a volume or snapshot was made, changed or removed; with a zero Ref,
-// that pools have come or gone. It does not block.
+// Changed must be called after a volume or snapshot was created, changed or removed, and with a zero
+// Ref after the pools have changed. It does not block.
 func (m *Manager) Changed(ref meta.Ref) {
 	if !ref.IsZero() {
 		m.subvolumes.Changed(ref)
@@ -158,30 +157,28 @@ func (m *Manager) Changed(ref meta.Ref) {
 	}
 	select {
 	case m.poke <- struct{}{}:
-	default: // one is on its way
+	default: // a round is already requested
 	}
 }
 
-// Owner returns the node that serves a volume or snapshot, and the pool that it is in;
-// empty where the cluster knows of none.
+// Owner returns the node that serves a volume or snapshot, and its pool. Both are empty if the
+// cluster does not know it.
 func (m *Manager) Owner(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
 	return m.cluster.Locate(ctx, ref)
 }
 
-// KeptBy returns the names of the objects of the cluster that stand for a volume or
-// snapshot and are not deleted with it.
+// KeptBy returns the names of the objects of the cluster that still need a volume or snapshot.
 func (m *Manager) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) {
 	return m.cluster.KeptBy(ctx, ref)
 }
 
-// Expand asks the node that owns a volume to expand it to size bytes, and returns the new
-// size.
+// Expand asks the owner of a volume to expand it to at least size bytes, and returns the new size.
 func (m *Manager) Expand(ctx context.Context, volume string, size int64) (int64, error) {
 	return expansion.Request(ctx, m.cluster, volume, size)
 }
 
-// AwaitOwnership waits until the cluster has said whose the pools of this node are, but
-// not for long: a copy of another node's disk should not be served for a moment.
+// AwaitOwnership waits, at most for patience, until the owner of each pool of this node is decided.
+// So a start does not serve a copy of another node's disk.
 func (m *Manager) AwaitOwnership(ctx context.Context) {
 	select {
 	case <-m.owner.Decided():
@@ -191,12 +188,11 @@ func (m *Manager) AwaitOwnership(ctx context.Context) {
 	}
 }
 
-// Orphans returns what the last look for orphans found on this node; false before the
-// first.
+// Orphans returns the orphans that the last search found on this node; false before the first
+// search.
 func (m *Manager) Orphans() ([]orphans.Orphan, bool) { return m.orphans.Found() }
 
-// Published returns when all pools were last written to the cluster; the zero time for
-// never.
+// Published returns when all pools were last published; the zero time for never.
 func (m *Manager) Published() time.Time {
 	if at := m.published.Load(); at != 0 {
 		return time.Unix(0, at)

@@ -23,7 +23,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// lab has the manager of a node, whose controllers run when a test says.
+// lab is a lab with the manager of a node. Its controllers run only when a test says so.
 type lab struct {
 	*clustertest.Lab
 	*Manager
@@ -35,7 +35,7 @@ func newLab(t *testing.T, node *clustertest.Node) *lab {
 	return &lab{l, newManager(l.Cluster, l.Node, Options{Orphans: orphans.Delete, OrphanGrace: time.Hour})}
 }
 
-// resync does all that is done every few minutes, to the end.
+// resync runs the comparison of all objects to its end.
 func (l *lab) resync() {
 	l.Helper()
 	_, err := l.syncPools(l.Context())
@@ -61,8 +61,7 @@ func (l *lab) resync() {
 	l.See()
 }
 
-// TestRunEnds: a manager whose time is over before the API server has answered leaves no
-// goroutine behind.
+// TestRunEnds: a manager that ends before the API server has answered leaves no goroutine behind.
 func TestRunEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clients, err := client.Connect(&rest.Config{Transport: unreachable{}})
@@ -81,8 +80,8 @@ func (unreachable) RoundTrip(*http.Request) (*http.Response, error) {
 	return nil, errors.New("no route to host")
 }
 
-// TestQuiet: what has not changed is not written again, however often all is
-// compared. Each write would come with each resync, of each node, for ever.
+// TestQuiet: a comparison of all objects writes nothing if nothing has changed. Else each node would
+// repeat the write with each resync.
 func TestQuiet(t *testing.T) {
 	volume, snapshot, orphan := clustertest.Entry(meta.Volume("pvc-1")), clustertest.Entry(meta.Snapshot("snapshot-1")), clustertest.Entry(meta.Volume("pvc-3"))
 	volume.Labels = map[string]string{"pvc/name": "data", "pvc/namespace": "db"}
@@ -133,8 +132,8 @@ func TestQuiet(t *testing.T) {
 	expect("nothing has changed since")
 }
 
-// TestTakeOver: of a pool that has come from another node all is published as it is here,
-// also what was deleted or lost on the way.
+// TestTakeOver: all Subvolumes of a pool that has moved here are published as it is on this node, also
+// those of volumes that are gone or lost.
 func TestTakeOver(t *testing.T) {
 	here, lost, deleted, elsewhere := clustertest.Entry(meta.Volume("here")), clustertest.Entry(meta.Volume("lost")), clustertest.Entry(meta.Volume("deleted")), clustertest.Entry(meta.Volume("elsewhere"))
 	elsewhere.PoolID = "pool-2"
@@ -154,7 +153,7 @@ func TestTakeOver(t *testing.T) {
 		t.Errorf("want it taken over before it is deleted, which is refused for what is another node's; got %q", written)
 	}
 	for _, c := range []struct{ name, node, pool, state string }{
-		{"here", "node-1", "default", "Ready"}, // the pool's name is that of the entry
+		{"here", "node-1", "default", "Ready"}, // with the pool name of the entry
 		{"lost", "node-1", "fast", "Lost"},
 		{"deleted", "", "", ""},
 		{"elsewhere", "node-2", "default", "Ready"},
@@ -170,7 +169,7 @@ func TestTakeOver(t *testing.T) {
 		if s.Spec.NodeName != c.node || s.Spec.Pool != c.pool || s.Status.State != c.state {
 			t.Errorf("%s: got %q of node %q, pool %q", c.name, s.Status.State, s.Spec.NodeName, s.Spec.Pool)
 		}
-		// Nothing of what another node wrote has anything deleted here.
+		// No annotation of another node may cause a deletion here.
 		if own := c.node == "node-1"; own == (s.Annotations[v1alpha1.AnnotationMarkedForDeletionSince] != "" || s.Annotations[v1alpha1.AnnotationObject] != "") {
 			t.Errorf("%s: got the annotations %v", c.name, s.Annotations)
 		}

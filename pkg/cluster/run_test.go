@@ -22,7 +22,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// running is a manager that runs until its test ends.
+// running is a manager that runs until the end of its test.
 type running struct {
 	*testing.T
 	*Manager
@@ -42,7 +42,7 @@ func run(t *testing.T, api *clustertest.API, clients *client.Clients, name strin
 	return &running{t, m, api, clients, n}
 }
 
-// await waits until something is so.
+// await waits until a condition is true.
 func (r *running) await(what string, so func() bool) {
 	r.Helper()
 	for end := time.Now().Add(2 * time.Minute); !so(); time.Sleep(10 * time.Millisecond) {
@@ -52,7 +52,7 @@ func (r *running) await(what string, so func() bool) {
 	}
 }
 
-// subvolume returns a Subvolume, an empty one where there is none.
+// subvolume returns a Subvolume, an empty one if it does not exist.
 func (r *running) subvolume(name string) *v1alpha1.Subvolume {
 	r.Helper()
 	s, err := r.clients.Subvolumes().Get(r.Context(), name, metav1.GetOptions{})
@@ -65,7 +65,7 @@ func (r *running) subvolume(name string) *v1alpha1.Subvolume {
 	return s
 }
 
-// TestRun: two nodes in a cluster, from the first look on.
+// TestRun: two nodes in a cluster, from their start.
 func TestRun(t *testing.T) {
 	const driver = "btrfs-csi.github.io"
 	api, clients := clustertest.NewAPI(t)
@@ -121,7 +121,7 @@ func TestRun(t *testing.T) {
 	first.await("remove the object of what is gone", func() bool { return first.subvolume("pvc-1").Name == "" })
 }
 
-// testPlacement has a clone and a snapshot of "pvc-1" made.
+// testPlacement requests a clone and a snapshot of "pvc-1".
 func testPlacement(r *running) {
 	class, source := "btrfs", "pvc-1"
 	r.api.Put(clustertest.Claims, &corev1.PersistentVolumeClaim{
@@ -144,7 +144,7 @@ func testPlacement(r *running) {
 	})
 }
 
-// TestRunRefusesExpansion: who asks from another node gets the code of the owner.
+// TestRunRefusesExpansion: a request from another node gets the error code of the owner.
 func TestRunRefusesExpansion(t *testing.T) {
 	api, clients := clustertest.NewAPI(t)
 	api.Put(clustertest.Nodes, clustertest.ReadyNode("node-1"))
@@ -155,7 +155,7 @@ func TestRunRefusesExpansion(t *testing.T) {
 	r := run(t, api, clients, "node-1", n)
 	r.await("publish its volume", func() bool { return r.subvolume("pvc-1").Status.State == "Ready" })
 	var err error
-	r.await("answer", func() bool { // what is not owned yet is not answered in time
+	r.await("answer", func() bool { // before the pool is owned there is no answer in time
 		_, err = r.Expand(t.Context(), "pvc-1", 4<<30)
 		return status.Code(err) != codes.Aborted
 	})

@@ -17,14 +17,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 )
 
-// Clients is all that is used of the API server. They are made from the types
-// alone: the clientset of Kubernetes would link every API there is, which made
-// the program four times as large, and take half of its memory.
+// Clients are the typed clients of the resources that the driver uses. They are built with
+// gentype. The clientset of Kubernetes would link all APIs, which made the binary four times as
+// large and took half of its memory.
 type Clients struct {
 	core, storage, snapshot, ours rest.Interface
 }
 
-// Typed clients, each of one resource.
+// The typed clients, one for each resource.
 type (
 	nodesClient     = gentype.ClientWithList[*corev1.Node, *corev1.NodeList]
 	volumesClient   = gentype.ClientWithList[*corev1.PersistentVolume, *corev1.PersistentVolumeList]
@@ -37,8 +37,8 @@ type (
 	poolsClient     = gentype.ClientWithList[*v1alpha1.Pool, *v1alpha1.PoolList]
 )
 
-// Connect makes clients that share the rate of config. It does not wait for the
-// API server.
+// Connect returns clients that share the rate limit of config. It does not contact the API
+// server.
 func Connect(config *rest.Config) (*Clients, error) {
 	config = rest.CopyConfig(config)
 	if config.RateLimiter == nil && config.QPS > 0 {
@@ -52,7 +52,7 @@ func Connect(config *rest.Config) (*Clients, error) {
 	}{
 		{&c.core, corev1.SchemeGroupVersion, runtime.ContentTypeProtobuf},
 		{&c.storage, storagev1.SchemeGroupVersion, runtime.ContentTypeProtobuf},
-		{&c.snapshot, snapshotv1.SchemeGroupVersion, runtime.ContentTypeJSON}, // custom resources know JSON alone
+		{&c.snapshot, snapshotv1.SchemeGroupVersion, runtime.ContentTypeJSON}, // custom resources support only JSON
 		{&c.ours, v1alpha1.GroupVersion, runtime.ContentTypeJSON},
 	} {
 		client, err := groupClient(config, group.version, group.contentType)
@@ -80,14 +80,14 @@ var (
 	codec  = runtime.NewParameterCodec(scheme)
 )
 
-// newScheme knows the types that are used here.
+// newScheme returns a scheme with the types of the clients.
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, storagev1.AddToScheme, snapshotv1.AddToScheme, v1alpha1.AddToScheme,
 	} {
 		if err := add(s); err != nil {
-			panic(err) // two types of one name: a mistake in the program
+			panic(err) // two types have one name: a bug
 		}
 	}
 	return s
@@ -101,7 +101,7 @@ func (c *Clients) PersistentVolumes() *volumesClient {
 	return resourceClient[corev1.PersistentVolume, corev1.PersistentVolumeList](c.core, "persistentvolumes", "")
 }
 
-// Claims returns the client of a namespace; of all, to list and to watch, with "".
+// Claims returns the client of a namespace, or of all namespaces, to list and watch, for "".
 func (c *Clients) Claims(namespace string) *claimsClient {
 	return resourceClient[corev1.PersistentVolumeClaim, corev1.PersistentVolumeClaimList](c.core, "persistentvolumeclaims", namespace)
 }
@@ -130,13 +130,12 @@ func (c *Clients) Pools() *poolsClient {
 	return resourceClient[v1alpha1.Pool, v1alpha1.PoolList](c.ours, "pools", "")
 }
 
-// SnapshotsServed reports whether the cluster has the API of snapshots, which is
-// no part of Kubernetes itself.
+// SnapshotsServed reports whether the cluster has the snapshot API. Kubernetes itself does not.
 func (c *Clients) SnapshotsServed(ctx context.Context) bool {
 	return c.snapshot.Get().AbsPath("/apis/"+snapshotv1.SchemeGroupVersion.String()).Do(ctx).Error() == nil
 }
 
-// object is what gentype wants of a type.
+// object is the constraint of gentype on a type.
 type object[T any] interface {
 	*T
 	runtime.Object

@@ -20,22 +20,22 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 )
 
-// Cluster is the cluster as all controllers of this node see it: they read its caches,
-// and write through its clients. It may be used by any number of goroutines.
+// Cluster is the read model of all controllers of this node: they read its caches and write
+// through its clients. All methods are safe for concurrent use.
 type Cluster struct {
 	Identity
 	API    *Clients
 	Events record.EventRecorder
 
-	Subvolumes        Informer[*v1alpha1.Subvolume] // those of this node alone
+	Subvolumes        Informer[*v1alpha1.Subvolume] // of this node only
 	PersistentVolumes Informer[*corev1.PersistentVolume]
 	Claims            Informer[*corev1.PersistentVolumeClaim]
 	Classes           Informer[*storagev1.StorageClass]
 	Snapshots         Informer[*snapshotv1.VolumeSnapshot]
 	Contents          Informer[*snapshotv1.VolumeSnapshotContent]
 
-	// SnapshotsSynced is set when the caches of Snapshots and Contents are filled. It never
-	// is in a cluster without the API of snapshots.
+	// SnapshotsSynced is true once the caches of Snapshots and Contents are filled. In a cluster
+	// without the snapshot API it stays false.
 	SnapshotsSynced atomic.Bool
 
 	broadcaster record.EventBroadcaster
@@ -47,11 +47,10 @@ const (
 	bySource = "source"
 )
 
-// retrySnapshots is the time between two looks whether the cluster has the API of
-// snapshots by now: it is no part of Kubernetes itself.
+// retrySnapshots is the time between two checks whether somebody has installed the snapshot API.
 const retrySnapshots = 30 * time.Second
 
-// New returns a view of a cluster, with caches that are empty until Run.
+// New returns a Cluster whose caches are empty until Run.
 func New(api *Clients, id Identity) *Cluster {
 	broadcaster := record.NewBroadcaster()
 	return &Cluster{
@@ -68,8 +67,8 @@ func New(api *Clients, id Identity) *Cluster {
 	}
 }
 
-// Run fills the caches until ctx ends, and writes Events until Close. It waits for an API
-// server that does not answer.
+// Run keeps the caches up to date until ctx ends, and writes Events until Close. If the API server
+// does not answer, Run retries.
 func (c *Cluster) Run(ctx context.Context) {
 	c.broadcaster.StartRecordingToSink(eventSink{c.API})
 	var all sync.WaitGroup
@@ -81,10 +80,10 @@ func (c *Cluster) Run(ctx context.Context) {
 	<-ctx.Done()
 }
 
-// Close ends the recording of Events.
+// Close ends the writing of Events.
 func (c *Cluster) Close() { c.broadcaster.Shutdown() }
 
-// runSnapshots waits until the cluster has the API of snapshots, and fills their caches.
+// runSnapshots waits until the cluster has the snapshot API, and then runs the caches of snapshots.
 func (c *Cluster) runSnapshots(ctx context.Context) {
 	err := wait.PollUntilContextCancel(ctx, retrySnapshots, true, func(ctx context.Context) (bool, error) {
 		return c.API.SnapshotsServed(ctx), nil

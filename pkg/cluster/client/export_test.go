@@ -1,4 +1,4 @@
 package client
 
-// KeptBy is Cluster.KeptBy for caches that a test has filled.
+// KeptBy is Cluster.KeptBy without the check that the caches are synced.
 var KeptBy = (*Cluster).keptBy

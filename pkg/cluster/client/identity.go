@@ -13,12 +13,11 @@ type Identity struct {
 	NodeName string
 	// Driver is the name of the CSI driver.
 	Driver string
-	// TopologyPrefix comes before a pool's ID in the keys of topology, and
-	// TopologyValue is their value.
+	// TopologyPrefix and a pool's ID form a topology key. TopologyValue is its value.
 	TopologyPrefix, TopologyValue string
 }
 
-// VolumeHandle returns the handle of a PersistentVolume of the driver, else "".
+// VolumeHandle returns the handle of a PersistentVolume, "" if it is of another driver.
 func (i Identity) VolumeHandle(v *corev1.PersistentVolume) string {
 	if csi := v.Spec.CSI; csi != nil && csi.Driver == i.Driver {
 		return csi.VolumeHandle
@@ -26,8 +25,8 @@ func (i Identity) VolumeHandle(v *corev1.PersistentVolume) string {
 	return ""
 }
 
-// PoolID returns the ID of the pool that a PersistentVolume of the driver is in; "" if
-// it names none.
+// PoolID returns the ID of the pool of a PersistentVolume; "" if it names none or is of another
+// driver.
 func (i Identity) PoolID(v *corev1.PersistentVolume) string {
 	if csi := v.Spec.CSI; csi == nil || csi.Driver != i.Driver || v.Spec.NodeAffinity == nil || v.Spec.NodeAffinity.Required == nil {
 		return ""
@@ -42,8 +41,8 @@ func (i Identity) PoolID(v *corev1.PersistentVolume) string {
 	return ""
 }
 
-// SnapshotHandle returns the handle of the snapshot of a content of the driver; ""
-// while it has none.
+// SnapshotHandle returns the handle of a VolumeSnapshotContent; "" if it has none yet or is of
+// another driver.
 func (i Identity) SnapshotHandle(content *snapshotv1.VolumeSnapshotContent) string {
 	if content.Spec.Driver != i.Driver {
 		return ""

@@ -14,8 +14,8 @@ import (
 // Informer is a cache of the objects of one resource.
 type Informer[O metav1.Object] struct{ cache.SharedIndexInformer }
 
-// newInformer returns a cache of the objects of a client that a field selector
-// matches, all with "". Nothing is cached before it runs.
+// newInformer returns a cache of the objects that match a field selector, of all for "". It is
+// empty until it runs.
 func newInformer[T any, O object[T], L runtime.Object](client *gentype.ClientWithList[O, L], fieldSelector string, indexers cache.Indexers) Informer[O] {
 	informer := cache.NewSharedIndexInformer(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
@@ -31,7 +31,7 @@ func newInformer[T any, O object[T], L runtime.Object](client *gentype.ClientWit
 	return Informer[O]{informer}
 }
 
-// indexer returns an index of objects by a key; objects whose key is "" are left out.
+// indexer returns an index of objects by a key. It omits objects whose key is "".
 func indexer[O any](key func(O) string) cache.IndexFunc {
 	return func(o any) ([]string, error) {
 		if key := key(o.(O)); key != "" {
@@ -43,7 +43,7 @@ func indexer[O any](key func(O) string) cache.IndexFunc {
 
 // Get returns the object with a key: its name, or its namespace/name.
 func (i Informer[O]) Get(key string) (object O, ok bool) {
-	found, ok, _ := i.GetStore().GetByKey(key) // a store in memory does not fail
+	found, ok, _ := i.GetStore().GetByKey(key) // a store in memory never fails
 	if ok {
 		object = found.(O)
 	}
@@ -67,7 +67,7 @@ func typed[O any](found []any) []O {
 	return objects
 }
 
-// Handlers are called with each object that is added, updated or deleted; each may be nil.
+// Handlers are called for each object that is added, updated or deleted. Each may be nil.
 type Handlers[O any] struct {
 	Add    func(O)
 	Update func(was, is O)
@@ -86,7 +86,7 @@ func (i Informer[O]) Handle(h Handlers[O]) {
 	if h.Delete != nil {
 		funcs.DeleteFunc = func(o any) {
 			if tombstone, ok := o.(cache.DeletedFinalStateUnknown); ok {
-				o = tombstone.Obj // the deletion itself was missed
+				o = tombstone.Obj // the watch missed the deletion
 			}
 			if o, ok := o.(O); ok {
 				h.Delete(o)
@@ -96,7 +96,7 @@ func (i Informer[O]) Handle(h Handlers[O]) {
 	_, _ = i.AddEventHandler(funcs) // fails only for an informer that has stopped
 }
 
-// Slim leaves out what no controller reads: every node caches the claims and volumes
+// Slim removes the fields that no controller reads, since each node caches the claims and volumes
 // of the whole cluster.
 func Slim(o any) (any, error) {
 	switch o := o.(type) {
@@ -106,7 +106,7 @@ func Slim(o any) (any, error) {
 			spec.CSI = &corev1.CSIPersistentVolumeSource{Driver: csi.Driver, VolumeHandle: csi.VolumeHandle}
 		}
 		if o.Spec.ClaimRef != nil {
-			spec.ClaimRef = &corev1.ObjectReference{} // only its presence is read
+			spec.ClaimRef = &corev1.ObjectReference{} // controllers only read whether it is set
 		}
 		o.Spec = spec
 	case *corev1.PersistentVolumeClaim:

@@ -9,8 +9,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Locate returns the node that serves a volume or snapshot, and the pool that it is in;
-// empty where the cluster knows of none.
+// Locate returns the node that serves a volume or snapshot, and its pool. Both are empty if the
+// cluster does not know it.
 func (c *Cluster) Locate(ctx context.Context, ref meta.Ref) (node, poolID string, err error) {
 	if !c.PersistentVolumes.HasSynced() {
 		return "", "", ErrNotSynced
@@ -23,8 +23,8 @@ func (c *Cluster) Locate(ctx context.Context, ref meta.Ref) (node, poolID string
 	case !apierrors.IsNotFound(err):
 		return "", "", err
 	}
-	// The Subvolume is published some time after the volume was made. Until then its
-	// PersistentVolume or VolumeSnapshotContent says where it is.
+	// The Subvolume is published some time after the volume was created. Until then the
+	// PersistentVolume or VolumeSnapshotContent names the pool.
 	if ref.Class == meta.Snapshots {
 		for _, content := range c.ContentsOf(ref.ID) {
 			return content.Labels[LabelManagedBy], "", nil
@@ -39,7 +39,7 @@ func (c *Cluster) Locate(ctx context.Context, ref meta.Ref) (node, poolID string
 	return "", "", nil
 }
 
-// ownerOf returns the node that owns a pool now; where none does, the last one.
+// ownerOf returns the node that owns a pool; if none does, the last owner.
 func (c *Cluster) ownerOf(ctx context.Context, poolID, last string) (string, error) {
 	if poolID == "" {
 		return last, nil

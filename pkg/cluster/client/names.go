@@ -12,15 +12,13 @@ import (
 )
 
 const (
-	// AnnotationSelectedNode is the annotation of a claim that names the node on which the
-	// provisioner makes its volume.
+	// AnnotationSelectedNode of a claim names the node whose csi-provisioner creates the volume.
 	AnnotationSelectedNode = "volume.kubernetes.io/selected-node"
-	// LabelManagedBy is the label of a VolumeSnapshotContent that names the node whose
-	// snapshotter looks after it.
+	// LabelManagedBy of a VolumeSnapshotContent names the node whose csi-snapshotter handles it.
 	LabelManagedBy = "snapshot.storage.kubernetes.io/managed-by"
 )
 
-// RefOf returns the volume or snapshot that a Subvolume stands for.
+// RefOf returns the volume or snapshot of a Subvolume.
 func RefOf(s *v1alpha1.Subvolume) meta.Ref {
 	if s.Spec.Kind == meta.Committed.String() {
 		return meta.Snapshot(s.Spec.ID)
@@ -33,9 +31,9 @@ const (
 	hashedPrefix   = "subvolume-"
 )
 
-// SubvolumeName returns the name of the Subvolume of a volume or snapshot: its
-// handle, as it is for all that the sidecars name, else a hash of it. A volume and a
-// snapshot of one handle have different names.
+// SubvolumeName returns the name of the Subvolume of a volume or snapshot. It is the handle if the
+// sidecars chose it, else a hash, so that a volume and a snapshot of one handle have different
+// names.
 func SubvolumeName(ref meta.Ref) string {
 	plain := len(validation.IsDNS1123Subdomain(ref.ID)) == 0 && !strings.HasPrefix(ref.ID, hashedPrefix)
 	if plain && strings.HasPrefix(ref.ID, snapshotPrefix) == (ref.Class == meta.Snapshots) {

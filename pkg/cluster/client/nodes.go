@@ -9,7 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// NodeReady reports whether the Node of a name exists and is ready.
+// NodeReady reports whether a Node exists and is ready.
 func (c *Clients) NodeReady(ctx context.Context, name string) (bool, error) {
 	node, err := c.Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -23,7 +23,7 @@ func (c *Clients) NodeReady(ctx context.Context, name string) (bool, error) {
 	}), nil
 }
 
-// NodeExists reports whether there is a Node of a name.
+// NodeExists reports whether a Node exists.
 func (c *Clients) NodeExists(ctx context.Context, name string) (bool, error) {
 	_, err := c.Nodes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {

@@ -2,8 +2,8 @@ package client
 
 import "encoding/json"
 
-// MetadataPatch returns the merge patch that brings annotations and labels in
-// line, nil where they are. An empty value stands for none.
+// MetadataPatch returns the merge patch that gives an object the wanted annotations and labels,
+// nil if it has them. The value "" removes a key.
 func MetadataPatch(annotations, wantAnnotations, labels, wantLabels map[string]string) []byte {
 	changed := func(have, want map[string]string) map[string]*string {
 		change := map[string]*string{}
@@ -28,6 +28,6 @@ func MetadataPatch(annotations, wantAnnotations, labels, wantLabels map[string]s
 	if len(metadata) == 0 {
 		return nil
 	}
-	patch, _ := json.Marshal(map[string]any{"metadata": metadata}) // strings alone: it cannot fail
+	patch, _ := json.Marshal(map[string]any{"metadata": metadata}) // maps of strings: it cannot fail
 	return patch
 }

@@ -12,22 +12,22 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// VolumesOf returns the PersistentVolumes of a handle. There may be several.
+// VolumesOf returns the PersistentVolumes with a handle. There may be several.
 func (c *Cluster) VolumesOf(handle string) []*corev1.PersistentVolume {
 	return c.PersistentVolumes.ByIndex(byHandle, handle)
 }
 
-// ContentsOf returns the VolumeSnapshotContents of a handle.
+// ContentsOf returns the VolumeSnapshotContents with a handle.
 func (c *Cluster) ContentsOf(handle string) []*snapshotv1.VolumeSnapshotContent {
 	return c.Contents.ByIndex(byHandle, handle)
 }
 
-// ErrNotSynced is returned while the caches are not filled.
+// ErrNotSynced: the caches are not filled yet.
 var ErrNotSynced = errors.New("the cluster has not been read yet")
 
-// KeptBy returns the PersistentVolumes or VolumeSnapshotContents of a volume or snapshot
-// that are not deleted with it. The caller knows of one that is, but not of others with the
-// same handle.
+// KeptBy returns the names of the PersistentVolumes or VolumeSnapshotContents that still need a
+// volume or snapshot. The sidecar that asks for the deletion looks only at its own object, and
+// others may have the same handle.
 func (c *Cluster) KeptBy(ctx context.Context, ref meta.Ref) ([]string, error) {
 	if !c.PersistentVolumes.HasSynced() || ref.Class == meta.Snapshots && !c.SnapshotsSynced.Load() {
 		return nil, ErrNotSynced
@@ -54,8 +54,8 @@ func (c *Cluster) keptBy(ctx context.Context, ref meta.Ref) (names []string, err
 	return names, nil
 }
 
-// keeps adds the name of an object that is not deleted too. The cache may lag behind the
-// caller, so the API server is asked before an object counts.
+// keeps adds the name of an object that still needs the volume. The cache may be behind, so keeps
+// asks the API server before it adds one.
 func keeps[O metav1.Object](ctx context.Context, names []string, o O, goes func(O) bool, get func(context.Context, string, metav1.GetOptions) (O, error)) ([]string, error) {
 	if goes(o) {
 		return names, nil

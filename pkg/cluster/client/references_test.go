@@ -14,8 +14,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// TestVolumeIsKept: by any PersistentVolume of its handle that is not deleted with
-// it, whatever its name.
+// TestVolumeIsKept: a volume is kept by each PersistentVolume with its handle, of any name, that is
+// not deleted with it.
 func TestVolumeIsKept(t *testing.T) {
 	for _, c := range []struct {
 		phase  corev1.PersistentVolumePhase
@@ -48,7 +48,7 @@ func TestVolumeIsKept(t *testing.T) {
 	}
 }
 
-// TestKeptAsOfNow: the cache lags behind, the API server does not.
+// TestKeptAsOfNow: KeptBy asks the API server, because the cache may be behind.
 func TestKeptAsOfNow(t *testing.T) {
 	l := clustertest.New(t, clustertest.NewNode())
 	bound := clustertest.Volume("pvc-1", l.Cluster.Driver)
@@ -71,8 +71,8 @@ func TestKeptAsOfNow(t *testing.T) {
 	}
 }
 
-// TestSnapshotIsKept: by any VolumeSnapshotContent of its handle that is not deleted
-// with it.
+// TestSnapshotIsKept: a snapshot is kept by each VolumeSnapshotContent with its handle that is not
+// deleted with it.
 func TestSnapshotIsKept(t *testing.T) {
 	for name, c := range map[string]struct {
 		deleted bool

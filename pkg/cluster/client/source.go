@@ -8,19 +8,19 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Kinds of objects that a claim can be made from.
+// The kinds of sources.
 const (
 	KindSnapshot = "VolumeSnapshot"
 	KindClaim    = "PersistentVolumeClaim"
 )
 
-// Source is what a claim is made from, in its own namespace.
+// Source is the snapshot or claim, in the namespace of a claim, that the claim copies.
 type Source struct{ Kind, Name string }
 
 func (s Source) key(namespace string) string { return s.Kind + "/" + namespace + "/" + s.Name }
 
-// SourceOf returns what a claim is made from; false for nothing, or what is not for CSI
-// to read.
+// SourceOf returns the source of a claim; false if it has none, or one of a kind that no CSI driver
+// copies.
 func SourceOf(claim *corev1.PersistentVolumeClaim) (Source, bool) {
 	ref := claim.Spec.DataSource
 	if ref == nil {
@@ -37,7 +37,7 @@ func SourceOf(claim *corev1.PersistentVolumeClaim) (Source, bool) {
 	return Source{}, false
 }
 
-// IsPending reports whether the volume of a claim is still to be made.
+// IsPending reports whether a claim waits for its volume.
 func IsPending(claim *corev1.PersistentVolumeClaim) bool {
 	return claim.Spec.VolumeName == "" && claim.DeletionTimestamp == nil
 }
@@ -50,13 +50,12 @@ func sourceKeyOf(claim *corev1.PersistentVolumeClaim) string {
 	return ""
 }
 
-// ClaimsFrom returns the pending claims that are made from a source.
+// ClaimsFrom returns the pending claims with a source.
 func (c *Cluster) ClaimsFrom(s Source, namespace string) []*corev1.PersistentVolumeClaim {
 	return c.Claims.ByIndex(bySource, s.key(namespace))
 }
 
-// ClassOf returns the StorageClass of a claim that is for this driver to provision, else
-// nil.
+// ClassOf returns the StorageClass of a claim; nil if it is unknown or of another driver.
 func (c *Cluster) ClassOf(claim *corev1.PersistentVolumeClaim) *storagev1.StorageClass {
 	if claim.Spec.StorageClassName == nil {
 		return nil
@@ -68,8 +67,8 @@ func (c *Cluster) ClassOf(claim *corev1.PersistentVolumeClaim) *storagev1.Storag
 	return class
 }
 
-// Resolve returns the volume or snapshot of this driver that a source stands for; false
-// while it stands for none.
+// Resolve returns the volume or snapshot of a source; false if it is not bound to one of this
+// driver.
 func (c *Cluster) Resolve(s Source, namespace string) (meta.Ref, bool) {
 	if s.Kind == KindSnapshot {
 		return c.resolveSnapshot(namespace + "/" + s.Name)

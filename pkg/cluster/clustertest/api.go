@@ -1,4 +1,4 @@
-// Package clustertest has a cluster and a node for the tests of controllers.
+// Package clustertest provides a cluster and a node in memory for the tests of controllers.
 package clustertest
 
 import (
@@ -39,7 +39,7 @@ const (
 	Pools             = "/apis/btrfs-csi.github.io/v1alpha1/pools"
 )
 
-// kinds are the kinds of what is in a path.
+// kinds are the kinds of the objects in each path.
 var kinds = map[string]string{
 	PersistentVolumes: "PersistentVolume", everywhere(Claims): "PersistentVolumeClaim", Nodes: "Node", Classes: "StorageClass",
 	Contents: "VolumeSnapshotContent", Snapshots: "VolumeSnapshot", Subvolumes: "Subvolume", Pools: "Pool",
@@ -48,16 +48,15 @@ var kinds = map[string]string{
 // everywhere returns the path of all namespaces.
 func everywhere(dir string) string { return strings.Replace(dir, "/namespaces/db", "", 1) }
 
-// API is an API server that keeps objects, and knows what of each write a
-// real one takes.
+// API is an API server that stores objects, and ignores the same parts of a write as a real one.
 type API struct {
 	mu      sync.Mutex
 	objects map[string]map[string]any // by path
 	version int
-	uids    int // that were given
+	uids    int // UIDs given so far
 	reads   int
 	writes  []string        // method and path
-	refuses map[string]bool // paths of which nothing can be read or written
+	refuses map[string]bool // paths whose objects cannot be read or written
 	events  []event         // all of them
 	changed chan struct{}   // closed with the next event
 }
@@ -78,7 +77,7 @@ func Empty() *API {
 	return &API{objects: map[string]map[string]any{}, refuses: map[string]bool{}, changed: make(chan struct{})}
 }
 
-// Clients returns clients of an API, or of what is between it and them. There is no network.
+// Clients returns clients that send their requests to api, without a network.
 func Clients(api http.RoundTripper) (*client.Clients, error) {
 	return client.Connect(&rest.Config{Host: "http://api", Transport: api, QPS: -1})
 }
@@ -93,7 +92,7 @@ func Nowhere(t *testing.T) *client.Clients {
 	return clients
 }
 
-// Put has an object be there, which is no write.
+// Put stores an object. Written does not return it.
 func (a *API) Put(dir string, o metav1.Object) {
 	data, _ := json.Marshal(o)
 	var object map[string]any
@@ -103,7 +102,7 @@ func (a *API) Put(dir string, o metav1.Object) {
 	a.keep(dir+"/"+o.GetName(), object)
 }
 
-// keep keeps an object as it is now.
+// keep stores an object.
 func (a *API) keep(name string, object map[string]any) {
 	before, metadata := a.objects[name], Child(object, "metadata")
 	metadata["resourceVersion"] = strconv.Itoa(a.version + 1)
@@ -117,8 +116,7 @@ func (a *API) keep(name string, object map[string]any) {
 	a.note(name, before, object)
 }
 
-// replace keeps an object that was changed, and removes one that is being deleted and has no
-// finalizers left.
+// replace stores a changed object. It removes a deleted object without finalizers.
 func (a *API) replace(name string, object map[string]any) {
 	metadata := Child(object, "metadata")
 	if finalizers, _ := metadata["finalizers"].([]any); metadata["deletionTimestamp"] != nil && len(finalizers) == 0 {
@@ -134,7 +132,7 @@ func (a *API) remove(name string) {
 	a.note(name, before, nil)
 }
 
-// Child returns an object in an object, and makes it where there is none.
+// Child returns a field that is an object, and creates it if it is absent.
 func Child(object map[string]any, key string) map[string]any {
 	if _, ok := object[key].(map[string]any); !ok {
 		object[key] = map[string]any{}
@@ -142,28 +140,28 @@ func Child(object map[string]any, key string) map[string]any {
 	return object[key].(map[string]any)
 }
 
-// Delete has an object not be there, which is no write.
+// Delete removes an object. Written does not return it.
 func (a *API) Delete(dir, name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.remove(dir + "/" + name)
 }
 
-// Refuse refuses to read or write what is in a directory, or no more.
+// Refuse makes all requests for a path fail, or succeed again.
 func (a *API) Refuse(dir string, refuses bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.refuses[dir] = refuses
 }
 
-// Reads returns how often something was read.
+// Reads returns the number of reads of a path.
 func (a *API) Reads() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.reads
 }
 
-// Written returns what was written since the last time.
+// Written returns the writes since the last call.
 func (a *API) Written() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -171,8 +169,7 @@ func (a *API) Written() []string {
 	return a.writes
 }
 
-// RoundTrip answers a request as an API server. A watch ends with its request, or when its
-// body is closed.
+// RoundTrip implements http.RoundTripper. A watch ends with its request, or when its body is closed.
 func (a *API) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.URL.Query().Get("watch") != "" {
 		return a.watch(r), nil
@@ -220,7 +217,7 @@ func (a *API) get(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, object)
 	case kinds[name] != "":
 		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.selected(name, r.URL.Query().Get("fieldSelector"))})
-	case name == path.Dir(Snapshots): // the API of snapshots is there
+	case name == path.Dir(Snapshots): // the discovery of the snapshot API
 		answer(w, http.StatusOK, map[string]any{})
 	default:
 		w.WriteHeader(http.StatusNotFound)
@@ -241,7 +238,7 @@ func (a *API) create(w http.ResponseWriter, r *http.Request) {
 	answer(w, http.StatusOK, a.objects[name])
 }
 
-// delete removes an object, or marks it while it has finalizers.
+// delete removes an object. If it has finalizers, delete only sets the deletion timestamp.
 func (a *API) delete(w http.ResponseWriter, r *http.Request, name string, have map[string]any) {
 	wanted := Child(read(r), "preconditions")
 	for _, key := range []string{"uid", "resourceVersion"} {
@@ -264,7 +261,7 @@ func conflict(w http.ResponseWriter) {
 	answer(w, http.StatusConflict, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusConflict, Reason: metav1.StatusReasonConflict})
 }
 
-// change updates or patches an object, or its status alone.
+// change updates or patches an object, or only its status.
 func (a *API) change(w http.ResponseWriter, r *http.Request, name string, have map[string]any) {
 	given := read(r)
 	version := Child(given, "metadata")["resourceVersion"]
@@ -274,11 +271,11 @@ func (a *API) change(w http.ResponseWriter, r *http.Request, name string, have m
 		return
 	case r.Method == http.MethodPatch:
 		given = merge(have, given)
-	case name != r.URL.Path: // its status
+	case name != r.URL.Path: // the status
 		changed := maps.Clone(have)
 		changed["status"] = given["status"]
 		given = changed
-	case path.Dir(name) == Pools && !mayClaim(have, given):
+	case path.Dir(name) == Pools && !mayTake(have, given):
 		w.WriteHeader(http.StatusForbidden)
 		return
 	default:
@@ -286,7 +283,7 @@ func (a *API) change(w http.ResponseWriter, r *http.Request, name string, have m
 	}
 	metadata := maps.Clone(Child(given, "metadata"))
 	given["metadata"] = metadata
-	for _, key := range []string{"creationTimestamp", "deletionTimestamp"} { // nobody writes them
+	for _, key := range []string{"creationTimestamp", "deletionTimestamp"} { // clients cannot write them
 		if metadata[key] = Child(have, "metadata")[key]; metadata[key] == nil {
 			delete(metadata, key)
 		}
@@ -295,9 +292,9 @@ func (a *API) change(w http.ResponseWriter, r *http.Request, name string, have m
 	answer(w, http.StatusOK, given)
 }
 
-// mayClaim is the policy for Pools: who takes one from another node names that one,
-// or was named. A claim is made by the node that is in it.
-func mayClaim(have, given map[string]any) bool {
+// mayTake is the admission policy for Pools: a node that takes a Pool from another must write that
+// node into the annotation, or be named there itself.
+func mayTake(have, given map[string]any) bool {
 	before, after := Child(have, "spec")["nodeName"], Child(given, "spec")["nodeName"]
 	if before == "" || after == "" || before == after {
 		return true
@@ -308,7 +305,7 @@ func mayClaim(have, given map[string]any) bool {
 	return from(given) == before || from(have) == after
 }
 
-// read returns what was sent, as JSON or not.
+// read decodes the body of a request, JSON or protobuf.
 func read(r *http.Request) (given map[string]any) {
 	given = map[string]any{}
 	if r.Body == nil {
@@ -323,7 +320,7 @@ func read(r *http.Request) (given map[string]any) {
 	return given
 }
 
-// scheme knows the types that are written as protobuf.
+// scheme has the types that clients write as protobuf.
 func scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	_ = corev1.AddToScheme(s)
@@ -331,14 +328,13 @@ func scheme() *runtime.Scheme {
 	return s
 }
 
-// selected returns the objects of a path that a selector matches.
+// selected returns the objects of a path that match a selector.
 func (a *API) selected(dir, selector string) []map[string]any {
 	wanted := fields.ParseSelectorOrDie(selector)
 	return slices.DeleteFunc(a.within(dir), func(object map[string]any) bool { return !matches(wanted, object) })
 }
 
-// matches reports whether an object is there, and its name and the strings in its spec are
-// those of a selector.
+// matches reports whether an object exists and its name and spec match a selector.
 func matches(wanted fields.Selector, object map[string]any) bool {
 	if object == nil {
 		return false

@@ -10,7 +10,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
 )
 
-// Lab is a node in a cluster, whose caches have what a test says and when.
+// Lab is a node in a cluster. The test decides when its caches are updated.
 type Lab struct {
 	*testing.T
 	API     *API
@@ -30,7 +30,7 @@ func New(t *testing.T, node *Node) *Lab {
 	return l
 }
 
-// NewOf returns a node in a cluster that others may be in.
+// NewOf returns a node in a cluster that it may share with others.
 func NewOf(t *testing.T, name string, api *API, clients *client.Clients, node *Node) *Lab {
 	t.Helper()
 	cluster := client.New(clients, client.Identity{NodeName: name, Driver: "btrfs-csi.github.io", TopologyPrefix: "topology.btrfs-csi.github.io/", TopologyValue: "here"})
@@ -41,7 +41,7 @@ func NewOf(t *testing.T, name string, api *API, clients *client.Clients, node *N
 	return &Lab{T: t, API: api, Cluster: cluster, Node: node, Owner: &Owner{}, events: events}
 }
 
-// See brings the caches in line with what the API server has.
+// See updates the caches from the API server.
 func (l *Lab) See() {
 	l.Helper()
 	subvolumes, err := l.Cluster.API.Subvolumes().List(l.Context(), metav1.ListOptions{FieldSelector: "spec.nodeName=" + l.Cluster.NodeName})
@@ -66,7 +66,7 @@ func fill[O any](l *Lab, informer cache.SharedIndexInformer, items []O) {
 	l.No(informer.GetStore().Replace(objects, ""))
 }
 
-// No fails a test that has an error.
+// No fails the test if there is an error.
 func (l *Lab) No(err error) {
 	l.Helper()
 	if err != nil {
@@ -74,7 +74,7 @@ func (l *Lab) No(err error) {
 	}
 }
 
-// Events returns those since the last time.
+// Events returns the Events since the last call.
 func (l *Lab) Events() []string {
 	var events []string
 	for len(l.events.Events) > 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Node has what a test says. Its fields are for the test to change while nothing runs.
+// Node is a node in memory. A test may change its fields while no controller runs.
 type Node struct {
 	mu       sync.Mutex // protects what follows while something runs
 	Entries  map[meta.Ref]meta.Entry
@@ -32,7 +32,7 @@ func NewNode(entries ...meta.Entry) *Node {
 	return n
 }
 
-// Look returns an entry that is there.
+// Look implements node.Reader.
 func (n *Node) Look(_ context.Context, ref meta.Ref) (meta.Entry, node.State) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -50,7 +50,7 @@ func (n *Node) Look(_ context.Context, ref meta.Ref) (meta.Entry, node.State) {
 	return e, node.Ready
 }
 
-// Walk calls fn for the entries in their order.
+// Walk implements node.Reader, in the order of the entries.
 func (n *Node) Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error {
 	for _, ref := range n.Refs() {
 		if e, state := n.Look(ctx, ref); state == node.Ready && ref.Class == class && !fn(e) {
@@ -60,17 +60,17 @@ func (n *Node) Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) b
 	return nil
 }
 
-// Refs returns all that is there, in order.
+// Refs returns all volumes and snapshots, in order.
 func (n *Node) Refs() []meta.Ref {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.SortedFunc(maps.Keys(n.Entries), func(a, b meta.Ref) int { return strings.Compare(a.String(), b.String()) })
 }
 
-// Used is the same for all.
+// Used returns the same for all.
 func (n *Node) Used(context.Context, meta.Ref) (int64, bool) { return 4096, true }
 
-// Pools returns those that are present. One that is excluded cannot be used.
+// Pools returns the pools on the node. An excluded one has no ID.
 func (n *Node) Pools(context.Context) []node.Pool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -97,7 +97,7 @@ func (n *Node) Forget(_ context.Context, poolID string) {
 	n.Gone = slices.DeleteFunc(n.Gone, func(id string) bool { return id == poolID })
 }
 
-// Expand expands an entry to any size.
+// Expand sets the size of an entry.
 func (n *Node) Expand(_ context.Context, volume string, size int64) (int64, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -118,17 +118,17 @@ func (n *Node) Remove(_ context.Context, ref meta.Ref) error {
 	return nil
 }
 
-// Exclude notes what is excluded.
+// Exclude records the excluded pools.
 func (n *Node) Exclude(reasons map[string]error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.Excluded = reasons
 }
 
-// Owner owns the pools that a test says.
+// Owner implements node.Owner. The test sets what it owns.
 type Owner struct {
 	IDs     []string
-	Pending bool // nothing is decided yet
+	Pending bool // Decided is not closed
 }
 
 // Owns reports whether a pool is owned.

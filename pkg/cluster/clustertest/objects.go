@@ -12,7 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Entry returns what was made a day ago in the pool "pool-1".
+// Entry returns an entry that was created a day ago in the pool "pool-1".
 func Entry(ref meta.Ref) meta.Entry {
 	kind := meta.Active
 	if ref.Class == meta.Snapshots {

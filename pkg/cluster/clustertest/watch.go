@@ -18,13 +18,13 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// event is a change of an object. It has none before, or none after.
+// event is a change of an object. before is nil if it was created, after if it was deleted.
 type event struct {
 	name          string
 	before, after map[string]any
 }
 
-// note keeps an event. Its version is the number of events.
+// note records an event. Its version is the number of events.
 func (a *API) note(name string, before, after map[string]any) {
 	a.events = append(a.events, event{name, before, after})
 	a.version = len(a.events)
@@ -32,11 +32,11 @@ func (a *API) note(name string, before, after map[string]any) {
 	a.changed = make(chan struct{})
 }
 
-// watch answers with the events of a path after a version.
+// watch streams the events of a path after a version.
 func (a *API) watch(r *http.Request) *http.Response {
 	query, w := r.URL.Query(), httptest.NewRecorder()
 	next, err := strconv.Atoi(query.Get("resourceVersion"))
-	if err != nil || query.Get("sendInitialEvents") != "" { // it has to list first
+	if err != nil || query.Get("sendInitialEvents") != "" { // the client has to list first
 		answer(w, http.StatusUnprocessableEntity, metav1.Status{Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid})
 		return w.Result()
 	}
@@ -51,8 +51,8 @@ type stream struct {
 	api    *API
 	dir    string
 	wanted fields.Selector
-	next   int    // the version after which there is more
-	rest   []byte // that was not read yet
+	next   int    // the version up to which events were read
+	rest   []byte // bytes that were not read yet
 	ended  <-chan struct{}
 	closed chan struct{}
 	once   sync.Once
@@ -83,8 +83,8 @@ func (s *stream) Close() error {
 	return nil
 }
 
-// eventsAfter returns the events of a path after a version, the last version, and what is
-// closed when there is another.
+// eventsAfter returns the events of a path after a version, the last version, and a channel that is
+// closed with the next event.
 func (a *API) eventsAfter(version int, dir string, wanted fields.Selector) (data []byte, last int, changed <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -109,7 +109,7 @@ func (a *API) eventsAfter(version int, dir string, wanted fields.Selector) (data
 	return buffer.Bytes(), len(a.events), a.changed
 }
 
-// typed returns an object with its kind, as of a version.
+// typed returns an object with its kind and a version.
 func typed(object map[string]any, dir string, version int) map[string]any {
 	object = maps.Clone(object)
 	group := strings.TrimPrefix(path.Dir(dir), "/apis/")

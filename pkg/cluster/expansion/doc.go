@@ -1,4 +1,4 @@
-// Package expansion grows a volume from any node. The driver that is asked, which is that of
-// the elected resizer, writes the wanted size into the spec of the Subvolume; the owner
-// grows the volume and answers in the status.
+// Package expansion expands a volume from any node. The elected csi-resizer asks the driver of its
+// own node. That driver writes the wanted size into the spec of the Subvolume. The node of the
+// volume expands it and answers in the status.
 package expansion

@@ -23,20 +23,19 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// answerTimeout is how long a node may take to expand a volume of its own, which is a
-// matter of milliseconds.
+// answerTimeout limits the wait for another node. An expansion takes milliseconds.
 const answerTimeout = 5 * time.Second
 
-// Request asks the node that owns a volume to expand it to size bytes, and waits for the
-// answer. It returns the new size. The code of its error is NOT_FOUND for a volume that the
-// cluster does not know, ABORTED where the owner did not answer in time, and that of the
-// owner where it refused. Errors of the API server have none.
+// Request asks the owner of a volume to expand it to at least size bytes, waits for the answer, and
+// returns the new size. Its error has the code NOT_FOUND if the cluster does not know the volume,
+// ABORTED if the owner did not answer in time, and the owner's code if that refused. Errors of the
+// API server have no code.
 func Request(ctx context.Context, c *client.Cluster, volume string, size int64) (int64, error) {
 	name := client.SubvolumeName(meta.Volume(volume))
 	s, err := c.API.Subvolumes().Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		if !c.PersistentVolumes.HasSynced() || len(c.VolumesOf(volume)) > 0 {
-			return 0, status.Errorf(codes.Aborted, "volume %q is not mirrored by its node yet: no answer", volume)
+			return 0, status.Errorf(codes.Aborted, "volume %q is not published by its node yet: no answer", volume)
 		}
 		return 0, status.Errorf(codes.NotFound, "%s: not found on any node", meta.Volume(volume))
 	}
@@ -79,7 +78,7 @@ func awaitAnswer(answers watch.Interface, s *v1alpha1.Subvolume, size int64, req
 			return 0, status.Error(codeNamed(r.Code), r.Message)
 		}
 	}
-	return 0, status.Errorf(codes.Aborted, "volume %q is on node %q, whose driver was asked to grow it: no answer", s.Spec.ID, s.Spec.NodeName)
+	return 0, status.Errorf(codes.Aborted, "volume %q is on node %q, whose driver was asked to expand it: no answer", s.Spec.ID, s.Spec.NodeName)
 }
 
 // codeNamed is the reverse of codes.Code.String.
@@ -96,8 +95,7 @@ func hasSize(s *v1alpha1.Subvolume, size int64) bool {
 	return s.Status.Size != nil && s.Status.Size.Value() >= size
 }
 
-// isRequested reports whether a Subvolume asks for a size that its node has not answered
-// yet.
+// isRequested reports whether a Subvolume asks for a size that its node has not answered yet.
 func isRequested(s *v1alpha1.Subvolume) bool {
 	if s.Spec.Kind != meta.Active.String() || s.Spec.Size == nil || s.Status.Size == nil || hasSize(s, s.Spec.Size.Value()) {
 		return false
@@ -109,12 +107,11 @@ func isRequested(s *v1alpha1.Subvolume) bool {
 // Node is what the Controller needs of its node.
 type Node interface {
 	node.Reader
-	// Expand grows a volume to size bytes and returns its size. Its error has a code.
+	// Expand expands a volume to at least size bytes and returns its size. Its error has a code.
 	Expand(ctx context.Context, volume string, size int64) (int64, error)
 }
 
-// Controller expands the volumes of this node whose Subvolume asks for a larger
-// size.
+// Controller expands the volumes of this node whose Subvolumes ask for a larger size.
 type Controller struct {
 	cluster *client.Cluster
 	node    Node
@@ -135,7 +132,7 @@ func (c *Controller) seen(s *v1alpha1.Subvolume) {
 	}
 }
 
-// Resync looks at all Subvolumes of this node again.
+// Resync checks all Subvolumes of this node again.
 func (c *Controller) Resync() {
 	for _, s := range c.cluster.Subvolumes.List() {
 		c.seen(s)
@@ -145,23 +142,22 @@ func (c *Controller) Resync() {
 // Run expands until ctx ends.
 func (c *Controller) Run(ctx context.Context) { c.queue.Run(ctx, c.reconcile) }
 
-// reconcile expands one volume, if it is to be. Done twice, or again after a crash, it is
-// done once.
+// reconcile expands one volume if its Subvolume asks for that. It is idempotent.
 func (c *Controller) reconcile(ctx context.Context, name string) error {
 	s, ok := c.cluster.Subvolumes.Get(name)
 	if !ok || !isRequested(s) || !c.owner.Owns(s.Spec.PoolID) {
-		return nil // it is looked at when this node owns its pool: see Resync
+		return nil // Resync comes back to it when this node owns its pool
 	}
 	patch := map[string]any{"expansion": nil}
 	before, _ := c.node.Look(ctx, meta.Volume(s.Spec.ID))
-	size, err := c.node.Expand(ctx, s.Spec.ID, s.Spec.Size.Value()) // also of what is large enough: it makes that durable
+	size, err := c.node.Expand(ctx, s.Spec.ID, s.Spec.Size.Value()) // also if it is large enough: Expand makes that durable
 	switch code := status.Code(err); code {
 	case codes.OK:
-		if size > before.Size { // else the request was answered before
+		if size > before.Size { // else it is a repetition
 			klog.FromContext(ctx).Info("Volume expanded", "volumeID", s.Spec.ID, "size", size, "askedBy", "cluster")
 		}
 		patch["size"] = resource.NewQuantity(size, resource.BinarySI)
-	case codes.Aborted, codes.Unavailable, codes.NotFound: // not now, or not here any more
+	case codes.Aborted, codes.Unavailable, codes.NotFound: // try again later
 		return err
 	default:
 		patch["expansion"] = v1alpha1.Refusal{

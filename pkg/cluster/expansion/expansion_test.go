@@ -42,15 +42,15 @@ func TestIsRequested(t *testing.T) {
 	}
 }
 
-// TestExpansionIsAnswered: with the new size, or why there is none; what passes is tried
-// again.
+// TestExpansionIsAnswered: the answer is the new size or the reason of a refusal. A temporary error is
+// retried without an answer.
 func TestExpansionIsAnswered(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		err     error
-		foreign bool // its pool is another node's
+		foreign bool // another node owns its pool
 		size    int64
-		refused string // the code
+		refused string // the code of the refusal
 		again   bool
 	}{
 		{name: "expanded", size: 2 << 30},

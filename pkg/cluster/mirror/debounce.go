@@ -8,32 +8,32 @@ import (
 )
 
 const (
-	// calm is how long nothing has to change before a change is written: a volume that is
-	// made, bound and snapshotted at once is written once.
+	// calm is how long nothing must change before a write. So a volume that is created, bound and
+	// snapshotted within a moment is written once.
 	calm = 500 * time.Millisecond
-	// maxDelay is how long changes that follow each other put off the write of one. The API
-	// server is busy with what caused them, and users wait for that. But a volume that is not
-	// written yet cannot be expanded from another node.
+	// maxDelay limits how long further changes postpone a write. Postponing leaves the API server
+	// to the requests that users wait for. But a volume that is not published yet cannot be
+	// expanded from another node.
 	maxDelay = 5 * time.Second
 )
 
-// debounce puts off writes while volumes change on this node, are being bound, or snapshots
+// debounce postpones writes while volumes change on this node or are being bound, or snapshots
 // become ready.
 type debounce struct {
 	mu    sync.Mutex             // protects what follows
-	last  time.Time              // when something changed
-	until map[meta.Ref]time.Time // when a write that is put off is due in any case
+	last  time.Time              // the last change
+	until map[meta.Ref]time.Time // the latest time of each postponed write
 }
 
-// changed notes a change.
+// changed records a change.
 func (d *debounce) changed(now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.last = now
 }
 
-// delay returns how much longer the write of ref is put off: until nothing has changed for
-// calm, but not longer than maxDelay.
+// delay returns how much longer to postpone the write of ref: until nothing has changed for calm,
+// but no longer than maxDelay.
 func (d *debounce) delay(ref meta.Ref, now time.Time) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -10,13 +10,13 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// TestDebounce: what is written waits for changes to end, but not for ever.
+// TestDebounce: a write waits for the end of changes, at most maxDelay.
 func TestDebounce(t *testing.T) {
 	u, began := debounce{until: map[meta.Ref]time.Time{}}, time.Now()
 	for _, c := range []struct {
 		name string
 		at   time.Duration
-		calm bool // else something changes just then
+		calm bool // else there is a change just then
 		ref  string
 		want time.Duration
 	}{
@@ -41,8 +41,8 @@ func TestDebounce(t *testing.T) {
 	}
 }
 
-// TestRest: while changes do not end everything is written some time after it
-// changed, once for all its changes; when it ends, at once.
+// TestRest: while changes go on, each volume is written once, maxDelay after its first change. When
+// they end, all volumes are written soon.
 func TestRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(clustertest.NewOf(t, "node-1", nil, clustertest.Nowhere(t), clustertest.NewNode()))

@@ -1,10 +1,10 @@
-// Package mirror publishes what a node has: a Pool for each of its pools, a Subvolume for
-// each volume and snapshot, and their lineage on the PersistentVolumes and
-// VolumeSnapshotContents. It is one-way: the disk is the truth. An object that somebody
-// deletes or changes is written again, and none makes or removes a volume.
+// Package mirror publishes the pools, volumes and snapshots of a node. It writes the state of each
+// Pool, a Subvolume for each volume and snapshot, and their lineage on PersistentVolumes and
+// VolumeSnapshotContents. It is one-way, from the disk to the cluster: if somebody changes or
+// deletes an object, mirror writes it again, and no volume changes.
 //
 //	pools.go       the state of pools; events.go their Events
-//	subvolumes.go  when a volume or snapshot is published; debounce.go puts it off
-//	writer.go      what a Subvolume says
+//	subvolumes.go  when a volume or snapshot is published; debounce.go postpones it
+//	writer.go      the contents of a Subvolume
 //	lineage.go     the lineage, on all objects
 package mirror

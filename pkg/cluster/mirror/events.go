@@ -8,23 +8,23 @@ import (
 )
 
 const (
-	// statePoolReady is the state of a pool with which nothing is wrong.
+	// statePoolReady is the state of a pool without conditions.
 	statePoolReady = "Ready"
-	// stateQuotaInconsistent is a state, and the reason of the Event of each rescan.
+	// stateQuotaInconsistent is a state, and the reason of an Event for each rescan.
 	stateQuotaInconsistent = "QuotaInconsistent"
 )
 
 // poolEvents records Events on pools.
 type poolEvents struct {
 	cluster *client.Cluster
-	rescans map[string]uint64 // of the quota, that have an Event; by pool ID
+	rescans map[string]uint64 // quota rescans that have an Event, by pool ID
 }
 
-// recordState records an Event on a pool whose state is not the published one.
+// recordState records an Event if the state of a pool differs from the published one.
 func (e poolEvents) recordState(pool ownership.Pool) {
 	before := pool.Object.Status.State
 	switch {
-	case pool.State == before, pool.State == stateQuotaInconsistent: // recordRescans records that
+	case pool.State == before, pool.State == stateQuotaInconsistent: // see recordRescans
 	case pool.State != statePoolReady:
 		e.cluster.Events.Eventf(pool.Object, corev1.EventTypeWarning, pool.State, "Pool %q of node %q is %s. %s", pool.Name, e.cluster.NodeName, pool.State, pool.Message)
 	case before != "":
@@ -32,8 +32,7 @@ func (e poolEvents) recordState(pool ownership.Pool) {
 	}
 }
 
-// recordRescans records an Event for a quota that was inconsistent, also where the state
-// does not show it any more.
+// recordRescans records an Event for a quota that was inconsistent, even if it is consistent again.
 func (e poolEvents) recordRescans(pool ownership.Pool) {
 	if pool.Rescans > e.rescans[pool.ID] {
 		e.cluster.Events.Eventf(pool.Object, corev1.EventTypeWarning, stateQuotaInconsistent,

@@ -16,12 +16,11 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// bindingTime is how long a new PersistentVolume may take to be bound to the claim that it
-// was made for.
+// bindingTime is how long Kubernetes may take to bind a new PersistentVolume to its claim.
 const bindingTime = 30 * time.Second
 
-// lineageOf returns the lineage annotations of an entry. A key with the value "" must not be
-// on the object.
+// lineageOf returns the lineage annotations of an entry. An object must not have the keys whose
+// value is "".
 func lineageOf(e meta.Entry) map[string]string {
 	return map[string]string{
 		v1alpha1.AnnotationParent:         e.Source.ID,
@@ -33,7 +32,7 @@ func lineageOf(e meta.Entry) map[string]string {
 	}
 }
 
-// formatID returns n in digits, "" for zero, which stands for none.
+// formatID formats an ID; "" for 0, which means none.
 func formatID(n uint64) string {
 	if n == 0 {
 		return ""
@@ -51,8 +50,7 @@ func lineageDiffers(was, is map[string]string) bool {
 	return false
 }
 
-// lineageWriter writes the lineage of volumes and snapshots to the objects of Kubernetes
-// that stand for them.
+// lineageWriter writes lineage annotations to PersistentVolumes and VolumeSnapshotContents.
 type lineageWriter struct{ cluster *client.Cluster }
 
 func (w lineageWriter) write(ctx context.Context, entry meta.Entry) error {
@@ -61,7 +59,7 @@ func (w lineageWriter) write(ctx context.Context, entry meta.Entry) error {
 	}
 	for _, v := range w.cluster.VolumesOf(entry.ID) {
 		if isBeingBound(v) {
-			continue // it is seen again when it is bound
+			continue // an update follows when it is bound
 		}
 		patch := client.MetadataPatch(v.Annotations, lineageOf(entry), nil, nil)
 		if patch == nil {
@@ -74,15 +72,15 @@ func (w lineageWriter) write(ctx context.Context, entry meta.Entry) error {
 	return nil
 }
 
-// isBeingBound reports whether the controller of Kubernetes is about to write a
-// PersistentVolume. A change in between would make that fail, and be tried again later.
+// isBeingBound reports whether Kubernetes is about to bind a PersistentVolume. A change meanwhile
+// would make the binding fail, and Kubernetes would retry it later.
 func isBeingBound(v *corev1.PersistentVolume) bool {
 	return v.Spec.ClaimRef != nil && (v.Status.Phase == "" || v.Status.Phase == corev1.VolumePending || v.Status.Phase == corev1.VolumeAvailable) &&
 		time.Since(v.CreationTimestamp.Time) < bindingTime
 }
 
-// writeContents also hands a snapshot's content to the snapshotter of this node: that of
-// another node has it if the pool was moved, and none if the content was made by hand.
+// writeContents also assigns the contents to the csi-snapshotter of this node. After a move of the
+// pool another node has them; a content that was made by hand has none.
 func (w lineageWriter) writeContents(ctx context.Context, entry meta.Entry) error {
 	for _, content := range w.cluster.ContentsOf(entry.ID) {
 		patch := client.MetadataPatch(content.Annotations, lineageOf(entry), content.Labels, map[string]string{client.LabelManagedBy: w.cluster.NodeName})

@@ -15,7 +15,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Pools writes the state of pools to their Pools.
+// Pools publishes the state of pools, with Events.
 type Pools struct {
 	cluster *client.Cluster
 	node    node.Reader
@@ -27,7 +27,7 @@ func NewPools(cluster *client.Cluster, node node.Reader) *Pools {
 	return &Pools{cluster, node, poolEvents{cluster, map[string]uint64{}}}
 }
 
-// Publish writes the state of the pools that this node owns, where it has changed.
+// Publish writes the state of the pools that this node owns, if it has changed.
 func (p *Pools) Publish(ctx context.Context, owned []ownership.Pool) (err error) {
 	counts := p.countSubvolumes(ctx)
 	for _, pool := range owned {
@@ -59,7 +59,7 @@ func (p *Pools) publish(ctx context.Context, pool ownership.Pool, subvolumes int
 func (p *Pools) countSubvolumes(ctx context.Context) map[string]int64 {
 	counts := map[string]int64{}
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
-		_ = p.node.Walk(ctx, class, func(e meta.Entry) bool { // what cannot be listed is not counted
+		_ = p.node.Walk(ctx, class, func(e meta.Entry) bool { // a pool that cannot be listed counts as empty
 			counts[e.PoolID]++
 			return true
 		})

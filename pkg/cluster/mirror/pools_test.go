@@ -12,7 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/ownership"
 )
 
-// poolsLab has the publisher of the pools of a node.
+// poolsLab is a lab with the publisher of pools.
 type poolsLab struct {
 	*clustertest.Lab
 	pools *Pools
@@ -33,8 +33,8 @@ func (l *poolsLab) publish(pool node.Pool) {
 	l.No(l.pools.Publish(l.Context(), []ownership.Pool{{Pool: pool, Object: have}}))
 }
 
-// TestRescansHaveEvents: once for each time that the quota was inconsistent, also when
-// that is over at the next look, and when the pool was in use anew meanwhile.
+// TestRescansHaveEvents: each rescan of the quota has one Event, even if the quota is consistent at
+// the next round, or the pool was opened again meanwhile.
 func TestRescansHaveEvents(t *testing.T) {
 	l := newPoolsLab(t)
 	for _, c := range []struct {
@@ -52,8 +52,7 @@ func TestRescansHaveEvents(t *testing.T) {
 	}
 }
 
-// TestStateHasEvents: an Event says when something becomes wrong with a pool, and when that
-// is over, once each.
+// TestStateHasEvents: each change of a pool's state has one Event.
 func TestStateHasEvents(t *testing.T) {
 	l := newPoolsLab(t)
 	for _, c := range []struct{ state, want string }{

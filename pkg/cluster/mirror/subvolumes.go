@@ -17,16 +17,16 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Node is what the Subvolumes needs of its node.
+// Node is what Subvolumes needs of its node.
 type Node interface {
 	node.Reader
-	// Used returns the bytes that a volume or snapshot occupies; false where nobody counts.
+	// Used returns the used bytes of a volume or snapshot; false if no quota counts them.
 	Used(ctx context.Context, ref meta.Ref) (int64, bool)
 	node.Pools
 }
 
-// Subvolumes publishes the volumes and snapshots of this node: a Subvolume for
-// each, and its lineage on the PersistentVolume or VolumeSnapshotContent.
+// Subvolumes publishes the volumes and snapshots of this node: a Subvolume for each, and the lineage
+// on the PersistentVolume or VolumeSnapshotContent.
 type Subvolumes struct {
 	cluster  *client.Cluster
 	node     Node
@@ -49,8 +49,7 @@ func NewSubvolumes(cluster *client.Cluster, node Node, owner node.Owner) *Subvol
 	return c
 }
 
-// watch publishes a volume or snapshot again when somebody adds, changes or deletes one of
-// its objects.
+// watch enqueues a volume or snapshot when one of its objects is added, changed or deleted.
 func (c *Subvolumes) watch() {
 	seen := func(s *v1alpha1.Subvolume) { c.enqueue(client.RefOf(s)) }
 	c.cluster.Subvolumes.Handle(client.Handlers[*v1alpha1.Subvolume]{
@@ -76,7 +75,7 @@ func (c *Subvolumes) volumeSeen(v *corev1.PersistentVolume) {
 }
 
 func (c *Subvolumes) volumeChanged(was, is *corev1.PersistentVolume) {
-	turned := was.Status.Phase != is.Status.Phase // it is bound, or released
+	turned := was.Status.Phase != is.Status.Phase // bound, or released
 	if turned && c.cluster.VolumeHandle(is) != "" {
 		c.debounce.changed(time.Now())
 	}
@@ -100,16 +99,16 @@ func isReady(snapshot *snapshotv1.VolumeSnapshot) bool {
 	return status != nil && status.ReadyToUse != nil && *status.ReadyToUse
 }
 
-// Changed has a volume or snapshot published that was made, changed or removed.
+// Changed enqueues a volume or snapshot that was created, changed or removed.
 func (c *Subvolumes) Changed(ref meta.Ref) {
 	c.debounce.changed(time.Now())
 	c.enqueue(ref)
 }
 
-// Resync compares everything that this node has, and that is published of it.
+// Resync enqueues all volumes and snapshots of this node, and all that are published.
 func (c *Subvolumes) Resync(ctx context.Context) {
 	if err := c.takeOver(ctx); err != nil {
-		klog.FromContext(ctx).Error(err, "What another node published of the pools here is not taken over yet")
+		klog.FromContext(ctx).Error(err, "Subvolumes of another node not taken over yet")
 	}
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
 		err := c.node.Walk(ctx, class, func(e meta.Entry) bool {
@@ -128,7 +127,7 @@ func (c *Subvolumes) Resync(ctx context.Context) {
 // Run publishes until ctx ends.
 func (c *Subvolumes) Run(ctx context.Context) { c.queue.Run(ctx, c.reconcile) }
 
-// reconcile publishes one volume or snapshot, unless it is put off.
+// reconcile publishes one volume or snapshot, unless the write is postponed.
 func (c *Subvolumes) reconcile(ctx context.Context, ref meta.Ref) error {
 	if delay := c.debounce.delay(ref, time.Now()); delay > 0 {
 		c.queue.AddAfter(ref, delay)
@@ -137,21 +136,21 @@ func (c *Subvolumes) reconcile(ctx context.Context, ref meta.Ref) error {
 	return c.Publish(ctx, ref)
 }
 
-// Publish brings the objects of one volume or snapshot in line with what is on disk.
+// Publish writes the objects of one volume or snapshot as they are on disk.
 func (c *Subvolumes) Publish(ctx context.Context, ref meta.Ref) error {
 	have, _ := c.cluster.Subvolumes.Get(client.SubvolumeName(ref)) // nil if there is none
 	entry, state := c.node.Look(ctx, ref)
 	switch state {
 	case node.Gone:
 		if have == nil || !c.owner.Owns(have.Spec.PoolID) {
-			return nil // another node may have the pool, and what is in it
+			return nil // it may be on another node, with its pool
 		}
 		return c.writer.remove(ctx, have)
 	case node.Away:
 		return nil
 	}
 	if !c.owner.Owns(entry.PoolID) {
-		return nil // it is published when this node owns its pool: see Resync
+		return nil // Resync comes back to it when this node owns its pool
 	}
 	if state == node.Lost {
 		return c.writer.writeLost(ctx, have, entry)
@@ -162,9 +161,9 @@ func (c *Subvolumes) Publish(ctx context.Context, ref meta.Ref) error {
 	return c.lineage.write(ctx, entry)
 }
 
-// takeOver takes over the Subvolumes of another node whose pool this node owns now, and
-// whose volume is not there: it was deleted before, or lost. They are seen as objects of
-// this node then, and published as such. The others are taken over when they are published.
+// takeOver takes over Subvolumes of another node if this node owns their pool now and their volume
+// is gone or lost. Then the cache of this node has them, and they are published or deleted. Other
+// Subvolumes are taken over when their volume is published.
 func (c *Subvolumes) takeOver(ctx context.Context) error {
 	for _, pool := range c.node.Pools(ctx) {
 		if pool.ID == "" || !c.owner.Owns(pool.ID) {

@@ -15,7 +15,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// lab has the controller of the volumes and snapshots of a node.
+// lab is a lab with the controller of volumes and snapshots.
 type lab struct {
 	*clustertest.Lab
 	subvolumes *Subvolumes
@@ -27,8 +27,8 @@ func newLab(l *clustertest.Lab) *lab {
 	return &lab{l, c}
 }
 
-// TestBeingBound: a PersistentVolume that Kubernetes is about to bind is left alone
-// until that is done, and no longer.
+// TestBeingBound: a PersistentVolume that Kubernetes is about to bind is not written before it is
+// bound, or bindingTime is over.
 func TestBeingBound(t *testing.T) {
 	entry, patched := clustertest.Entry(meta.Volume("pvc-1")), "PATCH "+clustertest.PersistentVolumes+"/pvc-1"
 	entry.UUID = "u-1"
@@ -59,7 +59,7 @@ func TestBeingBound(t *testing.T) {
 	}
 }
 
-// TestBoundIsLookedAt: what was left alone comes again when it is bound.
+// TestBoundIsLookedAt: the lineage is written when the PersistentVolume is bound.
 func TestBoundIsLookedAt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(clustertest.NewOf(t, "node-1", nil, clustertest.Nowhere(t), clustertest.NewNode()))
@@ -75,7 +75,7 @@ func TestBoundIsLookedAt(t *testing.T) {
 	})
 }
 
-// TestLostComesBack: the object of what is lost, too, is written again.
+// TestLostComesBack: a deleted Subvolume of a lost volume is written again.
 func TestLostComesBack(t *testing.T) {
 	entry := clustertest.Entry(meta.Volume("pvc-1"))
 	l := newLab(clustertest.New(t, clustertest.NewNode(entry)))

@@ -16,14 +16,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// writer writes Subvolumes, where they differ from what they should be.
+// writer writes Subvolumes if they differ from what they should be.
 type writer struct {
 	cluster *client.Cluster
 	used    func(ctx context.Context, ref meta.Ref) (bytes int64, ok bool)
 }
 
-// write writes an entry. The status comes before the spec: a size in the spec that is
-// larger than that of the status is a request to expand.
+// write publishes an entry. It writes the status before the spec, because a size in the spec that
+// is larger than that in the status is a request to expand.
 func (w writer) write(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (err error) {
 	if have == nil {
 		if have, err = w.writeSpec(ctx, nil, entry); err != nil {
@@ -44,7 +44,7 @@ func (w writer) write(ctx context.Context, have *v1alpha1.Subvolume, entry meta.
 	return err
 }
 
-// writeLost writes that the data of an entry is not there. The spec stays as it is.
+// writeLost publishes that the data of an entry is lost. The spec stays as it is.
 func (w writer) writeLost(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (err error) {
 	if have == nil {
 		if have, err = w.writeSpec(ctx, nil, entry); err != nil {
@@ -57,7 +57,7 @@ func (w writer) writeLost(ctx context.Context, have *v1alpha1.Subvolume, entry m
 	return err
 }
 
-// remove deletes the object of what is gone.
+// remove deletes the Subvolume of a volume or snapshot that is gone.
 func (w writer) remove(ctx context.Context, have *v1alpha1.Subvolume) error {
 	err := w.cluster.API.Subvolumes().Delete(ctx, have.Name, metav1.DeleteOptions{
 		Preconditions: &metav1.Preconditions{UID: &have.UID, ResourceVersion: &have.ResourceVersion},
@@ -68,15 +68,15 @@ func (w writer) remove(ctx context.Context, have *v1alpha1.Subvolume) error {
 	return err
 }
 
-// takeOver makes the object of another node one of this node.
+// takeOver makes this node the owner of a Subvolume.
 func (w writer) takeOver(ctx context.Context, s *v1alpha1.Subvolume, pool string) error {
 	w.own(s, pool)
 	_, err := w.cluster.API.Subvolumes().Update(ctx, s, metav1.UpdateOptions{})
 	return err
 }
 
-// writeSpec makes the object, or updates all but its status. One of another node is taken
-// over: the pool was moved, and this node owns it.
+// writeSpec creates the Subvolume, or updates its spec and annotations. It takes over that of another
+// node: the pool was moved, and this node owns it now.
 func (w writer) writeSpec(ctx context.Context, have *v1alpha1.Subvolume, entry meta.Entry) (*v1alpha1.Subvolume, error) {
 	want := &v1alpha1.Subvolume{ObjectMeta: metav1.ObjectMeta{Name: client.SubvolumeName(entry.Ref())}}
 	if have != nil {
@@ -104,7 +104,7 @@ func (w writer) writeSpec(ctx context.Context, have *v1alpha1.Subvolume, entry m
 }
 
 func (w writer) writeStatus(ctx context.Context, have *v1alpha1.Subvolume, want v1alpha1.SubvolumeStatus) (*v1alpha1.Subvolume, error) {
-	if want.Created != nil { // an API server keeps whole seconds
+	if want.Created != nil { // the API server stores whole seconds
 		want.Created = &metav1.Time{Time: want.Created.Truncate(1e9)}
 	}
 	if equality.Semantic.DeepEqual(have.Status, want) {
@@ -115,8 +115,8 @@ func (w writer) writeStatus(ctx context.Context, have *v1alpha1.Subvolume, want 
 	return w.cluster.API.Subvolumes().UpdateStatus(ctx, s, metav1.UpdateOptions{})
 }
 
-// describe writes an entry into an object. A size in the spec that is larger than that of
-// the volume is a request to expand, and stays.
+// describe sets the spec and annotations of an entry. A larger size in the spec stays, because it
+// is a request to expand.
 func (w writer) describe(s *v1alpha1.Subvolume, entry meta.Entry) {
 	w.own(s, entry.Pool)
 	size := s.Spec.Size
@@ -129,7 +129,7 @@ func (w writer) describe(s *v1alpha1.Subvolume, entry meta.Entry) {
 	}
 	set := lineageOf(entry)
 	set[v1alpha1.AnnotationRequestedBy] = entry.RequestedBy()
-	if object := w.objectOf(entry); object != "" { // its name stays when it is gone
+	if object := w.objectOf(entry); object != "" { // the name stays after the object is gone
 		set[v1alpha1.AnnotationObject] = object
 	}
 	for key, value := range set {
@@ -141,8 +141,8 @@ func (w writer) describe(s *v1alpha1.Subvolume, entry meta.Entry) {
 	}
 }
 
-// own makes an object one of this node. The marks of another node are no reason to delete
-// anything: neither for how long nothing has stood for it, nor that something did.
+// own makes this node the owner of a Subvolume. It removes the annotations by which orphans are
+// deleted: what another node wrote must not cause a deletion here.
 func (w writer) own(s *v1alpha1.Subvolume, pool string) {
 	if s.Spec.NodeName != w.cluster.NodeName {
 		for _, key := range []string{v1alpha1.AnnotationOrphanedSince, v1alpha1.AnnotationMarkedForDeletionSince, v1alpha1.AnnotationObject} {
@@ -152,8 +152,8 @@ func (w writer) own(s *v1alpha1.Subvolume, pool string) {
 	s.Spec.NodeName, s.Spec.Pool = w.cluster.NodeName, pool
 }
 
-// objectOf returns the name of the PersistentVolume or VolumeSnapshotContent of an entry,
-// "" for none.
+// objectOf returns the name of the PersistentVolume or VolumeSnapshotContent of an entry, "" for
+// none.
 func (w writer) objectOf(entry meta.Entry) string {
 	if entry.Kind == meta.Committed {
 		for _, content := range w.cluster.ContentsOf(entry.ID) {

@@ -41,7 +41,7 @@ func TestDescribe(t *testing.T) {
 	if _, there := s.Annotations[v1alpha1.AnnotationReceivedUUID]; there {
 		t.Error("an annotation without a value is there")
 	}
-	s.Spec.Size = quantity(9 << 20) // somebody asks for more: it is not ours to take back
+	s.Spec.Size = quantity(9 << 20) // a request to expand, which the writer must keep
 	w.describe(s, entry)
 	if s.Spec.Size.Value() != 9<<20 {
 		t.Errorf("the wish for a larger size is gone: %v", s.Spec.Size)

@@ -1,5 +1,5 @@
-// Package node has what the controllers of a node know of it. Each of them draws up what
-// else it needs as an interface of its own.
+// Package node has the interfaces through which all controllers read their node. What only one
+// controller needs is an interface in its own package.
 package node
 
 import (
@@ -8,52 +8,51 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// State is what a node finds of a volume or snapshot.
+// State is the state of a volume or snapshot on a node.
 type State string
 
 const (
-	// Ready is one that can be used.
+	// Ready: it can be used.
 	Ready State = "Ready"
-	// Lost is one whose record is there and whose data is not.
+	// Lost: its record exists, its data does not.
 	Lost State = "Lost"
-	// Away is one that cannot be looked at now. What was published of it stays.
+	// Away: it cannot be read now. Its objects stay as they are.
 	Away State = "Away"
-	// Gone is one that is not, or not any more, on this node.
+	// Gone: it is not on this node.
 	Gone State = "Gone"
 )
 
 // Pool is the state of a pool of this node.
 type Pool struct {
-	Name, ID  string // no ID: it cannot be used, and Message says why
+	Name, ID  string // ID is "" if it cannot be used, and Message says why
 	State     string // see v1alpha1.PoolStatus
 	Message   string
 	Quota     string
 	Size      int64 // bytes
 	Available int64 // bytes
-	// Rescans is how often the quota was found inconsistent since the pool is in use.
+	// Rescans is the number of quota rescans since the pool is in use.
 	Rescans uint64
 }
 
-// Reader finds volumes and snapshots of this node. It may be used by any number of
-// goroutines.
+// Reader reads the volumes and snapshots of this node. It is safe for concurrent use.
 type Reader interface {
-	// Look returns a volume or snapshot. The entry is whole only with Ready; with Lost
-	// it lacks its lineage.
+	// Look returns a volume or snapshot. The entry is complete if Ready, without lineage if Lost,
+	// else empty.
 	Look(ctx context.Context, ref meta.Ref) (meta.Entry, State)
-	// Walk calls fn for all volumes or snapshots until it returns false. fn must
-	// not call the Reader.
+	// Walk calls fn for all volumes or snapshots until fn returns false. fn must not call the
+	// Reader.
 	Walk(ctx context.Context, class meta.Class, fn func(meta.Entry) bool) error
 }
 
-// Pools lists the pools of this node. It may be used by any number of goroutines.
+// Pools lists the pools of this node. It is safe for concurrent use.
 type Pools interface {
-	// Pools returns all pools, also those that cannot be used.
+	// Pools returns all pools, including those that cannot be used.
 	Pools(ctx context.Context) []Pool
 }
 
-// Owner says which pools this node owns. It may be used by any number of goroutines.
+// Owner knows which pools this node owns. It is safe for concurrent use.
 type Owner interface {
 	Owns(poolID string) bool
-	// Decided is closed when the cluster has said of each pool of this node whose it is.
+	// Decided is closed once the owner of each pool of this node was decided.
 	Decided() <-chan struct{}
 }

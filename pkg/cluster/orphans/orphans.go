@@ -21,13 +21,13 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Policy says what is done with orphans.
+// Policy is what to do with orphans.
 type Policy string
 
 const (
 	// Report reports orphans and keeps them.
 	Report Policy = "report"
-	// Delete deletes what has been an orphan for the time of grace.
+	// Delete deletes orphans after a time of grace.
 	Delete Policy = "delete"
 )
 
@@ -41,36 +41,36 @@ func ParsePolicy(name string) (Policy, error) {
 }
 
 const (
-	// orphanPeriod is the time between two looks.
+	// orphanPeriod is the time between two searches.
 	orphanPeriod = time.Minute
-	// minAge is how old an orphan is at least: the PersistentVolume or
-	// VolumeSnapshotContent of a younger volume or snapshot is still to come.
+	// minAge is the least age of an orphan. The PersistentVolume or VolumeSnapshotContent of a
+	// younger volume or snapshot may not exist yet.
 	minAge = 5 * time.Minute
-	// maxMarked is how many orphans may be marked for deletion in any case; more only
-	// if they are few of all that there is.
+	// maxMarked is how many orphans may be deleted, whatever their share of all volumes and
+	// snapshots is: see tooMany.
 	maxMarked = 10
 )
 
-// Orphan is a volume or snapshot for which no object of the cluster stands, or a
-// PersistentVolume whose volume is missing.
+// Orphan is a volume or snapshot that no object of the cluster refers to, or a PersistentVolume
+// whose volume is missing.
 type Orphan struct {
 	meta.Ref
 	Pool    string    // the name of its pool; "" if it is missing
-	PoolID  string    // of the pool where it is, or should be
+	PoolID  string    // the pool that contains it, or should
 	Since   time.Time // when it was first seen; zero if that could not be written
 	Missing string    // the name of the PersistentVolume, if its volume is missing
 
-	marked time.Time // for deletion; zero for what is not to be deleted
+	marked time.Time // when it was marked for deletion; zero if it is kept
 }
 
 // Node is what the Controller needs of its node.
 type Node interface {
 	node.Reader
-	// Remove deletes a volume or snapshot. It fails for one in use.
+	// Remove deletes a volume or snapshot. It fails if that is in use.
 	Remove(ctx context.Context, ref meta.Ref) error
 }
 
-// Controller finds orphans on this node, and deletes them where the policy is to.
+// Controller finds the orphans of this node, and deletes them if the policy is Delete.
 type Controller struct {
 	cluster *client.Cluster
 	node    Node
@@ -87,7 +87,7 @@ func New(cluster *client.Cluster, node Node, owner node.Owner, policy Policy, gr
 	return &Controller{cluster: cluster, node: node, owner: owner, marker: marker{cluster, policy, grace}}
 }
 
-// Found returns what the last look found; false before the first.
+// Found returns the result of the last search; false before the first one.
 func (c *Controller) Found() ([]Orphan, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,7 +99,7 @@ func (c *Controller) Run(ctx context.Context) {
 	if !cache.WaitForCacheSync(ctx.Done(), c.cluster.Claims.HasSynced) {
 		return
 	}
-	select { // only what is in an owned pool can be an orphan
+	select { // orphans are only in pools that this node owns
 	case <-ctx.Done():
 		return
 	case <-c.owner.Decided():
@@ -116,7 +116,7 @@ func (c *Controller) Run(ctx context.Context) {
 	}
 }
 
-// Reconcile looks once.
+// Reconcile searches once.
 func (c *Controller) Reconcile(ctx context.Context) {
 	found := c.missingVolumes(ctx)
 	unreferenced, total := c.unreferenced(ctx)
@@ -125,7 +125,7 @@ func (c *Controller) Reconcile(ctx context.Context) {
 	for _, entry := range unreferenced {
 		o, err := c.marker.mark(ctx, entry)
 		if err != nil {
-			klog.FromContext(ctx).V(2).Info("Orphan not noted", "orphan", o.Ref, "reason", err)
+			klog.FromContext(ctx).V(2).Info("Orphan not marked", "orphan", o.Ref, "reason", err)
 		}
 		if !o.marked.IsZero() {
 			marked++
@@ -137,7 +137,7 @@ func (c *Controller) Reconcile(ctx context.Context) {
 		}
 	}
 	if len(expired) > 0 && tooMany(marked, total) {
-		klog.FromContext(ctx).Error(nil, "No orphans deleted: they are too many of all that there is; delete them by hand if they are right", "orphans", marked, "all", total)
+		klog.FromContext(ctx).Error(nil, "No orphans deleted: too many volumes and snapshots are orphans; delete them by hand if that is right", "orphans", marked, "all", total)
 		found, expired = append(found, expired...), nil
 	}
 	found = append(found, c.remove(ctx, expired)...)
@@ -146,14 +146,13 @@ func (c *Controller) Reconcile(ctx context.Context) {
 	c.mu.Unlock()
 }
 
-// tooMany reports whether so many are marked for deletion that something else is wrong than
-// orphans. Those whose time of grace is not over count too, or what a cluster forgets bit
-// by bit would be deleted bit by bit.
+// tooMany reports whether so many are marked for deletion that the cluster has probably lost their
+// objects. Those whose time of grace is not over count, too. Else a cluster that loses its objects
+// one by one would have all volumes deleted one by one.
 func tooMany(marked, total int) bool { return marked > maxMarked && marked > total/10 }
 
-// remove deletes orphans whose time of grace is over, and returns those that it did not
-// delete. The API server itself has to say that nothing stands for them: a cache may lag
-// behind.
+// remove deletes orphans whose time of grace is over, and returns those that it did not delete. It
+// asks the API server for references first, because a cache may be behind.
 func (c *Controller) remove(ctx context.Context, expired []Orphan) (kept []Orphan) {
 	if len(expired) == 0 {
 		return nil
@@ -178,7 +177,7 @@ func (c *Controller) remove(ctx context.Context, expired []Orphan) (kept []Orpha
 	return kept
 }
 
-// referencedNow returns what objects stand for, as the API server says at this moment.
+// referencedNow returns the volumes and snapshots that objects refer to, read from the API server.
 func (c *Controller) referencedNow(ctx context.Context) (map[meta.Ref]bool, error) {
 	referenced := map[meta.Ref]bool{}
 	volumes, err := c.cluster.API.PersistentVolumes().List(ctx, metav1.ListOptions{})
@@ -189,9 +188,9 @@ func (c *Controller) referencedNow(ctx context.Context) (map[meta.Ref]bool, erro
 		referenced[meta.Volume(c.cluster.VolumeHandle(&volumes.Items[i]))] = true
 	}
 	if !c.cluster.SnapshotsSynced.Load() {
-		return referenced, nil // and no snapshot was found to be an orphan
+		return referenced, nil // then unreferenced returns no snapshots
 	}
-	contents, err := c.cluster.API.Contents().List(ctx, metav1.ListOptions{}) // fails where they are not served any more
+	contents, err := c.cluster.API.Contents().List(ctx, metav1.ListOptions{}) // fails if the snapshot API is gone
 	if err != nil {
 		return nil, err
 	}
@@ -201,8 +200,8 @@ func (c *Controller) referencedNow(ctx context.Context) (map[meta.Ref]bool, erro
 	return referenced, nil
 }
 
-// unreferenced returns the volumes and snapshots of this node for which nothing stands, and
-// how many there are in all. It takes the marks from the others.
+// unreferenced returns the volumes and snapshots of this node that no object refers to, and the
+// number of all. It removes the marks of the others.
 func (c *Controller) unreferenced(ctx context.Context) (found []meta.Entry, total int) {
 	classes := []meta.Class{meta.Volumes}
 	if c.cluster.SnapshotsSynced.Load() {
@@ -211,7 +210,7 @@ func (c *Controller) unreferenced(ctx context.Context) (found []meta.Entry, tota
 	pending := c.pendingNames()
 	var referenced []meta.Entry
 	for _, class := range classes {
-		_ = c.node.Walk(ctx, class, func(e meta.Entry) bool { // what cannot be listed is no orphan
+		_ = c.node.Walk(ctx, class, func(e meta.Entry) bool { // a pool that cannot be listed has no orphans
 			total++
 			switch {
 			case !c.owner.Owns(e.PoolID):
@@ -229,8 +228,7 @@ func (c *Controller) unreferenced(ctx context.Context) (found []meta.Entry, tota
 	return found, total
 }
 
-// isReferenced reports whether a PersistentVolume or VolumeSnapshotContent stands for an
-// entry.
+// isReferenced reports whether a PersistentVolume or VolumeSnapshotContent refers to an entry.
 func (c *Controller) isReferenced(e meta.Entry) bool {
 	if e.Kind == meta.Committed {
 		return len(c.cluster.ContentsOf(e.ID)) > 0
@@ -238,8 +236,8 @@ func (c *Controller) isReferenced(e meta.Entry) bool {
 	return len(c.cluster.VolumesOf(e.ID)) > 0
 }
 
-// pendingNames returns the CSI names that the sidecars give to what they ask for, and whose
-// objects may be still to come.
+// pendingNames returns the CSI names of volumes and snapshots whose objects may not exist or not
+// have a handle yet.
 func (c *Controller) pendingNames() map[string]bool {
 	names := map[string]bool{}
 	for _, claim := range c.cluster.Claims.List() {
@@ -251,8 +249,8 @@ func (c *Controller) pendingNames() map[string]bool {
 	return names
 }
 
-// missingVolumes returns the PersistentVolumes of this node's pools whose volume is not
-// there, and records an Event on each.
+// missingVolumes returns the PersistentVolumes in pools of this node whose volume is gone or lost,
+// and records an Event on each.
 func (c *Controller) missingVolumes(ctx context.Context) (found []Orphan) {
 	for _, v := range c.cluster.PersistentVolumes.List() {
 		poolID := c.cluster.PoolID(v)
@@ -271,22 +269,22 @@ func (c *Controller) missingVolumes(ctx context.Context) (found []Orphan) {
 	return found
 }
 
-// marker keeps on the Subvolume of an orphan since when it is one, and since when it is
-// marked for deletion: the time of grace goes on when the driver restarts.
+// marker writes to the Subvolume of an orphan since when it is one, and since when it is marked for
+// deletion. So the time of grace continues after a restart of the driver.
 type marker struct {
 	cluster *client.Cluster
 	policy  Policy
 	grace   time.Duration
 }
 
-// mark returns the orphan of an entry. It is marked, with an Event, when it is first seen
-// and when it is first to be deleted. What never had an object in this cluster is not to
-// be deleted: it may be all there is of another cluster.
+// mark marks the Subvolume of an orphan, with an Event, when it is first found and when it is first
+// to be deleted. A volume that never had an object in this cluster is never marked for deletion,
+// because it may belong to another cluster.
 func (m marker) mark(ctx context.Context, e meta.Entry) (Orphan, error) {
 	orphan := Orphan{Ref: e.Ref(), Pool: e.Pool, PoolID: e.PoolID}
 	s, ok := m.cluster.Subvolumes.Get(client.SubvolumeName(e.Ref()))
 	if !ok {
-		return orphan, errors.New("not mirrored yet")
+		return orphan, errors.New("its Subvolume is not published yet")
 	}
 	marks, now := map[string]*string{}, time.Now().UTC()
 	text := now.Format(time.RFC3339)
@@ -318,8 +316,8 @@ func (m marker) mark(ctx context.Context, e meta.Entry) (Orphan, error) {
 	return orphan, m.patch(ctx, s.Name, marks)
 }
 
-// unmark takes the marks from an entry for which something stands again. If that fails it
-// is done at the next look.
+// unmark removes the marks of an entry that is referenced again. If that fails the next search
+// retries it.
 func (m marker) unmark(ctx context.Context, e meta.Entry) {
 	s, ok := m.cluster.Subvolumes.Get(client.SubvolumeName(e.Ref()))
 	if ok && s.Annotations[v1alpha1.AnnotationOrphanedSince] != "" {

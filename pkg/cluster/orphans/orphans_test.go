@@ -17,17 +17,17 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// grace is that of the tests.
+// grace is the time of grace in these tests.
 const grace = time.Hour
 
-// marked returns the annotations of an orphan that this cluster knew, and that
-// was to be deleted some time ago.
+// marked returns the annotations of an orphan that had an object in this cluster and was marked for
+// deletion some time ago.
 func marked(ago time.Duration) map[string]string {
 	at := time.Now().Add(-ago).UTC().Format(time.RFC3339)
 	return map[string]string{v1alpha1.AnnotationObject: "pv", v1alpha1.AnnotationOrphanedSince: at, v1alpha1.AnnotationMarkedForDeletionSince: at}
 }
 
-// lab has the controller of the orphans of a node.
+// lab is a lab with the controller of orphans.
 type lab struct {
 	*clustertest.Lab
 	orphans *Controller
@@ -39,8 +39,8 @@ func newLab(t *testing.T, node *clustertest.Node) *lab {
 	return &lab{l, New(l.Cluster, l.Node, l.Owner, Delete, grace)}
 }
 
-// TestOrphans: one volume or snapshot that the caches know nothing of, and all
-// that holds its removal back.
+// TestOrphans: one volume or snapshot without an object in the caches, and each reason not to delete
+// it.
 func TestOrphans(t *testing.T) {
 	volume, snapshot := meta.Volume("pvc-1"), meta.Snapshot("snapshot-1")
 	over := marked(2 * grace)
@@ -53,11 +53,11 @@ func TestOrphans(t *testing.T) {
 		name        string
 		ref         meta.Ref
 		policy      Policy
-		annotations map[string]string               // of its Subvolume; none there without
-		setup       func(l *lab, entry *meta.Entry) // what else there is
+		annotations map[string]string               // of its Subvolume; nil: it has none
+		setup       func(l *lab, entry *meta.Entry) // changes the lab
 		event       string                          // part of its Event
-		removed     bool                            // else it is kept,
-		noOrphan    bool                            // as an orphan or as none
+		removed     bool                            // else it is kept
+		noOrphan    bool                            // it is not reported as an orphan
 	}{
 		{name: "beyond its grace", ref: volume, annotations: over, removed: true},
 		{name: "a snapshot beyond its grace", ref: snapshot, annotations: over, removed: true},
@@ -66,7 +66,7 @@ func TestOrphans(t *testing.T) {
 		{name: "policy report", ref: volume, policy: Report, annotations: over, event: "kept until somebody deletes it"},
 		{name: "policy report until now", ref: volume, annotations: without(v1alpha1.AnnotationMarkedForDeletionSince), event: "deleted after 1h"},
 		{name: "this cluster never knew it", ref: volume, annotations: without(v1alpha1.AnnotationObject), event: "kept until somebody deletes it"},
-		{name: "not mirrored yet", ref: volume},
+		{name: "not published yet", ref: volume},
 		{name: "its mark cannot be written", ref: volume, annotations: map[string]string{v1alpha1.AnnotationObject: "pv"}, event: "deleted after 1h", setup: func(l *lab, _ *meta.Entry) {
 			l.API.Refuse(clustertest.Subvolumes, true)
 		}},
@@ -132,8 +132,8 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
-// TestTooManyOrphans: where much of all there is should go, nothing does, also not
-// bit by bit.
+// TestTooManyOrphans: if a large part of all volumes are orphans none is deleted, also if they become
+// orphans one by one.
 func TestTooManyOrphans(t *testing.T) {
 	for _, c := range []struct {
 		expired, marked, all int
@@ -179,8 +179,8 @@ func TestTooManyOrphans(t *testing.T) {
 	}
 }
 
-// TestOrphanMarks: the marks of an orphan stay as they are from one look to the
-// next, so that its time runs, and go when the cluster knows it again.
+// TestOrphanMarks: the marks of an orphan stay the same in later searches, and are removed when an
+// object refers to it again.
 func TestOrphanMarks(t *testing.T) {
 	entry := clustertest.Entry(meta.Volume("pvc-1"))
 	l := newLab(t, clustertest.NewNode(entry))

@@ -14,35 +14,34 @@ import (
 const (
 	// stateAway is the state of a pool that no node owns.
 	stateAway = "Away"
-	// unknownNode stands for a node that may own a pool unknown to this one: no node has
-	// that name.
+	// unknownNode stands for a node that may have owned a pool without this node's knowledge. No
+	// node has that name.
 	unknownNode = "*"
 )
 
-// acquirer writes into Pools which of them this node owns.
+// acquirer writes this node into the Pools that it owns.
 type acquirer struct {
 	cluster *client.Cluster
-	// takenFrom is the node that owned a pool before this one, and may want it back, or
-	// unknownNode; by pool ID.
+	// takenFrom is the previous owner of a pool, who may take it back, or unknownNode; by pool ID.
 	takenFrom map[string]string
 }
 
-// aliveFunc reports whether a node may serve its pools still.
+// aliveFunc reports whether a node may still serve its pools.
 type aliveFunc func(ctx context.Context, node string) (bool, error)
 
 // candidate is what this node knows of a pool that it may own.
 type candidate struct {
 	id, name string
-	owned    bool   // by this node, as far as it knows
-	rival    string // the node that owned it at the last look in place of this one, else ""
+	owned    bool   // by this node at the last round
+	rival    string // the other node that owned it at the last round, "" for none
 	alive    aliveFunc
 }
 
-// acquire returns the Pool of an ID with its owner: this node, if no other owns it, or the
-// one that does is not alive. A node that is alive keeps its pool, unless this node owned it
-// before, and was only away for a while. One of two live nodes always gives way, also after a
-// restart: the one that TakenFrom does not name. Who takes a Pool from another node names
-// that one, so that it can be taken back: a policy of the cluster asks for it.
+// acquire makes this node the owner of a pool if no other node owns it or its owner is not alive, and
+// returns the Pool. A live owner keeps its pool, except from a node that owned it before and was only
+// unavailable. Of two live nodes, the one that the annotation taken-from names gets the pool. A node
+// that takes a Pool from another must write that node into the annotation, which an admission policy
+// enforces.
 func (a *acquirer) acquire(ctx context.Context, have *v1alpha1.Pool, want candidate) (*v1alpha1.Pool, error) {
 	if have == nil {
 		return a.create(ctx, want)
@@ -56,7 +55,7 @@ func (a *acquirer) acquire(ctx context.Context, have *v1alpha1.Pool, want candid
 		return have, nil
 	case owner == me, owner == "":
 		if from == me {
-			from = "" // it has it again
+			from = "" // this node has its pool again
 		}
 	case from == me && (want.rival != "" || takenFrom == unknownNode):
 		logger.Info("Leaving a pool to a node that had it before")
@@ -81,8 +80,8 @@ func (a *acquirer) acquire(ctx context.Context, have *v1alpha1.Pool, want candid
 	return have, err
 }
 
-// create makes the Pool of a pool of which the cluster knows nothing. If somebody has
-// deleted it, the rival may serve the pool still.
+// create creates the Pool of a pool that the cluster does not know. If somebody has deleted the Pool,
+// the rival may still serve the pool.
 func (a *acquirer) create(ctx context.Context, want candidate) (*v1alpha1.Pool, error) {
 	pool := &v1alpha1.Pool{ObjectMeta: metav1.ObjectMeta{Name: want.id}, Spec: v1alpha1.PoolSpec{NodeName: a.cluster.NodeName, Pool: want.name}}
 	noteTakenFrom(pool, want.rival)
@@ -92,12 +91,12 @@ func (a *acquirer) create(ctx context.Context, want candidate) (*v1alpha1.Pool, 
 	}
 	a.takenFrom[want.id] = ""
 	if !want.owned {
-		a.takenFrom[want.id] = unknownNode // until the next look: who served it unknown to this node has seen it by then
+		a.takenFrom[want.id] = unknownNode // until the next round. By then any other node that serves the pool has seen the Pool
 	}
 	return made, nil
 }
 
-// update writes an owner, and the node that the pool was taken from.
+// update writes the owner of a Pool, and the node that the pool was taken from.
 func (a *acquirer) update(ctx context.Context, have *v1alpha1.Pool, spec v1alpha1.PoolSpec, from string) (*v1alpha1.Pool, error) {
 	want := have.DeepCopy()
 	want.Spec = spec
@@ -113,10 +112,10 @@ func noteTakenFrom(pool *v1alpha1.Pool, from string) {
 	metav1.SetMetaDataAnnotation(&pool.ObjectMeta, v1alpha1.AnnotationTakenFrom, from)
 }
 
-// release gives up a pool that this node has no more, or refuses. The status comes first:
-// only the owner of a Pool may write it.
+// release gives up a pool that has left this node, or that it refuses. It writes the status first,
+// which only the owner may.
 func (a *acquirer) release(ctx context.Context, pool *v1alpha1.Pool, refused string) error {
-	message := fmt.Sprintf("node %s had it and has it no more", a.cluster.NodeName)
+	message := fmt.Sprintf("node %s had it and no longer has it", a.cluster.NodeName)
 	if refused != "" {
 		message = fmt.Sprintf("node %s had it and refuses it: %s", a.cluster.NodeName, refused)
 	}

@@ -12,12 +12,11 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
 )
 
-// warnAgain is the time between two Events of one conflict. A cluster keeps them for an
-// hour.
+// warnAgain is the time between two Events of one conflict. A cluster keeps Events for an hour.
 const warnAgain = 30 * time.Minute
 
-// conflicts are the pools of this node that another node owns, by pool ID: both have a
-// copy of one disk, and volumes of one ID would be in two places. They are kept out of use.
+// conflicts are the pools of this node that another node owns, by pool ID. Both nodes have a copy of
+// one disk. This node excludes its copy, so that no volume is served twice.
 type conflicts struct {
 	cluster *client.Cluster
 	exclude func(reasons map[string]error)
@@ -37,14 +36,14 @@ func (c *conflicts) has(id string) bool { return c.owner(id) != "" }
 // owner returns the other node that owns a pool, "" for none.
 func (c *conflicts) owner(id string) string { return c.found[id].owner }
 
-// add keeps a pool out of use. It reports whether that is new.
+// add excludes a pool. It reports whether that is new.
 func (c *conflicts) add(ctx context.Context, owners *v1alpha1.Pool, name string) bool {
 	if c.has(owners.Name) {
-		return false // the engine is about to let go of it
+		return false // the engine is about to drop it
 	}
 	owner := owners.Spec.NodeName
 	reason := fmt.Errorf("node %q serves a pool with the same ID %s: a copy of its disk? On one of the two nodes unmount it, "+
-		"or remove its pool.json and all volumes and snapshots in it, to make it a pool of its own; if that node has the disk no more and its driver does not run, "+
+		"or remove its pool.json and all volumes and snapshots in it, to make it a pool of its own; if that node no longer has the disk and its driver does not run, "+
 		"kubectl delete pools.btrfs-csi.github.io %s", owner, owners.Name, owners.Name)
 	c.found[owners.Name] = c.warn(owners, conflict{pool: name, owner: owner, since: time.Now(), reason: reason})
 	c.excludeAll()
@@ -52,7 +51,7 @@ func (c *conflicts) add(ctx context.Context, owners *v1alpha1.Pool, name string)
 	return true
 }
 
-// update notes the present owner of a pool.
+// update records the present owner of a pool.
 func (c *conflicts) update(owners *v1alpha1.Pool) {
 	conflict := c.found[owners.Name]
 	conflict.owner = owners.Spec.NodeName
@@ -72,7 +71,7 @@ func (c *conflicts) excludeAll() {
 	c.exclude(reasons)
 }
 
-// warn records an Event on the owner's Pool, again before the cluster forgets the last one.
+// warn records an Event on the Pool, and repeats it before the cluster drops the last one.
 func (c *conflicts) warn(owners *v1alpha1.Pool, conflict conflict) conflict {
 	if time.Since(conflict.warned) < warnAgain {
 		return conflict

@@ -18,19 +18,19 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 )
 
-// doubt is how long a pool that another node owns may be a disk that was moved from
-// there, and not a copy of it.
+// doubt is how long the disk of a pool that another node owns may have been moved from there, and not
+// be a copy.
 const doubt = 2 * time.Minute
 
 // Node is what a Controller needs of its node.
 type Node interface {
 	node.Pools
-	// Exclude keeps the pools with these IDs out of use, each for a reason. Those of the
-	// last call may be used again.
+	// Exclude keeps the pools with these IDs out of use, each for a reason. Pools that a later call
+	// omits may be used again.
 	Exclude(reasons map[string]error)
-	// Away returns the IDs of the pools that were on this node and are not now.
+	// Away returns the IDs of the pools that were on this node before.
 	Away(ctx context.Context) []string
-	// Forget drops a pool that is away: it is not expected back.
+	// Forget removes a pool from those that Away returns.
 	Forget(ctx context.Context, poolID string)
 }
 
@@ -40,7 +40,7 @@ type Controller struct {
 	node      Node
 	acquirer  acquirer
 	conflicts conflicts
-	missing   map[string]bool // owned, and not here at the last look; by pool ID
+	missing   map[string]bool // owned, but not on this node at the last round; by pool ID
 
 	decide  func() // closes decided
 	decided chan struct{}
@@ -55,13 +55,12 @@ type Pool struct {
 	Object *v1alpha1.Pool
 }
 
-// Result is what one look at the pools found.
+// Result is the result of one round.
 type Result struct {
 	Owned []Pool
-	// Changed is set if a pool has another owner than at the last look.
+	// Changed: a pool has another owner than at the last round.
 	Changed bool
-	// Again is set if a pool is missing: it is released at the next look, which should come
-	// soon.
+	// Again: a pool is missing. The next round releases it, and should come soon.
 	Again bool
 }
 
@@ -83,7 +82,7 @@ func (c *Controller) Owns(poolID string) bool {
 	return c.owned[poolID]
 }
 
-// own replaces the set of owned pools, and reports whether one is new.
+// own replaces the set of owned pools. It reports whether one of them is new.
 func (c *Controller) own(owned map[string]bool) (changed bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,7 +93,7 @@ func (c *Controller) own(owned map[string]bool) (changed bool) {
 	return changed
 }
 
-// Decided is closed when the cluster has said of each pool of this node whose it is.
+// Decided is closed once the owner of each pool of this node was decided.
 func (c *Controller) Decided() <-chan struct{} { return c.decided }
 
 // Undisputed returns the IDs of the pools in use that no other node owns.
@@ -107,8 +106,8 @@ func (c *Controller) Undisputed(ctx context.Context) (ids []string) {
 	return ids
 }
 
-// Reconcile acquires the pools of this node, and releases those that are gone. It must not
-// run twice at the same time.
+// Reconcile acquires the pools of this node, and releases those that are gone. It must not be called
+// concurrently.
 func (c *Controller) Reconcile(ctx context.Context) (result Result, err error) {
 	reports := c.node.Pools(ctx)
 	known, err := c.knownPools(ctx, reports)
@@ -125,7 +124,7 @@ func (c *Controller) Reconcile(ctx context.Context) (result Result, err error) {
 		switch {
 		case failed != nil:
 			err = errors.Join(err, failed)
-			if c.Owns(report.ID) { // until the cluster says otherwise
+			if c.Owns(report.ID) { // stays so until the cluster answers
 				owned[report.ID] = true
 			}
 		case pool.Spec.NodeName != c.cluster.NodeName:
@@ -145,13 +144,13 @@ func (c *Controller) Reconcile(ctx context.Context) (result Result, err error) {
 	return result, err
 }
 
-// acquire returns the Pool of an ID with its owner, which is this node if it may be.
+// acquire makes this node the owner of a pool if the rules allow it, and returns the Pool.
 func (c *Controller) acquire(ctx context.Context, have *v1alpha1.Pool, id, name string, alive aliveFunc) (*v1alpha1.Pool, error) {
 	return c.acquirer.acquire(ctx, have, candidate{id: id, name: name, owned: c.Owns(id), rival: c.conflicts.owner(id), alive: alive})
 }
 
-// knownPools returns the Pools that this node owns, and those of the pools that are here,
-// by ID. It asks for no others: there may be a thousand.
+// knownPools returns the Pools that this node owns and the Pools of the pools on this node, by ID. It
+// reads no others, since a cluster may have a thousand.
 func (c *Controller) knownPools(ctx context.Context, reports []node.Pool) (map[string]*v1alpha1.Pool, error) {
 	owned, err := c.cluster.API.Pools().List(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector("spec.nodeName", c.cluster.NodeName).String(), ResourceVersion: "0",
@@ -183,15 +182,14 @@ func (c *Controller) knownPools(ctx context.Context, reports []node.Pool) (map[s
 	return known, nil
 }
 
-// retryConflicts ends the conflicts where the other node has released the pool, or it is
-// not here any more.
+// retryConflicts ends a conflict if the pool has left this node, or this node may acquire it now.
 func (c *Controller) retryConflicts(ctx context.Context, known map[string]*v1alpha1.Pool, reports []node.Pool) {
 	for id, conflict := range c.conflicts.found {
 		here := slices.ContainsFunc(reports, func(r node.Pool) bool { return r.Name == conflict.pool && (r.ID == "" || r.ID == id) })
 		if here {
 			alive := c.cluster.API.NodeReady
 			if time.Since(conflict.since) > doubt {
-				alive = c.cluster.API.NodeExists // the pool is a copy, and its owner may only be rebooting
+				alive = c.cluster.API.NodeExists // this disk is a copy, and the owner may only be rebooting
 			}
 			pool, err := c.acquire(ctx, known[id], id, conflict.pool, alive)
 			if err != nil {
@@ -202,13 +200,13 @@ func (c *Controller) retryConflicts(ctx context.Context, known map[string]*v1alp
 				continue
 			}
 		}
-		delete(known, id) // it was read before
+		delete(known, id) // it is outdated
 		c.conflicts.remove(id)
 	}
 }
 
-// releaseMissing releases the pools that are not here at the second look in a row: a
-// filesystem may be mounted anew.
+// releaseMissing releases the pools that are missing for the second round. Until then their
+// filesystem may just be being remounted.
 func (c *Controller) releaseMissing(ctx context.Context, known map[string]*v1alpha1.Pool, owned map[string]bool, reports []node.Pool) (released bool, err error) {
 	before := c.missing
 	c.missing = map[string]bool{}
@@ -226,7 +224,7 @@ func (c *Controller) releaseMissing(ctx context.Context, known map[string]*v1alp
 	return released, err
 }
 
-// whyRefused returns why the pool of a name is refused; "" where there is none.
+// whyRefused returns why this node refuses a pool; "" if it does not.
 func whyRefused(reports []node.Pool, name string) string {
 	for _, report := range reports {
 		if report.Name == name && report.ID == "" {
@@ -236,12 +234,11 @@ func whyRefused(reports []node.Pool, name string) string {
 	return ""
 }
 
-// forgetMoved has the node forget pools that are not here and that another node owns now:
-// their disk was moved there.
+// forgetMoved makes the node forget the pools that have moved to another node with their disk.
 func (c *Controller) forgetMoved(ctx context.Context) error {
 	for _, id := range c.node.Away(ctx) {
 		if c.conflicts.has(id) {
-			continue // it is here still
+			continue // it is still on this node, excluded
 		}
 		pool, err := c.cluster.API.Pools().Get(ctx, id, metav1.GetOptions{})
 		if apierrors.IsNotFound(err) {

@@ -11,9 +11,9 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Labels writes the topology labels of this node's Node: one for each pool. The kubelet
-// sets them once, when the driver registers, and takes none back. The scheduler would send
-// pods here whose volumes have moved on with their disk.
+// Labels writes the topology labels of this Node, one for each pool. The kubelet sets them when the
+// driver registers, but never removes one. Then the scheduler would place pods here whose volumes
+// have moved to another node.
 type Labels struct {
 	cluster *client.Cluster
 	pools   func(ctx context.Context) (ids []string)
@@ -24,8 +24,8 @@ func NewLabels(cluster *client.Cluster, pools func(ctx context.Context) (ids []s
 	return &Labels{cluster, pools}
 }
 
-// Reconcile brings the labels in line with the pools. It returns an error where it should
-// be called again soon.
+// Reconcile sets the labels for the pools of this node. It returns an error if it should be called
+// again soon.
 func (l *Labels) Reconcile(ctx context.Context) error {
 	node, err := l.cluster.API.Nodes().Get(ctx, l.cluster.NodeName, metav1.GetOptions{})
 	if err != nil {
@@ -46,15 +46,14 @@ func (l *Labels) Reconcile(ctx context.Context) error {
 		return nil
 	}
 	if _, err := l.cluster.API.Nodes().Patch(ctx, node.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		klog.FromContext(ctx).V(2).Info("Topology labels of the node not brought in line yet", "labels", want, "reason", err)
+		klog.FromContext(ctx).V(2).Info("Topology labels of the node not set yet", "labels", want, "reason", err)
 		return err
 	}
-	klog.FromContext(ctx).Info("Topology labels of the node brought in line with its pools", "labels", want)
+	klog.FromContext(ctx).Info("Topology labels of the node set", "labels", want)
 	return nil
 }
 
-// labelsPatch is MetadataPatch for the labels of an object that nobody else has changed in
-// the meantime.
+// labelsPatch is MetadataPatch for labels. The patch fails if the object has changed meanwhile.
 func labelsPatch(resourceVersion string, have, want map[string]string) []byte {
 	patch := client.MetadataPatch(nil, nil, have, want)
 	if patch == nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 )
 
-// lab has the controller of the pools of a node.
+// lab is a lab with the controller of ownership.
 type lab struct {
 	*clustertest.Lab
 	owner *Controller
@@ -21,20 +21,20 @@ type lab struct {
 
 func newLab(l *clustertest.Lab) *lab { return &lab{l, New(l.Cluster, l.Node)} }
 
-// TestReleasedPoolSaysWhy: a pool that is refused is not one that was unmounted.
+// TestReleasedPoolSaysWhy: the message of a Pool distinguishes a refused pool from an unmounted one.
 func TestReleasedPoolSaysWhy(t *testing.T) {
 	for name, c := range map[string]struct {
 		reports []node.Pool
 		want    string
 	}{
-		"unmounted":               {nil, "node node-1 had it and has it no more"},
+		"unmounted":               {nil, "node node-1 had it and no longer has it"},
 		"refused":                 {[]node.Pool{{Name: "other", Message: "sick"}, {Name: "default", Message: "wanted simple"}}, "node node-1 had it and refuses it: wanted simple"},
-		"another is in its place": {[]node.Pool{{Name: "default", ID: "pool-2", Message: "sick"}}, "node node-1 had it and has it no more"},
+		"another is in its place": {[]node.Pool{{Name: "default", ID: "pool-2", Message: "sick"}}, "node node-1 had it and no longer has it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newLab(clustertest.New(t, clustertest.NewNode()))
 			l.Node.Present = []node.Pool{{Name: "default", ID: "pool-1", State: "Ready"}}
-			for range 3 { // it is given up at the second look
+			for range 3 { // it is released in the second round
 				_, err := l.owner.Reconcile(t.Context())
 				l.No(err)
 				l.Node.Present = c.reports
@@ -48,7 +48,7 @@ func TestReleasedPoolSaysWhy(t *testing.T) {
 	}
 }
 
-// TestMovedPoolsAreForgotten: those that another node serves, and no others.
+// TestMovedPoolsAreForgotten: a node forgets the pools that another node serves, and no others.
 func TestMovedPoolsAreForgotten(t *testing.T) {
 	l := newLab(clustertest.New(t, clustertest.NewNode()))
 	for id, owner := range map[string]string{"moved": "node-2", "nowhere": "", "back": "node-1"} {
@@ -81,14 +81,14 @@ func newTwoNodes(t *testing.T) *twoNodes {
 	return n
 }
 
-// start returns a driver that has just been started.
+// start returns a new driver.
 func (n *twoNodes) start(name string) *lab {
 	l := newLab(clustertest.NewOf(n.T, name, n.api, n.clients, clustertest.NewNode()))
 	l.Node.Present = []node.Pool{{Name: "default", ID: "pool-1", State: "Ready"}}
 	return l
 }
 
-// look has each of some drivers look at its pools.
+// look runs a round of some drivers.
 func (n *twoNodes) look(labs ...*lab) {
 	n.Helper()
 	for _, l := range labs {
@@ -97,7 +97,7 @@ func (n *twoNodes) look(labs ...*lab) {
 	}
 }
 
-// take has somebody who is on node-2 take the Pool, as far as the policy lets him.
+// take is an attacker on node-2 who takes the Pool, as far as the admission policy allows.
 func (n *twoNodes) take() {
 	n.Helper()
 	pool, err := n.clients.Pools().Get(n.Context(), "pool-1", metav1.GetOptions{})
@@ -111,14 +111,14 @@ func (n *twoNodes) take() {
 	n.copy.No(err)
 }
 
-// TestTakenPoolIsTakenBack: whoever is on another node cannot take a pool out of
-// service, nor have it forgotten, when the driver restarts either.
+// TestTakenPoolIsTakenBack: an attacker on another node can neither keep a pool out of service nor have
+// it forgotten, also if the driver restarts.
 func TestTakenPoolIsTakenBack(t *testing.T) {
 	n := newTwoNodes(t)
 	n.look(n.first, n.first)
 	for _, l := range []*lab{n.first, n.start("node-1")} {
 		n.take()
-		l.Node.Gone = []string{"pool-1"} // as one that is excluded is
+		l.Node.Gone = []string{"pool-1"} // as an excluded pool is
 		n.look(l)
 		if !l.owner.Owns("pool-1") || len(l.Node.Excluded) > 0 || len(l.Node.Gone) == 0 {
 			t.Errorf("owned: %v, excluded: %v, remembered: %q", l.owner.Owns("pool-1"), l.Node.Excluded, l.Node.Gone)
@@ -126,7 +126,7 @@ func TestTakenPoolIsTakenBack(t *testing.T) {
 	}
 }
 
-// TestExcludedPoolIsRemembered: it is here, though another node serves it.
+// TestExcludedPoolIsRemembered: an excluded pool is not forgotten, because it is on this node.
 func TestExcludedPoolIsRemembered(t *testing.T) {
 	n := newTwoNodes(t)
 	n.look(n.first)
@@ -137,16 +137,16 @@ func TestExcludedPoolIsRemembered(t *testing.T) {
 	}
 }
 
-// stumble has a node be not ready.
+// stumble makes a node not ready.
 func (n *twoNodes) stumble(name string) {
 	n.api.Put(clustertest.Nodes, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}})
 }
 
-// TestOneOfTwoCopies: whatever happens, one of two live nodes that have copies of a
-// disk serves it in the end, the one that did first, and it stays so.
+// TestOneOfTwoCopies: of two live nodes with copies of a disk, the one that served it first serves it
+// in the end, whatever happens meanwhile.
 func TestOneOfTwoCopies(t *testing.T) {
 	taken := func(n *twoNodes) {
-		n.look(n.first, n.copy, n.first) // a node is not ready for longer than it takes to look again
+		n.look(n.first, n.copy, n.first) // a node stays not ready for longer than a round takes
 		n.stumble("node-1")
 		n.look(n.copy, n.copy)
 		if !n.copy.owner.Owns("pool-1") {

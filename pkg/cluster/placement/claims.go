@@ -20,12 +20,12 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// errNoSource has a claim looked at again.
+// errNoSource makes reconcile retry a claim.
 var errNoSource = errors.New("its source is not there yet")
 
-// Claims selects this node for the claims whose source is here, as the
-// scheduler would, and the pod follows the claim. A volume is made from another one where
-// that is, without a copy. The scheduler does not know that, and would try node after node.
+// Claims selects this node for pending claims whose source is on it. A clone or restore can only be
+// made on the node of its source. The scheduler does not know that, and would try one node after
+// another. The pods of the claim follow the selected node.
 type Claims struct {
 	cluster *client.Cluster
 	node    node.Reader
@@ -44,7 +44,7 @@ func NewClaims(cluster *client.Cluster, node node.Reader) *Claims {
 	return c
 }
 
-// claimSeen looks at a claim; at those that are made from it, once it is bound.
+// claimSeen enqueues a pending claim. For a bound claim it enqueues those that have it as source.
 func (c *Claims) claimSeen(claim *corev1.PersistentVolumeClaim) {
 	if claim.Spec.VolumeName != "" {
 		c.sourceSeen(client.Source{Kind: client.KindClaim, Name: claim.Name}, claim.Namespace)
@@ -59,14 +59,14 @@ func (c *Claims) snapshotSeen(s *snapshotv1.VolumeSnapshot) {
 	c.sourceSeen(client.Source{Kind: client.KindSnapshot, Name: s.Name}, s.Namespace)
 }
 
-// sourceSeen looks at the claims that are made from a source.
+// sourceSeen enqueues the pending claims with a source.
 func (c *Claims) sourceSeen(s client.Source, namespace string) {
 	for _, claim := range c.cluster.ClaimsFrom(s, namespace) {
 		c.claimSeen(claim)
 	}
 }
 
-// Resync looks at all claims again.
+// Resync enqueues all pending claims.
 func (c *Claims) Resync() {
 	for _, claim := range c.cluster.Claims.List() {
 		if client.IsPending(claim) {
@@ -75,7 +75,7 @@ func (c *Claims) Resync() {
 	}
 }
 
-// Run selects until ctx ends.
+// Run runs the controller until ctx ends.
 func (c *Claims) Run(ctx context.Context) {
 	defer c.queue.ShutDown()
 	if !cache.WaitForCacheSync(ctx.Done(), c.cluster.Claims.HasSynced, c.cluster.Classes.HasSynced) {
@@ -84,7 +84,7 @@ func (c *Claims) Run(ctx context.Context) {
 	c.queue.Run(ctx, c.reconcile)
 }
 
-// reconcile selects this node for a claim if its source is here.
+// reconcile selects this node for a claim if its source is on this node.
 func (c *Claims) reconcile(ctx context.Context, key types.NamespacedName) error {
 	claim, ok := c.cluster.Claims.Get(key.String())
 	if !ok {
@@ -96,18 +96,18 @@ func (c *Claims) reconcile(ctx context.Context, key types.NamespacedName) error 
 	}
 	ref, ok := c.cluster.Resolve(s, claim.Namespace)
 	if !ok {
-		return errNoSource // several watches, in any order, bring what resolves it
+		return errNoSource // its objects arrive by several watches, in any order
 	}
 	switch _, state := c.node.Look(ctx, ref); state {
 	case node.Ready:
 	case node.Away:
 		return errNoSource
 	default:
-		return nil // another node's
+		return nil // on another node
 	}
 	if selected := claim.Annotations[client.AnnotationSelectedNode]; selected != "" {
-		// The selected node may have died before it made the volume, and nothing else
-		// selects another one.
+		// The selected node may have died before it created the volume. Nobody else would select
+		// another one.
 		if ready, err := c.cluster.API.NodeReady(ctx, selected); ready || err != nil {
 			return err
 		}
@@ -115,16 +115,16 @@ func (c *Claims) reconcile(ctx context.Context, key types.NamespacedName) error 
 	return c.selectNode(ctx, claim, ref)
 }
 
-// selectNode selects this node for a claim, unless somebody else, such as the scheduler,
-// has changed the claim in the meantime.
+// selectNode selects this node for a claim, unless somebody, such as the scheduler, has changed the
+// claim meanwhile.
 func (c *Claims) selectNode(ctx context.Context, claim *corev1.PersistentVolumeClaim, ref meta.Ref) error {
 	patch := fmt.Sprintf(`{"metadata":{"resourceVersion":%q,"annotations":{%q:%q}}}`, claim.ResourceVersion, client.AnnotationSelectedNode, c.cluster.NodeName)
 	_, err := c.cluster.API.Claims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{})
 	if apierrors.IsConflict(err) || apierrors.IsNotFound(err) {
-		return nil // the change is seen, too
+		return nil // an update of the claim follows
 	}
 	if err == nil {
-		klog.FromContext(ctx).Info("Claim sent to the node of its source", "claim", klog.KObj(claim), "source", ref)
+		klog.FromContext(ctx).Info("Node of the source selected for a claim", "pvc", klog.KObj(claim), "source", ref)
 	}
 	return err
 }

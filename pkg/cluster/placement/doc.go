@@ -1,7 +1,7 @@
-// Package placement decides on which node something is made: a volume on that of its
-// source, a snapshot on that of its volume. Where no node can make it, an Event says why.
+// Package placement selects the node for new volumes and snapshots: a volume goes to the node of its
+// source, a snapshot to the node of its volume. If no node can make it, an Event says why.
 //
-//	claims.go         selects this node for the claims whose source is here
-//	snapshots.go      assigns the snapshots of this node's volumes
-//	unschedulable.go  Events on claims that no node can take; why.go has the reasons
+//	claims.go         selects this node for claims whose source is on it
+//	snapshots.go      assigns snapshots to the node of their volume
+//	unschedulable.go  records Events on claims that no node can take; why.go has the reasons
 package placement

@@ -16,15 +16,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// TestCloneIsPlaced: a claim is sent to the node of its source, unless a live node is
+// TestCloneIsPlaced: the node of its source is selected for a claim, unless another live node is
 // selected.
 func TestCloneIsPlaced(t *testing.T) {
 	const claims = "/api/v1/namespaces/db/persistentvolumeclaims"
 	for _, c := range []struct {
 		name      string
-		selected  string // node
-		elsewhere bool   // the source
-		unbound   bool   // the claim that is the source
+		selected  string // the selected node
+		elsewhere bool   // the source is on another node
+		unbound   bool   // the source claim is not bound
 		placed    bool
 		again     bool
 	}{
@@ -75,15 +75,15 @@ func TestCloneIsPlaced(t *testing.T) {
 	}
 }
 
-// TestSnapshotIsAssigned: one that no node makes is made on that of its volume, and one of
+// TestSnapshotIsAssigned: an unassigned snapshot is assigned to the node of its volume. A snapshot with
 // the wrong class has an Event.
 func TestSnapshotIsAssigned(t *testing.T) {
 	for _, c := range []struct {
 		name     string
-		driver   string // another one
-		managed  string // the node that makes it
-		foreign  bool   // the pool of its volume
-		volume   string // else pvc-1
+		driver   string // "" for this driver
+		managed  string // the assigned node
+		foreign  bool   // another node owns the pool of its volume
+		volume   string // "" for pvc-1
 		assigned bool
 		warned   bool
 	}{

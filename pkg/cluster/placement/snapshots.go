@@ -16,9 +16,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Snapshots has the snapshotter of this node make the snapshots of its volumes that no
-// other one makes. The snapshot-controller finds no node for a volume whose pool has no
-// label on a Node yet, and does not look again.
+// Snapshots assigns unassigned snapshots to the csi-snapshotter of this node if their volume is here.
+// The snapshot-controller assigns snapshots by the topology label of the pool, once. It finds no node
+// if the label is not there yet.
 type Snapshots struct {
 	cluster *client.Cluster
 	node    node.Reader
@@ -41,29 +41,28 @@ func (c *Snapshots) seen(content *snapshotv1.VolumeSnapshotContent) {
 	}
 }
 
-// isUnassigned reports whether a snapshot of a volume of this driver is to be made by no
-// node in particular.
+// isUnassigned reports whether a snapshot of this driver is assigned to no node.
 func (c *Snapshots) isUnassigned(content *snapshotv1.VolumeSnapshotContent) bool {
 	return content.Spec.Driver == c.cluster.Driver && content.Spec.Source.VolumeHandle != nil && content.Labels[client.LabelManagedBy] == ""
 }
 
-// isOfWrongDriver reports whether a snapshot is to be made by another driver and is not
-// yet. Its volume may be of this driver.
+// isOfWrongDriver reports whether another driver is to make the snapshot and has not. Its volume may
+// be of this driver.
 func (c *Snapshots) isOfWrongDriver(content *snapshotv1.VolumeSnapshotContent) bool {
 	return content.Spec.Driver != c.cluster.Driver && content.Spec.Source.VolumeHandle != nil && (content.Status == nil || content.Status.SnapshotHandle == nil)
 }
 
-// Resync looks at all snapshots again.
+// Resync enqueues all snapshots that need it.
 func (c *Snapshots) Resync() {
 	for _, content := range c.cluster.Contents.List() {
 		c.seen(content)
 	}
 }
 
-// Run assigns until ctx ends.
+// Run runs the controller until ctx ends.
 func (c *Snapshots) Run(ctx context.Context) { c.queue.Run(ctx, c.reconcile) }
 
-// reconcile assigns one snapshot to this node, if its volume is here.
+// reconcile assigns one snapshot to this node if its volume is on it.
 func (c *Snapshots) reconcile(ctx context.Context, name string) error {
 	content, ok := c.cluster.Contents.Get(name)
 	if !ok || content.Spec.Source.VolumeHandle == nil {
@@ -71,7 +70,7 @@ func (c *Snapshots) reconcile(ctx context.Context, name string) error {
 	}
 	volume, state := c.node.Look(ctx, meta.Volume(*content.Spec.Source.VolumeHandle))
 	if state != node.Ready || !c.owner.Owns(volume.PoolID) {
-		return nil // another node's, or looked at when this node owns its pool: see Resync
+		return nil // on another node, or Resync comes back to it when this node owns its pool
 	}
 	switch {
 	case c.isOfWrongDriver(content):
@@ -86,14 +85,14 @@ func (c *Snapshots) reconcile(ctx context.Context, name string) error {
 	return nil
 }
 
-// warn records an Event on a snapshot whose class is of another driver. That one, if there
-// is one, knows nothing of the volume, and nothing else says so.
+// warn records an Event on a snapshot whose class is of another driver, which does not know the
+// volume or does not exist. Nobody else reports that.
 func (c *Snapshots) warn(content *snapshotv1.VolumeSnapshotContent) {
 	class := ""
 	if content.Spec.VolumeSnapshotClassName != nil {
 		class = *content.Spec.VolumeSnapshotClassName
 	}
 	c.cluster.Events.Eventf(&content.Spec.VolumeSnapshotRef, corev1.EventTypeWarning, "WrongSnapshotClass",
-		"VolumeSnapshotClass %q is of the driver %q, the volume is of %q: delete this snapshot, and make it with a class of that driver",
+		"VolumeSnapshotClass %q is of the driver %q, the volume is of %q: delete this snapshot, and create it with a class of that driver",
 		class, content.Spec.Driver, c.cluster.Driver)
 }

@@ -22,31 +22,31 @@ import (
 )
 
 const (
-	// lookForUnschedulable is the time between two looks at claims that no node takes.
+	// lookForUnschedulable is the time between two rounds, and the least age of a claim.
 	lookForUnschedulable = 10 * time.Second
-	// lookAgain is the time between two looks at a claim that needs no Event, and between
-	// two lists of all Pools.
+	// lookAgain is the time between two checks of a claim that needs no Event, and between two
+	// lists of all Pools.
 	lookAgain = 30 * time.Second
-	// lookSeldom is the time between two Events on one claim, two looks at one that only
-	// waits for a pod, as many do, and two looks of a node that is not the reporter. Anybody
-	// can make claims, and a thousand nodes would list all Pools.
+	// lookSeldom is the time between two Events on one claim, between two checks of a claim that
+	// only waits for a pod, and between two rounds of a node that is not the reporter. Any user can
+	// create claims, and each of a thousand nodes would list all Pools.
 	lookSeldom = 2 * time.Minute
-	// lookTogether is lookSeldom where every node records Events: there may be a thousand.
+	// lookTogether replaces lookSeldom if each of perhaps a thousand nodes records Events.
 	lookTogether = 10 * time.Minute
 )
 
-// Unschedulable records Events on claims that no node can take: their source is on no live
-// node, or no node has a pool for them. The scheduler only says that there is no room.
+// Unschedulable records Events on claims that no node can take, because their source is on no live
+// node or no node has a pool for them. The scheduler only reports that there is no space.
 type Unschedulable struct {
 	cluster *client.Cluster
 	node    node.Pools
 	owner   node.Owner
 
-	// What follows is used by Reconcile alone.
-	nextOf map[types.UID]time.Time // when a claim is looked at again
-	next   time.Time               // when any is
-	pools  []v1alpha1.Pool         // that have an owner
-	listed time.Time               // when the Pools were
+	// Only Reconcile uses the fields below.
+	nextOf map[types.UID]time.Time // the next check of each claim
+	next   time.Time               // the next round
+	pools  []v1alpha1.Pool         // with an owner
+	listed time.Time               // when pools was read
 }
 
 // NewUnschedulable returns the controller of the claims that no node can take.
@@ -54,7 +54,7 @@ func NewUnschedulable(cluster *client.Cluster, node node.Pools, owner node.Owner
 	return &Unschedulable{cluster: cluster, node: node, owner: owner, nextOf: map[types.UID]time.Time{}}
 }
 
-// Run records Events until ctx ends.
+// Run runs the controller until ctx ends.
 func (c *Unschedulable) Run(ctx context.Context) {
 	tick := time.NewTicker(lookForUnschedulable)
 	defer tick.Stop()
@@ -68,7 +68,7 @@ func (c *Unschedulable) Run(ctx context.Context) {
 	}
 }
 
-// Reconcile looks once. It must not run twice at the same time.
+// Reconcile runs one round. It must not be called concurrently.
 func (c *Unschedulable) Reconcile(ctx context.Context) {
 	if time.Now().Before(c.next) {
 		return
@@ -97,10 +97,9 @@ func (c *Unschedulable) Reconcile(ctx context.Context) {
 	}
 }
 
-// isReporter reports whether this node records the Events of all nodes, and whether it
-// alone does. The reporter is the first, by name, of the ready nodes that own a pool. Where
-// none does, no node knows of the others, and each one is a reporter. It does no harm that
-// for a while two are the first, or none.
+// isReporter reports whether this node records the Events for all nodes, and whether it is the only
+// one. The reporter is the first, by name, of the ready nodes that own a pool. If there is none, each
+// node is a reporter. For a short time there may be two reporters or none, which does no harm.
 func (c *Unschedulable) isReporter(ctx context.Context, pools []v1alpha1.Pool) (reports, alone bool) {
 	var owners []string
 	for _, pool := range pools {
@@ -118,7 +117,7 @@ func (c *Unschedulable) isReporter(ctx context.Context, pools []v1alpha1.Pool) (
 	return true, false
 }
 
-// report looks at one claim, and returns the time to the next look.
+// report checks one claim and records an Event if it needs one. It returns the time to the next check.
 func (c *Unschedulable) report(ctx context.Context, claim *corev1.PersistentVolumeClaim, alone bool) time.Duration {
 	class := c.cluster.ClassOf(claim)
 	reason, message := "SourceUnavailable", c.whyNoSource(ctx, claim)
@@ -138,8 +137,8 @@ func (c *Unschedulable) report(ctx context.Context, claim *corev1.PersistentVolu
 	return lookTogether
 }
 
-// recordOnce writes an Event that other nodes write too: they give it one name, and the API
-// server takes the first.
+// recordOnce writes an Event that other nodes write, too. All use the same name, and the API server
+// keeps the first.
 func (c *Unschedulable) recordOnce(ctx context.Context, claim *corev1.PersistentVolumeClaim, reason, message string) {
 	sum, now := sha256.Sum256([]byte(string(claim.UID)+reason+message)), metav1.Now()
 	_, err := c.cluster.API.Events(claim.Namespace).Create(ctx, &corev1.Event{
@@ -151,12 +150,12 @@ func (c *Unschedulable) recordOnce(ctx context.Context, claim *corev1.Persistent
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 	}, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		klog.FromContext(ctx).V(2).Info("Event not written", "claim", klog.KObj(claim), "message", message, "reason", err)
+		klog.FromContext(ctx).V(2).Info("Event not written", "pvc", klog.KObj(claim), "message", message, "reason", err)
 	}
 }
 
-// waiting returns the claims of this driver that have waited for their volume for a while,
-// but for those that this node could take.
+// waiting returns the claims of this driver that have waited for a while, without those that this
+// node can take.
 func (c *Unschedulable) waiting(ctx context.Context) map[types.UID]*corev1.PersistentVolumeClaim {
 	takesHere := sync.OnceValue(func() bool { return c.takesUnconstrained(ctx) })
 	waiting := map[types.UID]*corev1.PersistentVolumeClaim{}
@@ -172,8 +171,8 @@ func (c *Unschedulable) waiting(ctx context.Context) map[types.UID]*corev1.Persi
 	return waiting
 }
 
-// takesUnconstrained reports whether this node has a pool for unconstrained claims, which
-// need no Event then, or does not know yet.
+// takesUnconstrained reports whether this node can take unconstrained claims, or does not know yet.
+// Then they need no Event.
 func (c *Unschedulable) takesUnconstrained(ctx context.Context) bool {
 	select {
 	case <-c.owner.Decided():
@@ -189,8 +188,7 @@ func (c *Unschedulable) takesUnconstrained(ctx context.Context) bool {
 	return takeUnconstrained(pools)
 }
 
-// whyNoSource returns why nothing can be made from the source of a claim; "" where it can,
-// or will.
+// whyNoSource returns why the source of a claim cannot be copied; "" if it can, or may soon.
 func (c *Unschedulable) whyNoSource(ctx context.Context, claim *corev1.PersistentVolumeClaim) string {
 	if selected := claim.Annotations[client.AnnotationSelectedNode]; selected != "" {
 		if ready, err := c.cluster.API.NodeReady(ctx, selected); ready || err != nil {
@@ -208,7 +206,7 @@ func (c *Unschedulable) whyNoSource(ctx context.Context, claim *corev1.Persisten
 	return c.whyUnavailable(ctx, ref)
 }
 
-// whyUnavailable returns why nothing can be made from a volume or snapshot.
+// whyUnavailable returns why a volume or snapshot cannot be copied; "" if it can.
 func (c *Unschedulable) whyUnavailable(ctx context.Context, ref meta.Ref) string {
 	owner, _, err := c.cluster.Locate(ctx, ref)
 	switch {

@@ -16,7 +16,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/node"
 )
 
-// lab has the controller of the claims that no node can take.
+// lab is a lab with the controller of claims that no node can take.
 type lab struct {
 	*clustertest.Lab
 	unschedulable *Unschedulable
@@ -24,7 +24,7 @@ type lab struct {
 
 func newLab(l *clustertest.Lab) *lab { return &lab{l, NewUnschedulable(l.Cluster, l.Node, l.Owner)} }
 
-// classFor returns a StorageClass whose parameter names a pool, none with "".
+// classFor returns a StorageClass that names a pool, or none for "".
 func classFor(pool string) *storagev1.StorageClass {
 	class := &storagev1.StorageClass{ObjectMeta: metav1.ObjectMeta{Name: "btrfs"}, Provisioner: "btrfs-csi.github.io"}
 	if pool != "" {
@@ -33,7 +33,7 @@ func classFor(pool string) *storagev1.StorageClass {
 	return class
 }
 
-// claimFor returns a claim of that class that has waited for a minute.
+// claimFor returns a claim of that class that has waited for a minute already.
 func claimFor(from *corev1.TypedLocalObjectReference) *corev1.PersistentVolumeClaim {
 	class := "btrfs"
 	return &corev1.PersistentVolumeClaim{
@@ -42,7 +42,7 @@ func claimFor(from *corev1.TypedLocalObjectReference) *corev1.PersistentVolumeCl
 	}
 }
 
-// poolsOf returns the Pools of "node/pool".
+// poolsOf returns Pools, each given as "node/pool".
 func poolsOf(names ...string) (pools []v1alpha1.Pool) {
 	for _, name := range names {
 		node, pool, _ := strings.Cut(name, "/")
@@ -92,7 +92,7 @@ func TestIsReporter(t *testing.T) {
 	for _, c := range []struct {
 		name           string
 		pools          []string
-		ready          []string // nodes; the others are not there
+		ready          []string // ready nodes; the others do not exist
 		refuses        bool
 		reports, alone bool
 	}{
@@ -116,16 +116,16 @@ func TestIsReporter(t *testing.T) {
 	}
 }
 
-// TestUnschedulable: two nodes look at one claim.
+// TestUnschedulable: two nodes check one claim.
 func TestUnschedulable(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		pools   []string // in the cluster
-		pending bool     // node-1 has not claimed its pools yet
-		young   bool     // the claim
+		pending bool     // the owners of the pools of node-1 are not decided yet
+		young   bool     // the claim is new
 		class   string   // the pool that its class names
-		events  []string // of both nodes, through their recorders
-		written int      // Events that all nodes write
+		events  []string // recorded by both nodes
+		written int      // Events under the shared name
 	}{
 		{name: "no pool anywhere", written: 1},
 		{name: "no pool anywhere, and nobody knows it yet", pending: true},
@@ -154,7 +154,7 @@ func TestUnschedulable(t *testing.T) {
 				l.No(l.Cluster.Classes.GetStore().Add(classFor(c.class)))
 				l.unschedulable.Reconcile(t.Context())
 				reads := api.Reads()
-				l.unschedulable.Reconcile(t.Context()) // too soon to record again, or to ask
+				l.unschedulable.Reconcile(t.Context()) // too early for another Event or list
 				if api.Reads() > reads {
 					t.Errorf("%s asks again at once", name)
 				}
@@ -179,8 +179,8 @@ func TestUnschedulable(t *testing.T) {
 	}
 }
 
-// TestUnschedulableCostsLittle: claims that come one after the other, of which there is
-// something to report, have no node list all Pools for each.
+// TestUnschedulableCostsLittle: a node does not list all Pools for each of several claims that need an
+// Event.
 func TestUnschedulableCostsLittle(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -226,8 +226,7 @@ func TestUnschedulableCostsLittle(t *testing.T) {
 	}
 }
 
-// TestTakesUnconstrained: of claims that this node can take there is nothing to report, and
-// nobody is asked.
+// TestTakesUnconstrained: a node does not list Pools for claims that it can take itself.
 func TestTakesUnconstrained(t *testing.T) {
 	here := func(names ...string) (reports []node.Pool) {
 		for _, name := range names {
@@ -239,7 +238,7 @@ func TestTakesUnconstrained(t *testing.T) {
 		name    string
 		reports []node.Pool
 		owned   []string // IDs
-		asked   bool     // what the others have
+		asked   bool     // the Pools are listed
 	}{
 		{name: "no pool", asked: true},
 		{name: "one", reports: here("fast"), owned: []string{"pool-fast"}},

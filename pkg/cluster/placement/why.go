@@ -15,23 +15,23 @@ import (
 const (
 	// poolParameter is the parameter of a StorageClass that names a pool.
 	poolParameter = "pool"
-	// defaultPool is the pool of a class that names none, on a node that has several.
+	// defaultPool is the pool of a class that names none, on a node with several pools.
 	defaultPool = "default"
 )
 
-// isUnconstrained reports whether a claim has no source, and its class names no pool.
+// isUnconstrained reports whether a claim has no source and its class names no pool.
 func isUnconstrained(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass) bool {
 	_, ok := client.SourceOf(claim)
 	return !ok && class != nil && class.Parameters[poolParameter] == ""
 }
 
-// takeUnconstrained reports whether a node with these pools takes unconstrained claims.
+// takeUnconstrained reports whether a node with these pools can take unconstrained claims.
 func takeUnconstrained(pools []string) bool {
 	return len(pools) == 1 || slices.Contains(pools, defaultPool)
 }
 
-// whyNoPool returns the reason and the message of an Event where no node has the pool that
-// a claim's class names, or one for a class that names none; "" where one has.
+// whyNoPool returns the reason and the message of an Event if no node has a pool for a claim; "" if
+// one has.
 func whyNoPool(claim *corev1.PersistentVolumeClaim, class *storagev1.StorageClass, pools []v1alpha1.Pool) (reason, message string) {
 	byNode, have := map[string][]string{}, []string{}
 	for _, pool := range pools {

@@ -1,4 +1,3 @@
-// Package prune finds and deletes what a removed node, or a lost disk, has left in the
-// cluster. No driver may touch it: it is another node's. It is for people, with the rights of
-// an administrator.
+// Package prune finds and deletes the objects of removed nodes and lost disks. No driver may delete
+// them, since they belong to another node. So an administrator does, with his own rights.
 package prune

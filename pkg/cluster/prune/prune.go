@@ -16,25 +16,25 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// Object is an object that no driver looks after any more, and no other driver may: that
-// of a node that was removed from the cluster, or of a pool whose disk is gone.
+// Object is an object that no driver handles any more: that of a node that was removed from the
+// cluster, or of a pool whose disk is lost.
 type Object struct {
 	Kind        string `json:"kind"`
 	Name        string `json:"name"`
-	Node        string `json:"node"`                  // that owns its pool; empty where none does
+	Node        string `json:"node"`                  // the last owner of its pool; empty for none
 	RequestedBy string `json:"requestedBy,omitempty"` // namespace and name of the PersistentVolumeClaim or VolumeSnapshot
-	// Kept says why it is not to be deleted; empty for what may be.
+	// Kept says why Remove refuses to delete it; empty if it may be deleted.
 	Kept string `json:"kept,omitempty"`
-	// Message is what the cluster says of a Pool.
+	// Message is the message in the status of a Pool.
 	Message string `json:"message,omitempty"`
 
 	poolID string
-	still  func(context.Context) error // fails where the pool is back
+	still  func(context.Context) error // fails if a node has the pool again
 	remove func(context.Context) error
 }
 
-// Remove deletes the object, and the finalizers of the sidecars of its node. What is on the
-// disk stays there.
+// Remove deletes the object with its finalizers, which the sidecars of its node would remove. Data
+// on the disk stays.
 func (o Object) Remove(ctx context.Context) error {
 	if o.Kept != "" {
 		return fmt.Errorf("%s %s: %s", o.Kind, o.Name, o.Kept)
@@ -48,14 +48,15 @@ func (o Object) Remove(ctx context.Context) error {
 	return nil
 }
 
-// Filter selects the objects of a node or of a pool; those of all removed nodes without it.
+// Filter selects the objects of a node or of a pool. The zero value selects those of all removed
+// nodes.
 type Filter struct {
-	Node string // of this removed node
-	Pool string // the ID of a pool that no node has. Its disk may come back: it has to be named
+	Node string // the name of a removed node
+	Pool string // the ID of a pool that no node has. It has to be named, since its disk may come back
 }
 
-// Find returns the objects: what stands for data first, and the pools, by which the others
-// are found, last.
+// Find returns the objects in the order in which to delete them. The Pools, by which the others are
+// found, come last.
 func Find(ctx context.Context, api *client.Clients, id client.Identity, filter Filter) ([]Object, error) {
 	s := search{api: api, id: id, filter: filter, pools: map[string]string{}, snapshots: map[string]string{}, sources: map[string]string{}}
 	for _, step := range []func(context.Context) error{s.findPools, s.findSubvolumes, s.findVolumes, s.findContents} {
@@ -67,8 +68,8 @@ func Find(ctx context.Context, api *client.Clients, id client.Identity, filter F
 	return slices.Concat(s.volumes, s.contents, s.subvolumes, s.ofPools), nil
 }
 
-// keepPools keeps the Pools of what is kept, and the Subvolumes in them: the next search
-// finds it by them.
+// keepPools keeps the Pools, and their Subvolumes, of objects that are kept. The next search needs
+// them.
 func (s *search) keepPools() {
 	kept := map[string]bool{}
 	for _, l := range slices.Concat(s.volumes, s.contents) {
@@ -77,13 +78,13 @@ func (s *search) keepPools() {
 	for _, found := range [][]Object{s.subvolumes, s.ofPools} {
 		for i := range found {
 			if kept[found[i].poolID] {
-				found[i].Kept = "something in its pool is kept"
+				found[i].Kept = "another object of its pool is kept"
 			}
 		}
 	}
 }
 
-// search is one look through the cluster.
+// search is the state of one Find.
 type search struct {
 	api    *client.Clients
 	id     client.Identity
@@ -91,15 +92,15 @@ type search struct {
 
 	gone  map[string]bool   // by the name of a node
 	pools map[string]string // the node that owned it, by pool ID
-	// The ID of the pool, by handle: of snapshots, and of the volumes that may be the sources
-	// of others, which were not published before the pool went.
+	// Pool IDs by the handle of a snapshot or volume. A snapshot that was not published yet is found
+	// by the volume that is its source.
 	snapshots, sources map[string]string
 
 	volumes, contents, subvolumes, ofPools []Object
 }
 
-// selects reports whether the objects of a pool are to be found. It fails for a pool that
-// was asked for and that a node of the cluster owns.
+// selects reports whether the filter selects a pool. It fails if the filter names a pool that a node
+// of the cluster owns.
 func (s *search) selects(ctx context.Context, pool *v1alpha1.Pool) (bool, error) {
 	node := pool.Spec.NodeName
 	switch {
@@ -115,7 +116,7 @@ func (s *search) selects(ctx context.Context, pool *v1alpha1.Pool) (bool, error)
 	return gone, err
 }
 
-// isGone reports whether there is no Node of a name.
+// isGone reports whether a Node does not exist.
 func (s *search) isGone(ctx context.Context, name string) (bool, error) {
 	if gone, known := s.gone[name]; known {
 		return gone, nil
@@ -131,19 +132,18 @@ func (s *search) isGone(ctx context.Context, name string) (bool, error) {
 	return !exists, nil
 }
 
-// stillGone returns a check that no node has taken over a pool since the search: its disk
-// may have been attached to one.
+// stillGone returns a function that fails if a node has taken over the pool since the search.
 func (s *search) stillGone(poolID string) func(context.Context) error {
 	node := s.pools[poolID]
 	return func(ctx context.Context) error {
 		pool, err := s.api.Pools().Get(ctx, poolID, metav1.GetOptions{})
 		switch {
 		case apierrors.IsNotFound(err):
-			return nil // deleted before what is on it was
+			return nil // it may be deleted before its volumes
 		case err != nil:
 			return err
 		case pool.Spec.NodeName != node:
-			return fmt.Errorf("its pool is on node %q by now", pool.Spec.NodeName)
+			return fmt.Errorf("its pool is on node %q now", pool.Spec.NodeName)
 		}
 		return nil
 	}
@@ -273,8 +273,8 @@ func (s *search) findContents(ctx context.Context) error {
 	return nil
 }
 
-// poolOfContent returns the pool that the snapshot of a content is in: that of its source,
-// where the snapshot itself was not published.
+// poolOfContent returns the pool of the snapshot of a content. If the snapshot was not published, it
+// is the pool of its source.
 func (s *search) poolOfContent(content *snapshotv1.VolumeSnapshotContent) (poolID string, ok bool) {
 	if content.Spec.Driver != s.id.Driver {
 		return "", false
@@ -285,7 +285,7 @@ func (s *search) poolOfContent(content *snapshotv1.VolumeSnapshotContent) (poolI
 	return poolID, ok
 }
 
-// neededContents returns the contents of VolumeSnapshots that are not being deleted.
+// neededContents returns the contents whose VolumeSnapshot exists and is not being deleted.
 func (s *search) neededContents(ctx context.Context) (map[string]bool, error) {
 	list, err := s.api.Snapshots().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -300,7 +300,7 @@ func (s *search) neededContents(ctx context.Context) (map[string]bool, error) {
 	return needed, nil
 }
 
-// removeFinalizers removes all finalizers: nobody is left to do what they wait for.
+// removeFinalizers removes all finalizers, because the sidecars that would do so are gone.
 func removeFinalizers(finalizers []string, patch func([]byte) error) error {
 	if len(finalizers) == 0 {
 		return nil

@@ -17,8 +17,8 @@ import (
 
 var identity = client.Identity{Driver: "btrfs-csi.github.io", TopologyPrefix: "topology.btrfs-csi.github.io/"}
 
-// newCluster returns a cluster with a live node "live", a removed one "gone" and a pool
-// "away" that no node owns. Each pool has a volume, and that of "gone" a snapshot.
+// newCluster returns a cluster with a node "live", a removed node "gone" and a pool "away" that no node
+// owns. Each pool contains a volume, and that of "gone" also a snapshot.
 func newCluster(t *testing.T, bound bool) (*clustertest.API, *client.Clients) {
 	t.Helper()
 	api, clients := clustertest.NewAPI(t)
@@ -46,7 +46,7 @@ func newCluster(t *testing.T, bound bool) (*clustertest.API, *client.Clients) {
 	return api, clients
 }
 
-// find returns kind and name of what is found, with a star where it is kept.
+// find returns the kind and name of each object, with a star if it is kept.
 func find(t *testing.T, clients *client.Clients, filter Filter) (names []string, found []Object) {
 	t.Helper()
 	found, err := Find(t.Context(), clients, identity, filter)
@@ -91,7 +91,7 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestFindKeepsSnapshots: a content is kept while its VolumeSnapshot is.
+// TestFindKeepsSnapshots: a content is kept as long as its VolumeSnapshot exists.
 func TestFindKeepsSnapshots(t *testing.T) {
 	api, clients := newCluster(t, false)
 	content := "snapshot-gone"
@@ -103,7 +103,7 @@ func TestFindKeepsSnapshots(t *testing.T) {
 	}
 }
 
-// TestRemove: all of a removed node goes, unless its pool is on another node by now.
+// TestRemove: all objects of a removed node are deleted, unless another node has its pool now.
 func TestRemove(t *testing.T) {
 	for _, moved := range []bool{false, true} {
 		api, clients := newCluster(t, false)

@@ -1,4 +1,4 @@
-// Package queue has the keys that a controller reconciles.
+// Package queue is the work queue of a controller.
 package queue
 
 import (
@@ -11,20 +11,18 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// ErrPutOff is returned by a reconcile function for a key that it has put back into the
-// queue itself.
+// ErrPutOff is returned by a reconcile function that has added the key to the queue again by itself.
 var ErrPutOff = errors.New("put off")
 
-// workers is how many keys of a queue are reconciled at a time.
+// workers is the number of keys that are reconciled concurrently.
 const workers = 4
 
-// Queue has keys, each of them once.
+// Queue is a set of keys to reconcile.
 type Queue[K comparable] struct {
 	workqueue.TypedRateLimitingInterface[K]
 }
 
-// New returns a queue. A key that fails is reconciled again after a delay that grows from
-// least to most.
+// New returns a queue. A key that fails is retried after a delay that grows from least to most.
 func New[K comparable](least, most time.Duration) Queue[K] {
 	limiter := workqueue.NewTypedItemExponentialFailureRateLimiter[K](least, most)
 	return Queue[K]{workqueue.NewTypedRateLimitingQueue(limiter)}

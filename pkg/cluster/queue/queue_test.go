@@ -8,13 +8,12 @@ import (
 	"time"
 )
 
-// TestRun: a key that fails is tried again, later each time; one that is put off or done is
-// not.
+// TestRun: a key that fails is retried with growing delays. A key that is postponed or done is not.
 func TestRun(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		errs []error         // of its attempts; then none
-		at   []time.Duration // when it is tried
+		errs []error         // of its attempts; nil after these
+		at   []time.Duration // the times of the attempts
 	}{
 		{name: "done", at: []time.Duration{0}},
 		{name: "put off", errs: []error{ErrPutOff}, at: []time.Duration{0}},

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Generates, or proves to be up to date, what comes from the types of the API: the
-# custom resource definitions of the chart, and the methods that copy the types.
+# Generates the custom resource definitions of the chart and the deep copy methods from the types
+# of the API, or proves that they are up to date.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

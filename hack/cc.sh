@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the C compiler that builds for an architecture of Go's on this machine.
+# Prints the C compiler of this machine for a GOARCH.
 set -euo pipefail
 
 case "$1" in

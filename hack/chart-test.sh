@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The chart lints, renders with each file of values in its directory ci/, and refuses values
-# that make no sense, naming the path of the value.
+# Checks that the chart lints, renders with each values file in its directory ci/, and refuses
+# wrong values with an error that names their path.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 : "${HELM:?is the path of helm}"
@@ -56,7 +56,7 @@ for values in $chart/ci/*.yaml; do
 	output=$(render "${with_snapshots[@]}" --values "$values") || fail "$values: $output"
 done
 
-# What makes no sense.
+# Wrong values.
 refuses "additional properties 'kubeletdir' not allowed" --set kubeletdir=/var/lib/kubelet
 refuses /kubeletDir --set kubeletDir=var/lib/kubelet
 refuses /kubeletDir --set kubeletDir=/var/lib/kubelet/
@@ -147,12 +147,12 @@ refuses /prometheusRule/alerts/BtrfsPoolFull/for --set prometheusRule.alerts.Btr
 refuses /prometheusRule/additionalRules/0 --set 'prometheusRule.additionalRules[0].expr=1'
 refuses /extraObjects/0 --set 'extraObjects[0].kind=ConfigMap'
 refuses kubeVersion --kube-version 1.30.0
-# Without a value a key is not there, and what would be made of that is nonsense.
+# A null removes a key, and the chart would render nonsense.
 for key in $(sed -n 's/^\([a-zA-Z]*\):.*/\1/p' $chart/values.yaml); do
 	refuses "missing property '$key'" --set "$key=null"
 done
 
-# What has to hold whatever the values are.
+# These hold for all values.
 for values in "$chart/values.yaml" $chart/ci/*.yaml; do
 	hasnt '<no value>|%!|<nil>' "${with_snapshots[@]}" --values "$values"
 	rendered=$(render "${with_snapshots[@]}" --values "$values") || fail "$values: $rendered"
@@ -168,12 +168,12 @@ hasnt 'csi-snapshotter|^kind: VolumeSnapshotClass$' "${with_snapshots[@]}" --set
 has '^kind: VolumeSnapshotClass$' "${with_snapshots[@]}"
 hasnt '^kind: VolumeSnapshotClass$'
 hasnt 'kind: (PodMonitor|PrometheusRule|Deployment|NetworkPolicy)'
-# A rule with an empty `from` would let everybody in.
+# A rule with an empty `from` would admit everybody.
 has '^  ingress: \[\]$' --set networkPolicy.enabled=true
 hasnt 'from:' --set networkPolicy.enabled=true,snapshotController.enabled=true
 has 'port: 19808, endPort: 19811' --values $chart/ci/everything.yaml
 
-# What Helm merges into the lists of values is the entry's, and the rest is as it was.
+# Helm merges a value into one entry of a list. All else stays as it was.
 classes=$(render "${with_snapshots[@]}" --show-only templates/classes.yaml)
 default=$(render "${with_snapshots[@]}" --show-only templates/classes.yaml --set 'storageClasses[0].default=true')
 [ "$(sed 's|storageclass.kubernetes.io/is-default-class: "false"|storageclass.kubernetes.io/is-default-class: "true"|' <<< "$classes")" = "$default" ] ||
@@ -189,7 +189,7 @@ has "username == 'system:serviceaccount:ns:mine'" --set serviceAccount.create=fa
 hasnt 'namespace: ns$|:ns:' --set namespaceOverride=other,snapshotController.enabled=true,networkPolicy.enabled=true,podMonitor.enabled=true,prometheusRule.enabled=true --set 'networkPolicy.from[0].ipBlock.cidr=10.0.0.0/8'
 has 'dnsPolicy: ClusterFirstWithHostNet$' --set hostNetwork=true
 
-# Everything has the labels and annotations that all have, those of pods too.
+# All objects, and the pods, have the common labels and annotations.
 everything=$(render "${with_snapshots[@]}" --values $chart/ci/everything.yaml --set-json 'extraObjects=[]') || fail "$everything"
 objects=$(grep -c '^kind: ' <<< "$everything")
 templates=$(grep -c '^  template:$' <<< "$everything")
@@ -197,7 +197,7 @@ for mark in 'team: (storage|disks)' 'example.org/contact: storage@example.org'; 
 	[ "$(grep -cE "^ +$mark\$" <<< "$everything")" = $((objects + templates)) ] || fail "$((objects + templates)) objects and pods want $mark: $(grep -cE "^ +$mark\$" <<< "$everything") have it"
 done
 
-# No node is of two DaemonSets, nor is any pod.
+# No node and no pod belongs to two DaemonSets.
 groups=(--set 'nodeGroups[0].name=a,nodeGroups[0].quota=none,nodeGroups[0].loopPoolSize=,nodeGroups[1].name=b,nodeGroups[1].nodes={c,d}' --set loopPoolSize=1Gi,driver.resources.limits.memory=1Gi)
 daemonset() { render "${groups[@]}" --show-only templates/daemonset.yaml | awk -v wanted="$1" 'BEGIN { RS = "---\n" } $0 ~ "\n  name: " wanted "\n"'; }
 affinity() { daemonset "$1" | sed -n '/^      affinity:$/,/^      [a-z]*tolerations:$/p' | tr -d '\n '; }
@@ -230,7 +230,7 @@ for metric in $(grep -oE 'btrfs_csi_[a-z_]+' <<< "$rules" | sed 's/_count$//' | 
 	grep -qE "\"(${metric#btrfs_csi_pool_}|$metric)\"" cmd/btrfs-csi/metrics.go || fail "an alert is on $metric, which the driver does not have"
 done
 
-# Each image can be had by its digest.
+# Each image can be pinned by a digest.
 digest=sha256:$(printf '%064d' 0)
 images=(image provisioner.image snapshotter.image resizer.image snapshotController.image test.image)
 pinned=$(render --set snapshotController.enabled=true $(printf -- '--set=%s.tag=v1@'"$digest"' ' "${images[@]}")) || fail "$pinned"
@@ -242,7 +242,7 @@ hasnt 'kind: CustomResourceDefinition' --include-crds --set crds.install=false
 has 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds --set snapshotController.enabled=true
 hasnt 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds
 
-# What Artifact Hub shows is what the chart has, and it shows the README of the package.
+# Artifact Hub shows the annotations of the chart and the README of the package.
 annotation() { sed -n "\\|^  artifacthub.io/$1: |,\\|^  artifacthub.io/|p" $chart/Chart.yaml; }
 listed=$(annotation images | sed -n 's/^ *image: //p' | sort)
 rendered=$(render --set snapshotController.enabled=true | sed -n 's/^ *image: "\(.*\)"$/\1/p' | sort)
@@ -251,7 +251,7 @@ listed=$(annotation crds | sed -n 's/^ *name: //p' | sort)
 [ "$listed" = "$(sed -n 's/^  name: //p' $chart/files/crds/*.yaml | sort)" ] || fail "artifacthub.io/crds of Chart.yaml is not files/crds: $listed"
 if grep -nE '\]\((\.|[a-z]+[^:)]*\))' $chart/README.md >&2; then fail "README.md: a link of a package has to be absolute"; fi
 
-# The package is what the directory is, without what is for the tests alone.
+# The package contains the directory without the files for tests.
 package=$(mktemp -d)
 trap 'rm -rf "$package"' EXIT
 "$HELM" package $chart --destination "$package" > /dev/null || fail "package"
@@ -259,7 +259,7 @@ tar -tzf "$package"/btrfs-csi-*.tgz | grep -q '^btrfs-csi/ci/' && fail "ci/ is i
 [ "$("$HELM" template release "$package"/btrfs-csi-*.tgz --namespace ns --kube-version 1.37.2)" = "$("$HELM" template release $chart --namespace ns --kube-version 1.37.2)" ] ||
 	fail "the package renders something else than the chart"
 
-# A policy without a binding holds nobody, and so does one for another user.
+# A policy without a binding, or for another user, has no effect.
 policies=$(render --show-only templates/admission.yaml)
 named() { grep -A2 "^kind: $1\$" <<< "$policies" | grep '^  name: '; }
 [ "$(named ValidatingAdmissionPolicy)" = "$(named ValidatingAdmissionPolicyBinding)" ] || fail "each policy needs a binding of its name"
@@ -267,7 +267,7 @@ named() { grep -A2 "^kind: $1\$" <<< "$policies" | grep '^  name: '; }
 	fail "each policy is for the driver's service account"
 hasnt ValidatingAdmissionPolicy --set admissionPolicies.enabled=false
 
-# The CRDs are of the version that makes and serves the snapshots.
+# The CRDs have the version of the snapshot-controller and the csi-snapshotter.
 version=$(go list -m -f '{{.Version}}' github.com/kubernetes-csi/external-snapshotter/client/v8)
 has "snapshot-controller:$version" --set snapshotController.enabled=true
 has "csi-snapshotter:$version"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What is made from the chart, and what is vendored into it: `update` makes it, `verify` proves
-# that it is up to date and that the chart renders what makes sense and refuses what does not.
+# `update` generates the manifests and the table of values from the chart, and vendors the snapshot
+# CRDs into it. `verify` proves that these are up to date, and runs chart-test.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,7 +11,7 @@ chart=charts/btrfs-csi
 snapshotter=github.com/kubernetes-csi/external-snapshotter/client/v8
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-# Nothing of the user's own helm is used or left.
+# Do not use or change the user's configuration of helm.
 export HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
 
 render() { # namespace, more arguments of helm template
@@ -21,8 +21,8 @@ render() { # namespace, more arguments of helm template
 		--api-versions snapshot.storage.k8s.io/v1 "$@"
 }
 
-# Splits what helm prints into one file for each template, without what tells of helm: an object
-# that says so could later be taken for a part of a release.
+# Splits the output of helm into one file for each template. It drops the labels and annotations of
+# helm, by which the objects could later be taken for part of a release.
 split() { # directory
 	mkdir -p "$1"
 	awk -v dir="$1" '
@@ -46,7 +46,7 @@ kustomization() { # directory
 	mv "$1/kustomization" "$1/kustomization.yaml"
 }
 
-# The CRDs of snapshots, of the version that the driver is built with.
+# The snapshot CRDs of the version that the driver is built with.
 snapshot_crds() { # directory
 	local module name
 	go mod download "$snapshotter"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs what is missing of what a task needs: build, build-amd64, build-arm64,
-# cross, test, bench or e2e. Does nothing, at once, where all is there.
+# Installs the missing dependencies of a task: build, build-amd64, build-arm64,
+# cross, test, bench or e2e.
 set -euo pipefail
 
 [ $# -gt 0 ] || { echo "usage: $0 build|build-amd64|build-arm64|cross|test|bench|e2e ..." >&2; exit 2; }
 
-# Administrators' programs are not in everybody's path.
+# The PATH of some users lacks the programs of administrators.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 missing=()
@@ -18,7 +18,7 @@ header() { # file, package; asks the compiler, since directories differ
 	echo "#include <$1>" | gcc -E - >/dev/null 2>&1 || missing+=("$2")
 }
 
-# A compiler for another architecture, and a C library to link statically with.
+# A compiler for another architecture, and a static C library.
 cross() { # prefix of the tools, architecture of Debian's
 	program "$1-gcc" "gcc-${1//_/-}"
 	[ -e "/usr/$1/lib/libc.a" ] || missing+=("libc6-dev-$2-cross")

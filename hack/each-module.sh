@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command in every Go module of the repository; fails if it failed in any.
+# Runs a command in each Go module of the repository. Fails if it failed in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

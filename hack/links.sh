@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fails for a link that leads to no file, or to no heading of one: a relative link of a Markdown
-# file, or one to this repository from anywhere, as what is packaged or shown elsewhere needs it.
+# Fails if a link leads to no file, or to no heading of one. It checks relative links in Markdown
+# files, and absolute links to this repository, which files that are shown elsewhere need.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

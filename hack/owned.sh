@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command that puts something into bin or dist. What root has put there belongs
-# to the owner of the checkout afterwards, however the command ends, so that they can
-# build and clean after a "sudo make".
+# Runs a command that writes to bin or dist. Afterwards all files there belong to the owner of the
+# checkout, also if the command fails. So the owner can build and clean after a "sudo make".
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Proves that the packages which a tool on another machine uses build there, without cgo.
+# Proves that the packages for tools on other systems build there, without cgo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

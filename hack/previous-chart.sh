@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Puts the chart that users upgrade from into a directory: that of the last release or, before
-# the first, that of the commit which brought the chart.
+# Copies the chart that users upgrade from into a directory: the chart of the last release or,
+# before the first release, of the commit that added the chart.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 [ $# = 1 ] || { echo "usage: $0 DIRECTORY" >&2; exit 2; }
 chart=charts/btrfs-csi
 
-# A tag of HEAD itself is of the release that is being made.
+# A tag of HEAD is the release that is being made.
 from=$(git describe --tags --abbrev=0 --match 'v[0-9]*' HEAD^ 2>/dev/null || echo a2e9364)
 rm -rf "$1"
 mkdir -p "$1"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command, says what it is for, and says so again twice a minute until it ends:
-# Go says nothing while it compiles, and little while it tests.
+# Runs a command and prints a text at its start and every 30 s, because Go prints nothing while it
+# compiles, and little while it tests.
 set -euo pipefail
 
 [ $# -gt 1 ] || { echo "usage: $0 WHAT COMMAND..." >&2; exit 2; }

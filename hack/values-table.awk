@@ -1,5 +1,5 @@
-# Makes a table of a chart's values from the comments above them. A value without one fails.
-# What is below a value that has a comment and no text of its own is part of that value.
+# Prints a table of a chart's values from the comments above them. Fails for a value without a
+# comment. A commented key without a value describes all keys below it.
 BEGIN { print "| value | default | is |"; print "|---|---|---|" }
 
 /^ *#/ { sub(/^ *# ?/, ""); doc = doc (doc == "" ? "" : " ") $0; next }

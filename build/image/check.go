@@ -16,15 +16,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/build/image/debian"
 )
 
-// check sees to it that the programs of a root filesystem can run: that they are
-// for the right machine and find loader and libraries, and, on a machine of that
-// kind, that they do run.
+// check fails if the programs of a root filesystem cannot run. They must be for the right
+// architecture and find their loader and libraries. On a machine of that architecture check also
+// runs them.
 func check(ctx context.Context, d definition, t target, dir string) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
-	defer root.Close() //nolint:errcheck // it was only read
+	defer root.Close() //nolint:errcheck // opened for reading
 	if err := checkNeeds(t, root); err != nil {
 		return err
 	}
@@ -34,7 +34,7 @@ func check(ctx context.Context, d definition, t target, dir string) error {
 	return checkRuns(ctx, d, t, root)
 }
 
-// checkNeeds reads what was written, and knows nothing of where it came from.
+// checkNeeds checks the files as they were written.
 func checkNeeds(t target, root *os.Root) error {
 	return fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil {
@@ -65,7 +65,7 @@ func checkNeeds(t target, root *os.Root) error {
 	})
 }
 
-// has reports whether the loader would find a library.
+// has reports whether the loader finds a library.
 func (t target) has(root *os.Root, library string) bool {
 	for _, dir := range t.libraryDirs() {
 		if _, err := root.Stat(path.Join(dir[1:], library)); err == nil {
@@ -75,7 +75,7 @@ func (t target) has(root *os.Root, library string) bool {
 	return false
 }
 
-// filesystems are made in the root filesystem to see that it can.
+// filesystems are the kinds that the programs of the image must be able to make.
 var filesystems = []struct {
 	name string
 	mkfs []string
@@ -85,7 +85,7 @@ var filesystems = []struct {
 	{"xfs", []string{"mkfs.xfs", "-q"}},
 }
 
-// checkRuns lets the loader load each program, and makes filesystems.
+// checkRuns runs the loader on each program, and makes filesystems.
 func checkRuns(ctx context.Context, d definition, t target, root *os.Root) error {
 	in := chroot{root.Name()}
 	for _, name := range d.programs {
@@ -104,12 +104,12 @@ func checkRuns(ctx context.Context, d definition, t target, root *os.Root) error
 	return checkMkfs(ctx, in, root)
 }
 
-// checkMkfs makes a filesystem of each kind in a file, and has blkid recognise it. An
-// empty mount table stands for /proc: mounting that takes more rights than there
-// are where images are built.
+// checkMkfs makes a filesystem of each kind in a file and identifies it with blkid. An empty file
+// replaces the mount table in /proc, because mounting /proc needs more rights than a build of an
+// image has.
 func checkMkfs(ctx context.Context, in chroot, root *os.Root) error {
 	const image, proc = "tmp/check.img", "proc/self"
-	defer root.Remove(image)   //nolint:errcheck // the root filesystem is made anew, should it stay
+	defer root.Remove(image)   //nolint:errcheck // if it stays, the next build removes it
 	defer root.RemoveAll(proc) //nolint:errcheck // as above
 	if err := errors.Join(root.Mkdir(proc, 0o755), root.WriteFile(proc+"/mounts", nil, 0o644)); err != nil {
 		return err
@@ -140,11 +140,11 @@ func emptyFile(root *os.Root, name string, size int64) error {
 	return errors.Join(f.Truncate(size), f.Close())
 }
 
-// chroot runs programs with a directory as their root.
+// chroot runs programs with a directory as root.
 type chroot struct{ dir string }
 
-// run runs a program and returns what it printed. A user who is not root becomes
-// root in a user namespace, where chroot is allowed.
+// run runs a program and returns its output. A user other than root becomes root in a user
+// namespace, where chroot is allowed.
 func (c chroot) run(ctx context.Context, args ...string) (string, error) {
 	program, err := c.find(args[0])
 	if err != nil {

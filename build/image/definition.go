@@ -9,10 +9,10 @@ import (
 //go:embed packages
 var packagesFile string
 
-// definition lists what an image has of Debian.
+// definition lists the packages of an image and the files that it keeps of them.
 type definition struct {
 	packages []string // names
-	programs []string // names, of /usr/bin or /usr/sbin
+	programs []string // names in /usr/bin or /usr/sbin
 	files    []string // patterns of absolute paths
 }
 

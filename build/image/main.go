@@ -14,17 +14,17 @@ import (
 )
 
 func main() {
-	syscall.Umask(0o022) // what is made is for everybody to read
+	syscall.Umask(0o022) // everybody may read the files
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	command := &cobra.Command{Use: "image", Short: "Make the container image of btrfs-csi", SilenceUsage: true}
 	command.AddCommand(rootCommand(), archiveCommand())
 	if err := command.ExecuteContext(ctx); err != nil {
-		os.Exit(1) //nolint:gocritic // there is nothing left to give back
+		os.Exit(1) //nolint:gocritic // nothing is left to clean up
 	}
 }
 
-// build has the flags about the root filesystem.
+// build has the flags for the root filesystem.
 type build struct {
 	arch, work, sources string
 }
@@ -58,8 +58,8 @@ func rootCommand() *cobra.Command {
 	return c
 }
 
-// root makes and checks the root filesystem, prints the packages in it, and lets
-// the caller use it while no other process works in the directory.
+// root makes and checks the root filesystem, prints its packages, and calls use while no other
+// process works in the directory.
 func (b *build) root(ctx context.Context, use func(target, string) error) error {
 	t, err := targetOf(b.arch)
 	if err != nil {
@@ -73,11 +73,11 @@ func (b *build) root(ctx context.Context, use func(target, string) error) error 
 	if err != nil {
 		return err
 	}
-	held, err := lock(work)
+	locked, err := lock(work)
 	if err != nil {
 		return err
 	}
-	defer held.Close()
+	defer locked.Close()
 	packages, err := debian.Apt{Dir: filepath.Join(work, "apt"), Arch: t.arch, Sources: b.sources}.Download(ctx, d.packages)
 	if err != nil {
 		return err
@@ -95,8 +95,8 @@ func (b *build) root(ctx context.Context, use func(target, string) error) error 
 	return use(t, root)
 }
 
-// lock makes a directory and waits for another process that works there. Closing
-// the file lets the next one go on.
+// lock creates a directory and waits until no other process works in it. Closing the file
+// releases the lock.
 func lock(work string) (*os.File, error) {
 	if err := os.MkdirAll(work, 0o755); err != nil {
 		return nil, err

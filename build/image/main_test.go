@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestDockerfileSaysTheSame reads the Dockerfile: its last stage and the archive
-// are to be run alike.
+// TestDockerfileSaysTheSame: the last stage of the Dockerfile and the archive have the same
+// configuration.
 func TestDockerfileSaysTheSame(t *testing.T) {
 	content, err := os.ReadFile(filepath.Join("..", "..", "Dockerfile"))
 	if err != nil {

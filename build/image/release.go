@@ -16,7 +16,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/build/image/archive"
 )
 
-// release is what an archive is made of besides the root filesystem.
+// release is what an archive contains besides the root filesystem.
 type release struct {
 	names                      []string
 	binary, license            string
@@ -55,7 +55,7 @@ func (r release) write(t target, root string) error {
 	return r.report(image)
 }
 
-// report prints digest and size of what was written.
+// report prints the digest and the size of the archive.
 func (r release) report(image v1.Image) error {
 	digest, err := image.Digest()
 	if err != nil {
@@ -81,7 +81,7 @@ func (r release) report(image v1.Image) error {
 	return nil
 }
 
-// sourceDate is the one time of everything in an image: see
+// sourceDate is the time of everything in an image: see
 // https://reproducible-builds.org/specs/source-date-epoch.
 func sourceDate() (time.Time, error) {
 	text := os.Getenv("SOURCE_DATE_EPOCH")
@@ -92,7 +92,7 @@ func sourceDate() (time.Time, error) {
 	return time.Unix(seconds, 0).UTC(), nil
 }
 
-// file is one that the image has beside those of Debian.
+// file is a file of the image that is not from Debian.
 type file struct {
 	source, path string
 	mode         fs.FileMode
@@ -135,5 +135,5 @@ func (r release) config() v1.Config {
 	}
 }
 
-// mega returns a size for people.
+// mega formats a size in MB.
 func mega(bytes int64) string { return fmt.Sprintf("%.1f MB", float64(bytes)/1e6) }

@@ -18,14 +18,13 @@ import (
 // rootfs makes the root filesystem of an image.
 type rootfs struct {
 	target target
-	dir    string // where it is made
-	tree   tree   // what there is to take from
+	dir    string // the directory where it is made
+	tree   tree   // the files of all packages
 	kept   map[string]bool
 }
 
-// makeRoot makes the root filesystem of the definition in the directory
-// root below work, anew each time, and returns it and the packages it has
-// something of.
+// makeRoot makes the root filesystem of the definition in the directory root below work. It
+// removes a previous one. It returns the root filesystem and the packages that contribute to it.
 func makeRoot(ctx context.Context, d definition, t target, packages []debian.Package, work string) (root string, used []debian.Package, err error) {
 	root, unpacked := filepath.Join(work, "root"), filepath.Join(work, "unpacked")
 	for _, dir := range []string{root, unpacked} {
@@ -52,7 +51,7 @@ func makeRoot(ctx context.Context, d definition, t target, packages []debian.Pac
 	return root, used, err
 }
 
-// choose decides what is kept.
+// choose selects the files to keep.
 func (r *rootfs) choose(d definition) error {
 	for _, name := range d.programs {
 		at, err := r.tree.program(name)
@@ -77,8 +76,8 @@ func (r *rootfs) choose(d definition) error {
 	return nil
 }
 
-// keep keeps a file and what it needs: where a link leads to, the libraries and
-// the loader of a program, and what those need.
+// keep keeps a file and, recursively, what it needs: the target of a link, and the libraries and
+// the loader of a program.
 func (r *rootfs) keep(at string) error {
 	at, err := r.tree.follow(at, false)
 	if err != nil || r.kept[at] {
@@ -124,19 +123,19 @@ func (r *rootfs) keepNeeds(at, source string) error {
 	return nil
 }
 
-// emptyDirs are for what is mounted or written while the image runs.
+// emptyDirs are for mounts and for files that are written while the image runs.
 var emptyDirs = map[string]fs.FileMode{
 	"dev": 0o755, "proc": 0o755, "run": 0o755, "sys": 0o755, "var/lib": 0o755, "root": 0o700,
 	"tmp": 0o777 | fs.ModeSticky, "var/tmp": 0o777 | fs.ModeSticky,
 }
 
-// users are those whom a name is asked for of: root and nobody, as in Debian.
+// users are the users that need names: root and nobody, as in Debian.
 var users = map[string]string{
 	"etc/passwd": "root:x:0:0:root:/root:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
 	"etc/group":  "root:x:0:\nnogroup:x:65534:\n",
 }
 
-// write writes what is kept, and what every root filesystem has.
+// write writes the kept files, and the directories and files of every root filesystem.
 func (r *rootfs) write() error {
 	for dir, mode := range emptyDirs {
 		if err := os.MkdirAll(r.path(dir), 0o755); err != nil {
@@ -158,7 +157,7 @@ func (r *rootfs) write() error {
 	}
 	for _, name := range usrDirs {
 		if _, err := os.Stat(r.path("usr/" + name)); err != nil {
-			continue // lib64 is not everywhere
+			continue // some architectures have no lib64
 		}
 		if err := os.Symlink("usr/"+name, r.path(name)); err != nil {
 			return err
@@ -176,8 +175,8 @@ func (r *rootfs) writeFile(at string, content []byte, mode fs.FileMode) error {
 	return os.WriteFile(r.path(at), content, mode)
 }
 
-// writeEntry writes a file, without setuid bits, which nothing in a container of
-// root alone needs, or a link, which leads to the same place from everywhere.
+// writeEntry writes a file or a link. It drops setuid bits, which a container that runs as root
+// does not need.
 func (r *rootfs) writeEntry(at string, e entry) error {
 	if e.link == "" {
 		content, err := os.ReadFile(e.source)
@@ -199,8 +198,8 @@ func (r *rootfs) writeEntry(at string, e entry) error {
 	return os.Symlink(to, r.path(at))
 }
 
-// record adds licence and control data of each package that something was kept of,
-// the latter where scanners look in images without dpkg.
+// record adds the licence and the control data of each package that contributes a file. The
+// control data goes where scanners look for it in images without dpkg.
 func (r *rootfs) record(ctx context.Context, packages []debian.Package) ([]debian.Package, error) {
 	owners := map[int]bool{}
 	for at := range r.kept {

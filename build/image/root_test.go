@@ -16,14 +16,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/build/image/debian"
 )
 
-// A program of this machine, and the packages it would come in.
+// A program of this machine, in packages as Debian would split it.
 const program = "/usr/bin/true"
 
-// wanted is what the tests keep.
+// wanted is the definition that the tests use.
 var wanted = definition{packages: []string{"tool"}, programs: []string{"tool"}, files: []string{"/etc/tool*"}}
 
-// TestRoot makes a root filesystem of packages that are split as Debian's are: by
-// directories outside /usr, with absolute links, and a licence in another package.
+// TestRoot makes a root filesystem of packages that use directories outside /usr, absolute links,
+// and the licence of another package, as Debian's do.
 func TestRoot(t *testing.T) {
 	on := host(t)
 	packages := []debian.Package{
@@ -145,7 +145,7 @@ func TestCheckFindsWhatIsMissing(t *testing.T) {
 	}
 }
 
-// host returns what this machine is as a target.
+// host returns the target of this machine.
 func host(t *testing.T) target {
 	t.Helper()
 	on, err := targetOf(runtime.GOARCH)
@@ -155,7 +155,7 @@ func host(t *testing.T) target {
 	return on
 }
 
-// libraries makes a package of what the program loads, laid out as Debian 12 does.
+// libraries makes a package of the libraries of the program, with the layout of Debian 12.
 func libraries(t *testing.T, on target, more ...func(*testing.T, string)) debian.Package {
 	t.Helper()
 	names, loader, err := on.needs(program)
@@ -179,7 +179,7 @@ func names(packages []debian.Package) string {
 	return strings.Join(all, " ")
 }
 
-// pack makes a package of files, by content or, after @, the file it is in.
+// pack makes a package of files, each given by its content, or after @ by a path.
 func pack(t *testing.T, name string, files map[string]string, more ...func(*testing.T, string)) debian.Package {
 	t.Helper()
 	dir := t.TempDir()

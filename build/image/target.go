@@ -11,11 +11,11 @@ import (
 	"strings"
 )
 
-// target is an architecture that images are made for.
+// target is the architecture of an image.
 type target struct {
-	arch    string // as Go calls it, and Debian
+	arch    string // the name that both Go and Debian use
 	machine elf.Machine
-	tuple   string // as the directories of its libraries are called
+	tuple   string // the name of the directories of its libraries
 }
 
 var targets = []target{
@@ -31,14 +31,14 @@ func targetOf(arch string) (target, error) {
 	return targets[i], nil
 }
 
-// libraryDirs are where the loader looks, without a cache.
+// libraryDirs are the directories where the loader looks, without a cache.
 func (t target) libraryDirs() []string {
 	return []string{path.Join("/usr/lib", t.tuple), "/usr/lib"}
 }
 
-// needs returns what a program or a library loads: the names of libraries and the
-// path of the loader, which a library and a static program do not have. A file
-// that is no machine code needs nothing; code for another machine is an error.
+// needs returns the names of the libraries that a program or a library loads, and the path of its
+// loader. A library and a static program have no loader. A file without machine code needs
+// nothing. Code for another architecture is an error.
 func (t target) needs(file string) (libraries []string, loader string, err error) {
 	opened, err := os.Open(file)
 	if err != nil {
@@ -47,7 +47,7 @@ func (t target) needs(file string) (libraries []string, loader string, err error
 	defer opened.Close()
 	magic := make([]byte, len(elf.ELFMAG))
 	if n, err := opened.ReadAt(magic, 0); string(magic[:n]) != elf.ELFMAG {
-		if errors.Is(err, io.EOF) { // it is shorter
+		if errors.Is(err, io.EOF) { // the file is shorter
 			err = nil
 		}
 		return nil, "", err

@@ -17,17 +17,17 @@ import (
 
 // entry is a file, a directory or a symbolic link of a package.
 type entry struct {
-	owner  int    // the package, by its place in the list
-	source string // where it was unpacked
-	link   string // where a symbolic link leads to
+	owner  int    // the index of the package
+	source string // the path where it was unpacked
+	link   string // the target of a symbolic link
 	mode   fs.FileMode
 }
 
-// tree has what several packages hold, by absolute path, as it lies when all are
-// installed: /bin, /sbin and /lib are links into /usr, whatever a package says.
+// tree has the files of several packages, by absolute path, as if all were installed. /bin, /sbin
+// and /lib are links into /usr, wherever a package has its files.
 type tree map[string]entry
 
-// unpack unpacks each package into a directory of its own below dir.
+// unpack unpacks each package into its own directory below dir.
 func unpack(ctx context.Context, packages []debian.Package, dir string) (tree, error) {
 	all := tree{}
 	for i, p := range packages {
@@ -42,7 +42,7 @@ func unpack(ctx context.Context, packages []debian.Package, dir string) (tree, e
 	return all, nil
 }
 
-// add adds what a package holds.
+// add adds the files of a package.
 func (t tree) add(owner int, root string) error {
 	return filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -60,7 +60,7 @@ func (t tree) add(owner int, root string) error {
 		}
 		below := strings.TrimPrefix(strings.TrimPrefix(name, root), "/")
 		if e.link != "" && slices.Contains(usrDirs, below) {
-			return nil // base-files has the links, from Debian 13 on
+			return nil // from Debian 13 on base-files has the links
 		}
 		at := merged("/" + below)
 		if _, found := t[at]; !found || !e.mode.IsDir() {
@@ -70,10 +70,10 @@ func (t tree) add(owner int, root string) error {
 	})
 }
 
-// usrDirs are directories of /usr that links in the root lead to.
+// usrDirs are the directories of /usr that have a link in the root.
 var usrDirs = []string{"bin", "sbin", "lib", "lib64"}
 
-// merged returns where a path is when /usr holds all programs and libraries.
+// merged returns a path with /bin, /sbin and /lib replaced by those in /usr.
 func merged(at string) string {
 	first, _, _ := strings.Cut(strings.TrimPrefix(at, "/"), "/")
 	if slices.Contains(usrDirs, first) {
@@ -82,11 +82,10 @@ func merged(at string) string {
 	return at
 }
 
-// maxLinks is how many links a path may lead through, as with the kernel.
+// maxLinks is how many links a path may contain, as in the kernel.
 const maxLinks = 40
 
-// follow returns a path without links in it. The last part stays a link, if it is
-// one, unless that is followed as well.
+// follow resolves the links in a path, in its last part only on request.
 func (t tree) follow(at string, last bool) (string, error) {
 	asked := at
 links:
@@ -114,7 +113,7 @@ links:
 	return "", fmt.Errorf("%s: too many links", asked)
 }
 
-// match returns the paths that a pattern stands for, sorted.
+// match returns the paths that match a pattern, sorted.
 func (t tree) match(pattern string) ([]string, error) {
 	var found []string
 	for at := range t {

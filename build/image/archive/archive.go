@@ -1,8 +1,8 @@
-// Package archive writes a container image as a file that `ctr images import`,
-// `docker load` and `podman load` take.
+// Package archive writes a container image to a file that `ctr images import`,
+// `docker load` and `podman load` can read.
 //
-// The file is an OCI image layout, in which each name of the image is a line of
-// index.json. It also holds the manifest.json of Docker, since older releases of
+// The file is an OCI image layout. Its index.json has an entry for each name of the
+// image. It also contains the manifest.json of Docker, because older releases of
 // docker load read nothing else. The same image gives the same bytes.
 package archive
 
@@ -26,9 +26,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// Image returns an OCI image for Linux with one layer, which has the files and is
-// compressed by gzip as much as its constants say. The config names the architecture
-// and the time of all there is in the image.
+// Image returns an OCI image for Linux with one layer, which contains the files. The config
+// sets the architecture, and the time of everything in the image.
 func Image(files fs.FS, compression int, config v1.ConfigFile) (v1.Image, error) {
 	var content bytes.Buffer
 	if err := Tar(&content, files, config.Created.Time); err != nil {
@@ -51,8 +50,8 @@ func Image(files fs.FS, compression int, config v1.ConfigFile) (v1.Image, error)
 	return mutate.ConfigFile(image, &config)
 }
 
-// Write writes an image to a file, which appears when it is complete. An import
-// makes an image of each name.
+// Write writes an image to a file, which appears when it is complete. An import of the file
+// gives the image each of the names.
 func Write(file string, image v1.Image, names ...string) error {
 	if err := write(file, image, names); err != nil {
 		return fmt.Errorf("write image %s: %w", file, err)
@@ -92,9 +91,9 @@ func write(file string, image v1.Image, names []string) error {
 	return os.Rename(part, file)
 }
 
-// checkName refuses a name that an import would complete, and that nobody would find
-// under the one that was asked for. The package name of go-containerregistry takes
-// localhost/image for an image of Docker Hub.
+// checkName refuses a name that an import would complete: users would not find the image under
+// the name that they gave. The package name of go-containerregistry takes localhost/image for
+// an image of Docker Hub.
 func checkName(name string) error {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -108,8 +107,8 @@ func checkName(name string) error {
 	return nil
 }
 
-// writeLayout writes a directory with the layout and the manifest of Docker. containerd
-// reads the name from its own annotation, since that of OCI is often the tag alone.
+// writeLayout writes a directory with the layout and the manifest of Docker. containerd reads
+// the name from an annotation of its own, because the OCI annotation is often only the tag.
 func writeLayout(dir string, image v1.Image, platform *v1.Platform, names []string) error {
 	index := v1.ImageIndex(empty.Index)
 	for _, name := range names {

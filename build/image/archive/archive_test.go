@@ -32,7 +32,7 @@ var (
 		User: "1:2", WorkingDir: "/tmp", Env: []string{"A=b"}, Entrypoint: []string{"/usr/bin/tool"}, Cmd: []string{"serve"},
 		Labels: map[string]string{"a": "1", "b": "2"},
 	}
-	// A file of each kind, below directories of which only one is named.
+	// One file of each kind. Only one of their directories is listed.
 	files = fstest.MapFS{
 		"usr/bin/tool": {Data: []byte("program"), Mode: fs.ModeSetuid | 0o755, ModTime: time.Unix(1e9, 0)},
 		"bin":          {Data: []byte("usr/bin"), Mode: fs.ModeSymlink | 0o777},
@@ -42,7 +42,7 @@ var (
 	}
 )
 
-// sample returns an image, made anew.
+// sample returns a new image.
 func sample(t *testing.T) v1.Image {
 	t.Helper()
 	image, err := Image(files, gzip.NoCompression, v1.ConfigFile{Architecture: "arm64", Created: v1.Time{Time: day}, Config: config})
@@ -81,11 +81,11 @@ func TestTar(t *testing.T) {
 		got = append(got, *header)
 	}
 	if !reflect.DeepEqual(got, want) {
-		t.Errorf("the archive holds\n%+v, want\n%+v", got, want)
+		t.Errorf("the archive contains\n%+v, want\n%+v", got, want)
 	}
 }
 
-// Who unpacked a tree, and when, does not matter.
+// The owner and the times of the files on disk do not matter.
 func TestTarOfADirectory(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -130,7 +130,7 @@ func TestSameImageSameBytes(t *testing.T) {
 		t.Error("two archives of one image differ")
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
-		t.Errorf("the directory holds %v (%v), want the two archives alone", left, err)
+		t.Errorf("the directory contains %v (%v), want the two archives alone", left, err)
 	}
 }
 
@@ -225,7 +225,7 @@ func TestNamesRefused(t *testing.T) {
 	}
 }
 
-// archived returns the file of an archive of the image.
+// archived returns the path of an archive of the image.
 func archived(t *testing.T, image v1.Image) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "image.tar")
@@ -235,7 +235,7 @@ func archived(t *testing.T, image v1.Image) string {
 	return file
 }
 
-// unpacked returns a directory with the files of an archive.
+// unpacked returns a directory with the unpacked archive.
 func unpacked(t *testing.T, file string) string {
 	t.Helper()
 	content, err := os.Open(file)

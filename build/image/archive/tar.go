@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Tar writes the files, directories and symbolic links of a filesystem in the order
-// of their names, as root's and with one time. The root directory is left out.
+// Tar writes the files, directories and symbolic links of a filesystem in the order of their
+// names. All belong to root and have the same time. The root directory is omitted.
 func Tar(w io.Writer, files fs.FS, modified time.Time) error {
 	out := tar.NewWriter(w)
 	err := fs.WalkDir(files, ".", func(name string, entry fs.DirEntry, err error) error {
@@ -49,7 +49,7 @@ func add(out *tar.Writer, files fs.FS, name string, entry fs.DirEntry, modified 
 	header := &tar.Header{Typeflag: found.Typeflag, Name: name, Linkname: link, Size: found.Size, Mode: found.Mode, ModTime: modified}
 	if entry.IsDir() {
 		header.Name += "/"
-		header.Mode |= 0o200 // fstest.MapFS makes up directories without it
+		header.Mode |= 0o200 // fstest.MapFS synthesizes directories without it
 	}
 	if err := out.WriteHeader(header); err != nil || !entry.Type().IsRegular() {
 		return err

@@ -1,4 +1,4 @@
-// Package debian downloads packages of Debian and Ubuntu by apt, for any architecture.
+// Package debian downloads packages of Debian and Ubuntu with apt, for any architecture.
 package debian
 
 import (
@@ -13,12 +13,12 @@ import (
 	"strings"
 )
 
-// Apt downloads packages of one architecture, with lists and cache in a directory
-// of its own. Sources, keys and proxies are those of this machine.
+// Apt downloads packages of one architecture. It keeps lists and cache in its own directory, and
+// uses the sources, keys and proxies of this machine.
 type Apt struct {
 	Dir     string
-	Arch    string // as Debian calls it, and Go as well
-	Sources string // a sources file to use in the place of this machine's
+	Arch    string // the name that both Debian and Go use
+	Sources string // a sources file to use instead of those of this machine
 }
 
 // Package is a package that was downloaded.
@@ -27,9 +27,8 @@ type Package struct {
 	File          string
 }
 
-// aptConfig is read after the configuration of this machine. Its hooks are not
-// run: they are about the packages of the machine. An empty status makes apt
-// download what is installed here as well.
+// aptConfig is read after the configuration of this machine, whose hooks it disables. Because of
+// the empty status file apt also downloads packages that are installed on this machine.
 const aptConfig = `Dir::State "%[1]s/state";
 Dir::State::status "%[1]s/status";
 Dir::Cache "%[1]s/cache";
@@ -48,8 +47,8 @@ Acquire::IndexTargets::deb::DEP-11::DefaultEnabled "false";
 #clear DPkg::Pre-Install-Pkgs;
 `
 
-// Download gets the packages of the names and all they depend on, unless they are
-// there already, and returns them in the order of apt.
+// Download downloads packages and their dependencies, unless they are in the cache, and returns
+// them in the order of apt.
 func (a Apt) Download(ctx context.Context, names []string) ([]Package, error) {
 	for _, program := range []string{"apt-get", "dpkg-deb"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -75,7 +74,7 @@ func (a Apt) Download(ctx context.Context, names []string) ([]Package, error) {
 	return packages, err
 }
 
-// prepare writes the configuration and the directories that apt wants to find.
+// prepare writes the configuration and the directories that apt needs.
 func (a Apt) prepare() error {
 	for _, dir := range []string{"state/lists/partial", "cache/archives/partial"} {
 		if err := os.MkdirAll(filepath.Join(a.Dir, dir), 0o755); err != nil {
@@ -88,7 +87,7 @@ func (a Apt) prepare() error {
 		if err != nil {
 			return err
 		}
-		if _, err := os.Stat(sources); err != nil { // apt would go on without any
+		if _, err := os.Stat(sources); err != nil { // apt ignores a missing file
 			return err
 		}
 		config += fmt.Sprintf("Dir::Etc::sourcelist %q;\nDir::Etc::sourceparts \"/dev/null\";\n", sources)
@@ -98,8 +97,8 @@ func (a Apt) prepare() error {
 		os.WriteFile(filepath.Join(a.Dir, "apt.conf"), []byte(config), 0o644))
 }
 
-// get runs apt-get and returns what it printed. Its warnings are for people: it
-// goes on with old lists where it reaches no server.
+// get runs apt-get and returns its output. Its warnings go to stderr, because apt continues with
+// old lists if it reaches no server.
 func (a Apt) get(ctx context.Context, args ...string) (string, error) {
 	args = append([]string{"--config-file", filepath.Join(a.Dir, "apt.conf"), "--quiet"}, args...)
 	command := exec.CommandContext(ctx, "apt-get", args...)
@@ -107,11 +106,11 @@ func (a Apt) get(ctx context.Context, args ...string) (string, error) {
 	return Output(command)
 }
 
-// Output runs a program and returns what it printed; an error has what it
-// complained of, unless that goes elsewhere.
+// Output runs a program and returns its stdout. An error contains its stderr, unless that goes
+// elsewhere.
 func Output(command *exec.Cmd) (string, error) {
 	var out, complaints bytes.Buffer
-	command.Env = append(os.Environ(), "LC_ALL=C") // what is parsed is in English
+	command.Env = append(os.Environ(), "LC_ALL=C") // the output is parsed
 	command.Stdout = &out
 	if command.Stderr == nil {
 		command.Stderr = &complaints
@@ -122,11 +121,11 @@ func Output(command *exec.Cmd) (string, error) {
 	return out.String(), nil
 }
 
-// planLine is one of apt's simulation, with name, version, first archive, like
-// Debian-Security:12/oldstable-security, and architecture.
+// planLine matches a line of apt's simulation: name, version, first archive (like
+// Debian-Security:12/oldstable-security) and architecture.
 var planLine = regexp.MustCompile(`(?m)^Inst (\S+) \((\S+) ([^ ,]+).* \[(\w+)\]\)`)
 
-// planned returns the packages that a simulation names.
+// planned returns the packages in the output of a simulation.
 func (a Apt) planned(plan string) ([]Package, error) {
 	var packages []Package
 	for _, found := range planLine.FindAllStringSubmatch(plan, -1) {

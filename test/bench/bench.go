@@ -18,26 +18,26 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// part is a piece of the benchmark that can be run by itself.
+// part is a part of the benchmark that can run alone.
 type part struct {
 	name    string
-	seconds float64 // that it takes, about, for the time that progress says is left
+	seconds float64 // its estimated time, for the progress
 	run     func(ctx context.Context, b *bench) ([]row, error)
 }
 
-// bench runs parts.
+// bench runs the parts of the benchmark.
 type bench struct {
-	dir    string // where filesystems are made
-	binary string // the driver
+	dir    string // the directory of the filesystems
+	binary string // the path of the driver
 	sides  map[string]opener
 	log    io.Writer
 	begin  time.Time
 
-	total, done float64 // seconds of the parts, as they were estimated
-	now         string  // the part that runs
+	total, done float64 // estimated seconds of the parts
+	now         string  // the running part
 }
 
-// newBench makes a directory of its own below dir and builds the driver in it.
+// newBench creates a directory below dir and builds the driver in it.
 func newBench(ctx context.Context, dir, binary string, log io.Writer) (*bench, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("root is wanted: filesystems are made and mounted")
@@ -59,7 +59,7 @@ func newBench(ctx context.Context, dir, binary string, log io.Writer) (*bench, e
 	return b, err
 }
 
-// build makes the driver of the module that this one is beside.
+// build builds the driver from the repository of this module.
 func build(ctx context.Context, binary string) error {
 	out, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/btrfs-csi/btrfs-csi").Output()
 	if err != nil {
@@ -68,7 +68,7 @@ func build(ctx context.Context, binary string) error {
 	return testkit.Build(ctx, string(out[:len(out)-1]), binary)
 }
 
-// close removes what was made, but nothing that is still mounted.
+// close removes the directory, but nothing that is still mounted.
 func (b *bench) close() error {
 	if left, err := testkit.MountsIn(b.dir); err != nil || len(left) > 0 {
 		return fmt.Errorf("unmount %q and remove %s by hand (%w)", left, b.dir, errors.Join(err, unix.EBUSY))
@@ -76,8 +76,8 @@ func (b *bench) close() error {
 	return os.RemoveAll(b.dir)
 }
 
-// run runs parts, and gives take the rows of each. What the kernel cannot do is
-// left out and reported.
+// run runs parts and calls take with the rows of each. It skips and reports what the kernel does not
+// support.
 func (b *bench) run(ctx context.Context, parts []part, take func([]row) error) error {
 	version, err := exec.CommandContext(ctx, b.binary, "version").Output()
 	if err != nil {
@@ -112,7 +112,7 @@ func (b *bench) run(ctx context.Context, parts []part, take func([]row) error) e
 	return nil
 }
 
-// progress prints what is done now and how long all of it will take.
+// progress prints the current step and the remaining time.
 func (b *bench) progress(format string, args ...any) {
 	left := "?"
 	if b.done > 0 {
@@ -124,7 +124,7 @@ func (b *bench) progress(format string, args ...any) {
 	fmt.Fprintf(b.log, "%s: %s; about %s left\n", b.now, fmt.Sprintf(format, args...), left)
 }
 
-// choose returns the parts whose name matches.
+// choose returns the parts whose names match.
 func choose(parts []part, only *regexp.Regexp) (chosen []part) {
 	for _, p := range parts {
 		if only.MatchString(p.name) {

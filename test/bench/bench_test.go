@@ -20,11 +20,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }
 
-// smallest is a benchmark that takes some seconds.
+// smallest runs a benchmark of some seconds.
 func smallest(t *testing.T) *bench {
 	t.Helper()
 	btrfstest.RequireRoot(t)
-	b, err := newBench(t.Context(), os.TempDir(), "", t.Output()) // a short path, as the sockets in it want
+	b, err := newBench(t.Context(), os.TempDir(), "", t.Output()) // the paths of sockets must be short
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func TestSmallestBenchmark(t *testing.T) {
 	removal.name = "removal"
 	parts := []part{{name: "contest", run: c.run}, commits, removal, copying(10, 1<<10, 1), processGrows(btrfs.QuotaNone, 1, 10, 20),
 		snapshotsGrow(btrfs.QuotaSimple, 10, 20), lineageGrows(btrfs.QuotaNone, 10, 20)}
-	if _, err := exec.LookPath("fio"); err == nil { // make bench sees to it, make test does not
+	if _, err := exec.LookPath("fio"); err == nil { // make bench installs it, make test does not
 		d := reading(btrfs.QuotaNone, 1)
 		d.rounds, d.loads = 1, []load{randomWrite}
 		parts = append(parts, d.part())
@@ -80,14 +80,13 @@ func TestSmallestBenchmark(t *testing.T) {
 		}
 	}
 	for _, want := range operationsOfALife {
-		if operations[sideDriver+" "+want]+operations[sideEngine+" "+want] == 0 { // mounts is no request
+		if operations[sideDriver+" "+want]+operations[sideEngine+" "+want] == 0 { // mounts is not a request to the driver
 			t.Errorf("no row of %s: %v", want, operations)
 		}
 	}
 }
 
-// TestFailureLeavesNothing has a side fail in the middle. What is left would be seen
-// by smallest.
+// TestFailureLeavesNothing: a side fails in the middle. smallest would find what is left.
 func TestFailureLeavesNothing(t *testing.T) {
 	b := smallest(t)
 	failure := errors.New("on purpose")
@@ -200,7 +199,7 @@ func TestWindows(t *testing.T) {
 	if len(got) != 2 || median(got[10]) != 5.5 || median(got[30]) != 25.5 {
 		t.Errorf("%v", got)
 	}
-	// Of 30 only the removals of 30 to 16 were timed.
+	// Only the removals 30 to 16 of 30 were timed.
 	got = windows(backwards(series[:15], 30), []int{10, 30})
 	if len(got) != 1 || median(got[30]) != 5.5 {
 		t.Errorf("backwards: %v", got)

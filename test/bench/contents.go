@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
-	library "github.com/containerd/btrfs/v2" //nolint:depguard // the peer itself
+	library "github.com/containerd/btrfs/v2" //nolint:depguard // the library that is compared
 	"golang.org/x/sync/errgroup"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
@@ -20,7 +20,7 @@ import (
 // filesEach is how many files makeFiles puts into one directory.
 const filesEach = 1000
 
-// makeFiles makes so many files of a size, full of what does not compress.
+// makeFiles creates files of one size with incompressible content.
 func makeFiles(ctx context.Context, root string, files, size int) error {
 	content := noise(size)
 	group, ctx := errgroup.WithContext(ctx)
@@ -42,12 +42,12 @@ func makeFiles(ctx context.Context, root string, files, size int) error {
 	return group.Wait()
 }
 
-// volumePath is where a pool keeps the content of a volume.
+// volumePath returns the path of the subvolume of a volume.
 func (r *rig) volumePath(volume string) string {
 	return filepath.Join(r.Pool(), string(meta.Active), volume, "fs")
 }
 
-// full opens a driver with a volume, number 0, that holds so many files.
+// full opens a driver with a volume, number 0, that contains a number of files.
 func (b *bench) full(ctx context.Context, files, size int) (*stand, *driver, error) {
 	s, err := b.open(ctx, contestant{side: sideDriver}, btrfs.QuotaNone, nil)
 	if err != nil {
@@ -61,8 +61,8 @@ func (b *bench) full(ctx context.Context, files, size int) (*stand, *driver, err
 	return s, s.side.(*driver), nil
 }
 
-// removal holds the removal of a volume with so many files against that by the
-// library that containerd's snapshotter is built on, on one filesystem.
+// removal compares the removal of a volume with a number of files with that by the library that
+// containerd's snapshotter is built on, on one filesystem.
 func removal(files, rounds int, want float64) part {
 	p := part{name: fmt.Sprintf("contents/delete of %d files", files), seconds: 10 + float64(files)/200_000*(10+4*float64(rounds))}
 	p.run = func(ctx context.Context, b *bench) (rows []row, err error) {
@@ -91,7 +91,7 @@ func removal(files, rounds int, want float64) part {
 	return p
 }
 
-// copying holds a clone against a copy of the same files, made durable.
+// copying compares a clone with a durable copy of the same files.
 func copying(files, size, rounds int) part {
 	total := files * size >> 20
 	p := part{name: fmt.Sprintf("contents/clone of %d MiB", total), seconds: 5 + float64(rounds*total)/50}
@@ -117,13 +117,13 @@ func copying(files, size, rounds int) part {
 	return p
 }
 
-// contender is one of two who do one thing in each round.
+// contender is one of two sides that are timed in each round.
 type contender struct {
-	prepare func(round int) error // not timed; nil for nothing
+	prepare func(round int) error // runs before act, not timed; may be nil
 	act     func(round int) error
 }
 
-// duel has both act on one filesystem, in turn.
+// duel times both contenders on one filesystem, in turn.
 func (s *stand) duel(ctx context.Context, b *bench, r row, rounds int, both ...contender) ([]row, error) {
 	times := make([][]float64, len(both))
 	for round := range rounds {
@@ -139,7 +139,7 @@ func (s *stand) duel(ctx context.Context, b *bench, r row, rounds int, both ...c
 	return []row{r.compare(milliseconds, times[0], times[1])}, nil
 }
 
-// stopwatch returns how long a contender took, in ms.
+// stopwatch times one round of a contender, in ms.
 func (s *stand) stopwatch(ctx context.Context, c contender, round int) (float64, error) {
 	if c.prepare != nil {
 		if err := c.prepare(round); err != nil {

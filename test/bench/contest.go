@@ -9,34 +9,34 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// contest has several do the same in turn, one at a time, round after round.
+// contest times the same operations on several contestants, in turn, round after round.
 type contest struct {
 	topic    string
 	inflight int
 	quota    btrfs.QuotaMode
-	// operations are timed in this order: what one makes the next works on.
+	// operations are timed in this order, since each uses the results of the one before.
 	operations  []string
 	contestants []contestant
 	pairs       []pair
 	rounds      int
 	limit       limit
 	options     []string // of the mount
-	xName       string   // what the contestants have more and more of, for a curve
+	xName       string   // the title of the x axis, if the rows are points of a curve
 }
 
-// contestant is a side with so many volumes that are only there.
+// contestant is a side on a filesystem with a number of existing volumes.
 type contestant struct {
 	side     string
 	existing int
 }
 
-// pair are the indices of two contestants that are held against each other.
+// pair has the indices of two contestants that are compared.
 type pair struct {
 	ours, peer int
 	want       map[string]float64 // by operation: the least ratio
 }
 
-// stand is where a contestant works: a filesystem and a side that has it for itself.
+// stand is a filesystem and the side that uses it.
 type stand struct {
 	*rig
 	side
@@ -61,7 +61,7 @@ func (b *bench) open(ctx context.Context, c contestant, quota btrfs.QuotaMode, o
 	return &stand{r, s}, err
 }
 
-// fill makes the volumes that are only there.
+// fill creates the existing volumes.
 func (b *bench) fill(ctx context.Context, r *rig, c contestant) error {
 	s, err := b.sides[filler(c.side)](ctx, r)
 	if err != nil {
@@ -73,10 +73,10 @@ func (b *bench) fill(ctx context.Context, r *rig, c contestant) error {
 
 func (s *stand) close() error { return errors.Join(s.side.close(), s.rig.close()) }
 
-// results are the timed parts of a contestant, one for each round, by operation.
+// results are the timed parts of a contestant, by operation, one for each round.
 type results map[string][]measured
 
-// run has all rounds and returns a row for each pair and operation.
+// run runs all rounds and returns a row for each pair and operation.
 func (c contest) run(ctx context.Context, b *bench) ([]row, error) {
 	all, err := c.results(ctx, b)
 	if err != nil {
@@ -85,7 +85,7 @@ func (c contest) run(ctx context.Context, b *bench) ([]row, error) {
 	return c.rows(all), nil
 }
 
-// results has all rounds.
+// results runs all rounds.
 func (c contest) results(ctx context.Context, b *bench) (all []results, err error) {
 	stands := make([]*stand, len(c.contestants))
 	defer func() {
@@ -116,8 +116,8 @@ func (c contestant) String() string {
 	return fmt.Sprintf("%s with %d volumes", c.side, c.existing)
 }
 
-// round has one contestant's turn. Its filesystem is fresh, unless it had to be
-// filled: then all that is added is taken away, and the stand is used again.
+// round runs one contestant's turn, on a new filesystem. A filesystem with existing volumes is used
+// again, after round has removed all that it added.
 func (c contest) round(ctx context.Context, b *bench, who contestant, s *stand, r results) (*stand, error) {
 	if s == nil {
 		var err error
@@ -133,7 +133,7 @@ func (c contest) round(ctx context.Context, b *bench, who contestant, s *stand, 
 	return s, err
 }
 
-// live times the operations, and returns how many items were worked on.
+// live times the operations, and returns the number of items that they used.
 func (s *stand) live(ctx context.Context, c contest, r results) (most int, err error) {
 	l := c.limit
 	for _, name := range c.operations {
@@ -152,14 +152,14 @@ func (s *stand) live(ctx context.Context, c contest, r results) (most int, err e
 		}
 		r[name] = append(r[name], m)
 		most = max(most, m.items)
-		if name != opStats && name != opList && name != opExpand { // they make nothing that is needed later
+		if name != opStats && name != opList && name != opExpand { // later operations do not need their results
 			l.items = m.items
 		}
 	}
 	return most, nil
 }
 
-// time times an operation on a filesystem that has nothing else to do.
+// time times an operation on an idle filesystem.
 func (s *stand) time(ctx context.Context, op operation, inflight int, l limit) (measured, error) {
 	if err := s.settle(ctx); err != nil {
 		return measured{}, err
@@ -177,13 +177,13 @@ func (s *stand) time(ctx context.Context, op operation, inflight int, l limit) (
 	return m, err
 }
 
-// rows are in the order of the operations.
+// rows returns the rows in the order of the operations.
 func (c contest) rows(all []results) (rows []row) {
 	for _, name := range c.operations {
 		for _, p := range c.pairs {
 			ours, peer := all[p.ours][name], all[p.peer][name]
 			if len(ours) == 0 || len(peer) == 0 {
-				continue // one of them has no such operation
+				continue // one of the two lacks the operation
 			}
 			rows = append(rows, c.row(name, p).compare(perSecond, each(ours, measured.rate), each(peer, measured.rate)).
 				withCommits(each(ours, measured.commitsEach), each(peer, measured.commitsEach)))

@@ -16,9 +16,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// load is one way to read and write, as fio knows it: an amount, not a time, since
-// whoever wrote more would have the more scattered file afterwards. What is written
-// is synced now and then, and at the end of the last such stretch.
+// load is a way to read and write, in the terms of fio. Each place gets the same amount of I/O, not
+// the same time, because more writes make a more fragmented file. Writes are synced in intervals and
+// at the end.
 type load struct {
 	name string
 	args []string
@@ -38,9 +38,9 @@ var (
 	syncedWrite     = load{"random write, 4 KiB, each synced", []string{"--rw=randwrite", "--bs=4k", "--io_size=4m", "--fsync=1"}, iops}
 )
 
-// dataPath holds I/O in a published volume against that in a plain subvolume and in
-// a bare directory of the same filesystem. The volume and the subvolume have
-// so many snapshots, with other data in each.
+// dataPath compares I/O in a published volume with I/O in a plain subvolume and in a plain directory
+// of the same filesystem. The volume and the subvolume have a number of snapshots, each with other
+// data.
 type dataPath struct {
 	quota     btrfs.QuotaMode
 	snapshots int
@@ -56,10 +56,10 @@ const (
 	placeDirectory = "bare directory"
 )
 
-// dataSize is that of the file that is read and written, in bytes.
+// dataSize is the size of the file for I/O, in bytes.
 const dataSize = 256 << 20
 
-// dataIn is the file that is read and written.
+// dataIn returns the path of the file for I/O.
 func dataIn(dir string) string { return filepath.Join(dir, "data") }
 
 func (d dataPath) part() part {
@@ -97,7 +97,7 @@ func (d dataPath) run(ctx context.Context, b *bench) (_ []row, err error) {
 	return rows, nil
 }
 
-// prepare makes the places, each with a file.
+// prepare creates the places, each with a file.
 func (d dataPath) prepare(ctx context.Context, s *stand) (map[string]string, error) {
 	driver := s.side.(*driver)
 	paths := map[string]string{placeSubvolume: filepath.Join(s.Pool(), "plain"), placeDirectory: filepath.Join(s.Pool(), "bare")}
@@ -118,8 +118,8 @@ func (d dataPath) prepare(ctx context.Context, s *stand) (map[string]string, err
 	return paths, nil
 }
 
-// snapshot makes the snapshots, and returns how many: fewer than wanted where that
-// takes too long.
+// snapshot creates the snapshots and returns their number, which is lower than wanted if they take
+// too long.
 func (d dataPath) snapshot(ctx context.Context, b *bench, s *stand, paths map[string]string) (made int, err error) {
 	driver := s.side.(*driver)
 	for end := time.Now().Add(seriesTime); made < d.snapshots && time.Now().Before(end); made++ {
@@ -165,7 +165,7 @@ func (d dataPath) compare(ctx context.Context, b *bench, s *stand, paths map[str
 	return rows, nil
 }
 
-// fio reads or writes the file in dir.
+// fio runs fio on the file in dir.
 func fio(ctx context.Context, dir string, l load) (float64, error) {
 	args := append([]string{
 		"--name=bench", "--filename=" + dataIn(dir), fmt.Sprintf("--size=%d", dataSize), "--ioengine=psync",
@@ -181,11 +181,10 @@ func fio(ctx context.Context, dir string, l load) (float64, error) {
 	return fioValue(out, l.unit)
 }
 
-// fioValue takes what is wanted out of what fio says: of reading and writing one is
-// zero.
+// fioValue returns the wanted value from the output of fio. Either its reads or its writes are zero.
 func fioValue(output []byte, u unit) (float64, error) {
 	type direction struct {
-		Bytes float64 `json:"bw_bytes"` // a second
+		Bytes float64 `json:"bw_bytes"` // per second
 		IOPS  float64 `json:"iops"`
 	}
 	var said struct {
@@ -201,16 +200,16 @@ func fioValue(output []byte, u unit) (float64, error) {
 	return read.IOPS + write.IOPS, nil
 }
 
-// noise is what does not compress.
+// noise returns incompressible data.
 func noise(size int) []byte {
 	data := make([]byte, size)
-	_, _ = rand.NewChaCha8([32]byte{}).Read(data) // it never fails
+	_, _ = rand.NewChaCha8([32]byte{}).Read(data) // Read never fails
 	return data
 }
 
-// writeNoise makes files of what does not compress, in extents of a MiB, as those
-// that have grown over time have: in one large extent a small change concerns all of
-// it. Several grow in turn, so that none lies better than the others.
+// writeNoise creates files of incompressible data in extents of a MiB, like files that have grown over
+// time. A small change to one large extent would concern all of it. The files grow in turn, so that
+// none has a better place than the others.
 func writeNoise(size int, paths ...string) error {
 	const extent = 1 << 20
 	content := noise(size)
@@ -233,10 +232,10 @@ func writeSynced(path string, content []byte, offset int64) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// scribbles is how many blocks differ from one snapshot to the next.
+// scribbles is the number of blocks that change between two snapshots.
 const scribbles = 2
 
-// scribble writes some blocks of 4 KiB at random places of a file.
+// scribble writes blocks of 4 KiB at random places of a file.
 func scribble(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if err != nil {

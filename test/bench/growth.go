@@ -13,8 +13,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// volumesGrow holds sides with many volumes against themselves with few. The first is
-// to be as is wanted; the others show what the filesystem has to do with it.
+// volumesGrow compares sides with many volumes with themselves with few. The first side has to reach
+// its aim. The others show the part of the filesystem.
 func volumesGrow(quota btrfs.QuotaMode, inflight, rounds int, sides []string, want map[string]float64, operations []string, counts ...int) part {
 	c := contest{
 		topic: topicGrowth, inflight: inflight, quota: quota, rounds: rounds, limit: limit{512, 500 * time.Millisecond},
@@ -30,8 +30,7 @@ func volumesGrow(quota btrfs.QuotaMode, inflight, rounds int, sides []string, wa
 	return c.part(fmt.Sprintf("growth/volumes/%d/%s", inflight, quota))
 }
 
-// processGrows measures what the driver takes, and how long it needs to start, with
-// more and more volumes.
+// processGrows measures the memory and the start time of the driver with more and more volumes.
 func processGrows(quota btrfs.QuotaMode, rounds int, counts ...int) part {
 	p := part{name: fmt.Sprintf("growth/process/%s", quota), seconds: float64(rounds*len(counts)) * 2}
 	p.run = func(ctx context.Context, b *bench) (rows []row, err error) {
@@ -55,8 +54,7 @@ func processGrows(quota btrfs.QuotaMode, rounds int, counts ...int) part {
 	return p
 }
 
-// process starts the driver again and again, and has it work before it is asked
-// what it takes.
+// process starts the driver repeatedly, and lets it work before it measures the memory.
 func (b *bench) process(ctx context.Context, c contestant, quota btrfs.QuotaMode, rounds int, start, memory, files points) (err error) {
 	b.progress("%s", c)
 	s, err := b.open(ctx, c, quota, nil)
@@ -100,15 +98,14 @@ func (s *stand) restart(ctx context.Context, b *bench) error {
 	return err
 }
 
-// nothing is the side of a stand that has lost its own.
+// nothing is the side of a stand whose driver has ended.
 type nothing struct{}
 
 func (nothing) operations() map[string]operation { return nil }
 func (nothing) close() error                     { return nil }
 
-// snapshotsGrow measures what a further snapshot of one volume costs, and the removal
-// of one, when there are more and more; each differs from the one before. Beside it
-// what the ioctls alone cost.
+// snapshotsGrow measures the cost of creating and of removing a snapshot of a volume with more and more
+// snapshots, each with other data. It does the same with the ioctls alone.
 func snapshotsGrow(quota btrfs.QuotaMode, counts ...int) part {
 	p := part{name: fmt.Sprintf("growth/snapshots/%s", quota), seconds: 10 + float64(slices.Max(counts))/10}
 	p.run = func(ctx context.Context, b *bench) (rows []row, err error) {
@@ -148,14 +145,14 @@ func (b *bench) snapshots(ctx context.Context, side string, quota btrfs.QuotaMod
 		return nil, err
 	}
 	removed, err := b.series(ctx, side+": removal", len(made), nil, func(i int) error { return operations[opDeleteSnapshot](ctx, i) })
-	removed = backwards(removed, len(made)) // the first was removed when all were there
+	removed = backwards(removed, len(made)) // the first removal was with all snapshots present
 	r := row{Topic: topicGrowth, Operation: "snapshot of one volume", Inflight: 1, Quota: string(quota), OursName: side, XName: "snapshots"}
 	rows = r.curve(milliseconds, windows(made, counts))
 	r.Operation = "delete a snapshot of one volume"
 	return append(rows, r.curve(milliseconds, windows(removed, counts))...), err
 }
 
-// lineageGrows measures what the clone of a clone of a clone costs, and its removal.
+// lineageGrows measures the cost of a clone of a clone of a clone, and of its removal.
 func lineageGrows(quota btrfs.QuotaMode, counts ...int) part {
 	most := slices.Max(counts)
 	p := part{name: fmt.Sprintf("growth/generations/%s", quota), seconds: 5 + float64(most)/50}
@@ -177,7 +174,7 @@ func lineageGrows(quota btrfs.QuotaMode, counts ...int) part {
 			return nil, err
 		}
 		removed, err := b.series(ctx, "removal", len(made), nil, func(i int) error { return d.delete(ctx, volumeName(len(made)-i)) })
-		removed = backwards(removed, len(made)) // the last generation went first
+		removed = backwards(removed, len(made)) // the last generation was removed first
 		r := row{Topic: topicGrowth, Operation: "clone of a clone", Inflight: 1, Quota: string(quota), OursName: sideDriver, XName: "generations"}
 		rows = r.curve(milliseconds, windows(made, counts))
 		r.Operation = "delete of a clone of a clone"
@@ -186,11 +183,11 @@ func lineageGrows(quota btrfs.QuotaMode, counts ...int) part {
 	return p
 }
 
-// seriesTime ends a series that has become slower and slower.
+// seriesTime limits the time of a series.
 const seriesTime = time.Minute
 
-// series times act for 0 to n-1, one after the other, in ms; fewer if they take too
-// long. before is not timed.
+// series times act for 0 to n-1, one after the other, in ms. It stops after seriesTime. before is not
+// timed.
 func (b *bench) series(ctx context.Context, what string, n int, before, act func(i int) error) (times []float64, err error) {
 	for i, end := 0, time.Now().Add(seriesTime); i < n && time.Now().Before(end); i++ {
 		if i%100 == 0 {
@@ -210,8 +207,8 @@ func (b *bench) series(ctx context.Context, what string, n int, before, act func
 	return times, nil
 }
 
-// backwards puts the times of removals in the order of what was there at each: the
-// first when there were n. Those that were not measured are NaN.
+// backwards sorts the times of removals by how many existed at each. The first removal was with n.
+// Those that were not measured are NaN.
 func backwards(times []float64, n int) []float64 {
 	all := make([]float64, n)
 	for i := range all {
@@ -223,15 +220,15 @@ func backwards(times []float64, n int) []float64 {
 	return all
 }
 
-// points are the values that were measured at each count.
+// points are the measured values at each count.
 type points map[int][]float64
 
 func (p points) add(count int, value float64) { p[count] = append(p[count], value) }
 
-// windowSize is how many of a series make one point.
+// windowSize is the number of values for one point.
 const windowSize = 10
 
-// windows takes the last values before each count, as many everywhere.
+// windows returns the last windowSize values before each count.
 func windows(series []float64, counts []int) points {
 	p := points{}
 	for _, n := range counts {
@@ -242,7 +239,7 @@ func windows(series []float64, counts []int) points {
 	return p
 }
 
-// curve makes a row of each point, held against the first.
+// curve returns a row for each point, compared with the first.
 func (r row) curve(u unit, p points) (rows []row) {
 	counts := make([]int, 0, len(p))
 	for n := range p {

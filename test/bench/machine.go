@@ -12,20 +12,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// machine is where and when something was measured, as far as it matters and
-// names nobody.
+// machine describes where and when something was measured, without names.
 type machine struct {
 	Cores    int       `json:"cores"`
 	Arch     string    `json:"arch"`
 	MemoryMB uint64    `json:"memory_mb"`
-	Kernel   string    `json:"kernel"` // its version, without what a distributor adds
+	Kernel   string    `json:"kernel"` // its version, without the suffix of the distributor
 	Mounted  string    `json:"mounted"`
 	Driver   string    `json:"driver"`     // its version
 	Peer     string    `json:"containerd"` // the version of containerd's snapshotter
 	Time     time.Time `json:"time"`
 }
 
-// like reports whether numbers of both can be compared.
+// like reports whether numbers of two machines can be compared.
 func (m machine) like(other machine) bool {
 	return m.Cores == other.Cores && m.Arch == other.Arch && m.MemoryMB == other.MemoryMB && m.Kernel == other.Kernel
 }
@@ -47,7 +46,7 @@ func thisMachine(driver string) (machine, error) {
 	}, nil
 }
 
-// moduleVersion is that of a module which this program is made of.
+// moduleVersion returns the version of a module of this program.
 func moduleVersion(path string) string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -61,7 +60,7 @@ func moduleVersion(path string) string {
 	return ""
 }
 
-// residentMiB is the memory of a process that is not swapped out.
+// residentMiB returns the resident memory of a process, in MiB.
 func residentMiB(pid int) (float64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
@@ -76,7 +75,7 @@ func residentMiB(pid int) (float64, error) {
 	return 0, fmt.Errorf("process %d has no VmRSS", pid)
 }
 
-// openFiles is how many descriptors a process has.
+// openFiles returns the number of open descriptors of a process.
 func openFiles(pid int) (float64, error) {
 	names, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	return float64(len(names)), err

@@ -42,7 +42,7 @@ func newCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure btrfs-csi beside containerd's snapshotter, the raw ioctls and a copy",
 		Long: `Bench measures everything in one run, on filesystems that it makes in sparse
-files, and holds the numbers against each other. It wants root.`,
+files, and compares the numbers. It needs root.`,
 		Args:         cobra.NoArgs,
 		SilenceUsage: true,
 		RunE:         func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context()) },
@@ -96,7 +96,7 @@ func (o options) parts() []part {
 	return fullParts()
 }
 
-// measure writes what there is after every part: an hour is long.
+// measure writes the rows after every part, since all parts take an hour.
 func (o options) measure(ctx context.Context, parts []part) (all []row, err error) {
 	b, err := newBench(ctx, o.dir, o.binary, os.Stderr)
 	if err != nil {
@@ -112,7 +112,7 @@ func (o options) measure(ctx context.Context, parts []part) (all []row, err erro
 	return all, errors.Join(err, b.close())
 }
 
-// rowsIn is where the documents refer to.
+// rowsIn returns the path of the numbers to which the documents refer.
 func rowsIn(docs string) string { return filepath.Join(docs, "benchmarks.json") }
 
 func newReport() *cobra.Command {

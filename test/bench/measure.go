@@ -8,26 +8,26 @@ import (
 	"time"
 )
 
-// limit ends a timed part: after so many items, or so long, whatever comes first.
+// limit ends a timed part after a number of items or a time, whichever comes first.
 type limit struct {
 	items int
 	time  time.Duration
 }
 
-// measured is a timed part.
+// measured is the result of a timed part.
 type measured struct {
-	items   int // the items 0 to items-1 were worked on
+	items   int // items 0 to items-1 were used
 	time    time.Duration
-	commits int // of the filesystem meanwhile
+	commits int // commits of the filesystem meanwhile
 }
 
-// rate is in items a second.
+// rate returns items per second.
 func (m measured) rate() float64 { return float64(m.items) / m.time.Seconds() }
 
 func (m measured) commitsEach() float64 { return float64(m.commits) / float64(m.items) }
 
-// perform works on items, inflight of them at a time. Those that have begun when the
-// time is over are brought to an end, and count.
+// perform runs an operation on items, inflight of them at a time. Operations that have begun when the
+// time is over are finished and count.
 func perform(ctx context.Context, op operation, inflight int, l limit) (measured, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -52,7 +52,7 @@ func perform(ctx context.Context, op operation, inflight int, l limit) (measured
 	return m, context.Cause(ctx)
 }
 
-// median is the middle of values, or the mean of the two in the middle.
+// median returns the middle value, or the mean of the two middle values.
 func median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
@@ -65,8 +65,8 @@ func median(values []float64) float64 {
 	return sorted[middle]
 }
 
-// inTurn returns the indices 0 to n-1, backwards in every second round: whatever
-// the machine does meanwhile is not always to the same one's cost.
+// inTurn returns the indices 0 to n-1, backwards in every second round, so that a disturbance does not
+// always hit the same side.
 func inTurn(n, round int) []int {
 	order := make([]int, n)
 	for i := range order {

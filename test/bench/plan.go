@@ -18,14 +18,14 @@ const (
 	topicData       = "data path"
 )
 
-// part makes a part of a contest. It takes as long as its limits allow, about, and
-// as much again to prepare and to clean up.
+// part returns a part that runs a contest. Its estimated time is twice the limit of its operations,
+// for preparation and cleaning up.
 func (c contest) part(name string) part {
 	each := float64(len(c.operations)) * c.limit.time.Seconds()
 	return part{name: name, seconds: float64(c.rounds*len(c.contestants)) * each, run: c.run}
 }
 
-// Who grows: the driver beside nobody, or beside the ioctls alone.
+// The sides of the growth parts: the driver alone, or with the ioctls.
 var alone, besideRaw = []string{sideDriver}, []string{sideDriver, sideRawSeparate}
 
 func wants(ratio float64, operations ...string) map[string]float64 {
@@ -36,7 +36,7 @@ func wants(ratio float64, operations ...string) map[string]float64 {
 	return w
 }
 
-// quickParts are what has to be shown, and no more: five minutes.
+// quickParts are the parts with an aim. They take five minutes.
 func quickParts() []part {
 	return []part{
 		contest{
@@ -72,12 +72,12 @@ func quickParts() []part {
 	}
 }
 
-// operationsOfALife are all, in an order in which each finds what it needs.
+// operationsOfALife are all operations, in an order in which each finds what it needs.
 var operationsOfALife = []string{
 	opCreate, opMounts, opStats, opList, opExpand, opSnapshot, opClone, opRestore, opView, opDelete, opDeleteSnapshot,
 }
 
-// fullParts are everything: about an hour.
+// fullParts are all parts. They take about an hour.
 func fullParts() (parts []part) {
 	all := []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaSimple, btrfs.QuotaFull}
 	for _, quota := range all {
@@ -110,7 +110,7 @@ func fullParts() (parts []part) {
 	return parts
 }
 
-// beside holds everyone against everyone, on a filesystem with nothing else on it.
+// beside compares all sides with each other, on a filesystem without existing volumes.
 func beside(quota btrfs.QuotaMode, inflight int) part {
 	name := fmt.Sprintf("operations/%d/%s", inflight, quota)
 	c := contest{
@@ -129,13 +129,13 @@ func beside(quota btrfs.QuotaMode, inflight int) part {
 	default:
 		return c.part(name)
 	}
-	c.rounds = 5 // what is judged is not to depend on one
+	c.rounds = 5 // a row with an aim must not depend on one round
 	return c.part(name)
 }
 
 var wantManyAtOnce = map[string]float64{opCreate: 5, opSnapshot: 10, opClone: 10, opDelete: 10}
 
-// amongMany holds the driver against containerd where there are many volumes.
+// amongMany compares the driver with containerd beside many existing volumes.
 func amongMany(quota btrfs.QuotaMode, existing int) part {
 	return contest{
 		topic: topicOperations, inflight: 64, quota: quota, rounds: 3, limit: limit{512, 500 * time.Millisecond}, operations: operationsOfALife,
@@ -144,7 +144,7 @@ func amongMany(quota btrfs.QuotaMode, existing int) part {
 	}.part(fmt.Sprintf("operations/64/%s/%d", quota, existing))
 }
 
-// reading is the data path with everything.
+// reading returns the data path with all loads.
 func reading(quota btrfs.QuotaMode, snapshots int) dataPath {
 	d := dataPath{
 		quota: quota, snapshots: snapshots, places: []string{placeVolume, placeSubvolume}, rounds: 3, want: 0.97,
@@ -152,13 +152,13 @@ func reading(quota btrfs.QuotaMode, snapshots int) dataPath {
 	}
 	if snapshots == 0 {
 		d.rounds = 5
-		d.places = append(d.places, placeDirectory) // nothing can be snapshotted there
+		d.places = append(d.places, placeDirectory) // a directory cannot have snapshots
 	}
 	return d
 }
 
-// commits counts what one operation at a time costs the filesystem. It is mounted
-// so that the kernel does not commit by itself meanwhile.
+// commits counts the commits of one operation at a time. The mount options keep the kernel from
+// committing by itself meanwhile.
 func commits(quota btrfs.QuotaMode, rounds int) part {
 	c := contest{
 		topic: topicCommits, inflight: 1, quota: quota, rounds: rounds, limit: limit{32, time.Second},
@@ -177,13 +177,13 @@ func commits(quota btrfs.QuotaMode, rounds int) part {
 	return p
 }
 
-// commitRows holds the commits of each operation against the one that is due.
+// commitRows compares the commits of each operation with one.
 func (c contest) commitRows(found results) (rows []row) {
 	for _, name := range c.operations {
 		r := c.row(name, pair{})
 		r.Operation, r.PeerName, r.Exactly = "commits of "+name, "one commit", 1
 		if name == opExpand || c.quota != btrfs.QuotaNone {
-			r.Exactly = 0 // an fsync of a record needs none; with quota the cleaner commits on its own, too
+			r.Exactly = 0 // the fsync of a record needs no commit, and with quota the cleaner commits, too
 		}
 		one := slices.Repeat([]float64{1}, len(found[name]))
 		rows = append(rows, r.compare(commitsEach, each(found[name], measured.commitsEach), one))

@@ -15,15 +15,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit/plot"
 )
 
-// document is benchmarks.md while it is written.
+// document is the text of benchmarks.md.
 type document struct {
 	strings.Builder
 	dir   string
-	plots map[string][]plot.Panel // by file name
+	plots map[string][]plot.Panel // plots by file name
 }
 
-// writeDocs writes benchmarks.md and its plots into a directory: all that is there
-// by those names is replaced.
+// writeDocs writes benchmarks.md and its plots into a directory. It replaces existing ones.
 func writeDocs(dir string, rows []row) error {
 	if len(rows) == 0 {
 		return errors.New("no rows: there is nothing to report")
@@ -49,7 +48,7 @@ func writeDocs(dir string, rows []row) error {
 
 func (d *document) line(format string, args ...any) { fmt.Fprintf(d, format+"\n", args...) }
 
-// show puts a plot into the document.
+// show adds a plot to the document.
 func (d *document) show(name, about string, panels []plot.Panel) {
 	if len(panels) == 0 {
 		return
@@ -70,7 +69,7 @@ The driver is the real binary, a process of its own, asked over gRPC; it shares 
 Beside it, on the same kind of filesystem and in the same run:
 
 - **engine**: that of the driver, without gRPC.
-- **containerd**: the btrfs snapshotter of containerd %s, in the process that asks. Its Prepare without a parent is held against create, Commit against
+- **containerd**: the btrfs snapshotter of containerd %s, in the process that asks. Its Prepare without a parent is compared with create, Commit against
   snapshot, Prepare with a parent against clone and restore, Remove against delete, Usage against stats, Mounts against mounts, Walk
   against list. Its Prepare without a parent is not durable when it returns; ours is. Volumes are empty, which is
   its best case: its Commit, Remove and Usage walk all files.
@@ -83,7 +82,7 @@ filesystem each time, or on one that all that was added is taken away from. Befo
 cleaner has dropped what was destroyed. A number is the median of the rounds, a ratio that of the medians; above 1
 ours is better. "Rounds" are the least and the greatest ratio of a round.
 
-What is measured is a choice: everyone is held against everyone with nothing else on the filesystem, driver and containerd alone
+What is measured is a choice: all sides are compared with each other with nothing else on the filesystem, driver and containerd alone
 where thousands of volumes are beside. A part that is not shown was not run. A series, one after the other, ends after a minute:
 numbers that are missing from a curve were not reached. All rows are in [benchmarks.json](benchmarks.json).`,
 		m.Time.Format("2006-01-02"), m.Cores, m.Arch, (m.MemoryMB+512)/1024, m.Kernel, m.Mounted, m.Driver, m.Peer)
@@ -100,7 +99,7 @@ func (d *document) required(rows []row) {
 	}
 }
 
-// bounds lists the rows that miss their aim, each with the reasons that the same run has.
+// bounds lists the rows that miss their aim, each with explanations from the same run.
 func (d *document) bounds(rows []row) {
 	var lines []string
 	for _, r := range rows {
@@ -114,7 +113,7 @@ func (d *document) bounds(rows []row) {
 	d.line("\n### What bounds those that fall short\n\n%s", strings.Join(lines, "\n"))
 }
 
-// title names a row in a sentence.
+// title returns the name of a row for a sentence.
 func (r row) title() string {
 	title := r.Operation
 	for _, more := range []struct {
@@ -132,7 +131,7 @@ func (r row) title() string {
 	return title
 }
 
-// bound is what the other rows of the same operation say of a ratio.
+// bound explains a ratio by the other rows of the same operation.
 func bound(r row, rows []row) (reasons []string) {
 	if r.RatioMax >= r.Want && r.Want > 0 {
 		reasons = append(reasons, fmt.Sprintf("some rounds reach it, from %s to %s", number(r.RatioMin), number(r.RatioMax)))
@@ -160,7 +159,7 @@ func bound(r row, rows []row) (reasons []string) {
 	return reasons
 }
 
-// costs has what one operation at a time costs the filesystem and the kernel.
+// costs writes the commits and the time of one operation at a time.
 func (d *document) costs(rows []row) {
 	commits, calls := ofTopic(rows, topicCommits), ofTopic(rows, topicCalls)
 	if len(commits)+len(calls) == 0 {
@@ -184,7 +183,7 @@ func (d *document) costs(rows []row) {
 	}
 }
 
-// valueOf is ours in the row of an operation, "" where there is none.
+// valueOf returns our value in the row of an operation, "" if there is none.
 func valueOf(rows []row, operation string) string {
 	for _, r := range rows {
 		if r.Operation == operation {
@@ -201,8 +200,8 @@ func several(n int) string {
 	return strconv.Itoa(n)
 }
 
-// operations has a table for each filesystem state, with a column for each side, and
-// a plot over what is in flight.
+// operations writes a table for each state of the filesystem, with a column for each side, and a plot
+// over the number in flight.
 func (d *document) operations(rows []row) {
 	rows = ofTopic(rows, topicOperations)
 	if len(rows) == 0 {
@@ -224,7 +223,7 @@ func (d *document) operations(rows []row) {
 	}
 }
 
-// cells are the values of the sides in rows of one operation.
+// cells returns the values of the sides in the rows of one operation.
 func cells(rows []row, sides []string) []string {
 	found := make([]string, len(sides))
 	for _, r := range rows {
@@ -245,7 +244,7 @@ func sidesOf(rows []row) (names []string) {
 	return names
 }
 
-// overInflight has a panel for each operation; none where one number was in flight.
+// overInflight returns a panel for each operation that was measured with several numbers in flight.
 func overInflight(rows []row) (panels []plot.Panel) {
 	for _, same := range groups(rows, func(r row) string { return r.Operation }) {
 		p := plot.Panel{Log: true, Title: same[0].Operation, X: "in flight", Y: same[0].Unit}
@@ -274,7 +273,7 @@ func (d *document) contents(rows []row) {
 	if len(rows) == 0 {
 		return
 	}
-	d.line("\n## What a volume holds\n\nA removal answers when the volume is gone for good; its space comes back when the kernel has dropped its files.\n")
+	d.line("\n## What a volume contains\n\nA removal answers when the volume is gone for good; its space comes back when the kernel has dropped its files.\n")
 	d.line("| operation | ours | peer | unit | ratio | rounds |\n|---|---|---|---|---|---|")
 	removals := plot.Panel{Log: true, Title: "delete of a volume", X: "files", Y: milliseconds.name, Lines: []plot.Line{{Name: sideDriver}, {Name: sideLibrary}}}
 	for _, r := range rows {
@@ -320,7 +319,7 @@ func (d *document) dataPath(rows []row) {
 	d.show("data-path", "input and output over the number of snapshots", panels)
 }
 
-// growth has a curve for each operation, and its slope.
+// growth writes a curve for each operation, and its slope.
 func (d *document) growth(rows []row) {
 	rows = ofTopic(rows, topicGrowth)
 	if len(rows) == 0 {
@@ -369,8 +368,8 @@ func values(rows []row) string {
 	return strings.Join(all, ", ")
 }
 
-// costSlope is the exponent with which a cost grows, by least squares over the
-// logarithms. A rate is the inverse of a cost.
+// costSlope returns the exponent with which a cost grows, by least squares over the logarithms. A rate
+// is the inverse of a cost.
 func costSlope(points []plot.Point, better string) float64 {
 	var n, sumX, sumY, sumXX, sumXY float64
 	for _, p := range points {
@@ -391,7 +390,7 @@ func costSlope(points []plot.Point, better string) float64 {
 	return slope
 }
 
-// costRatio is how much more the last point costs than the first.
+// costRatio returns the cost of the last point divided by that of the first.
 func costRatio(points []plot.Point, better string) float64 {
 	if len(points) == 0 || points[0].Y == 0 || points[len(points)-1].Y == 0 {
 		return 0
@@ -403,10 +402,10 @@ func costRatio(points []plot.Point, better string) float64 {
 	return ratio
 }
 
-// flat is up to where a curve is called so.
+// flat is the largest ratio of a curve that is called flat.
 const flat = 1.2
 
-// why says what is known of a curve that is not flat.
+// why explains a curve that is not flat, if it can.
 func why(r row, more float64, rows []row) string {
 	switch {
 	case more <= flat:
@@ -416,7 +415,7 @@ func why(r row, more float64, rows []row) string {
 	case r.Operation == opList:
 		return "all are listed"
 	case r.Operation == "start-up":
-		return "each record is read and held against its subvolume"
+		return "each record is read and compared with its subvolume"
 	case r.Operation == "memory":
 		return "the index, a file that is mapped, is read as it is used"
 	case r.Quota == string(btrfs.QuotaFull) && r.XName != "volumes":
@@ -441,7 +440,7 @@ func ofTopic(rows []row, topic string) []row {
 	return slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.Topic != topic })
 }
 
-// groups puts rows of one key together, in the order in which the keys appear.
+// groups groups rows by key, in the order in which the keys appear.
 func groups(rows []row, key func(row) string) (all [][]row) {
 	at := map[string]int{}
 	for _, r := range rows {

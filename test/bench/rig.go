@@ -12,11 +12,11 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// imageSize is that of every filesystem's sparse image, in bytes.
+// imageSize is the size of each filesystem's sparse file, in bytes.
 const imageSize = 48 << 30
 
-// rig is a filesystem of its own, fresh, in a sparse file. It is mounted where the
-// driver looks for its pool; what belongs to no side lies beside it, not in it.
+// rig is a new filesystem in a sparse file. It is mounted where the driver looks for its pool. Files
+// that belong to no side are beside it.
 type rig struct {
 	testkit.Node
 	dir   string
@@ -24,7 +24,7 @@ type rig struct {
 	info  btrfs.FilesystemInfo
 }
 
-// newRig makes and mounts a filesystem below parent. close takes all away again.
+// newRig makes and mounts a filesystem below parent. close removes it.
 func newRig(ctx context.Context, parent string, quota btrfs.QuotaMode, options ...string) (_ *rig, err error) {
 	dir, err := os.MkdirTemp(parent, "rig-")
 	if err != nil {
@@ -64,7 +64,7 @@ func waitRescan(path string, quota btrfs.QuotaMode) error {
 // close unmounts all that is mounted below the rig and removes it.
 func (r *rig) close() error { return testkit.RemoveAll(r.dir) }
 
-// commits is how many transactions the filesystem has committed.
+// commits returns the number of commits of the filesystem.
 func (r *rig) commits() (int, error) {
 	text, err := os.ReadFile("/sys/fs/btrfs/" + r.info.FSID.String() + "/commit_stats")
 	if err != nil {
@@ -77,9 +77,8 @@ func (r *rig) commits() (int, error) {
 	return n, nil
 }
 
-// settle returns when nothing of what was done before can cost what comes next:
-// everything is on the device, and the kernel's cleaner has dropped every tree
-// that was destroyed.
+// settle waits until earlier work cannot slow down what follows: everything is on the device, and the
+// kernel's cleaner has dropped all destroyed subvolumes.
 func (r *rig) settle(ctx context.Context) error {
 	return btrfstest.Settle(ctx, r.Pool(), btrfs.DyingIDs)
 }

@@ -8,31 +8,31 @@ import (
 	"strings"
 )
 
-// row is one comparison. The file that the benchmark writes is an array of them.
+// row is one comparison. The file of the benchmark is an array of rows.
 type row struct {
 	Topic     string  `json:"topic"`
 	Operation string  `json:"operation"`
 	Inflight  int     `json:"inflight"`
 	Quota     string  `json:"quota"`
-	Existing  int     `json:"existing"` // volumes that were there, besides those that were worked on
+	Existing  int     `json:"existing"` // volumes that existed before
 	Ours      float64 `json:"ours"`     // the median of the rounds, in Unit
 	OursName  string  `json:"ours_name"`
 	Peer      float64 `json:"peer"` // the same
 	PeerName  string  `json:"peer_name"`
-	Ratio     float64 `json:"ratio"` // above 1 ours is better, whatever the unit
+	Ratio     float64 `json:"ratio"` // above 1: ours is better, for any unit
 	Unit      string  `json:"unit"`
 	Better    string  `json:"better"`            // higher or lower
 	RatioMin  float64 `json:"ratio_min"`         // of the rounds
 	RatioMax  float64 `json:"ratio_max"`         // of the rounds
 	Rounds    int     `json:"rounds"`            //
-	Want      float64 `json:"want,omitempty"`    // the ratio is to be this at least
-	Exactly   float64 `json:"exactly,omitempty"` // ours is to be this
+	Want      float64 `json:"want,omitempty"`    // the aim: the ratio is at least this
+	Exactly   float64 `json:"exactly,omitempty"` // the aim: ours is this
 
-	// Commits of the filesystem for one operation.
+	// Commits of the filesystem per operation.
 	OursCommits float64 `json:"ours_commits,omitempty"`
 	PeerCommits float64 `json:"peer_commits,omitempty"`
 
-	// A row of a curve: X of XName were there.
+	// For a point of a curve: X existing objects of XName.
 	X     float64 `json:"x,omitempty"`
 	XName string  `json:"x_name,omitempty"`
 
@@ -44,7 +44,7 @@ const (
 	lower  = "lower"
 )
 
-// unit is that of the values of a row.
+// unit is the unit of the values of a row.
 type unit struct{ name, better string }
 
 var (
@@ -55,7 +55,7 @@ var (
 	descriptors  = unit{"open files", lower}
 )
 
-// name is what --only matches.
+// name returns the name that --only matches.
 func (r row) name() string {
 	name := fmt.Sprintf("%s/%s/%d/%s/%d/%s/%s", r.Topic, r.Operation, r.Inflight, r.Quota, r.Existing, r.OursName, r.PeerName)
 	if r.XName != "" {
@@ -64,20 +64,19 @@ func (r row) name() string {
 	return name
 }
 
-// reached reports whether the row shows what it is to show; true if that is
-// nothing.
+// reached reports whether the row reaches its aim; true if it has none.
 func (r row) reached() bool {
 	if r.Exactly > 0 {
-		return r.Ours == r.Exactly && r.RatioMin == r.RatioMax // in every round
+		return r.Ours == r.Exactly && r.RatioMin == r.RatioMax // equal in all rounds
 	}
 	return r.Ratio >= r.Want
 }
 
-// judged reports whether the row is to show something.
+// judged reports whether the row has an aim.
 func (r row) judged() bool { return r.Want > 0 || r.Exactly > 0 }
 
-// compare fills in what follows from the rounds: values of one unit, ours[k] and
-// peer[k] from the same round.
+// compare computes medians and ratios from the values of the rounds. ours[k] and peer[k] are from the
+// same round.
 func (r row) compare(u unit, ours, peer []float64) row {
 	r.Unit, r.Better, r.Rounds = u.name, u.better, len(ours)
 	r.Ours, r.Peer = median(ours), median(peer)
@@ -92,7 +91,7 @@ func (r row) compare(u unit, ours, peer []float64) row {
 	return r
 }
 
-// withCommits adds what the kernel counted.
+// withCommits adds the numbers of commits.
 func (r row) withCommits(ours, peer []float64) row {
 	r.OursCommits, r.PeerCommits = median(ours), median(peer)
 	return r
@@ -103,12 +102,12 @@ func (u unit) ratio(ours, peer float64) float64 {
 		ours, peer = peer, ours
 	}
 	if peer == 0 {
-		return 0 // nothing can be said, and JSON knows no infinity
+		return 0 // no ratio exists, and JSON has no infinity
 	}
 	return ours / peer
 }
 
-// writeRows replaces the file, so that one which is cut short does not stay.
+// writeRows replaces the file atomically.
 func writeRows(path string, rows []row) error {
 	lines := make([]string, len(rows))
 	for i, r := range rows {
@@ -129,8 +128,8 @@ func writeRows(path string, rows []row) error {
 	return os.Rename(next, path)
 }
 
-// readRows reads files that writeRows wrote. Of rows of one name the last counts, so
-// that a part that was measured again replaces what it was.
+// readRows reads files of writeRows. The last row of a name replaces earlier ones, so that a part can
+// be measured again.
 func readRows(paths []string) ([]row, error) {
 	var rows []row
 	at := map[string]int{}

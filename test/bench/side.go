@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// The operations. Each works on one item: item i has a volume, a snapshot of it,
-// a clone of the volume, a volume restored from the snapshot, and a view of it.
+// The operations. Each uses one item. Item i has a volume, a snapshot of it, a clone of the volume, a
+// restore of the snapshot, and a view of it.
 const (
 	opCreate         = "create"          // the volume
 	opSnapshot       = "snapshot"        // of the volume
@@ -18,18 +18,18 @@ const (
 	opExpand         = "expand"          // the volume, by a MiB each time
 	opStats          = "stats"           // of one volume, whatever the item
 	opList           = "list"            // all volumes, whatever the item
-	opMounts         = "mounts"          // returns what to mount for the volume
+	opMounts         = "mounts"          // returns the mounts of the volume
 
 	opSnapshotAgain = "snapshot again" // of volume 0, whatever the item
 
-	// What is not timed.
-	opExisting = "existing" // makes a volume that is only there
+	// These are not timed.
+	opExisting = "existing" // creates an existing volume
 	opPublish  = "publish"  // item 0 only: mounts the volume that opStats asks for
-	opTidy     = "tidy"     // takes away what was made from the snapshot
-	opClear    = "clear"    // takes away all that the item has
+	opTidy     = "tidy"     // removes the copies of the snapshot
+	opClear    = "clear"    // removes all that the item has
 )
 
-// preparations are what has to be done, untimed, before an operation.
+// preparations are the untimed operations that must precede an operation.
 var preparations = map[string]string{opStats: opPublish, opDeleteSnapshot: opTidy}
 
 func existingName(i int) string { return fmt.Sprintf("existing-%d", i) }
@@ -39,25 +39,25 @@ func cloneName(i int) string    { return fmt.Sprintf("clone-%d", i) }
 func restoredName(i int) string { return fmt.Sprintf("restored-%d", i) }
 func viewName(i int) string     { return fmt.Sprintf("view-%d", i) }
 
-// copyNames are what item i may have that was made from its snapshot.
+// copyNames returns the names of the copies that item i may have.
 func copyNames(i int) []string { return []string{viewName(i), restoredName(i), cloneName(i)} }
 
-// volumeSize is that of every volume, in bytes. What is measured does not depend on
-// it, but under simple quota a volume is charged for all that its snapshots hold.
+// volumeSize is the size of each volume, in bytes. The results do not depend on it. Under simple quota
+// it must suffice for the data of all snapshots of the volume.
 const volumeSize = 8 << 30
 
-// operation works on item i. Many items are worked on at the same time.
+// operation runs on item i. It may run on many items concurrently.
 type operation func(ctx context.Context, i int) error
 
-// side is one of those who are compared: it makes, changes and removes volumes
-// and snapshots on the filesystem of a rig.
+// side is one of those that are compared. It creates, changes and removes volumes and snapshots on the
+// filesystem of a rig.
 type side interface {
-	// operations returns what the side can do, by name.
+	// operations returns the operations of the side, by name.
 	operations() map[string]operation
 	close() error
 }
 
-// opener opens a side on a rig that it has for itself.
+// opener opens a side on a rig that no other side uses.
 type opener func(ctx context.Context, r *rig) (side, error)
 
 // The sides, by name.
@@ -72,7 +72,7 @@ const (
 	sideLibrary     = "containerd/btrfs SubvolDelete"
 )
 
-// sides returns who can be compared. The driver is that of a binary.
+// sides returns all sides. binary is the driver.
 func sides(binary string) map[string]opener {
 	return map[string]opener{
 		sideDriver:      openDriver(binary),
@@ -84,10 +84,10 @@ func sides(binary string) map[string]opener {
 	}
 }
 
-// filler returns who makes the volumes that are to exist before name is opened.
+// filler returns the side that creates the existing volumes for a side.
 func filler(name string) string {
 	if name == sideDriver {
-		return sideEngine // the same on disk, and sooner there
+		return sideEngine // the result is the same as of the driver, and faster
 	}
 	return name
 }

@@ -7,9 +7,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/conformance/snapshotter"
 )
 
-// adapter is the engine behind containerd's interface: what a runtime would get
-// from it, held against what it gets from containerd's own. A Commit of it also
-// removes the active snapshot, durably: two commits of the filesystem.
+// adapter is the engine behind containerd's interface, as a runtime would use it. Its Commit also
+// removes the active snapshot durably, and so needs two commits of the filesystem.
 type adapter struct {
 	containerd
 	engine *engine

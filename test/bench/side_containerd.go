@@ -9,13 +9,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// containerd is anything with containerd's interface. Its Commit consumes the
-// active snapshot: there is no volume afterwards, and nothing to clone but what was
-// committed.
+// containerd is any implementation of containerd's interface. Commit consumes the active snapshot.
+// Afterwards there is no volume, and only the committed snapshot can be cloned.
 type containerd struct{ snapshots.Snapshotter }
 
-// openContainerd opens containerd's own for btrfs, with its database where it
-// wants it, on the filesystem.
+// openContainerd opens containerd's own btrfs snapshotter. Its database is on the filesystem, as
+// containerd has it.
 func openContainerd(_ context.Context, r *rig) (side, error) {
 	s, err := btrfs.NewSnapshotter(filepath.Join(r.Pool(), "containerd"))
 	if err != nil {

@@ -16,7 +16,7 @@ type driver struct {
 	size atomic.Int64 // the last size that a volume was expanded to
 }
 
-// openDriver returns an opener that starts a binary.
+// openDriver returns an opener that starts the driver of a binary.
 func openDriver(binary string) opener {
 	return func(ctx context.Context, r *rig) (side, error) { return startDriver(ctx, r, binary) }
 }
@@ -67,7 +67,7 @@ func (d *driver) operations() map[string]operation {
 	}
 }
 
-// create makes a volume; with a source it has the size of that.
+// create creates a volume. A copy has the size of its source.
 func (d *driver) create(ctx context.Context, name string, source *csi.VolumeContentSource, capability *csi.VolumeCapability) error {
 	request := &csi.CreateVolumeRequest{Name: name, VolumeCapabilities: []*csi.VolumeCapability{capability}, VolumeContentSource: source}
 	if source == nil {
@@ -92,8 +92,8 @@ func (d *driver) deleteSnapshot(ctx context.Context, i int) error {
 	return err
 }
 
-// expand makes the volume larger than any was before, so that it always has
-// something to do.
+// expand expands the volume to a size that no volume had before, so that there is always something to
+// do.
 func (d *driver) expand(ctx context.Context, i int) error {
 	_, err := d.ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
 		VolumeId: volumeName(i), VolumeCapability: testkit.Writer,

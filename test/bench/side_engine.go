@@ -12,8 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// engine is that of btrfs-csi in this process: the driver without gRPC and all
-// that belongs to it.
+// engine is the engine of btrfs-csi in this process, without gRPC and the driver.
 type engine struct {
 	*snapshot.Engine
 	size atomic.Int64 // the last size that a volume was expanded to
@@ -22,7 +21,7 @@ type engine struct {
 func openEngine(ctx context.Context, r *rig) (side, error) {
 	e, err := newEngine(ctx, r)
 	if err != nil {
-		return nil, err // a nil *engine would be a side
+		return nil, err // a nil *engine would be a non-nil side
 	}
 	return e, nil
 }
@@ -84,7 +83,7 @@ func (e *engine) operations() map[string]operation {
 	}
 }
 
-// stats asks what the volume holds, where anybody counts that.
+// stats reads the usage of the volume if a quota counts it.
 func (e *engine) stats(ctx context.Context, _ int) error {
 	_, err := e.Usage(ctx, meta.Volume(volumeName(0)))
 	if errors.Is(err, pool.ErrNoQuota) {
@@ -112,7 +111,7 @@ func (e *engine) clear(ctx context.Context, i int) error {
 	return e.Remove(ctx, meta.Snapshot(snapshotName(i)))
 }
 
-// prepare makes a volume; with a source it has the size of that.
+// prepare creates a volume. A copy has the size of its source.
 func (e *engine) prepare(ctx context.Context, name string, source meta.Ref) error {
 	spec := snapshot.Spec{Name: name}
 	if source.IsZero() {

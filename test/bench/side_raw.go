@@ -12,12 +12,11 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// raw are the bare ioctls: no record, no limit, no lock. It is as durable as the
-// driver: what the kernel does not commit by itself is followed by an fsync of
-// the directory that holds it.
+// raw is the ioctls alone, without records, limits and locks. It is as durable as the driver: if an
+// ioctl does not commit, an fsync of its directory follows.
 type raw struct {
 	root     string
-	separate bool // each subvolume in a directory of its own, which is made for it
+	separate bool // each subvolume in a new directory
 }
 
 func openRaw(separate bool) opener {
@@ -53,7 +52,7 @@ func (w raw) operations() map[string]operation {
 	}
 }
 
-// place returns where a subvolume is, and in which directory.
+// place returns the path of a subvolume and its directory.
 func (w raw) place(name string) (dir, path string) {
 	if w.separate {
 		dir = filepath.Join(w.root, name)

@@ -25,13 +25,13 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/conformance/snapshotter"
 )
 
-// poolSize is sparse: a pool promises no volume more than it has left, and each
-// has the engine's DefaultSize here.
+// poolSize is the size of a sparse file. Each volume has the engine's DefaultSize, and no volume can be
+// larger than the free space of its pool.
 const poolSize = 8 << 30
 
 var modes = []btrfs.QuotaMode{btrfs.QuotaNone, btrfs.QuotaFull, btrfs.QuotaSimple}
 
-// TestMain also silences the engine's log of every pool that is opened.
+// TestMain also silences the log of the engine.
 func TestMain(m *testing.M) {
 	flags := flag.NewFlagSet("klog", flag.ExitOnError)
 	klog.InitFlags(flags)
@@ -41,8 +41,8 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// TestSuite runs containerd's suite on the engine, on one filesystem for each
-// quota mode. Every case has a state directory and an engine of its own on it.
+// TestSuite runs containerd's suite on the engine, on one filesystem for each quota mode. Each case has
+// its own state directory and engine.
 func TestSuite(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(string(mode), func(t *testing.T) {
@@ -62,8 +62,8 @@ func TestSuite(t *testing.T) {
 	}
 }
 
-// TestSuiteOnContainerd runs the same suite on containerd's own snapshotter of
-// btrfs: a case that fails there too says nothing about the engine.
+// TestSuiteOnContainerd runs the same suite on containerd's own btrfs snapshotter. If a case fails
+// there, too, the engine is not the cause.
 func TestSuiteOnContainerd(t *testing.T) {
 	filesystem := mount(t, btrfs.QuotaNone)
 	testsuite.SnapshotterSuite(t, "btrfs", func(context.Context, string) (snapshots.Snapshotter, func() error, error) {
@@ -79,13 +79,13 @@ func TestSuiteOnContainerd(t *testing.T) {
 	})
 }
 
-// mount makes a filesystem whose quota is on already: the engines of several
-// cases may open it at the same time.
+// mount makes a filesystem with its quota already enabled, because the engines of several cases may open
+// it concurrently.
 func mount(t *testing.T, mode btrfs.QuotaMode) string {
 	if mode == btrfs.QuotaSimple {
 		btrfstest.SimpleQuota.Need(t)
 	}
-	// The kernel is not to commit by itself where commits are counted.
+	// Keep the kernel from committing by itself while commits are counted.
 	filesystem := btrfstest.Mount(t, btrfstest.Size(poolSize), btrfstest.MountOptions("commit=86400"))
 	if mode != btrfs.QuotaNone {
 		if err := btrfs.EnableQuota(filesystem, mode); err != nil {
@@ -95,7 +95,7 @@ func mount(t *testing.T, mode btrfs.QuotaMode) string {
 	return filesystem
 }
 
-// rig is a snapshotter on an engine of its own, which can be opened again.
+// rig is a snapshotter with its own engine. Both can be reopened.
 type rig struct {
 	snapshots.Snapshotter
 	engine *snapshot.Engine
@@ -134,14 +134,14 @@ func (r *rig) open(ctx context.Context) error {
 
 func (r *rig) close() error { return errors.Join(r.Snapshotter.Close(), r.engine.Close()) }
 
-// reopen ends the snapshotter and the engine, and starts others.
+// reopen closes the snapshotter and the engine, and opens new ones.
 func reopen(t *testing.T, r *rig) {
 	t.Helper()
 	check(t, r.close())
 	check(t, r.open(t.Context()))
 }
 
-// walk returns all there is, by key.
+// walk returns all snapshots, by key.
 func walk(t *testing.T, s snapshots.Snapshotter) map[string]snapshots.Info {
 	t.Helper()
 	found := map[string]snapshots.Info{}

@@ -14,9 +14,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 )
 
-// refusals are what a snapshotter must not do, with the class of error that
-// containerd's own gives. What is there: the committed c with the active a and
-// the view v on it, the committed d with the committed e on it, and the active r.
+// refusals are calls that must fail, with the class of error of containerd's own snapshotter. The
+// committed c has the children a (active) and v (view), the committed d has the committed child e, and r
+// is an active.
 var refusals = []struct {
 	name string
 	call func(*testing.T, snapshots.Snapshotter) error
@@ -83,7 +83,7 @@ var refusals = []struct {
 
 var errOption = errors.New("refused by the caller")
 
-// TestRefusals holds our refusals, and what they leave, against containerd's.
+// TestRefusals compares our refusals, and the snapshots after them, with containerd's.
 func TestRefusals(t *testing.T) {
 	ours := newRig(t, btrfs.QuotaNone)
 	theirs := theirSnapshotter(t, mount(t, btrfs.QuotaNone))
@@ -136,7 +136,7 @@ func remove(key string) func(*testing.T, snapshots.Snapshotter) error {
 	return func(t *testing.T, s snapshots.Snapshotter) error { return s.Remove(t.Context(), key) }
 }
 
-// TestUsage writes into an active, commits it, and writes into a child.
+// TestUsage writes to an active, commits it, and writes to a child.
 func TestUsage(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(string(mode), func(t *testing.T) {
@@ -148,7 +148,7 @@ func TestUsage(t *testing.T) {
 			wantUsage(t, r, "c", 8<<20)
 			check(t, prepare("a", "c")(t, r))
 			wantUsage(t, r, "a", 0)
-			wantUsage(t, r, "c", 8<<20) // though all of it is shared now
+			wantUsage(t, r, "c", 8<<20) // although all data is shared now
 			write(t, r, "a", 2<<20)
 			wantUsage(t, r, "a", 2<<20)
 			_, err := r.View(t.Context(), "v", "c")
@@ -160,7 +160,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// slack is what a subvolume holds beyond the data of its files.
+// slack is the space that a subvolume uses besides the data of its files.
 const slack = 256 << 10
 
 func wantUsage(t *testing.T, s snapshots.Snapshotter, key string, want int64) {
@@ -172,7 +172,7 @@ func wantUsage(t *testing.T, s snapshots.Snapshotter, key string, want int64) {
 	}
 }
 
-// write makes the one file of an active anew, and has it counted.
+// write replaces the only file of an active, and waits until the quota has counted it.
 func write(t *testing.T, s snapshots.Snapshotter, key string, size int) {
 	t.Helper()
 	mounts, err := s.Mounts(t.Context(), key)
@@ -181,9 +181,9 @@ func write(t *testing.T, s snapshots.Snapshotter, key string, size int) {
 	check(t, err)
 	defer f.Close()
 	data := make([]byte, size)
-	for i := range data { // nothing that could be stored smaller
+	for i := range data { // incompressible
 		data[i] = byte(i * 7 >> 3)
 	}
 	_, err = f.Write(data)
-	check(t, errors.Join(err, unix.Syncfs(int(f.Fd())))) // counters are those of the last commit
+	check(t, errors.Join(err, unix.Syncfs(int(f.Fd())))) // the counters are updated by a commit
 }

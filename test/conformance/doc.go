@@ -1,8 +1,7 @@
-// Package conformance holds the engine against containerd's own contract of a
-// snapshotter: package snapshotter gives it containerd's interface, and the tests
-// run containerd's public suite (core/snapshots/testsuite) on that, on a real
-// btrfs. It is a module of its own so that containerd is no dependency of the
-// driver.
+// Package conformance tests the engine against containerd's contract of a
+// snapshotter. Package snapshotter gives the engine containerd's interface, and the
+// tests run containerd's public suite (core/snapshots/testsuite) on it, on a real
+// btrfs. It is a separate module, so that containerd is no dependency of the driver.
 //
 // # What is proved
 //
@@ -17,26 +16,25 @@
 //	                    MoveFileFromLowerLayer, RootPermission
 //	read-only           ViewReadonly
 //
-// (These are the suite's spellings.) They pass on containerd's own snapshotter of
-// btrfs too, which is run beside ours: a case that fails on both says nothing of
-// the engine.
+// (The spellings are those of the suite.) The same cases run on containerd's own btrfs
+// snapshotter and pass there, too. If a case fails on both, the engine is not the cause.
 //
-// What the suite leaves open is proved here:
+// Further tests prove what the suite does not:
 //
-//	TestRefusals   25 refusals, of the class that containerd's snapshotter gives,
-//	               on both; none leaves anything behind
-//	TestUsage      what a snapshot holds beyond its parent, in each quota mode
+//	TestRefusals   25 calls fail with the same class of error on both, and change
+//	               nothing
+//	TestUsage      the space that a snapshot uses besides its parent, in each quota mode
 //	TestReopen and those below it
-//	               everything is there after a restart, labels that were updated
-//	               too; half a commit, foreign volumes, labels that do not fit
-//	TestConcurrent of many that want the same key one gets it; no parent goes
-//	               while a child is made
-//	TestCommits    the adapter costs no commit of the filesystem
+//	               everything exists after a restart, also updated labels; half a
+//	               commit, foreign volumes, labels that do not fit
+//	TestConcurrent one of many callers gets a key; no parent is removed while a child
+//	               is created
+//	TestCommits    the adapter causes no commit of the filesystem
 //
-// # What is not
+// # What is not proved
 //
-// The suite knows no crash, no power cut and no full disk, and never asks for
-// Usage; the first three are tested on the engine, in pkg/snapshot. containerd
-// itself, its garbage collection and its image unpacking are not run. The optional
-// Cleaner and the capability to change the parent at Commit are not there.
+// The suite has no crash, no power cut and no full disk. pkg/snapshot tests these on
+// the engine. containerd itself, its garbage collection and its unpacking of images do
+// not run. The optional Cleaner, and a change of the parent by Commit, are not
+// implemented.
 package conformance

@@ -49,7 +49,7 @@ func TestReopen(t *testing.T) {
 	}
 }
 
-// TestLabelsGoWithTheSnapshot: the next one of the same key has its own.
+// TestLabelsGoWithTheSnapshot: a new snapshot with the same key has its own labels.
 func TestLabelsGoWithTheSnapshot(t *testing.T) {
 	r := newRig(t, btrfs.QuotaNone)
 	update := func(value string) {
@@ -70,12 +70,12 @@ func TestLabelsGoWithTheSnapshot(t *testing.T) {
 	check(t, remove("key")(t, r))
 	check(t, prepare("key", "")(t, r))
 	wantLabel("")
-	reopen(t, r) // the row of the first is in the file still
+	reopen(t, r) // the row of the first is still in the file
 	wantLabel("")
 	update("new")
 	reopen(t, r)
 	wantLabel("new")
-	// Removed behind the adapter's back, as by a crash before it noticed.
+	// Removed without the adapter, as by a crash between the two.
 	check(t, r.engine.Remove(t.Context(), meta.Volume("key")))
 	reopen(t, r)
 	check(t, prepare("key", "")(t, r))
@@ -84,7 +84,7 @@ func TestLabelsGoWithTheSnapshot(t *testing.T) {
 	wantLabel("")
 }
 
-// TestHalfACommit: the engine has made the snapshot, and the process has died.
+// TestHalfACommit: the process dies after the engine has made the snapshot.
 func TestHalfACommit(t *testing.T) {
 	r := newRig(t, btrfs.QuotaNone)
 	check(t, prepare("c-active", "")(t, r))
@@ -104,7 +104,7 @@ func TestHalfACommit(t *testing.T) {
 	check(t, remove("c")(t, r))
 }
 
-// TestForeign: what another user of the engine has made is neither shown nor taken.
+// TestForeign: volumes of another user of the engine are not listed, and their names are not used.
 func TestForeign(t *testing.T) {
 	r := newRig(t, btrfs.QuotaNone)
 	entry, err := r.engine.Prepare(t.Context(), snapshot.Spec{Name: "theirs"}, meta.Ref{})
@@ -132,7 +132,7 @@ func TestLabelsThatDoNotFit(t *testing.T) {
 	check(t, commit("committed", "a")(t, r))
 }
 
-// TestConcurrent has many do the same; one of them may.
+// TestConcurrent: of many equal concurrent calls one succeeds.
 func TestConcurrent(t *testing.T) {
 	r := newRig(t, btrfs.QuotaNone)
 	check(t, prepare("c-active", "")(t, r))
@@ -144,7 +144,7 @@ func TestConcurrent(t *testing.T) {
 		won = race(t, 8, func(i int) error { return commit(fmt.Sprintf("%s-%d", key, i), key)(t, r) })
 		equal(t, len(won), 1)
 		parent := fmt.Sprintf("%s-%d", key, won[0])
-		// Either the parent goes, or somebody gets a child.
+		// Either the parent is removed, or a child is created.
 		won = race(t, 8, func(i int) error {
 			if i == 0 {
 				return remove(parent)(t, r)
@@ -161,8 +161,8 @@ func TestConcurrent(t *testing.T) {
 	equal(t, walk(t, r), before)
 }
 
-// race calls fn n times at once and returns, in order, the calls that succeeded.
-// The others must have been refused.
+// race calls fn n times concurrently and returns the indices of the calls that succeeded. All others must
+// be refused.
 func race(t *testing.T, n int, fn func(int) error) (won []int) {
 	t.Helper()
 	errs := make([]error, n)
@@ -186,7 +186,7 @@ func race(t *testing.T, n int, fn func(int) error) (won []int) {
 	return won
 }
 
-// TestCommits: the adapter adds no commit of the filesystem to the engine's.
+// TestCommits: the adapter causes no commits besides those of the engine.
 func TestCommits(t *testing.T) {
 	r := newRig(t, btrfs.QuotaNone)
 	if adapter, engine := commits(t, r, throughAdapter), commits(t, r, throughEngine); adapter != engine {
@@ -208,7 +208,7 @@ func throughEngine(t *testing.T, r *rig) error {
 	return errors.Join(errPrepare, errCommit, r.engine.Remove(ctx, meta.Volume("a")), r.engine.Remove(ctx, meta.Snapshot("c")))
 }
 
-// commits counts the kernel's commits of the pool's filesystem while fn runs.
+// commits counts the commits of the filesystem while fn runs.
 func commits(t *testing.T, r *rig, fn func(*testing.T, *rig) error) int {
 	t.Helper()
 	before := commitsOf(t, r.state)

@@ -1,7 +1,7 @@
-// Command demo makes a btrfs filesystem in a sparse file, has a driver of its own serve
-// it, and takes a volume through its whole life with real data: snapshot, restore,
-// clone, expansion, deletion, and a driver that is killed in the middle. Every step
-// prints what it did, how long that took, and what proves it. Nothing is left behind.
+// Command demo makes a btrfs filesystem in a sparse file, starts a driver that serves it, and
+// shows the whole life of a volume with real data: snapshot, restore, clone, expansion,
+// deletion, and a driver that is killed meanwhile. Each step prints what it did, how long it
+// took, and what proves it. The demo removes all that it made.
 package main
 
 import (

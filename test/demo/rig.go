@@ -18,22 +18,22 @@ import (
 
 // rig is a pool in a sparse file and a driver that serves it.
 type rig struct {
-	*testkit.Driver // of the last start
+	*testkit.Driver // the running driver
 	node            testkit.Node
 	dir, binary     string
 }
 
-// newRig makes and mounts the pool. close undoes all of it.
+// newRig makes and mounts the pool. close undoes that.
 func newRig(ctx context.Context, binary string) (*rig, error) {
 	dir, err := os.MkdirTemp("", "btrfs-csi-demo-")
 	if err != nil {
 		return nil, err
 	}
-	if dir, err = filepath.EvalSymlinks(dir); err != nil { // as the mount table has it
+	if dir, err = filepath.EvalSymlinks(dir); err != nil { // as in the mount table
 		return nil, err
 	}
 	r := &rig{node: testkit.NewNode(dir), dir: dir, binary: binary}
-	// A pool of its own in any case: quota is a setting of a whole filesystem.
+	// Always a separate filesystem, since quota is a setting of a whole filesystem.
 	disk := testkit.Loop{File: filepath.Join(dir, "btrfs.img")}
 	if err := errors.Join(r.node.Make(), disk.Make(ctx, poolSize)); err != nil {
 		return r, err
@@ -50,11 +50,11 @@ func (r *rig) start(ctx context.Context) error {
 	return err
 }
 
-// close takes everything away, also after a failure half-way.
+// close removes everything, also after a failure half-way.
 func (r *rig) close() error {
 	if r.Driver != nil {
 		select {
-		case <-r.Ended(): // it was killed
+		case <-r.Ended(): // the demo has killed it
 		default:
 			if err := r.End(os.Interrupt); err != nil {
 				return err
@@ -66,7 +66,7 @@ func (r *rig) close() error {
 
 var capability = testkit.Capability(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER, "noatime")
 
-// create makes a volume; from nothing without a source.
+// create creates a volume, from a source unless that is nil.
 func (r *rig) create(ctx context.Context, name string, bytes int64, source *csi.VolumeContentSource) error {
 	_, err := r.CreateVolume(ctx, &csi.CreateVolumeRequest{
 		Name: name, VolumeCapabilities: []*csi.VolumeCapability{capability}, VolumeContentSource: source,
@@ -84,7 +84,7 @@ func (r *rig) remove(ctx context.Context, volume string) error {
 	return err
 }
 
-// fill writes a file of random bytes that seed determines.
+// fill writes a file of pseudo-random bytes from a seed.
 func fill(path string, bytes int64, seed byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
 	if err != nil {
@@ -94,7 +94,7 @@ func fill(path string, bytes int64, seed byte) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// fillSmall writes many small files in directories of a hundred.
+// fillSmall writes many small files, a hundred in each directory.
 func fillSmall(root string, files int) error {
 	for i := range files {
 		dir := filepath.Join(root, "small", fmt.Sprint(i/100))
@@ -110,7 +110,7 @@ func fillSmall(root string, files int) error {
 	return nil
 }
 
-// checksum reads everything below root, names and content, and counts the files.
+// checksum returns the checksum of all names and contents below root, and the number of files.
 func checksum(root string) (sum string, files int, err error) {
 	h := sha256.New()
 	err = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {

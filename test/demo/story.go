@@ -26,21 +26,21 @@ const (
 	mebi         = 1 << 20
 	poolSize     = 4 << 30
 	fileSize     = 256 * mebi
-	smallFiles   = 10_000 // a number
+	smallFiles   = 10_000 // how many
 	volumeSize   = 512 * mebi
 	restoredSize = 1024 * mebi
 	tightSize    = 64 * mebi
-	manyVolumes  = 200 // made around the kill
+	manyVolumes  = 200 // created before and after the kill
 )
 
 type demo struct {
 	*rig
 	out   io.Writer
 	began time.Time
-	sums  map[string]string // of the data, by where it is said to be
+	sums  map[string]string // checksums of the data, by name
 }
 
-// run is the story. Each step names what it proves.
+// run runs all steps.
 func (d *demo) run(ctx context.Context) error {
 	d.began, d.sums = time.Now(), map[string]string{}
 	steps := []struct {
@@ -76,7 +76,7 @@ func (d *demo) run(ctx context.Context) error {
 	return nil
 }
 
-// leave proves that nothing is left.
+// leave proves that the demo leaves nothing behind.
 func (d *demo) leave() error {
 	if err := d.close(); err != nil {
 		return fmt.Errorf("clean up %s: %w", d.dir, err)
@@ -115,7 +115,7 @@ func (d *demo) sum(volume string) (string, error) {
 	return fmt.Sprintf("%d files, checksum %s", files, sum), err
 }
 
-// same proves that a volume holds what is remembered under a name.
+// same proves that a volume has the checksum that sum remembered under a name.
 func (d *demo) same(volume, as string) (string, error) {
 	sum, files, err := checksum(d.Target(volume))
 	if err == nil && sum != d.sums[as] {
@@ -206,8 +206,8 @@ func (d *demo) deleteSources(ctx context.Context) (string, error) {
 	return restored + "; " + cloned, err
 }
 
-// createMany asks for the same volumes each time, 16 at once, and calls
-// acknowledged for each that is made.
+// createMany creates the same volumes in each call, 16 at a time, and calls acknowledged for each
+// success.
 func (d *demo) createMany(ctx context.Context, acknowledged func()) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex // protects first
@@ -237,7 +237,7 @@ func (d *demo) killDriver(ctx context.Context) (string, error) {
 	var killed error
 	err := d.createMany(ctx, func() {
 		if done.Add(1) == manyVolumes/2 {
-			killed = d.End(os.Kill) // as for want of memory
+			killed = d.End(os.Kill) // as the kernel does when memory is short
 		}
 	})
 	if killed != nil {
@@ -277,7 +277,7 @@ func (d *demo) showTree(ctx context.Context) (string, error) {
 }
 
 func (d *demo) showRest(ctx context.Context) (string, error) {
-	for i := 3; i < manyVolumes; i++ { // a few show as much
+	for i := 3; i < manyVolumes; i++ { // a few volumes are enough
 		if _, err := d.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: fmt.Sprintf("many-%03d", i)}); err != nil {
 			return "", err
 		}
@@ -289,7 +289,7 @@ func (d *demo) showCheck(ctx context.Context) (string, error) {
 	return "btrfs-csi check", d.show(ctx, "check")
 }
 
-// show prints what another command of the binary says of the demo's pool.
+// show prints the output of another command of the binary for the demo's pool.
 func (d *demo) show(ctx context.Context, command string) error {
 	cmd := exec.CommandContext(ctx, d.binary, command, "--state-dir", d.State)
 	cmd.Stdout, cmd.Stderr = &indent{Writer: d.out}, &indent{Writer: d.out}
@@ -310,7 +310,7 @@ func (d *demo) deleteAll(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d volumes are left", len(list.GetEntries())), err
 }
 
-// indent shifts what a command prints to the right.
+// indent indents what a command prints.
 type indent struct {
 	io.Writer
 	inLine bool // the last write ended within a line

@@ -15,8 +15,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// poolSize is sparse: the suite makes volumes of 10 GiB, several at a time, and
-// a pool promises none of more than it has left.
+// poolSize is the size of a sparse file. The suite creates several volumes of 10 GiB at a time, and
+// no volume can be larger than the free space of its pool.
 const poolSize = 40 << 30
 
 func TestMain(m *testing.M) { os.Exit(btrfstest.Main(m.Run)) }

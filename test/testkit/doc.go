@@ -1,5 +1,5 @@
-// Package testkit runs a driver as it is deployed, a process of its own, and asks it
-// as Kubernetes does: one process, one client and one kubelet for all tests and
-// measurements. It is part of the driver's module, since the tests of cmd/btrfs-csi
-// use it, and adds nothing to go.mod.
+// Package testkit runs a driver as a process, as it is deployed, and calls it as
+// Kubernetes does. All tests and measurements share its process, client and kubelet.
+// It is in the driver's module, because the tests of cmd/btrfs-csi use it, and adds
+// no dependency.
 package testkit

@@ -16,16 +16,16 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 )
 
-// Build builds the driver from its source. The binary is an absolute path.
+// Build builds the driver from its source. binary must be an absolute path.
 func Build(ctx context.Context, source, binary string, flags ...string) error {
 	args := []string{"build", "-C", source, "-trimpath", "-buildvcs=false", "-tags", "netgo osusergo", "-o", binary}
 	return Run(ctx, "go", append(append(args, flags...), "./cmd/btrfs-csi")...)
 }
 
-// Patience is how long a driver may take to serve, and to end.
+// Patience is how long a driver may take to become ready, or to end.
 const Patience = 2 * time.Minute
 
-// Client asks a driver.
+// Client is a CSI client.
 type Client struct {
 	csi.IdentityClient
 	csi.ControllerClient
@@ -33,12 +33,12 @@ type Client struct {
 	conn *grpc.ClientConn
 }
 
-// Dial returns a client for a socket, whether or not anybody serves there yet.
+// Dial returns a client for a socket. The driver may start to serve it later.
 func Dial(socket string) (*Client, error) {
-	const between = time.Millisecond // attempts
+	const between = time.Millisecond // between two attempts
 	quick := grpc.ConnectParams{
 		Backoff:           backoff.Config{BaseDelay: between, Multiplier: 1, MaxDelay: between},
-		MinConnectTimeout: Patience, // else it is the delay
+		MinConnectTimeout: Patience, // the default would be the delay
 	}
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithConnectParams(quick))
 	if err != nil {
@@ -50,21 +50,21 @@ func Dial(socket string) (*Client, error) {
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Driver is one life of a driver, from the start of its process to its end.
+// Driver is a process of the driver.
 type Driver struct {
 	Node
 	*Client
 	Cmd   *exec.Cmd
-	Ready time.Duration // from the start of the process until it served
+	Ready time.Duration // time from the start of the process until it was ready
 
 	began  time.Time
-	doomed atomic.Bool // it was asked to end
+	doomed atomic.Bool // the test has asked it to end
 	ended  chan struct{}
-	fell   error // why it ended by itself; set before ended is closed
+	fell   error // why it ended by itself. Set before ended is closed
 }
 
-// Launch starts a driver and does not wait for it to serve. It dies with this process,
-// but not by a Ctrl-C, after which this process ends it.
+// Launch starts a driver and does not wait until it is ready. The driver is killed when this
+// process ends. A Ctrl-C does not reach it, so that this process can end it properly.
 func (n Node) Launch(cmd *exec.Cmd) (*Driver, error) {
 	log, err := os.OpenFile(n.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -91,7 +91,7 @@ func (n Node) Launch(cmd *exec.Cmd) (*Driver, error) {
 	return d, nil
 }
 
-// Start starts a driver and waits until it serves.
+// Start starts a driver and waits until it is ready.
 func (n Node) Start(ctx context.Context, cmd *exec.Cmd) (*Driver, error) {
 	d, err := n.Launch(cmd)
 	if err != nil {
@@ -104,7 +104,7 @@ func (n Node) Start(ctx context.Context, cmd *exec.Cmd) (*Driver, error) {
 	return d, nil
 }
 
-// await waits until the driver serves, or has ended.
+// await waits until the driver is ready or has ended.
 func (d *Driver) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, Patience)
 	defer cancel()
@@ -135,14 +135,14 @@ func (d *Driver) Fell() error {
 	}
 }
 
-// Signal sends the driver a signal that it is to end by.
+// Signal sends the driver a signal that should end it.
 func (d *Driver) Signal(signal os.Signal) error {
 	d.doomed.Store(true)
 	return d.Cmd.Process.Signal(signal)
 }
 
-// End ends the driver by a signal, and returns an error if it had ended before or does
-// not end. Its exit code does not matter.
+// End ends the driver by a signal. It returns an error if the driver had ended before or does not
+// end, whatever the exit code is.
 func (d *Driver) End(signal os.Signal) error {
 	err := d.Signal(signal)
 	select {

@@ -8,7 +8,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 )
 
-// Capability returns that of a mounted volume.
+// Capability returns the capability of a mounted volume with an access mode.
 func Capability(mode csi.VolumeCapability_AccessMode_Mode, mountFlags ...string) *csi.VolumeCapability {
 	return &csi.VolumeCapability{
 		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{MountFlags: mountFlags}},
@@ -16,41 +16,41 @@ func Capability(mode csi.VolumeCapability_AccessMode_Mode, mountFlags ...string)
 	}
 }
 
-// What most volumes are made and mounted with.
+// The capabilities that most tests use.
 var (
 	Writer = Capability(csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER)
 	Reader = Capability(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
 )
 
-// FromSnapshot returns the source of a restore.
+// FromSnapshot returns the content source of a restore.
 func FromSnapshot(id string) *csi.VolumeContentSource {
 	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: id}}}
 }
 
-// FromVolume returns the source of a clone.
+// FromVolume returns the content source of a clone.
 func FromVolume(id string) *csi.VolumeContentSource {
 	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Volume{Volume: &csi.VolumeContentSource_VolumeSource{VolumeId: id}}}
 }
 
-// Staging returns where the kubelet has a volume staged.
+// Staging returns the staging path of a volume.
 func (n Node) Staging(volume string) string { return filepath.Join(n.Kubelet, "staging-"+volume) }
 
-// Target returns where the kubelet has a volume published for the one pod that uses it.
+// Target returns the target path of a volume for its only pod.
 func (n Node) Target(volume string) string { return filepath.Join(n.Kubelet, "target-"+volume) }
 
-// StageRequest returns what the kubelet asks for first.
+// StageRequest returns the request by which the kubelet stages a volume.
 func (n Node) StageRequest(volume string, capability *csi.VolumeCapability) *csi.NodeStageVolumeRequest {
 	return &csi.NodeStageVolumeRequest{VolumeId: volume, StagingTargetPath: n.Staging(volume), VolumeCapability: capability}
 }
 
-// PublishRequest returns what the kubelet asks for next.
+// PublishRequest returns the request by which the kubelet publishes a staged volume.
 func (n Node) PublishRequest(volume string, capability *csi.VolumeCapability) *csi.NodePublishVolumeRequest {
 	return &csi.NodePublishVolumeRequest{
 		VolumeId: volume, StagingTargetPath: n.Staging(volume), TargetPath: n.Target(volume), VolumeCapability: capability,
 	}
 }
 
-// Stage stages a volume in a directory that the kubelet makes.
+// Stage creates the staging directory and stages a volume.
 func (d *Driver) Stage(ctx context.Context, volume string, capability *csi.VolumeCapability) error {
 	if err := os.MkdirAll(d.Staging(volume), 0o750); err != nil {
 		return err
@@ -59,7 +59,7 @@ func (d *Driver) Stage(ctx context.Context, volume string, capability *csi.Volum
 	return err
 }
 
-// Publish publishes a volume that is staged.
+// Publish publishes a staged volume.
 func (d *Driver) Publish(ctx context.Context, volume string, capability *csi.VolumeCapability) error {
 	_, err := d.NodePublishVolume(ctx, d.PublishRequest(volume, capability))
 	return err
@@ -77,7 +77,7 @@ func (d *Driver) Unstage(ctx context.Context, volume string) error {
 	return err
 }
 
-// Mount mounts a volume as the kubelet does for a pod, and returns where.
+// Mount stages and publishes a volume, and returns the target path.
 func (d *Driver) Mount(ctx context.Context, volume string, capability *csi.VolumeCapability) (string, error) {
 	if err := d.Stage(ctx, volume, capability); err != nil {
 		return "", err
@@ -85,7 +85,7 @@ func (d *Driver) Mount(ctx context.Context, volume string, capability *csi.Volum
 	return d.Target(volume), d.Publish(ctx, volume, capability)
 }
 
-// Unmount undoes Mount. A volume that is not mounted is none of its errors.
+// Unmount undoes Mount. It succeeds if the volume is not mounted.
 func (d *Driver) Unmount(ctx context.Context, volume string) error {
 	if err := d.Unpublish(ctx, volume); err != nil {
 		return err

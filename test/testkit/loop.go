@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Run runs a program. An error has what it printed.
+// Run runs a program. An error contains its output.
 func Run(ctx context.Context, name string, args ...string) error {
 	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(out)))
@@ -19,7 +19,7 @@ func Run(ctx context.Context, name string, args ...string) error {
 	return nil
 }
 
-// Sparse makes a file that takes no space yet.
+// Sparse creates a sparse file.
 func Sparse(path string, size int64) error {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -28,7 +28,7 @@ func Sparse(path string, size int64) error {
 	return errors.Join(f.Truncate(size), f.Close())
 }
 
-// Loop is a filesystem in a file.
+// Loop is a filesystem in a sparse file.
 type Loop struct {
 	File     string
 	Type     string   // of filesystem; empty: btrfs
@@ -51,12 +51,11 @@ func (l Loop) Make(ctx context.Context, size int64, mkfsArgs ...string) error {
 	return Run(ctx, "mkfs."+l.filesystem(), append(append([]string{"-q", "-K"}, mkfsArgs...), l.File)...)
 }
 
-// Mount mounts the filesystem by a loop device, which the last unmount frees. Direct I/O
-// passes reads and writes on without a page cache of the device's own, as a disk would,
-// where the filesystem below the file can do that.
+// Mount mounts the filesystem by a loop device, which the last unmount frees. The device uses direct
+// I/O if the filesystem of the file supports it. So, as on a disk, there is no second page cache.
 func (l Loop) Mount(ctx context.Context, at string) (err error) {
 	directIO := !l.Buffered
-	for range 5 { // others may take the free device first
+	for range 5 { // another process may take the free device first
 		var device *os.File
 		if device, err = l.attach(directIO); err != nil {
 			directIO, err = false, fmt.Errorf("loop device on %s: %w", l.File, err)
@@ -67,18 +66,18 @@ func (l Loop) Mount(ctx context.Context, at string) (err error) {
 			err = fmt.Errorf("mount %s by %s: %w", l.File, device.Name(), err)
 		}
 		if err != nil && l.filesystem() == "btrfs" {
-			// The kernel now and then refuses to mount a copy of a btrfs that is mounted, and
-			// takes the device for that copy from then on.
+			// The kernel sometimes refuses to mount a copy of a mounted btrfs, and then mistakes the
+			// device for that copy.
 			err = errors.Join(err, Run(context.WithoutCancel(ctx), "btrfs", "device", "scan", "--forget", device.Name()))
 		}
-		if closed := device.Close(); err == nil || closed != nil { // which frees the device unless it is mounted
+		if closed := device.Close(); err == nil || closed != nil { // the close frees the device unless it is mounted
 			return errors.Join(err, closed)
 		}
 	}
 	return err
 }
 
-// attach returns a loop device on the file, which is freed when nobody uses it.
+// attach returns a loop device on the file. The kernel frees it when nobody uses it.
 func (l Loop) attach(directIO bool) (*os.File, error) {
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {

@@ -18,14 +18,14 @@ import (
 // NodeID is the name of every node.
 const NodeID = "node"
 
-// Node is where a driver has its files. It shares nothing with a driver that serves
-// this machine.
+// Node has the files and directories of a driver. They are separate from those of a driver that
+// serves this machine.
 type Node struct {
 	State, Kubelet string // directories
 	Socket, Log    string // files
 }
 
-// NewNode returns a node with everything below a directory.
+// NewNode returns a node whose files are below a directory.
 func NewNode(dir string) Node {
 	return Node{
 		State: filepath.Join(dir, "state"), Kubelet: filepath.Join(dir, "kubelet"),
@@ -36,18 +36,18 @@ func NewNode(dir string) Node {
 // Pool returns the directory of the default pool.
 func (n Node) Pool() string { return filepath.Join(n.State, "pools", pool.Default) }
 
-// Make makes the directories.
+// Make creates the directories.
 func (n Node) Make() error {
 	return errors.Join(os.MkdirAll(n.Pool(), 0o700), os.MkdirAll(n.Kubelet, 0o700))
 }
 
-// Command returns the command that runs a driver. Later flags win.
+// Command returns the command that runs a driver. Later flags override earlier ones.
 func (n Node) Command(binary string, flags ...string) *exec.Cmd {
 	args := []string{"serve", "--node-id=" + NodeID, "--endpoint=unix://" + n.Socket, "--state-dir=" + n.State, "--kubelet-dir=" + n.Kubelet}
 	return exec.Command(binary, append(args, flags...)...)
 }
 
-// LogText returns what the drivers of the node have written, or why that is unknown.
+// LogText returns the log of the drivers of the node, or the error of reading it.
 func (n Node) LogText() string {
 	text, err := os.ReadFile(n.Log)
 	if err != nil {
@@ -62,7 +62,7 @@ func (n Node) LastWords() string {
 	return strings.Join(lines[max(0, len(lines)-15):], "\n")
 }
 
-// MountsIn returns what is mounted at a directory and below it, in the order of mounting.
+// MountsIn returns the mount points at and below a directory, in the order of mounting.
 func MountsIn(dir string) ([]string, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	var points []string
@@ -78,7 +78,7 @@ func RemoveAll(dir string) error {
 	for _, point := range slices.Backward(points) {
 		err = errors.Join(err, btrfstest.Unmount(point))
 	}
-	if err != nil { // what is mounted there must not be removed with it
+	if err != nil { // a mounted filesystem must not be emptied
 		return fmt.Errorf("%s is left behind: %w", dir, err)
 	}
 	return os.RemoveAll(dir)

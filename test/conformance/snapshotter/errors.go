@@ -10,8 +10,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// classes are containerd's classes of the engine's errors. The first that
-// matches counts: where work may be left behind, that is what matters.
+// classes maps errors of the engine to classes of containerd. The first match counts, so the errors of
+// unfinished work come first.
 var classes = []struct{ engine, class error }{
 	{snapshot.ErrUnfinished, errdefs.ErrUnavailable},
 	{snapshot.ErrBusy, errdefs.ErrUnavailable},
@@ -31,7 +31,7 @@ var classes = []struct{ engine, class error }{
 	{snapshot.ErrUnreadable, errdefs.ErrDataLoss},
 }
 
-// classify gives an error of the engine its class, beside what it is.
+// classify adds the class of containerd to an error of the engine.
 func classify(err error) error {
 	if err == nil {
 		return nil

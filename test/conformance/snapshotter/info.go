@@ -11,16 +11,16 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// The labels of a record. labelKind marks what this package made; it differs
-// from the record's kind for a view of nothing, which is an active to the engine.
+// The labels of a record. labelKind marks the snapshots of this package. It differs from the kind of the
+// record for a view without a parent, which the engine has as an active.
 const (
 	labelKind   = "containerd/kind"
 	labelParent = "containerd/parent"
 	labelPrefix = "containerd/label/"
 )
 
-// labelsOf returns what a record is to say beyond its name and time. A label
-// without a value is none, as everywhere in containerd.
+// labelsOf returns the labels of a record. As everywhere in containerd, a label without a value is
+// dropped.
 func labelsOf(n node, labels map[string]string) map[string]string {
 	record := map[string]string{labelKind: n.kind.String()}
 	if n.parent != "" {
@@ -34,7 +34,7 @@ func labelsOf(n node, labels map[string]string) map[string]string {
 	return record
 }
 
-// infoOf reads a record; false if it is not one of ours.
+// infoOf decodes a record; false if it is not of this package.
 func infoOf(entry meta.Entry) (snapshots.Info, bool) {
 	info := snapshots.Info{
 		Kind: snapshots.ParseKind(entry.Labels[labelKind]), Name: entry.Name, Parent: entry.Labels[labelParent],
@@ -48,7 +48,7 @@ func infoOf(entry meta.Entry) (snapshots.Info, bool) {
 	return info, info.Kind != snapshots.KindUnknown
 }
 
-// options collects what the caller of Prepare, View or Commit asks for.
+// options evaluates the options of Prepare, View or Commit.
 func options(opts []snapshots.Opt) (snapshots.Info, error) {
 	var info snapshots.Info
 	for _, opt := range opts {
@@ -59,8 +59,8 @@ func options(opts []snapshots.Opt) (snapshots.Info, error) {
 	return info, nil
 }
 
-// setFields returns a change of the fields that fieldpaths name to those of
-// wanted; all that can be changed, where none is named.
+// setFields returns a function that sets the fields in fieldpaths to those of wanted. Without fieldpaths
+// it sets all fields that can be changed.
 func setFields(wanted snapshots.Info, fieldpaths []string) func(*snapshots.Info) error {
 	if len(fieldpaths) == 0 {
 		fieldpaths = []string{"labels"}
@@ -95,7 +95,7 @@ func setLabel(info *snapshots.Info, key, value string) {
 	info.Labels[key] = value
 }
 
-// fields are what the filters of Walk can ask for.
+// fields are the fields that the filters of Walk can use.
 func fields(info snapshots.Info) filters.Adaptor {
 	return filters.AdapterFunc(func(path []string) (string, bool) {
 		if len(path) == 0 {

@@ -13,17 +13,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// revisions keeps the labels that Update has set, and when. They are beside the
-// engine's records because a record is what was asked for when its subvolume was
-// made, and does not change.
+// revisions stores the labels that Update has set, and the times. They are not in the engine's records,
+// because a record has the request that created the subvolume and does not change.
 //
 //	revisions
 //	└── <key>    JSON revision
 //
-// The file is read by open and written by update alone, durably: an operation
-// that changes no labels never touches it. What is removed loses its row with the
-// next update; until then, and after a crash, the UUID shows that the row is not
-// that of another one of the same key.
+// open reads the file, and only update writes it, durably. Operations that change no labels do not touch
+// it. The row of a removed snapshot is deleted with the next update. Until then its UUID distinguishes it
+// from a new snapshot with the same key.
 type revisions struct {
 	db *bolt.DB
 
@@ -31,18 +29,18 @@ type revisions struct {
 
 	mu    sync.RWMutex // protects what follows; never held across I/O
 	byKey map[string]revision
-	stale map[string]bool // rows to be deleted
+	stale map[string]bool // keys of rows to delete
 }
 
 type revision struct {
-	UUID    string            `json:"uuid"` // of the subvolume
+	UUID    string            `json:"uuid"` // UUID of the subvolume
 	Labels  map[string]string `json:"labels,omitempty"`
 	Updated time.Time         `json:"updated"`
 }
 
 var revisionsBucket = []byte("revisions")
 
-// openTimeout is how long another process may hold the file.
+// openTimeout limits the wait for another process that has the file open.
 const openTimeout = 5 * time.Second
 
 func openRevisions(path string) (*revisions, error) {
@@ -73,7 +71,7 @@ func (r *revisions) read(tx *bolt.Tx) error {
 	})
 }
 
-// retain forgets what live does not confirm.
+// retain drops the rows that live does not confirm.
 func (r *revisions) retain(live func(key, uuid string) bool) {
 	r.mu.RLock()
 	known := maps.Clone(r.byKey)
@@ -85,7 +83,7 @@ func (r *revisions) retain(live func(key, uuid string) bool) {
 	}
 }
 
-// forget drops what is known of a key that was removed.
+// forget drops the row of a removed key.
 func (r *revisions) forget(key string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -95,7 +93,7 @@ func (r *revisions) forget(key string) {
 	}
 }
 
-// apply brings info up to date with the updates of entry.
+// apply applies the updates of an entry to its info.
 func (r *revisions) apply(info snapshots.Info, entry meta.Entry) snapshots.Info {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
@@ -105,8 +103,8 @@ func (r *revisions) apply(info snapshots.Info, entry meta.Entry) snapshots.Info 
 	return info
 }
 
-// update has change set the labels of info, the info of entry without updates.
-// It returns the new info, which is durable.
+// update applies change to the info of an entry, stores the result durably, and returns it. info is
+// without earlier updates.
 func (r *revisions) update(info snapshots.Info, entry meta.Entry, change func(*snapshots.Info) error) (snapshots.Info, error) {
 	r.writing.Lock()
 	defer r.writing.Unlock()
@@ -122,7 +120,7 @@ func (r *revisions) update(info snapshots.Info, entry meta.Entry, change func(*s
 	return info, nil
 }
 
-// write stores a revision and deletes the stale ones, in one transaction.
+// write stores a revision and deletes the stale rows in one transaction.
 func (r *revisions) write(key string, rev revision) error {
 	value, err := json.Marshal(rev)
 	if err != nil {

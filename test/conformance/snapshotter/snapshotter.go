@@ -16,11 +16,10 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// revisionsFile is what the engine cannot keep, in its state directory.
+// revisionsFile is the file for revisions, in the state directory of the engine.
 const revisionsFile = "containerd.db"
 
-// snapshotter is safe for concurrent use. Operations on different keys never
-// wait for each other.
+// snapshotter is safe for concurrent use. Operations on different keys do not wait for each other.
 type snapshotter struct {
 	engine    *snapshot.Engine
 	state     string
@@ -28,8 +27,8 @@ type snapshotter struct {
 	revisions *revisions
 }
 
-// New returns a Snapshotter over the engine, whose state directory is state.
-// Close leaves the engine open.
+// New returns a Snapshotter that uses the engine with the state directory state. Close leaves the engine
+// open.
 func New(ctx context.Context, engine *snapshot.Engine, state string) (snapshots.Snapshotter, error) {
 	revisions, err := openRevisions(filepath.Join(state, revisionsFile))
 	if err != nil {
@@ -43,7 +42,7 @@ func New(ctx context.Context, engine *snapshot.Engine, state string) (snapshots.
 	return s, nil
 }
 
-// load reads from the records what is there.
+// load builds the tree from the records.
 func (s *snapshotter) load(ctx context.Context) error {
 	nodes, uuids := map[string]*node{}, map[string]string{}
 	err := s.entries(ctx, func(entry meta.Entry, info snapshots.Info) {
@@ -58,7 +57,7 @@ func (s *snapshotter) load(ctx context.Context) error {
 	return nil
 }
 
-// entries calls fn for all that is ours. fn must not call the engine.
+// entries calls fn for all snapshots of this package. fn must not call the engine.
 func (s *snapshotter) entries(ctx context.Context, fn func(meta.Entry, snapshots.Info)) error {
 	for _, class := range []meta.Class{meta.Volumes, meta.Snapshots} {
 		err := s.engine.Walk(ctx, class, "", func(entry meta.Entry) bool {
@@ -74,7 +73,7 @@ func (s *snapshotter) entries(ctx context.Context, fn func(meta.Entry, snapshots
 	return nil
 }
 
-// Close releases the file of the labels.
+// Close closes the file of the labels.
 func (s *snapshotter) Close() error { return s.revisions.db.Close() }
 
 func (s *snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
@@ -108,9 +107,8 @@ func (s *snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	return bind(s.path(entry), kind), nil
 }
 
-// made calls create, of the engine. To that a name is a request, and the same
-// request again finds what the first has made; here it is a key, and what another
-// user of the engine has made is in the way.
+// made calls create of the engine. The engine answers a repeated request with the existing volume. For a
+// snapshotter that is an error, because somebody else has created it.
 func made(create func() (meta.Entry, error)) (meta.Entry, error) {
 	start := time.Now()
 	entry, err := create()
@@ -120,8 +118,8 @@ func made(create func() (meta.Entry, error)) (meta.Entry, error) {
 	return entry, classify(err)
 }
 
-// concluded ends the making of key. What an unfinished one may have left behind
-// keeps its key, until it is removed.
+// concluded ends the creation of key. If the creation may have left something behind, the key stays in
+// use until it is removed.
 func (s *snapshotter) concluded(key string, err error) {
 	if err == nil || errors.Is(err, snapshot.ErrUnfinished) {
 		s.tree.settle(key)
@@ -145,13 +143,13 @@ func (s *snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		s.tree.settle(key)
 		return fmt.Errorf("commit %q: %w", key, err)
 	}
-	// It is done. That the caller has gone is no reason to leave the active.
+	// The snapshot is made, so remove the active even if the caller has gone.
 	return s.remove(context.WithoutCancel(ctx), key, active)
 }
 
 func (s *snapshotter) commit(ctx context.Context, name string, active node, wanted snapshots.Info) error {
 	if wanted.Parent != "" && wanted.Parent != active.parent {
-		return fmt.Errorf("parent %q wanted, it was made from %q, and what it holds cannot be moved onto another: %w",
+		return fmt.Errorf("parent %q wanted, it was made from %q, and its contents cannot be moved onto another: %w",
 			wanted.Parent, active.parent, errdefs.ErrInvalidArgument)
 	}
 	committed := node{kind: snapshots.KindCommitted, parent: active.parent}
@@ -168,7 +166,7 @@ func (s *snapshotter) Remove(ctx context.Context, key string) error {
 	return s.remove(ctx, key, n)
 }
 
-// remove removes a node that has been made busy for it.
+// remove removes a node that is already busy.
 func (s *snapshotter) remove(ctx context.Context, key string, n node) error {
 	if err := s.engine.Remove(ctx, n.ref); err != nil {
 		s.tree.settle(key)
@@ -194,8 +192,8 @@ func (s *snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	return bind(m.Source, n.kind), nil
 }
 
-// bind returns the mount of an active, or of a view, which is read-only also
-// where its subvolume is not.
+// bind returns the mount of an active or a view. A view is mounted read-only even if its subvolume is
+// read-write.
 func bind(source string, kind snapshots.Kind) []mount.Mount {
 	access := "rw"
 	if kind == snapshots.KindView {
@@ -204,8 +202,8 @@ func bind(source string, kind snapshots.Kind) []mount.Mount {
 	return []mount.Mount{{Type: "bind", Source: source, Options: []string{"bind", access}}}
 }
 
-// path returns where the engine keeps a subvolume: see the layout in package
-// snapshot. The engine reports it for volumes only, and anew for each.
+// path returns the path of a subvolume: see the layout in package pool. The engine returns it only for
+// volumes.
 func (s *snapshotter) path(entry meta.Entry) string {
 	return filepath.Join(s.state, "pools", entry.Pool, string(entry.Kind), entry.ID, "fs")
 }
@@ -218,7 +216,7 @@ func (s *snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	return s.revisions.apply(info, entry), nil
 }
 
-// recorded returns what the record of key says, without updates.
+// recorded returns the info of key from its record, without updates.
 func (s *snapshotter) recorded(ctx context.Context, key string) (snapshots.Info, meta.Entry, error) {
 	n, err := s.tree.find(key)
 	if err != nil {
@@ -240,7 +238,7 @@ func (s *snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpath
 	return s.revisions.update(recorded, entry, setFields(info, fieldpaths))
 }
 
-// Walk calls fn after it has read everything, so that fn may call what it likes.
+// Walk reads everything before it calls fn, so fn may call any method.
 func (s *snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filter ...string) error {
 	matching, err := filters.ParseAll(filter...)
 	if err != nil {

@@ -10,28 +10,26 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// tree knows which keys there are and who was made from whom. It is what
-// containerd asks beyond the engine: one name space for actives, views and
-// committed, and no removal of what has children. It is kept in memory, because
-// the records have all of it and New reads them.
+// tree has all keys and their parents. containerd requires two rules that the engine does not have: one
+// name space for actives, views and committed, and no removal of a snapshot with children. The tree is in
+// memory. New builds it from the records.
 //
-// A key is busy while the engine works on it. Nobody waits for one: who comes
-// second gets ErrUnavailable.
+// A key is busy while the engine works on it. A second operation on it fails at once with ErrUnavailable.
 type tree struct {
 	mu    sync.Mutex // protects what follows; never held across I/O
 	nodes map[string]*node
 }
 
-// node is one snapshot, as containerd calls actives, views and committed alike.
+// node is one snapshot: an active, a view or a committed.
 type node struct {
-	ref    meta.Ref // in the engine
+	ref    meta.Ref // its reference in the engine
 	kind   snapshots.Kind
-	parent string // key; empty for none
+	parent string // the key of the parent; empty for none
 
-	children int  // nodes whose parent this is
-	busy     bool // being made or removed
+	children int  // number of children
+	busy     bool // being created or removed
 
-	// measured is what the subvolume of this UUID holds, once that was measured.
+	// measured is the usage of the subvolume with this UUID, once it was measured.
 	measured struct {
 		uuid  string
 		usage snapshots.Usage
@@ -49,9 +47,8 @@ func (t *tree) find(key string) (node, error) {
 	return *n, nil
 }
 
-// declare takes a key for a new active or view, busy until settle or drop, and
-// returns the engine's reference of its parent. From then on the parent has a
-// child and cannot be removed.
+// declare adds a key for a new active or view, which is busy until settle or drop. It returns the engine's
+// reference of the parent, which cannot be removed from now on.
 func (t *tree) declare(key string, n node) (parent meta.Ref, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -70,8 +67,8 @@ func (t *tree) declare(key string, n node) (parent meta.Ref, err error) {
 	return parent, t.take(key, n)
 }
 
-// declareCommit takes name for the committed that is made of the active key, and
-// makes both busy. It returns the active.
+// declareCommit adds name for the committed that is made from the active key, and makes both busy. It
+// returns the active.
 func (t *tree) declareCommit(name, key string) (node, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -95,7 +92,7 @@ func (t *tree) declareCommit(name, key string) (node, error) {
 	return *active, nil
 }
 
-// declareRemove makes key busy, to be removed, unless something was made from it.
+// declareRemove makes key busy for its removal. It fails if key has children.
 func (t *tree) declareRemove(key string) (node, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -112,7 +109,7 @@ func (t *tree) declareRemove(key string) (node, error) {
 	return *n, nil
 }
 
-// settle ends what made key busy, drop also forgets key.
+// settle makes key idle. drop also removes it from the tree.
 func (t *tree) settle(key string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -128,7 +125,7 @@ func (t *tree) drop(key string) {
 	delete(t.nodes, key)
 }
 
-// remember keeps the usage of a committed, which does not change.
+// remember stores the usage of a committed, which does not change.
 func (t *tree) remember(key, uuid string, usage snapshots.Usage) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -137,7 +134,7 @@ func (t *tree) remember(key, uuid string, usage snapshots.Usage) {
 	}
 }
 
-// load fills an empty tree. A parent may have been removed behind our back.
+// load fills an empty tree. A parent may be missing, if somebody has removed it without the Snapshotter.
 func (t *tree) load(nodes map[string]*node) {
 	for _, n := range nodes {
 		if p, ok := nodes[n.parent]; ok {
@@ -147,11 +144,11 @@ func (t *tree) load(nodes map[string]*node) {
 	t.nodes = nodes
 }
 
-// free fails when key is taken, or none. The caller holds mu, here and in take.
+// free fails if key exists or is empty. The caller of free and take holds mu.
 func (t *tree) free(key string) error {
 	n, ok := t.nodes[key]
 	switch {
-	case key == "": // stands for no parent
+	case key == "": // the empty key means no parent
 		return fmt.Errorf("a snapshot needs a key: %w", errdefs.ErrInvalidArgument)
 	case !ok:
 		return nil

@@ -11,13 +11,12 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// Usage returns what a snapshot holds beyond its parent.
+// Usage returns the space that a snapshot uses besides its parent.
 //
-// For an active the kernel has counted it, where there is quota: that costs the
-// same whatever the size, is that of the last transaction, and has no number of
-// inodes. A committed shares what it holds with its children, so that what it
-// alone holds says nothing; it is measured, as an active is without quota, by
-// comparing its files with those of its parent, once. A view holds nothing.
+// With quota, the usage of an active is the kernel's count as of the last transaction, without the number
+// of inodes. Its cost does not depend on the size. A committed shares its data with its children, so its
+// exclusive usage has no meaning. Usage measures it once, by comparing its files with those of its parent,
+// and does the same for an active without quota. A view uses nothing.
 func (s *snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, error) {
 	n, err := s.tree.find(key)
 	if err != nil {
@@ -31,7 +30,7 @@ func (s *snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 		if errors.Is(err, pool.ErrNoQuota) {
 			break
 		}
-		if usage.Exclusive == 0 { // simple quota counts what was written here as used
+		if usage.Exclusive == 0 { // simple quota counts all data that was written here as used
 			usage.Exclusive = usage.Used
 		}
 		return snapshots.Usage{Size: usage.Exclusive}, classify(err)
@@ -50,7 +49,7 @@ func (s *snapshotter) Usage(ctx context.Context, key string) (snapshots.Usage, e
 	return usage, err
 }
 
-// measure compares the files of a snapshot with those of its parent.
+// measure measures a snapshot by comparing its files with those of its parent.
 func (s *snapshotter) measure(ctx context.Context, entry meta.Entry, parent string) (snapshots.Usage, error) {
 	if parent == "" {
 		usage, err := fs.DiskUsage(ctx, s.path(entry))

@@ -9,22 +9,22 @@ import (
 	"strings"
 )
 
-// Panel is a diagram.
+// Panel is one diagram.
 type Panel struct {
-	Title, X, Y string // X and Y say what the axes are
-	// Log makes both axes logarithmic, with the values of x that were measured as ticks.
-	// Else both begin at zero.
+	Title, X, Y string // X and Y are the titles of the axes
+	// Log makes both axes logarithmic, with the measured values of x as ticks. Else both axes
+	// begin at zero.
 	Log   bool
 	Lines []Line
 }
 
-// Line is a curve, with one colour in all panels that have a line of its name.
+// Line is a curve. Lines of one name have the same colour in all panels.
 type Line struct {
 	Name   string
 	Points []Point
 }
 
-// Point is one of a line.
+// Point is a point of a line.
 type Point struct{ X, Y float64 }
 
 const (
@@ -36,15 +36,15 @@ const (
 	marginLow     = 44.0
 	legendRow     = 20.0
 	legendColumns = 3
-	fewPoints     = 12 // of a line, which are marked
+	fewPoints     = 12 // a line with no more points has them marked
 )
 
-// colours differ for the colour-blind, too.
+// colours are distinguishable for colour-blind people, too.
 var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#882255", "#999933", "#999999"}
 
 func colour(i int) string { return colours[i%len(colours)] }
 
-// SVG draws panels in so many columns, with one legend for all.
+// SVG draws panels in a number of columns, with one legend.
 func SVG(panels []Panel, columns int) string {
 	names := lineNames(panels)
 	rows := (len(panels) + columns - 1) / columns
@@ -66,7 +66,7 @@ func SVG(panels []Panel, columns int) string {
 	return s.String()
 }
 
-// lineNames are those of all lines, each once, in the order of their appearance.
+// lineNames returns the names of all lines, each once, in the order of their appearance.
 func lineNames(panels []Panel) (names []string) {
 	for _, p := range panels {
 		for _, l := range p.Lines {
@@ -111,7 +111,7 @@ func (p Panel) draw(s *strings.Builder, width float64, names []string) {
 	}
 }
 
-// axis reaches from low to high, drawn between from and to.
+// axis is an axis from the value low to high, drawn from the coordinate from to to.
 type axis struct {
 	log                 bool
 	low, high, from, to float64
@@ -129,7 +129,7 @@ func (p Panel) axis(value func(Point) float64) axis {
 	switch {
 	case a.high == 0:
 		a.low, a.high = 1, 10
-	case p.Log && a.high < 3*a.low: // what is flat has to look flat
+	case p.Log && a.high < 3*a.low: // a flat line should look flat
 		a.low, a.high = a.low/2, a.high*2
 	}
 	if !p.Log {
@@ -138,7 +138,7 @@ func (p Panel) axis(value func(Point) float64) axis {
 	return a
 }
 
-// place returns where a value stands. What is below the axis stands at its lower end.
+// place returns the coordinate of a value. Values below the axis are at its lower end.
 func (a axis) place(v float64) float64 {
 	v = max(v, a.low)
 	share := (v - a.low) / (a.high - a.low)
@@ -148,8 +148,8 @@ func (a axis) place(v float64) float64 {
 	return a.from + share*(a.to-a.from)
 }
 
-// ticks are round numbers: some multiples of 1, 2 or 5 times a power of ten; on a
-// logarithmic axis the powers, with 2 and 5 times each where there are few.
+// ticks returns round numbers: multiples of 1, 2 or 5 times a power of ten. On a logarithmic axis
+// they are powers of ten, and 2 and 5 times each if there are few.
 func (a axis) ticks() (ticks []float64) {
 	if !a.log {
 		power, step := math.Pow(10, math.Floor(math.Log10(a.high))), 0.0
@@ -177,7 +177,7 @@ func (a axis) ticks() (ticks []float64) {
 	return ticks
 }
 
-// Measured returns the values of x, each once.
+// Measured returns the values of x of all lines, each once.
 func (p Panel) Measured() (values []float64) {
 	for _, l := range p.Lines {
 		for _, at := range l.Points {
@@ -189,7 +189,7 @@ func (p Panel) Measured() (values []float64) {
 	return values
 }
 
-// short is a number for an axis.
+// short formats a number for an axis.
 func short(v float64) string {
 	switch {
 	case v >= 1e6:

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// TestSVG: whatever there is to draw, it is an SVG with a path for each line and no
-// coordinate that is not a number.
+// TestSVG: for any panels the result is an SVG with a path for each line, and each coordinate is a
+// number.
 func TestSVG(t *testing.T) {
 	growing := []Line{{"a", []Point{{1, 10}, {10, 100}}}, {"b & c", []Point{{1, 0}, {10, 3}}}}
 	for name, panels := range map[string][]Panel{

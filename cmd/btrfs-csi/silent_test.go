@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
@@ -26,31 +26,20 @@ func becomeSilent() {
 	if file == "" {
 		return
 	}
-	wrapHost = func(h pool.Host) pool.Host { return silentHost{h, file} }
-}
-
-type silentHost struct {
-	pool.Host
-	file string
-}
-
-func (h silentHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	if err != nil {
-		return nil, err
+	wrapHost = func(h pool.Host) pool.Host {
+		return pooltest.Wrap(h, func(_ string, d pool.Directory) pool.Directory { return silentPool{d, file} })
 	}
-	return silentPool{filesystem, h.file}, nil
 }
 
 type silentPool struct {
-	pool.Filesystem
+	pool.Directory
 	file string
 }
 
-func (p silentPool) Record(s pool.Slot) ([]byte, error) {
+func (p silentPool) Find(slots ...pool.Slot) ([]pool.Contents, error) {
 	for {
 		if _, err := os.Stat(p.file); err != nil {
-			return p.Filesystem.Record(s)
+			return p.Directory.Find(slots...)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -26,13 +26,13 @@ type Backing struct {
 // Unallocated returns the bytes that the file may still take from its filesystem.
 func (b Backing) Unallocated() int64 { return max(0, b.Size-b.Allocated) }
 
-// Backings returns the files behind the loop devices of the filesystem around path. The
+// Backings returns the files behind the loop devices of the filesystem around dir. The
 // kernel reports a path as seen by the process that attached the file, perhaps in the mount
 // namespace of an ended container. So each file is looked up below "/" and below each of
 // roots. Files that are not found are left out.
-func Backings(path string, roots ...string) ([]Backing, error) {
+func Backings[D Dir](dir D, roots ...string) ([]Backing, error) {
 	var found []Backing
-	err := withDir("backing files of", path, func(fd int) error {
+	err := withDir("backing files of", dir, func(fd int) error {
 		info, err := fsInfo(fd)
 		if err == nil {
 			found, err = backings(info.fsid, roots)

@@ -143,7 +143,7 @@ func TestDestroyFindsWhatMoved(t *testing.T) {
 // descriptors, because the path becomes too long.
 func nest(t testing.TB, volume string, depth int, name string) uint64 {
 	t.Helper()
-	fd := value(openDir(volume))(t)
+	fd := value(openDirAt(unix.AT_FDCWD, volume))(t)
 	for range depth {
 		must(t, Create(fdPath(fd, name)))
 		child := value(openDirAt(fd, name))(t)

@@ -33,11 +33,11 @@ func (d Device) Errors() uint64 {
 	return d.WriteErrors + d.ReadErrors + d.FlushErrors + d.CorruptionErrors + d.GenerationErrors
 }
 
-// Devices returns the devices of the filesystem around path, ordered by ID (DEV_INFO,
+// Devices returns the devices of the filesystem around dir, ordered by ID (DEV_INFO,
 // GET_DEV_STATS). The target of a running replace is left out.
-func Devices(path string) ([]Device, error) {
+func Devices[D Dir](dir D) ([]Device, error) {
 	var found []Device
-	err := withDir("devices of", path, func(fd int) (err error) {
+	err := withDir("devices of", dir, func(fd int) (err error) {
 		found, err = devices(fd)
 		return err
 	})

@@ -25,8 +25,8 @@ func IsStub(path string) (bool, error) {
 }
 
 // Around returns the ID of the subvolume that contains the directory at path.
-func Around(path string) (id uint64, err error) {
-	err = withDir("subvolume around", path, func(fd int) error {
+func Around[D Dir](dir D) (id uint64, err error) {
+	err = withDir("subvolume around", dir, func(fd int) error {
 		var args subvolInfoArgs
 		_, err := ioctl(fd, iocGetSubvolInfo, unsafe.Pointer(&args))
 		id = args.treeID
@@ -47,11 +47,14 @@ type Entry struct {
 const TopLevel = topLevelSubvol
 
 // EntriesSince returns the entries of live subvolumes with an ID of at least from, ordered
-// by ID, also those that the mount at path does not reach. Until an unmount every new
+// by ID, also those that the mount at dir does not reach. Until an unmount every new
 // subvolume gets a larger ID than all before. So a caller that knows the largest ID pays
 // only for new entries. With from = 0 it reads the root tree once.
-func EntriesSince(path string, from uint64) (found []Entry, err error) {
-	err = eachRoot(path, max(from, firstFree), rootBackrefKey, func(item treeItem) error {
+func EntriesSince[D Dir](dir D, from uint64) (found []Entry, err error) {
+	err = eachRoot(dir, max(from, firstFree), func(item treeItem) error {
+		if item.itemType != rootBackrefKey {
+			return nil
+		}
 		directory, name, err := parseRootRef(item.data)
 		if err == nil {
 			found = append(found, Entry{ID: item.objectID, Parent: item.offset, Directory: directory, Name: name})
@@ -81,22 +84,22 @@ func parseName(data []byte, lengthAt int) (string, error) {
 }
 
 // OpenDirectory opens a directory by subvolume and inode number, also one that the mount at
-// path does not reach. Errors: fs.ErrNotExist.
-func OpenDirectory(path string, subvolume, inode uint64) (dir *os.File, err error) {
-	err = withDir("open in", path, func(mount int) error {
+// dir does not reach. Errors: fs.ErrNotExist.
+func OpenDirectory[D Dir](dir D, subvolume, inode uint64) (opened *os.File, err error) {
+	err = withDir("open in", dir, func(mount int) error {
 		fd, err := openInode(mount, subvolume, inode)
 		if err == nil {
-			dir = os.NewFile(uintptr(fd), fmt.Sprintf("inode %d of subvolume %d", inode, subvolume))
+			opened = os.NewFile(uintptr(fd), fmt.Sprintf("inode %d of subvolume %d", inode, subvolume))
 		}
 		return err
 	})
-	return dir, err
+	return opened, err
 }
 
 // ParentDirectory returns the inode number of a directory's parent in the same subvolume,
 // and the directory's name in it. Errors: fs.ErrNotExist for the root of a subvolume.
-func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name string, err error) {
-	err = withDir("look up parent in", path, func(fd int) error {
+func ParentDirectory[D Dir](dir D, subvolume, inode uint64) (parent uint64, name string, err error) {
+	err = withDir("look up parent in", dir, func(fd int) error {
 		item, found, err := findFirst(fd, subvolume,
 			itemKey{inode, inodeRefKey, 0}, itemKey{inode, inodeRefKey, ^uint64(0)})
 		if err == nil && (!found || item.offset == inode) { // a root is its own parent
@@ -116,10 +119,10 @@ func ParentDirectory(path string, subvolume, inode uint64) (parent uint64, name 
 const inodeRefLengthAt = 8
 
 // PathOf returns the path of a subvolume from the top level of the filesystem around
-// mounted, as under subvolid=5. Errors: fs.ErrNotExist; ENAMETOOLONG when the kernel's
+// dir, as under subvolid=5. Errors: fs.ErrNotExist; ENAMETOOLONG when the kernel's
 // buffer is too short.
-func PathOf(mounted string, subvolume uint64) (found string, err error) {
-	err = withDir("path of subvolume in", mounted, func(fd int) error {
+func PathOf[D Dir](dir D, subvolume uint64) (found string, err error) {
+	err = withDir("path of subvolume in", dir, func(fd int) error {
 		found, err = pathFromTop(fd, subvolume)
 		return err
 	})
@@ -127,7 +130,7 @@ func PathOf(mounted string, subvolume uint64) (found string, err error) {
 }
 
 // PathFromTop is PathOf for any directory.
-func PathFromTop(dir string) (found string, err error) {
+func PathFromTop[D Dir](dir D) (found string, err error) {
 	err = withDir("path from the top level of", dir, func(fd int) error {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {

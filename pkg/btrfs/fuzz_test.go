@@ -27,36 +27,22 @@ func FuzzTreeItems(f *testing.F) {
 			items = append(items, treeItem{itemKey{uint64(n), uint32(length), uint64(len(items))}, rest[:n]})
 			rest = rest[max(n, 1):]
 		}
-		search := found(items)
-		for _, want := range items {
-			have, ok, err := search.next()
-			if !ok || err != nil || have.itemKey != want.itemKey || !bytes.Equal(have.data, want.data) {
-				t.Fatalf("got %v, %v, %v; wanted %v", have, ok, err, want)
+		n := 0
+		for have := range splitItems(joinItems(items), uint32(len(items))) {
+			if want := items[n]; have.itemKey != want.itemKey || !bytes.Equal(have.data, want.data) {
+				t.Fatalf("got %v, wanted %v", have, want)
 			}
 			decodes(t, have)
+			n++
 		}
-		if _, ok, err := search.next(); ok || err != nil {
-			t.Errorf("more than was found: %v, %v", ok, err)
-		}
-		cursor := limitCursor{search: found(items)}
-		for i, item := range items {
-			have := Qgroup{ID: QgroupID(i), MaxReferenced: NoLimit}
-			want := have
-			err, wantErr := cursor.decode(&have), want.decodeLimit(item)
-			if have != want || (err == nil) != (wantErr == nil) {
-				t.Errorf("limit of %d: got %v, %v; wanted %v, %v", i, have, err, want, wantErr)
-			}
-		}
-		none := Qgroup{ID: QgroupID(len(items)), MaxReferenced: NoLimit}
-		if err := cursor.decode(&none); none.MaxReferenced != NoLimit || err != nil {
-			t.Errorf("limit of none: got %v, %v", none, err)
+		if n != len(items) {
+			t.Errorf("%d items, wanted %d", n, len(items))
 		}
 	})
 }
 
-// found is a finished search that returns items.
-func found(items []treeItem) *treeSearch {
-	var buf []byte
+// joinItems returns items as the kernel does.
+func joinItems(items []treeItem) (buf []byte) {
 	for _, item := range items {
 		head := make([]byte, unsafe.Sizeof(searchHeader{}))
 		binary.NativeEndian.PutUint64(head[8:], item.objectID)
@@ -65,31 +51,29 @@ func found(items []treeItem) *treeSearch {
 		binary.NativeEndian.PutUint32(head[28:], uint32(len(item.data)))
 		buf = append(append(buf, head...), item.data...)
 	}
-	end := itemKey{}
-	if len(items) > 0 {
-		end = items[len(items)-1].itemKey
-	}
-	return &treeSearch{max: end, rest: buf, left: uint32(len(items)), done: len(items) == 0}
+	return buf
 }
 
 // decodes checks that a decoder never reads beyond the end of an item.
 func decodes(t *testing.T, item treeItem) {
 	t.Helper()
 	group, err := decodeQgroup(item)
-	if short := len(item.data) < 32; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
+	if short := len(item.data) < 40; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
 		t.Errorf("qgroup of %d bytes: %v", len(item.data), err)
 	}
 	if err == nil && (uint64(group.ID) != item.offset || group.Referenced != binary.LittleEndian.Uint64(item.data[8:])) {
 		t.Errorf("qgroup of %v: got %+v", item, group)
 	}
-	limited := len(item.data) >= 8 && item.data[0]&qgroupLimitMaxRfer != 0
-	marked := len(item.data) >= 8 && item.data[0]&qgroupLimitRsvExcl != 0
 	limit := Qgroup{MaxReferenced: NoLimit}
 	err = limit.decodeLimit(item)
-	if short := len(item.data) < 8 || limited && len(item.data) < 16 || marked && len(item.data) < 40; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
+	if short := len(item.data) < 40; short != errors.Is(err, unix.EUCLEAN) || !short && err != nil {
 		t.Errorf("limit of %d bytes: %v", len(item.data), err)
 	}
-	if err == nil && (!limited && limit.MaxReferenced != NoLimit || !marked && limit.Mark != 0) {
+	if err != nil {
+		return
+	}
+	limited, marked := item.data[0]&qgroupLimitMaxRfer != 0, item.data[0]&qgroupLimitRsvExcl != 0
+	if !limited && limit.MaxReferenced != NoLimit || !marked && limit.Mark != 0 {
 		t.Errorf("limit %+v where there is none", limit)
 	}
 }

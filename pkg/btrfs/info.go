@@ -3,7 +3,6 @@ package btrfs
 import (
 	"bytes"
 	"encoding/hex"
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -18,7 +17,7 @@ type UUID [16]byte
 // String returns the usual form of 36 characters, or "" for the zero UUID, which btrfs uses
 // for "none".
 func (u UUID) String() string {
-	if u.IsZero() {
+	if u == (UUID{}) {
 		return ""
 	}
 	var b [36]byte
@@ -82,16 +81,16 @@ func subvolInfo(fd int) (*subvolInfoArgs, error) {
 	return args, err
 }
 
-// Exists reports whether the filesystem around path has a live subvolume with this ID. It
+// Exists reports whether the filesystem around dir has a live subvolume with this ID. It
 // looks up the reference from the directory entry (ROOT_BACKREF), which a destroy removes
 // at once. The root item stays until the cleaner has dropped the files, with a reference
 // count that is stale until the next commit.
-func Exists(path string, subvolID uint64) (bool, error) {
+func Exists[D Dir](dir D, subvolID uint64) (bool, error) {
 	if subvolID == topLevelSubvol {
 		return true, nil // the top level has no entry
 	}
 	var found bool
-	err := withDir("look up subvolume in", path, func(fd int) (err error) {
+	err := withDir("look up subvolume in", dir, func(fd int) (err error) {
 		_, found, err = findFirst(fd, rootTree,
 			itemKey{subvolID, rootBackrefKey, 0}, itemKey{subvolID, rootBackrefKey, ^uint64(0)})
 		return err
@@ -100,32 +99,46 @@ func Exists(path string, subvolID uint64) (bool, error) {
 }
 
 // WalkSubvolumeIDs calls fn with the ID of every live subvolume of the filesystem around
-// path, in rising order, without the top level (5). It reads the root tree once in constant
+// dir, in rising order, without the top level (5). It reads the root tree once in constant
 // memory, and may miss concurrent changes. It stops at the first error of fn and returns
 // it.
-func WalkSubvolumeIDs(path string, fn func(id uint64) error) error {
-	return walkRoots(path, rootBackrefKey, func(k itemKey) error { return fn(k.objectID) })
+func WalkSubvolumeIDs[D Dir](dir D, fn func(id uint64) error) error {
+	return eachRoot(dir, firstFree, func(item treeItem) error {
+		if item.itemType != rootBackrefKey {
+			return nil
+		}
+		return fn(item.objectID)
+	})
 }
 
-// WalkTreeIDs is WalkSubvolumeIDs with destroyed subvolumes that the cleaner has not
-// dropped yet. These still have root items and need their qgroups.
-func WalkTreeIDs(path string, fn func(id uint64) error) error {
-	return walkRoots(path, rootItemKey, func(k itemKey) error { return fn(k.objectID) })
+// Trees returns the IDs of all subvolumes: true for live ones, false for destroyed ones that the
+// cleaner has not dropped yet. These still have root items and need their qgroups. It reads the
+// root tree once.
+func Trees[D Dir](dir D) (map[uint64]bool, error) {
+	live := map[uint64]bool{}
+	err := eachRoot(dir, firstFree, func(item treeItem) error {
+		switch item.itemType {
+		case rootItemKey:
+			live[item.objectID] = false
+		case rootBackrefKey:
+			live[item.objectID] = true
+		}
+		return nil
+	})
+	return live, err
 }
 
 // DyingIDs returns the IDs of destroyed subvolumes that the cleaner has not dropped yet.
-func DyingIDs(path string) ([]uint64, error) {
-	dying := map[uint64]struct{}{}
-	err := errors.Join(
-		WalkTreeIDs(path, func(id uint64) error { dying[id] = struct{}{}; return nil }),
-		WalkSubvolumeIDs(path, func(id uint64) error { delete(dying, id); return nil }))
-	return slices.Collect(maps.Keys(dying)), err
+func DyingIDs[D Dir](dir D) ([]uint64, error) {
+	trees, err := Trees(dir)
+	maps.DeleteFunc(trees, func(_ uint64, live bool) bool { return live })
+	return slices.Collect(maps.Keys(trees)), err
 }
 
 // TreeExists is Exists that also finds subvolumes in DyingIDs.
-func TreeExists(path string, subvolID uint64) (bool, error) {
+func TreeExists[D Dir](dir D, subvolID uint64) (bool, error) {
 	var found bool
-	err := withDir("look up tree in", path, func(fd int) (err error) {
+	err := withDir("look up tree in", dir, func(fd int) (err error) {
 		_, found, err = findFirst(fd, rootTree,
 			itemKey{subvolID, rootItemKey, 0}, itemKey{subvolID, rootItemKey, ^uint64(0)})
 		return err
@@ -135,8 +148,8 @@ func TreeExists(path string, subvolID uint64) (bool, error) {
 
 // CreatedTransid returns SubvolumeInfo.CreatedTransid of a subvolume by ID. Errors:
 // fs.ErrNotExist.
-func CreatedTransid(path string, subvolID uint64) (transid uint64, err error) {
-	err = withDir("look up creation in", path, func(fd int) error {
+func CreatedTransid[D Dir](dir D, subvolID uint64) (transid uint64, err error) {
+	err = withDir("look up creation in", dir, func(fd int) error {
 		item, found, err := findFirst(fd, rootTree,
 			itemKey{subvolID, rootItemKey, 0}, itemKey{subvolID, rootItemKey, ^uint64(0)})
 		if err == nil && !found {
@@ -153,28 +166,20 @@ func CreatedTransid(path string, subvolID uint64) (transid uint64, err error) {
 // rootItemOtransid is the offset of otransid in a root item.
 const rootItemOtransid = 303
 
-// walkRoots calls fn with the key of each item of one type, for all subvolumes.
-func walkRoots(path string, itemType uint32, fn func(itemKey) error) error {
-	return eachRoot(path, firstFree, itemType, func(item treeItem) error { return fn(item.itemKey) })
-}
-
-// eachRoot is walkRoots with the whole items, for subvolumes with an ID of at least from.
-func eachRoot(path string, from uint64, itemType uint32, fn func(treeItem) error) error {
-	return withDir("walk subvolumes of", path, func(fd int) error {
-		search := searchTree(fd, rootTree,
-			itemKey{from, 0, 0}, itemKey{lastFree, rootBackrefKey, ^uint64(0)}, bulkBuffer)
-		for {
-			item, ok, err := search.next()
-			if err != nil || !ok {
-				return err
+// eachRoot calls fn for each item about subvolumes with an ID of at least from: their root
+// items, and the references to and from them.
+func eachRoot[D Dir](dir D, from uint64, fn func(treeItem) error) error {
+	return withDir("walk subvolumes of", dir, func(fd int) error {
+		last := itemKey{lastFree, rootBackrefKey, ^uint64(0)}
+		for item, err := range searchTree(fd, rootTree, itemKey{from, 0, 0}, last, bulkBuffer) {
+			if err == nil {
+				err = fn(item)
 			}
-			if item.itemType != itemType {
-				continue
-			}
-			if err := fn(item); err != nil {
+			if err != nil {
 				return err
 			}
 		}
+		return nil
 	})
 }
 

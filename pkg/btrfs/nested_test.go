@@ -51,7 +51,7 @@ func TestNestedSubvolumeTooDeepHasNoPath(t *testing.T) {
 	t.Parallel()
 	mnt := btrfstest.Mount(t)
 	volume, _ := create(t, mnt, "volume")
-	fd := value(openDir(volume))(t)
+	fd := value(openDirAt(unix.AT_FDCWD, volume))(t)
 	name := strings.Repeat("d", 250)
 	for range 20 {
 		must(t, unix.Mkdirat(fd, name, 0o755))

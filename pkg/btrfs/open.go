@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -11,20 +12,28 @@ import (
 
 const openFlags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 
+// Dir is a directory: its path, or the directory itself, open.
+type Dir interface{ string | *os.File }
+
 // withDir calls fn with an open directory, and adds the operation and the path to errors.
-func withDir(operation, path string, fn func(fd int) error) error {
-	fd, err := openDir(path)
-	if err == nil {
-		defer unix.Close(fd)
-		err = fn(fd)
+func withDir[D Dir](operation string, dir D, fn func(fd int) error) (err error) {
+	var path string
+	switch dir := any(dir).(type) {
+	case *os.File:
+		path, err = dir.Name(), fn(int(dir.Fd()))
+	case string:
+		path = dir
+		var fd int
+		if fd, err = openDirAt(unix.AT_FDCWD, dir); err == nil {
+			defer unix.Close(fd)
+			err = fn(fd)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("%s %q: %w", operation, path, err)
 	}
 	return nil
 }
-
-func openDir(path string) (int, error) { return openDirAt(unix.AT_FDCWD, path) }
 
 func openDirAt(dir int, name string) (int, error) {
 	for {
@@ -45,7 +54,7 @@ func withEntry(operation, path string, fn func(dir int, name string) error) erro
 	if parent == "" {
 		parent = "."
 	}
-	fd, err := openDir(parent)
+	fd, err := openDirAt(unix.AT_FDCWD, parent)
 	if err == nil {
 		defer unix.Close(fd)
 		err = fn(fd, name)

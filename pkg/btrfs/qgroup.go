@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
@@ -45,8 +46,8 @@ type Qgroup struct {
 
 // CreateQgroup creates a qgroup, if it does not exist. Level 0 is the kernel's: newer
 // kernels answer EINVAL. Errors: ENOTCONN when quota is off.
-func CreateQgroup(path string, id QgroupID) error {
-	return withQgroup("create qgroup", id, path, func(fd int) error {
+func CreateQgroup[D Dir](dir D, id QgroupID) error {
+	return withQgroup("create qgroup on", id, dir, func(fd int) error {
 		args := qgroupCreateArgs{create: 1, qgroupID: uint64(id)}
 		_, err := ioctl(fd, iocQgroupCreate, unsafe.Pointer(&args))
 		if errors.Is(err, unix.EEXIST) {
@@ -60,8 +61,8 @@ func CreateQgroup(path string, id QgroupID) error {
 // members. Newer kernels also answer EBUSY while its subvolume exists or, with simple
 // quota, usage is charged to it. Older kernels remove the qgroup and limit of a live
 // subvolume, so call TreeExists first.
-func RemoveQgroup(path string, id QgroupID) error {
-	return withQgroup("remove qgroup", id, path, func(fd int) error {
+func RemoveQgroup[D Dir](dir D, id QgroupID) error {
+	return withQgroup("remove qgroup on", id, dir, func(fd int) error {
 		args := qgroupCreateArgs{qgroupID: uint64(id)}
 		_, err := ioctl(fd, iocQgroupCreate, unsafe.Pointer(&args))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTCONN) {
@@ -74,8 +75,8 @@ func RemoveQgroup(path string, id QgroupID) error {
 // AssignQgroup makes member count towards group, of a higher level, if it does not yet. If
 // rescan is true, full quota is inconsistent until RescanQuota. Errors: ENOENT or EINVAL
 // when one is absent; ENOTCONN when quota is off.
-func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
-	err = withQgroup("assign qgroup "+member.String()+" to", group, path, func(fd int) error {
+func AssignQgroup[D Dir](dir D, member, group QgroupID) (rescan bool, err error) {
+	err = withQgroup("assign qgroup "+member.String()+" on", group, dir, func(fd int) error {
 		rescan, err = assignQgroup(fd, qgroupAssignArgs{assign: 1, src: uint64(member), dst: uint64(group)})
 		if errors.Is(err, unix.EEXIST) {
 			return nil
@@ -87,8 +88,8 @@ func AssignQgroup(path string, member, group QgroupID) (rescan bool, err error) 
 
 // UnassignQgroup removes member, with its usage, from group, if it is in it. rescan and
 // errors: see AssignQgroup.
-func UnassignQgroup(path string, member, group QgroupID) (rescan bool, err error) {
-	err = withQgroup("remove qgroup "+member.String()+" from", group, path, func(fd int) error {
+func UnassignQgroup[D Dir](dir D, member, group QgroupID) (rescan bool, err error) {
+	err = withQgroup("unassign qgroup "+member.String()+" on", group, dir, func(fd int) error {
 		rescan, err = assignQgroup(fd, qgroupAssignArgs{src: uint64(member), dst: uint64(group)})
 		if isNotFound(err) {
 			return nil
@@ -106,8 +107,8 @@ func assignQgroup(fd int, args qgroupAssignArgs) (rescan bool, err error) {
 // LimitQgroup limits what a qgroup may reference, in bytes; NoLimit lifts the limit. Writes
 // beyond it fail with EDQUOT. A limit below the usage is accepted. Errors: fs.ErrNotExist;
 // ENOTCONN when quota is off.
-func LimitQgroup(path string, id QgroupID, maxReferenced uint64) error {
-	return withQgroup("limit qgroup", id, path, func(fd int) error {
+func LimitQgroup[D Dir](dir D, id QgroupID, maxReferenced uint64) error {
+	return withQgroup("limit qgroup on", id, dir, func(fd int) error {
 		// The ioctl takes the value of NoLimit to clear a limit.
 		args := qgroupLimitArgs{qgroupID: uint64(id), flags: qgroupLimitMaxRfer, maxRfer: maxReferenced}
 		_, err := ioctl(fd, iocQgroupLimit, unsafe.Pointer(&args))
@@ -118,8 +119,8 @@ func LimitQgroup(path string, id QgroupID, maxReferenced uint64) error {
 // LimitOwnQgroup is LimitQgroup that also marks the qgroup as the caller's. The mark is in
 // the field rsv_excl of the limit, which every kernel stores, none uses, and btrfs-progs
 // keeps.
-func LimitOwnQgroup(path string, id QgroupID, maxReferenced, mark uint64) error {
-	return withQgroup("limit qgroup", id, path, func(fd int) error {
+func LimitOwnQgroup[D Dir](dir D, id QgroupID, maxReferenced, mark uint64) error {
+	return withQgroup("limit qgroup on", id, dir, func(fd int) error {
 		args := qgroupLimitArgs{qgroupID: uint64(id), flags: qgroupLimitMaxRfer | qgroupLimitRsvExcl, maxRfer: maxReferenced, rsvExcl: mark}
 		_, err := ioctl(fd, iocQgroupLimit, unsafe.Pointer(&args))
 		return err
@@ -128,9 +129,9 @@ func LimitOwnQgroup(path string, id QgroupID, maxReferenced, mark uint64) error 
 
 // QgroupOf returns one qgroup, at the cost of two lookups. Errors: fs.ErrNotExist when it
 // is absent or quota is off.
-func QgroupOf(path string, id QgroupID) (Qgroup, error) {
+func QgroupOf[D Dir](dir D, id QgroupID) (Qgroup, error) {
 	var group Qgroup
-	err := withQgroup("qgroup", id, path, func(fd int) (err error) {
+	err := withQgroup("qgroup of", id, dir, func(fd int) (err error) {
 		group, err = findQgroup(fd, id)
 		return err
 	})
@@ -141,12 +142,12 @@ func QgroupOf(path string, id QgroupID) (Qgroup, error) {
 const fewQgroups = 256
 
 // QgroupsOf is QgroupOf for many qgroups. Absent qgroups are left out.
-func QgroupsOf(path string, ids []QgroupID) (map[QgroupID]Qgroup, error) {
+func QgroupsOf[D Dir](dir D, ids []QgroupID) (map[QgroupID]Qgroup, error) {
 	groups := make(map[QgroupID]Qgroup, len(ids))
 	if len(ids) > fewQgroups {
-		return groups, allQgroupsOf(path, ids, groups)
+		return groups, allQgroupsOf(dir, ids, groups)
 	}
-	err := withDir("qgroups of", path, func(fd int) error {
+	err := withDir("qgroups of", dir, func(fd int) error {
 		for _, id := range ids {
 			group, err := findQgroup(fd, id)
 			if isNotFound(err) {
@@ -162,12 +163,12 @@ func QgroupsOf(path string, ids []QgroupID) (map[QgroupID]Qgroup, error) {
 	return groups, err
 }
 
-func allQgroupsOf(path string, ids []QgroupID, groups map[QgroupID]Qgroup) error {
+func allQgroupsOf[D Dir](dir D, ids []QgroupID, groups map[QgroupID]Qgroup) error {
 	wanted := make(map[QgroupID]struct{}, len(ids))
 	for _, id := range ids {
 		wanted[id] = struct{}{}
 	}
-	return WalkQgroups(path, func(group Qgroup) error {
+	return WalkQgroups(dir, func(group Qgroup) error {
 		if _, is := wanted[group.ID]; is {
 			groups[group.ID] = group
 		}
@@ -197,9 +198,9 @@ func findQgroup(fd int, id QgroupID) (Qgroup, error) {
 // ReservedOf returns the reserved bytes of each qgroup: data in memory or in the running
 // transaction. The kernel counts these towards limits, but not in the usage. They come from
 // sysfs. Without sysfs, and on older kernels, the result is empty.
-func ReservedOf(path string, ids []QgroupID) (map[QgroupID]uint64, error) {
+func ReservedOf[D Dir](dir D, ids []QgroupID) (map[QgroupID]uint64, error) {
 	reserved := map[QgroupID]uint64{}
-	err := withDir("reserved of qgroups of", path, func(fd int) error {
+	err := withDir("reserved of qgroups of", dir, func(fd int) error {
 		info, err := fsInfo(fd)
 		if err != nil {
 			return err
@@ -237,17 +238,15 @@ func readNumber(dir int, name string) (uint64, bool) {
 
 // QgroupParents returns the qgroups that each member counts towards, without members that
 // have none.
-func QgroupParents(path string, members []QgroupID) (map[QgroupID][]QgroupID, error) {
+func QgroupParents[D Dir](dir D, members []QgroupID) (map[QgroupID][]QgroupID, error) {
 	parents := map[QgroupID][]QgroupID{}
-	err := withDir("parents of qgroups of", path, func(fd int) error {
+	err := withDir("parents of qgroups of", dir, func(fd int) error {
 		for _, member := range members {
 			// The tree stores each relation in both directions: see QgroupMembers.
 			higher := uint64(member.Level()+1) << qgroupLevelShift
-			search := searchTree(fd, quotaTree, itemKey{uint64(member), qgroupRelation, higher},
-				itemKey{uint64(member), qgroupRelation, ^uint64(0)}, itemBuffer)
-			for {
-				item, ok, err := search.next()
-				if isNotFound(err) || err == nil && !ok {
+			last := itemKey{uint64(member), qgroupRelation, ^uint64(0)}
+			for item, err := range searchTree(fd, quotaTree, itemKey{uint64(member), qgroupRelation, higher}, last, itemBuffer) {
+				if err != nil && isNotFound(err) {
 					break
 				}
 				if err != nil {
@@ -262,42 +261,62 @@ func QgroupParents(path string, members []QgroupID) (map[QgroupID][]QgroupID, er
 }
 
 // WalkQgroups calls fn with every qgroup, ordered by ID, or with none when quota is off. It
-// reads the quota tree once in constant memory, and may miss concurrent changes. It stops
-// at the first error of fn and returns it.
-func WalkQgroups(path string, fn func(Qgroup) error) error {
-	return withDir("walk qgroups of", path, func(fd int) error {
-		infos := searchQgroups(fd, qgroupInfoKey)
-		limits := limitCursor{search: searchQgroups(fd, qgroupLimitKey)}
-		for {
-			info, ok, err := infos.next()
-			if isNotFound(err) {
-				return nil
-			}
-			if err != nil || !ok {
+// stops at the first error of fn and returns it.
+func WalkQgroups[D Dir](dir D, fn func(Qgroup) error) error {
+	_, groups, err := Qgroups(dir)
+	for _, group := range groups {
+		if err == nil {
+			err = fn(group)
+		}
+	}
+	return err
+}
+
+// Qgroups returns the state of quota, as Quota does, and every qgroup, ordered by ID. It reads
+// the quota tree once, and may miss concurrent changes.
+func Qgroups[D Dir](dir D) (status QuotaStatus, groups []Qgroup, err error) {
+	err = withDir("qgroups of", dir, func(fd int) error {
+		status.Mode = QuotaNone
+		first, last := itemKey{0, qgroupStatusKey, 0}, itemKey{0, qgroupLimitKey, ^uint64(0)}
+		limited := 0 // the first qgroup whose limit may follow
+		for item, err := range searchTree(fd, quotaTree, first, last, bulkBuffer) {
+			switch {
+			case err != nil:
+				if isNotFound(err) { // quota is off
+					err = nil
+				}
 				return err
+			case item.itemType == qgroupStatusKey:
+				status, err = decodeStatus(item)
+			case item.itemType == qgroupInfoKey: // those of all qgroups precede all limits
+				var group Qgroup
+				group, err = decodeQgroup(item)
+				groups = append(groups, group)
+			case item.itemType == qgroupLimitKey:
+				for limited < len(groups) && uint64(groups[limited].ID) < item.offset {
+					limited++
+				}
+				if limited < len(groups) && uint64(groups[limited].ID) == item.offset {
+					err = groups[limited].decodeLimit(item)
+				}
 			}
-			group, err := decodeQgroup(info)
 			if err != nil {
 				return err
 			}
-			if err := limits.decode(&group); err != nil {
-				return err
-			}
-			if err := fn(group); err != nil {
-				return err
-			}
 		}
+		return status.refresh(fd)
 	})
+	return status, groups, err
 }
 
 // QgroupMembers reports whether group has members, and so cannot be removed. Level 0 never
 // has any.
-func QgroupMembers(path string, group QgroupID) (bool, error) {
+func QgroupMembers[D Dir](dir D, group QgroupID) (bool, error) {
 	if group.Level() == 0 {
 		return false, nil
 	}
 	var found bool
-	err := withQgroup("members of qgroup", group, path, func(fd int) (err error) {
+	err := withQgroup("members of qgroup on", group, dir, func(fd int) (err error) {
 		// Keys that begin with group end first in its members, whose levels are lower, then
 		// in its parents: the tree stores each relation in both directions.
 		lower := uint64(group.Level())<<qgroupLevelShift - 1
@@ -312,64 +331,42 @@ func QgroupMembers(path string, group QgroupID) (bool, error) {
 }
 
 // withQgroup is withDir that adds the qgroup to errors.
-func withQgroup(operation string, id QgroupID, path string, fn func(fd int) error) error {
-	return withDir(operation+" "+id.String()+" on", path, fn)
-}
-
-// searchQgroups starts a scan of all items of one type.
-func searchQgroups(fd int, itemType uint32) *treeSearch {
-	return searchTree(fd, quotaTree, itemKey{0, itemType, 0}, itemKey{0, itemType, ^uint64(0)}, bulkBuffer)
-}
-
-// limitCursor reads limits in step with a scan of qgroups. Both are ordered by ID, so
-// neither is kept.
-type limitCursor struct {
-	search *treeSearch
-	item   treeItem
-	ended  bool
-	begun  bool
-}
-
-// decode reads the limit of group. The ID of group must rise from call to call.
-func (c *limitCursor) decode(group *Qgroup) error {
-	for !c.ended && (!c.begun || c.item.offset < uint64(group.ID)) {
-		item, ok, err := c.search.next()
-		if err != nil && !isNotFound(err) {
-			return err
+func withQgroup[D Dir](operation string, id QgroupID, dir D, fn func(fd int) error) error {
+	return withDir(operation, dir, func(fd int) error {
+		err := fn(fd)
+		if err != nil {
+			err = fmt.Errorf("%s: %w", id, err)
 		}
-		c.item, c.begun, c.ended = item, true, !ok
-	}
-	if c.ended || c.item.offset != uint64(group.ID) {
-		return nil
-	}
-	return group.decodeLimit(c.item)
+		return err
+	})
 }
 
 // decodeQgroup reads struct btrfs_qgroup_info_item: generation, rfer, rfer_cmpr,
 // excl, excl_cmpr.
 func decodeQgroup(item treeItem) (Qgroup, error) {
-	referenced, err := item.uint64(8)
-	if err != nil {
-		return Qgroup{}, err
+	if len(item.data) < 40 {
+		return Qgroup{}, item.tooShort(40)
 	}
-	exclusive, err := item.uint64(24)
 	return Qgroup{
 		ID:            QgroupID(item.offset),
-		Referenced:    referenced,
-		Exclusive:     exclusive,
+		Referenced:    binary.LittleEndian.Uint64(item.data[8:]),
+		Exclusive:     binary.LittleEndian.Uint64(item.data[24:]),
 		MaxReferenced: NoLimit,
-	}, err
+	}, nil
 }
 
 // decodeLimit reads struct btrfs_qgroup_limit_item: flags, max_rfer, max_excl, rsv_rfer,
 // rsv_excl.
 func (q *Qgroup) decodeLimit(item treeItem) error {
-	flags, err := item.uint64(0)
-	if err == nil && flags&qgroupLimitMaxRfer != 0 {
-		q.MaxReferenced, err = item.uint64(8)
+	if len(item.data) < 40 {
+		return item.tooShort(40)
 	}
-	if err == nil && flags&qgroupLimitRsvExcl != 0 {
-		q.Mark, err = item.uint64(32)
+	flags := binary.LittleEndian.Uint64(item.data)
+	if flags&qgroupLimitMaxRfer != 0 {
+		q.MaxReferenced = binary.LittleEndian.Uint64(item.data[8:])
 	}
-	return err
+	if flags&qgroupLimitRsvExcl != 0 {
+		q.Mark = binary.LittleEndian.Uint64(item.data[32:])
+	}
+	return nil
 }

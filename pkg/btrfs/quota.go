@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"unsafe"
@@ -29,31 +30,56 @@ type QuotaStatus struct {
 	Rescanning   bool
 }
 
-// Quota returns the state of quota on the filesystem around path. It reads the status item
+// Quota returns the state of quota on the filesystem around dir. It reads the status item
 // of the quota tree, which only commits write, and prefers the state in memory where sysfs
 // and QUOTA_RESCAN_STATUS show it.
-func Quota(path string) (QuotaStatus, error) {
+func Quota[D Dir](dir D) (QuotaStatus, error) {
 	var status QuotaStatus
-	err := withDir("quota status of", path, func(fd int) (err error) {
+	err := withDir("quota status of", dir, func(fd int) (err error) {
 		status, err = quotaStatus(fd)
 		return err
 	})
 	return status, err
 }
 
+// ModeOf returns the quota mode of the filesystem around dir, at the cost of one lookup.
+func ModeOf[D Dir](dir D) (QuotaMode, error) {
+	var status QuotaStatus
+	err := withDir("quota mode of", dir, func(fd int) (err error) {
+		status, err = storedQuota(fd)
+		return err
+	})
+	return status.Mode, err
+}
+
 func quotaStatus(fd int) (QuotaStatus, error) {
-	const flagsOffset = 16 // of struct btrfs_qgroup_status_item
-	item, err := findItem(fd, quotaTree, itemKey{0, qgroupStatusKey, 0})
-	if isNotFound(err) {
+	status, err := storedQuota(fd)
+	if err == nil {
+		err = status.refresh(fd)
+	}
+	return status, err
+}
+
+// storedQuota reads the status item of the quota tree.
+func storedQuota(fd int) (QuotaStatus, error) {
+	key := itemKey{0, qgroupStatusKey, 0}
+	item, there, err := findFirst(fd, quotaTree, key, key)
+	switch {
+	case there:
+		return decodeStatus(item)
+	case err == nil || isNotFound(err):
 		return QuotaStatus{Mode: QuotaNone}, nil
 	}
-	if err != nil {
-		return QuotaStatus{}, err
+	return QuotaStatus{}, err
+}
+
+// decodeStatus reads struct btrfs_qgroup_status_item.
+func decodeStatus(item treeItem) (QuotaStatus, error) {
+	const flagsOffset = 16
+	if len(item.data) < flagsOffset+8 {
+		return QuotaStatus{}, item.tooShort(flagsOffset + 8)
 	}
-	flags, err := item.uint64(flagsOffset)
-	if err != nil {
-		return QuotaStatus{}, err
-	}
+	flags := binary.LittleEndian.Uint64(item.data[flagsOffset:])
 	status := QuotaStatus{
 		Mode:         QuotaFull,
 		Enabled:      flags&qgroupStatusOn != 0,
@@ -63,12 +89,14 @@ func quotaStatus(fd int) (QuotaStatus, error) {
 	if flags&qgroupStatusSimple != 0 {
 		status.Mode = QuotaSimple
 	}
-	err = status.refresh(fd)
-	return status, err
+	return status, nil
 }
 
 // refresh replaces s with the state in the kernel's memory.
 func (s *QuotaStatus) refresh(fd int) error {
+	if s.Mode == QuotaNone {
+		return nil
+	}
 	info, err := fsInfo(fd)
 	if err != nil {
 		return err
@@ -84,11 +112,11 @@ func (s *QuotaStatus) refresh(fd int) error {
 	return nil
 }
 
-// EnableQuota turns quota on for the whole filesystem around path (QUOTA_CTL) and commits,
+// EnableQuota turns quota on for the whole filesystem around dir (QUOTA_CTL) and commits,
 // unless it is on in this mode. Full quota starts a rescan: see WaitRescan. Errors:
 // ErrQuotaMode, ErrUnsupported, EROFS; EAGAIN when quota was turned off meanwhile.
-func EnableQuota(path string, mode QuotaMode) error {
-	return withDir("enable "+string(mode)+" quota on", path, func(fd int) error {
+func EnableQuota[D Dir](dir D, mode QuotaMode) error {
+	return withDir("enable "+string(mode)+" quota on", dir, func(fd int) error {
 		if on, err := quotaIs(fd, mode); on || err != nil {
 			return err
 		}
@@ -107,7 +135,7 @@ func EnableQuota(path string, mode QuotaMode) error {
 // quotaIs reports whether quota is on in this mode. In another mode it returns
 // ErrQuotaMode.
 func quotaIs(fd int, mode QuotaMode) (bool, error) {
-	status, err := quotaStatus(fd)
+	status, err := storedQuota(fd)
 	if err != nil || status.Mode == QuotaNone {
 		return false, err
 	}
@@ -131,10 +159,10 @@ func enableQuota(fd int, mode QuotaMode) error {
 	return fmt.Errorf("unknown quota mode: %w", unix.EINVAL)
 }
 
-// DisableQuota turns quota off for the whole filesystem around path, if it is on, and
+// DisableQuota turns quota off for the whole filesystem around dir, if it is on, and
 // removes all qgroups and limits.
-func DisableQuota(path string) error {
-	return withDir("disable quota on", path, func(fd int) error {
+func DisableQuota[D Dir](dir D) error {
+	return withDir("disable quota on", dir, func(fd int) error {
 		err := quotaCtl(fd, quotaCtlDisable)
 		if errors.Is(err, unix.ENOTCONN) {
 			return nil
@@ -151,8 +179,8 @@ func quotaCtl(fd int, cmd uint64) error {
 
 // RescanQuota starts a rescan of full quota (QUOTA_RESCAN), unless one runs. Errors: EINVAL
 // or ENOTCONN when quota is simple or off.
-func RescanQuota(path string) error {
-	return withDir("rescan quota of", path, func(fd int) error {
+func RescanQuota[D Dir](dir D) error {
+	return withDir("rescan quota of", dir, func(fd int) error {
 		var args quotaRescanArgs
 		_, err := ioctl(fd, iocQuotaRescan, unsafe.Pointer(&args))
 		if errors.Is(err, unix.EINPROGRESS) {
@@ -164,8 +192,8 @@ func RescanQuota(path string) error {
 
 // WaitRescan waits until no rescan runs (QUOTA_RESCAN_WAIT). It can take minutes and cannot
 // be interrupted.
-func WaitRescan(path string) error {
-	return withDir("wait for quota rescan of", path, func(fd int) error {
+func WaitRescan[D Dir](dir D) error {
+	return withDir("wait for quota rescan of", dir, func(fd int) error {
 		_, err := ioctl(fd, iocQuotaRescanWait, nil)
 		return err
 	})

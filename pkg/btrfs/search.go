@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -39,8 +40,7 @@ func (k itemKey) next() (_ itemKey, ok bool) {
 	return k, false
 }
 
-// treeItem is one item of a tree. Its data is valid until the next call of next on its
-// search.
+// treeItem is one item of a tree.
 type treeItem struct {
 	itemKey
 	data []byte
@@ -49,91 +49,83 @@ type treeItem struct {
 // uint64 reads a little-endian field of the item.
 func (i treeItem) uint64(offset int) (uint64, error) {
 	if len(i.data) < offset+8 {
-		return 0, fmt.Errorf("item (%d %d %d) has %d bytes, wanted %d: %w",
-			i.objectID, i.itemType, i.offset, len(i.data), offset+8, unix.EUCLEAN)
+		return 0, i.tooShort(offset + 8)
 	}
 	return binary.LittleEndian.Uint64(i.data[offset:]), nil
 }
 
-// treeSearch reads a range of a tree in key order, one buffer at a time. It sees the
-// running transaction, including changes ahead of it.
-type treeSearch struct {
-	fd    int
-	tree  uint64
-	min   itemKey
-	max   itemKey
-	limit uint32   // of items in one ioctl
-	buf   []uint64 // searchArgs and the items after it; of 64 bits for alignment
-	rest  []byte   // items that next has not returned yet
-	left  uint32
-	done  bool
+// tooShort returns EUCLEAN for an item that should have this size in bytes.
+func (i treeItem) tooShort(size int) error {
+	return fmt.Errorf("item (%d %d %d) has %d bytes, wanted %d: %w", i.objectID, i.itemType, i.offset, len(i.data), size, unix.EUCLEAN)
 }
 
-// searchTree starts a search of the keys from min to max, both included, with a buffer of
-// size bytes for items.
-func searchTree(fd int, tree uint64, min, max itemKey, size int) *treeSearch {
-	words := (int(unsafe.Sizeof(searchArgs{})) + size + 7) / 8
-	return &treeSearch{fd: fd, tree: tree, min: min, max: max, limit: ^uint32(0), buf: make([]uint64, words)}
-}
-
-// next returns the next item, or false at the end of the range. Errors: ENOENT when the
+// searchTree returns the items with keys from min to max, both included, in key order. It reads
+// size bytes of items at a time, and sees the running transaction, including changes ahead of it.
+// The data of an item is valid until the next one. An error is the last result: ENOENT when the
 // tree does not exist.
-func (s *treeSearch) next() (treeItem, bool, error) {
-	if s.left == 0 {
-		if s.done {
-			return treeItem{}, false, nil
-		}
-		if err := s.fill(); err != nil || s.left == 0 {
-			s.done = true
-			return treeItem{}, false, err
+func searchTree(fd int, tree uint64, min, max itemKey, size int) iter.Seq2[treeItem, error] {
+	return func(yield func(treeItem, error) bool) {
+		buf := make([]uint64, (int(unsafe.Sizeof(searchArgs{}))+size+7)/8)
+		for more := true; more; {
+			data, n, err := readItems(fd, tree, min, max, buf)
+			if err != nil {
+				yield(treeItem{}, err)
+			}
+			if err != nil || n == 0 {
+				return
+			}
+			var last itemKey
+			for item := range splitItems(data, n) {
+				if last = item.itemKey; !yield(item, nil) {
+					return
+				}
+			}
+			min, more = last.next()
+			more = more && last != max
 		}
 	}
-	return s.take()
 }
 
-// fill reads the items from s.min on.
-func (s *treeSearch) fill() error {
-	args := (*searchArgs)(unsafe.Pointer(&s.buf[0]))
+// readItems reads as many of the items from min to max as fit into buf, which has 64 bits for
+// alignment, and returns their number.
+func readItems(fd int, tree uint64, min, max itemKey, buf []uint64) (data []byte, n uint32, err error) {
+	args := (*searchArgs)(unsafe.Pointer(&buf[0]))
 	head := int(unsafe.Sizeof(*args))
 	*args = searchArgs{
 		key: searchKey{
-			treeID:      s.tree,
-			minObjectID: s.min.objectID, maxObjectID: s.max.objectID,
-			minType: s.min.itemType, maxType: s.max.itemType,
-			minOffset: s.min.offset, maxOffset: s.max.offset,
+			treeID:      tree,
+			minObjectID: min.objectID, maxObjectID: max.objectID,
+			minType: min.itemType, maxType: max.itemType,
+			minOffset: min.offset, maxOffset: max.offset,
 			maxTransID: ^uint64(0),
-			nrItems:    s.limit,
+			nrItems:    ^uint32(0),
 		},
-		bufSize: uint64(len(s.buf)*8 - head),
+		bufSize: uint64(len(buf)*8 - head),
 	}
-	if _, err := ioctl(s.fd, iocTreeSearchV2, unsafe.Pointer(args)); err != nil {
-		return err
-	}
-	s.left = args.key.nrItems
-	s.rest = unsafe.Slice((*byte)(unsafe.Pointer(&s.buf[0])), len(s.buf)*8)[head:]
-	return nil
+	_, err = ioctl(fd, iocTreeSearchV2, unsafe.Pointer(args))
+	return unsafe.Slice((*byte)(unsafe.Pointer(&buf[0])), len(buf)*8)[head:], args.key.nrItems, err
 }
 
-// take removes one item from the buffer. After the last one it moves s.min behind the item.
-func (s *treeSearch) take() (treeItem, bool, error) {
+// splitItems returns the n items in the result of an ioctl.
+func splitItems(data []byte, n uint32) iter.Seq[treeItem] {
 	const head = int(unsafe.Sizeof(searchHeader{}))
-	length := int(binary.NativeEndian.Uint32(s.rest[28:]))
-	item := treeItem{
-		itemKey: itemKey{
-			objectID: binary.NativeEndian.Uint64(s.rest[8:]),
-			itemType: binary.NativeEndian.Uint32(s.rest[24:]),
-			offset:   binary.NativeEndian.Uint64(s.rest[16:]),
-		},
-		data: s.rest[head : head+length : head+length],
+	return func(yield func(treeItem) bool) {
+		for range n {
+			end := head + int(binary.NativeEndian.Uint32(data[28:]))
+			item := treeItem{
+				itemKey: itemKey{
+					objectID: binary.NativeEndian.Uint64(data[8:]),
+					itemType: binary.NativeEndian.Uint32(data[24:]),
+					offset:   binary.NativeEndian.Uint64(data[16:]),
+				},
+				data: data[head:end:end],
+			}
+			if !yield(item) {
+				return
+			}
+			data = data[end:]
+		}
 	}
-	s.rest = s.rest[head+length:]
-	s.left--
-	if s.left == 0 {
-		var ok bool
-		s.min, ok = item.itemKey.next()
-		s.done = s.done || !ok || item.itemKey == s.max
-	}
-	return item, true, nil
 }
 
 // findItem returns the item with this key. Errors: ENOENT.
@@ -147,9 +139,15 @@ func findItem(fd int, tree uint64, key itemKey) (treeItem, error) {
 
 // findFirst returns the first item of a range. It calls one ioctl.
 func findFirst(fd int, tree uint64, min, max itemKey) (treeItem, bool, error) {
-	s := searchTree(fd, tree, min, max, itemBuffer)
-	s.limit = 1
-	return s.next()
+	buf := make([]uint64, (int(unsafe.Sizeof(searchArgs{}))+itemBuffer+7)/8)
+	data, n, err := readItems(fd, tree, min, max, buf)
+	if err != nil {
+		return treeItem{}, false, err
+	}
+	for item := range splitItems(data, n) {
+		return item, true, nil
+	}
+	return treeItem{}, false, nil
 }
 
 // isNotFound reports whether err means that an item or tree is absent.

@@ -42,12 +42,12 @@ type Room struct {
 	Backing *Backing `json:",omitempty"`
 }
 
-// RoomOf returns the free space of the filesystem around path (statfs, SPACE_INFO), bounded
+// RoomOf returns the free space of the filesystem around dir (statfs, SPACE_INFO), bounded
 // by that of files behind loop devices: see Backings for roots. It is much cheaper than
 // SpaceOf.
-func RoomOf(path string, roots ...string) (Room, error) {
+func RoomOf[D Dir](dir D, roots ...string) (Room, error) {
 	var space Space
-	err := withDir("room of", path, func(fd int) error { return space.fill(fd, roots) })
+	err := withDir("room of", dir, func(fd int) error { return space.fill(fd, roots) })
 	return space.Room, err
 }
 
@@ -124,11 +124,11 @@ func readOnlyEverywhere(fd int) bool {
 	return err == nil && room.ReadOnly
 }
 
-// SpaceOf returns the usage of the filesystem around path (statfs, SPACE_INFO and
+// SpaceOf returns the usage of the filesystem around dir (statfs, SPACE_INFO and
 // DEV_INFO). See RoomOf for roots.
-func SpaceOf(path string, roots ...string) (Space, error) {
+func SpaceOf[D Dir](dir D, roots ...string) (Space, error) {
 	var space Space
-	err := withDir("space of", path, func(fd int) error {
+	err := withDir("space of", dir, func(fd int) error {
 		if err := space.fill(fd, roots); err != nil {
 			return err
 		}
@@ -150,26 +150,19 @@ func (s *Space) addChunks(fd int) error {
 		return err
 	}
 	for _, info := range args.spaces[:min(args.totalSpaces, args.slots)] {
-		total, used := s.chunkCounters(info.flags)
+		total, used := &s.SystemTotal, &s.SystemUsed
+		switch { // during a balance several kinds of chunk share one pair of counters
+		case info.flags&spaceGlobalReserve != 0:
+			total, used = &s.GlobalReserveTotal, &s.GlobalReserveUsed
+		case info.flags&blockGroupData != 0:
+			total, used = &s.DataTotal, &s.DataUsed
+		case info.flags&blockGroupMetadata != 0:
+			total, used = &s.MetadataTotal, &s.MetadataUsed
+		}
 		*total += int64(info.totalBytes)
 		*used += int64(info.usedBytes)
 	}
 	return nil
-}
-
-// chunkCounters returns the counters for chunks with these flags. During a balance several
-// kinds of chunk share one pair of counters.
-func (s *Space) chunkCounters(flags uint64) (total, used *int64) {
-	switch {
-	case flags&spaceGlobalReserve != 0:
-		return &s.GlobalReserveTotal, &s.GlobalReserveUsed
-	case flags&blockGroupData != 0:
-		return &s.DataTotal, &s.DataUsed
-	case flags&blockGroupMetadata != 0:
-		return &s.MetadataTotal, &s.MetadataUsed
-	default:
-		return &s.SystemTotal, &s.SystemUsed
-	}
 }
 
 // FilesystemInfo identifies a mounted filesystem.
@@ -183,10 +176,10 @@ type FilesystemInfo struct {
 	NumDevices int
 }
 
-// Filesystem returns the identity of the filesystem around path (FS_INFO).
-func Filesystem(path string) (FilesystemInfo, error) {
+// Filesystem returns the identity of the filesystem around dir (FS_INFO).
+func Filesystem[D Dir](dir D) (FilesystemInfo, error) {
 	var info FilesystemInfo
-	err := withDir("filesystem info of", path, func(fd int) error {
+	err := withDir("filesystem info of", dir, func(fd int) error {
 		args, err := fsInfo(fd)
 		info = FilesystemInfo{
 			FSID:       args.fsid,
@@ -206,11 +199,11 @@ func fsInfo(fd int) (fsInfoArgs, error) {
 	return args, err
 }
 
-// GrowToDevice grows the filesystem around path to the whole size of one of its devices
+// GrowToDevice grows the filesystem around dir to the whole size of one of its devices
 // (RESIZE), if it is smaller. Errors: EBUSY while a balance, a device operation or another
 // resize runs; EROFS.
-func GrowToDevice(path string, device uint64) error {
-	return withDir(fmt.Sprintf("grow to device %d the filesystem of", device), path, func(fd int) error {
+func GrowToDevice[D Dir](dir D, device uint64) error {
+	return withDir(fmt.Sprintf("grow to device %d the filesystem of", device), dir, func(fd int) error {
 		return resize(fd, fmt.Sprintf("%d:max", device))
 	})
 }

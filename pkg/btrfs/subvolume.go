@@ -24,6 +24,17 @@ func IsBtrfs(path string) (bool, error) {
 	}
 }
 
+// IsReadOnly reports whether the filesystem around dir, or only the mount that path lies on, is
+// read-only.
+func IsReadOnly[D Dir](dir D) (readOnly bool, err error) {
+	err = withDir("look for the read-only flag of", dir, func(fd int) error {
+		room, err := statfs(fd)
+		readOnly = room.ReadOnly
+		return err
+	})
+	return readOnly, err
+}
+
 // Create creates an empty subvolume (SUBVOL_CREATE). A power cut removes it again until
 // Sync of the directory that contains it. Errors: fs.ErrExist; fs.ErrNotExist for the
 // directory; EDQUOT; ENOSPC.
@@ -87,13 +98,13 @@ func setReadOnly(fd int, readOnly bool) error {
 	return err
 }
 
-// AwaitThaw returns when the filesystem around path accepts writers. While it is frozen
+// AwaitThaw returns when the filesystem around dir accepts writers. While it is frozen
 // (FIFREEZE) AwaitThaw waits in the kernel, and nothing can interrupt it. FIFREEZE cannot
 // be used to ask, since it freezes a filesystem that is not frozen. So AwaitThaw sets
 // subvolume flags that do not exist. The kernel refuses them only after it has admitted the
 // writer, and takes no inode lock, starts no transaction and changes nothing.
-func AwaitThaw(path string) error {
-	return withDir("write to", path, func(fd int) error {
+func AwaitThaw[D Dir](dir D) error {
+	return withDir("write to", dir, func(fd int) error {
 		impossible := uint64(1) << 63
 		_, _ = ioctl(fd, iocSubvolSetFlags, unsafe.Pointer(&impossible))
 		return nil
@@ -104,7 +115,7 @@ func AwaitThaw(path string) error {
 // fsync(2): btrfs commits if an entry of a subvolume in dir has changed since the last
 // commit, and else does nothing. So concurrent calls share one commit. START_SYNC and
 // WAIT_SYNC may wait for the commit interval instead.
-func Sync(dir string) error {
+func Sync[D Dir](dir D) error {
 	return withDir("sync", dir, func(fd int) error {
 		for {
 			if err := unix.Fsync(fd); !errors.Is(err, unix.EINTR) {

@@ -47,11 +47,12 @@ func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
 // checkUses refuses capabilities that a volume with this source cannot have, and
 // unsupported mount flags.
 func checkUses(capabilities []*csi.VolumeCapability, source meta.Ref) error {
-	if err := checkCapabilities(capabilities, source); err != nil {
-		return err
+	if len(capabilities) == 0 {
+		return invalid("volume capabilities are missing")
 	}
+	copied := !source.IsZero()
 	for _, capability := range capabilities {
-		if _, err := newUse(capability, false); err != nil {
+		if _, err := newUse(capability, false, copied); err != nil {
 			return err
 		}
 	}

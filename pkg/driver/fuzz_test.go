@@ -469,47 +469,64 @@ type placedHost struct {
 
 func (h placedHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
 	f, err := h.Host.Open(ctx, name)
-	return placed{f, filepath.Join(h.dir, name)}, err
+	return placed{f, place(filepath.Join(h.dir, name))}, err
 }
+
+// place is the directory of a pool.
+type place string
+
+func (p place) slot(s pool.Slot) string     { return filepath.Join(string(p), string(s.Area), s.Name) }
+func (p place) SlotPath(s pool.Slot) string { return filepath.Join(p.slot(s), "fs") }
 
 type placed struct {
 	pool.Filesystem
-	dir string
+	place
 }
 
-func (p placed) slot(s pool.Slot) string     { return filepath.Join(p.dir, string(s.Area), s.Name) }
-func (p placed) SlotPath(s pool.Slot) string { return filepath.Join(p.slot(s), "fs") }
+func (p placed) SlotPath(s pool.Slot) string { return p.place.SlotPath(s) }
 
-func (p placed) put(s pool.Slot) error {
+func (p placed) Open() (pool.Directory, error) {
+	d, err := p.Filesystem.Open()
+	return placedDirectory{d, p.place}, err
+}
+
+type placedDirectory struct {
+	pool.Directory
+	place
+}
+
+func (p place) put(s pool.Slot) error {
 	if err := os.MkdirAll(p.SlotPath(s), 0o755); err != nil {
 		return err
 	}
 	return os.WriteFile(filepath.Join(p.SlotPath(s), "data"), []byte("precious"), 0o600)
 }
 
-func (p placed) Create(s pool.Slot) error {
-	if err := p.Filesystem.Create(s); err != nil {
-		return err
+func (p placedDirectory) Create(s pool.Slot) (btrfs.SubvolumeInfo, error) {
+	info, err := p.Directory.Create(s)
+	if err == nil {
+		err = p.put(s)
 	}
-	return p.put(s)
+	return info, err
 }
 
-func (p placed) Snapshot(from, to pool.Slot, readOnly bool) error {
-	if err := p.Filesystem.Snapshot(from, to, readOnly); err != nil {
-		return err
+func (p placedDirectory) Snapshot(from, to pool.Slot, readOnly bool) (btrfs.SubvolumeInfo, error) {
+	info, err := p.Directory.Snapshot(from, to, readOnly)
+	if err == nil {
+		err = p.put(to)
 	}
-	return p.put(to)
+	return info, err
 }
 
-func (p placed) Destroy(s pool.Slot) error {
-	if err := p.Filesystem.Destroy(s); err != nil {
+func (p placedDirectory) Destroy(s pool.Slot) error {
+	if err := p.Directory.Destroy(s); err != nil {
 		return err
 	}
 	return os.RemoveAll(p.slot(s))
 }
 
-func (p placed) Move(from, to pool.Slot) error {
-	if err := p.Filesystem.Move(from, to); err != nil {
+func (p placedDirectory) Move(from, to pool.Slot) error {
+	if err := p.Directory.Move(from, to); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Dir(p.slot(to)), 0o700); err != nil {

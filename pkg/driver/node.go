@@ -54,7 +54,7 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 	if err := required("volume_id", request.GetVolumeId()); err != nil {
 		return nil, err
 	}
-	u, err := newUse(request.GetVolumeCapability(), false)
+	u, err := newUse(request.GetVolumeCapability(), false, true)
 	if err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, s
 	if at, err = s.target("target_path", request.GetTargetPath()); err != nil {
 		return u, at, staging, err
 	}
-	if u, err = newUse(request.GetVolumeCapability(), request.GetReadonly()); err != nil {
+	if u, err = newUse(request.GetVolumeCapability(), request.GetReadonly(), true); err != nil {
 		return u, at, staging, err
 	}
 	if request.GetStagingTargetPath() == "" {
@@ -282,9 +282,9 @@ type use struct {
 	flags        mount.Flags
 }
 
-// newUse checks a capability for mounting.
-func newUse(capability *csi.VolumeCapability, readOnly bool) (use, error) {
-	if err := checkCapability(capability, true); err != nil {
+// newUse checks a capability for mounting; see checkCapability for readOnlyMany.
+func newUse(capability *csi.VolumeCapability, readOnly, readOnlyMany bool) (use, error) {
+	if err := checkCapability(capability, readOnlyMany); err != nil {
 		return use{}, err
 	}
 	if capability.GetMount().GetVolumeMountGroup() != "" {

@@ -180,19 +180,6 @@ var singleNodeModes = []csi.VolumeCapability_AccessMode_Mode{
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
 }
 
-// checkCapabilities refuses capabilities that a volume with this source cannot have.
-func checkCapabilities(caps []*csi.VolumeCapability, source meta.Ref) error {
-	if len(caps) == 0 {
-		return invalid("volume capabilities are missing")
-	}
-	for _, c := range caps {
-		if err := checkCapability(c, !source.IsZero()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // checkCapability refuses capabilities that no volume has. With readOnlyMany it allows
 // readers on many nodes, for a copy that nobody writes to. Its pods still run on its own
 // node only.

@@ -57,8 +57,10 @@ func (c *Commits) Begin() *Ticket {
 func (t *Ticket) Done() {
 	t.commits.mu.Lock()
 	defer t.commits.mu.Unlock()
-	t.join()
-	t.commits.dispatch()
+	if !t.joined {
+		t.join()
+		t.commits.dispatch()
+	}
 }
 
 // join removes the operation from those that others wait for. The caller holds commits.mu.
@@ -98,10 +100,10 @@ func (c *Commits) join(t *Ticket) *group {
 	g := c.waiting
 	g.size++
 	c.dispatch()
-	patience := min(4*c.took, mostPatience)
+	released, patience := c.waiting != g, min(4*c.took, mostPatience)
 	c.mu.Unlock()
 
-	if happens(g.start, patience) {
+	if released || happens(g.start, patience) {
 		return g
 	}
 	c.mu.Lock()

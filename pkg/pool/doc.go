@@ -1,5 +1,5 @@
 // Package pool makes a btrfs filesystem, or a directory of it, a pool of volumes: it manages the
-// identity, directories, records, quota, free space, state and conditions. Package snapshot
+// identity, directories, records, quota, free space, state and conditions. Package slot
 // implements the operations on volumes.
 //
 // # Terms
@@ -24,7 +24,8 @@
 //
 // # Parts
 //
-// Host finds the pools of a node. Filesystem is the interface to one of them: each method that
-// changes something is one step. Pool is a Filesystem in use: it gives up look-ups that take too
-// long, explains errors, and lets operations share commits.
+// Host finds the pools of a node. Filesystem is the interface to one of them, Directory to its open
+// directory: each method that changes something is one step. Pool is a Filesystem in use, whose
+// operations share commits. Session is its Directory for one operation: it gives up look-ups that
+// take too long, and explains errors.
 package pool

@@ -62,33 +62,45 @@ func VolumeAt(subvolume string) (id string, ok bool) {
 // String returns the slot's path within its pool.
 func (s Slot) String() string { return string(s.Area) + "/" + s.Name }
 
-// Filesystem is one pool as the engine needs it. Every method that changes something is one step
-// of an operation. Anyone may commit between two steps, which makes the earlier one durable and
-// not the later one. Destroy and the methods for limits may fail half-way; the next call
-// completes them. fs.ErrNotExist means that a slot or subvolume is absent, fs.ErrExist that it is
-// in the way. All methods may be called concurrently.
+// Filesystem is one pool of a Host. All methods may be called concurrently.
 type Filesystem interface {
-	// PoolID returns the pool's UUID.
+	// PoolID returns the pool's UUID, "" before Prepare if it has none yet.
 	PoolID() string
-	// Alive fails if the pool has to be opened again, for example because another filesystem is
-	// mounted at its path.
+	// Prepare makes the pool ready for use: it makes a missing ID and missing areas, and turns
+	// quota on.
+	Prepare(ctx context.Context) error
+	// Alive fails if Host.Open has to be called again, for example because another filesystem is
+	// mounted at the pool's path.
 	Alive() error
+	// Open opens the directory of the pool for one operation. It fails with ErrAway if the pool
+	// is not there any more.
+	Open() (Directory, error)
+	// MountOptions returns the mount options of the whole filesystem as of Prepare, nil if
+	// unknown. It does not access the disk.
+	MountOptions() []string
+	// SlotPath returns the absolute path of the subvolume, for mounts.
+	SlotPath(Slot) string
+}
+
+// Directory is the open directory of a pool. Every method that changes something is one step of
+// an operation. Anyone may commit between two steps, which makes the earlier one durable and not
+// the later one. Destroy and the methods for limits may fail half-way; the next call completes
+// them. fs.ErrNotExist means that a slot or subvolume is absent, fs.ErrExist that it is in the
+// way. All methods but Close may be called concurrently.
+type Directory interface {
+	// Close must be called when no other call is running.
+	Close()
+	// Named returns an error of another method with the paths that users know.
+	Named(error) error
 	// Thawed returns when the filesystem lets a writer in. It waits while the filesystem is
 	// frozen.
 	Thawed() error
-	// Pin keeps the pool's directory open until release, so that not every method opens it.
-	Pin() (release func())
 	// Room returns the free space of the pool, at little cost.
 	Room() (btrfs.Room, error)
-	// MountOptions returns the mount options of the whole filesystem as of the opening of the
-	// pool, nil if unknown. It does not access the disk.
-	MountOptions() []string
 	// Space returns how the space of the pool is used.
 	Space() (btrfs.Space, error)
 	// Devices returns the devices and their error counters.
 	Devices() ([]btrfs.Device, error)
-	// SlotPath returns the absolute path of the subvolume, for mounts.
-	SlotPath(Slot) string
 
 	Ledger
 	Subvolumes
@@ -97,39 +109,50 @@ type Filesystem interface {
 
 // Ledger stores the slots and their records.
 type Ledger interface {
-	// List returns the names in an area, unordered.
-	List(Area) ([]string, error)
+	// List returns all slots, in the order of Areas and names.
+	List() ([]Slot, error)
+	// Find returns the contents of those slots that exist.
+	Find(...Slot) ([]Contents, error)
 	// Mkdir makes an empty slot.
 	Mkdir(Slot) error
 	// Rmdir removes an empty slot, or one with only a stub (see btrfs.IsStub); ErrNotEmpty for
 	// any other.
 	Rmdir(Slot) error
-	// Beside returns the names in a slot that block Rmdir: all but the subvolume or its stub.
-	// ErrForeign if the slot is not a directory.
-	Beside(Slot) ([]string, error)
 	// Move renames a slot with its contents; fs.ErrExist if to exists.
 	Move(from, to Slot) error
-	// Record returns what SetRecord wrote, nil for a slot without a record.
-	Record(Slot) ([]byte, error)
 	SetRecord(Slot, []byte) error
-	// Sync makes a slot durable, with its record and the creation or removal of its subvolume. A
-	// Slot without a name stands for the list of slots in its area, the zero Slot for the pool's
-	// directory. Limits and properties lie in other trees, which Sync makes durable only by
+	// Sync makes slots durable, with their records and the creation or removal of their
+	// subvolumes, each by a step of its own. A Slot without a name stands for the list of slots in
+	// its area, the zero Slot for the pool's directory. Limits and properties lie in other trees, which Sync makes durable only by
 	// chance.
-	Sync(Slot) error
+	Sync(...Slot) error
+}
+
+// Contents is what a slot contains.
+type Contents struct {
+	Slot   Slot
+	Record []byte // what SetRecord wrote; nil for none
+	// Info are the properties and the lineage of the subvolume as btrfs has them. InfoError is
+	// why they cannot be read, fs.ErrNotExist if there is no subvolume.
+	Info      btrfs.SubvolumeInfo
+	InfoError error
+	// Beside are the names that block Rmdir: all but the subvolume or its stub. If the slot is
+	// not a directory, it is its own name.
+	Beside []string
 }
 
 // Subvolumes makes and removes the subvolume of a slot.
 type Subvolumes interface {
 	// Create makes an empty subvolume. Its root directory has the mode 0777 without the umask
-	// bits from the start: a power cut could undo a chmod that follows.
-	Create(Slot) error
-	// Snapshot makes a snapshot. The snapshot, and all changes before it, are durable when
-	// Snapshot returns. Concurrent snapshots share commits.
-	Snapshot(from, to Slot, readOnly bool) error
+	// bits from the start: a power cut could undo a chmod that follows. Create returns Info.
+	Create(Slot) (btrfs.SubvolumeInfo, error)
+	// Snapshot makes a snapshot, and returns its Info. The snapshot, and all changes before it,
+	// are durable when Snapshot returns. Concurrent snapshots share commits.
+	Snapshot(from, to Slot, readOnly bool) (btrfs.SubvolumeInfo, error)
 	// Destroy removes the subvolume and all subvolumes nested in it.
 	Destroy(Slot) error
-	// Info returns the properties and the lineage of the subvolume as btrfs has them.
+	// Info returns the properties and the lineage of the subvolume as btrfs has them;
+	// fs.ErrNotExist for an entry that is no subvolume.
 	Info(Slot) (btrfs.SubvolumeInfo, error)
 	// SwapFiles returns the active swap files in the subvolume whose paths lead into it in the
 	// driver's mount namespace.
@@ -208,18 +231,25 @@ type Quota interface {
 	Bound(volume uint64, size int64, nested []uint64) (inside Usage, err error)
 	// LiftLimit removes the limit. At its limit, simple quota refuses even Destroy.
 	LiftLimit(subvolume uint64) error
-	// Limits returns the limits of all subvolumes by ID, in bytes, 0 for none, read in one pass.
-	Limits() (map[uint64]int64, error)
+	// Groups returns the qgroups of all subvolumes, read in one pass. They are empty in a pool
+	// without quota.
+	Groups() (Groups, error)
 	// Usage returns the usage of a subvolume; ErrNoQuota in a pool without quota.
 	Usage(subvolume uint64) (Usage, error)
 	// ForgetQuota removes the qgroups of a destroyed subvolume. It fails while the kernel needs
 	// them; the caller tries again later.
 	ForgetQuota(subvolume uint64) error
-	// PinnedQuota returns the destroyed subvolumes whose qgroups the kernel still needs. It has
-	// not dropped their tree or, in simple mode, a snapshot contains data that they wrote.
-	PinnedQuota() ([]uint64, error)
-	// StaleQuota returns the destroyed subvolumes whose qgroups nobody needs.
-	StaleQuota() ([]uint64, error)
+}
+
+// Groups are the qgroups of the subvolumes of a filesystem, and the state of its quota.
+type Groups struct {
+	Status btrfs.QuotaStatus
+	Limits map[uint64]int64 // by subvolume ID, in bytes, 0 for none; nil in a pool without quota
+	// Pinned are the destroyed subvolumes whose qgroups the kernel still needs. It has not
+	// dropped their tree or, in simple mode, a snapshot contains data that they wrote.
+	Pinned []uint64
+	// Stale are the destroyed subvolumes whose qgroups nobody needs.
+	Stale []uint64
 }
 
 // OutsideSubvolume is a subvolume of a pool that lies in another subvolume of the filesystem. It
@@ -240,17 +270,10 @@ type Usage struct {
 
 // Host finds the pools of a node.
 type Host interface {
-	// Look reads what Open would read, and changes nothing. If Look does not return, Open would
-	// not return either.
-	Look(ctx context.Context, name string) error
-	// Thawed returns when the filesystem of a pool lets a writer in. While it is frozen, neither
-	// Thawed nor Open returns.
-	Thawed(name string) error
 	// Pools returns the names of the pools that exist now, and the entries of the pools directory
 	// that are refused, with the reasons.
 	Pools() (names []string, refused map[string]error, err error)
-	// Open makes a pool ready for use: it makes a missing ID and missing areas, and turns quota
-	// on.
+	// Open returns a pool. It changes nothing.
 	Open(ctx context.Context, name string) (Filesystem, error)
 	// Remember records, durably, that a pool is in use under a name. Known returns the last name
 	// of every pool that was ever in use, by ID, until Forget.

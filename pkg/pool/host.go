@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/sys/unix"
-	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
@@ -55,6 +54,7 @@ func ValidName(name string) bool { return poolName.MatchString(name) }
 // other directory is: the mount point of a disk that failed to mount would become a pool on the
 // wrong filesystem.
 type node struct {
+	state   string // the state directory, which also contains the file of a loop pool
 	pools   string
 	quota   btrfs.QuotaMode
 	passive bool // changes nothing: makes no pool, turns on no quota
@@ -69,7 +69,7 @@ type node struct {
 // NewHost returns the pools of this machine below stateDir. If stateDir is on btrfs, NewHost
 // makes the pool Default. quota is QuotaAuto or the mode to turn on.
 func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
-	n := &node{pools: filepath.Join(stateDir, poolsDir), quota: quota, poll: pollPools}
+	n := &node{state: stateDir, pools: filepath.Join(stateDir, poolsDir), quota: quota, poll: pollPools}
 	if err := os.MkdirAll(n.pools, 0o700); err != nil {
 		return nil, err
 	}
@@ -83,10 +83,10 @@ func NewHost(stateDir string, quota btrfs.QuotaMode) (Host, error) {
 // PassiveHost returns the pools of this machine as they are. It makes no pool and turns on no
 // quota.
 func PassiveHost(stateDir string) Host {
-	return &node{pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true, poll: pollPools}
+	return &node{state: stateDir, pools: filepath.Join(stateDir, poolsDir), quota: QuotaAuto, passive: true, poll: pollPools}
 }
 
-func (n *node) known() string { return filepath.Join(filepath.Dir(n.pools), knownDir) }
+func (n *node) known() string { return filepath.Join(n.state, knownDir) }
 
 func (n *node) Remember(poolID, name string) error {
 	known, err := n.Known()
@@ -238,95 +238,3 @@ func (n *node) Wait(ctx context.Context) {
 
 // pollSlice is how long Wait may overlook the end of ctx.
 const pollSlice = 250 * time.Millisecond
-
-func (n *node) Look(ctx context.Context, name string) error {
-	look := &node{pools: n.pools, quota: n.quota, passive: true}
-	_, err := look.Open(ctx, name)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // no pool yet
-	}
-	return err
-}
-
-func (n *node) Thawed(name string) error {
-	return btrfs.AwaitThaw(filepath.Join(n.pools, name))
-}
-
-func (n *node) Open(ctx context.Context, name string) (Filesystem, error) {
-	d := &disk{path: filepath.Join(n.pools, name)}
-	fd, is, err := d.openAny()
-	if err != nil {
-		return nil, fmt.Errorf("pool %q: %w", name, err)
-	}
-	unix.Close(fd)
-	d.place = is
-	defer d.Pin()()
-	// From here on, each call verifies that path still leads to d.place.
-	if d.mounted, err = n.acceptable(name, true); err != nil {
-		return nil, err
-	}
-	room, err := d.roomNow()
-	if err != nil {
-		return nil, fmt.Errorf("pool %q: %w", name, err)
-	}
-	d.readOnly = room.ReadOnly
-	if err := d.identify(n.passive); err != nil {
-		return nil, fmt.Errorf("pool %q: %w", name, err)
-	}
-	if err := n.enableQuota(ctx, d); err != nil {
-		return nil, fmt.Errorf("pool %q: quota %s: %w", name, n.quota, err)
-	}
-	if !n.passive {
-		if err := d.readOptions(); err != nil {
-			klog.FromContext(ctx).Error(err, "Mount options cannot be read, so no volume is known whose compression they overrule", "pool", name)
-		}
-	}
-	return d, nil
-}
-
-// enableQuota turns on the wanted mode. It refuses a filesystem with another mode, under which
-// limits would have another meaning, or none.
-func (n *node) enableQuota(ctx context.Context, d *disk) error {
-	status, err := d.QuotaStatus()
-	if err != nil {
-		return err
-	}
-	want := n.quota
-	if want == QuotaAuto {
-		if want = status.Mode; want == btrfs.QuotaNone {
-			want = n.usual(d.id)
-		}
-		defer func() {
-			if d.mode != btrfs.QuotaNone {
-				n.modes.Store(d.id, d.mode)
-			}
-		}()
-	}
-	d.mode = want
-	if n.passive {
-		d.mode = status.Mode
-	}
-	if n.passive || want == btrfs.QuotaNone || status.Mode == want {
-		return nil
-	}
-	if status.Mode != btrfs.QuotaNone {
-		return fmt.Errorf("the filesystem has %s quota: %w; disable it there (btrfs quota disable), or take --quota auto", status.Mode, btrfs.ErrQuotaMode)
-	}
-	if d.readOnly {
-		d.mode, d.quotaOff = status.Mode, true // nothing is written, so nothing needs a limit
-		return nil
-	}
-	err = d.inRoot(func(path string) error { return btrfs.EnableQuota(path, want) })
-	if err == nil { // after an error the pool is refused for it, and opened again every second
-		klog.FromContext(ctx).Info("Quota enabled on the whole filesystem", "path", d.path, "mode", want)
-	}
-	return err
-}
-
-// usual returns the mode that QuotaAuto turns on: the last one that the pool had, else full.
-func (n *node) usual(poolID string) btrfs.QuotaMode {
-	if had, ok := n.modes.Load(poolID); ok {
-		return had.(btrfs.QuotaMode)
-	}
-	return btrfs.QuotaFull
-}

@@ -26,67 +26,51 @@ func (id identity) valid() bool {
 	return err == nil && parsed.String() == id.ID && id.Version > 0
 }
 
-// identify reads the pool's ID, or makes one. The pool does not use the ID of its filesystem,
-// which is copied with the disk and changed by tools.
-func (d *disk) identify(passive bool) error {
-	return d.within(func(root string) error {
-		id, err := d.readIdentity(root)
-		if errors.Is(err, os.ErrNotExist) && !passive {
-			return d.initialise(root)
-		}
-		if err != nil {
-			return err
-		}
-		if id.Version > poolVersion {
-			return fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
-		}
-		d.id = id.ID
-		if passive {
-			return nil
-		}
-		return d.makeAreas(root)
-	})
-}
-
-func (d *disk) readIdentity(root string) (id identity, err error) {
-	data, err := os.ReadFile(filepath.Join(root, identityFile))
+// readIdentity reads the ID of the pool in a directory; fs.ErrNotExist if it has none. A pool does
+// not use the ID of its filesystem, which is copied with the disk and changed by tools.
+func readIdentity(dir string) (id identity, err error) {
+	path := filepath.Join(dir, identityFile)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return id, err
 	}
 	if err := json.Unmarshal(data, &id); err != nil || !id.valid() {
-		return id, fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", filepath.Join(d.path, identityFile), data)
+		return id, fmt.Errorf("%s is damaged (%q); restore it: volumes are found by its ID", path, data)
+	}
+	if id.Version > poolVersion {
+		return id, fmt.Errorf("has layout version %d, this driver knows %d; run a newer one", id.Version, poolVersion)
 	}
 	return id, nil
 }
 
-// initialise makes a pool of an empty directory. A pool that contains volumes and lost its ID
-// gets no new one, because PersistentVolumes contain the old one.
-func (d *disk) initialise(root string) error {
+// identify makes a pool of an empty directory that has no ID. A pool that contains volumes and
+// lost its ID gets no new one, because PersistentVolumes contain the old one.
+func (r *root) identify() (id string, err error) {
 	for _, area := range Areas {
-		names, err := os.ReadDir(filepath.Join(root, string(area)))
+		names, err := os.ReadDir(r.area(area))
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+			return "", err
 		}
 		if len(names) > 0 {
-			return fmt.Errorf("%s is missing, but %s/ is not empty; restore the file: volumes are found by its ID", identityFile, area)
+			return "", fmt.Errorf("%s is missing, but %s/ is not empty; restore the file: volumes are found by its ID", identityFile, area)
 		}
 	}
-	if err := d.makeAreas(root); err != nil {
-		return err
+	if err := r.makeAreas(); err != nil {
+		return "", err
 	}
-	d.id = uuid.NewString()
-	data, err := json.Marshal(identity{Version: poolVersion, ID: d.id})
+	id = uuid.NewString()
+	data, err := json.Marshal(identity{Version: poolVersion, ID: id})
 	if err != nil {
-		return err
+		return "", err
 	}
-	return writeDurably(filepath.Join(root, identityFile), append(data, '\n'))
+	return id, writeDurably(filepath.Join(r.path, identityFile), append(data, '\n'))
 }
 
 // makeAreas makes the missing areas. Only root may enter them, because the files in a volume
 // belong to the user of a pod. On a read-only filesystem (EROFS) the areas stay missing.
-func (d *disk) makeAreas(root string) error {
+func (r *root) makeAreas() error {
 	for _, area := range Areas {
-		if err := os.Mkdir(filepath.Join(root, string(area)), 0o700); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, unix.EROFS) {
+		if err := os.Mkdir(r.area(area), 0o700); err != nil && !errors.Is(err, os.ErrExist) && !errors.Is(err, unix.EROFS) {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -28,27 +29,27 @@ type outsideLook struct {
 }
 
 // RecentOutside is Outside, or its result of less than a second ago.
-func (p *Pool) RecentOutside() ([]OutsideSubvolume, error) {
-	p.outside.mu.Lock()
-	defer p.outside.mu.Unlock()
-	if time.Since(p.outside.at) < freshOutside {
-		return p.outside.found, nil
+func (s *Session) RecentOutside() ([]OutsideSubvolume, error) {
+	s.outside.mu.Lock()
+	defer s.outside.mu.Unlock()
+	if time.Since(s.outside.at) < freshOutside {
+		return s.outside.found, nil
 	}
-	return p.lookOutside()
+	return s.lookOutside()
 }
 
-// Outside is Filesystem.Outside, and keeps the result for RecentOutside.
-func (p *Pool) Outside() ([]OutsideSubvolume, error) {
-	p.outside.mu.Lock()
-	defer p.outside.mu.Unlock()
-	return p.lookOutside()
+// Outside is Directory.Outside, and keeps the result for RecentOutside.
+func (s *Session) Outside() ([]OutsideSubvolume, error) {
+	s.outside.mu.Lock()
+	defer s.outside.mu.Unlock()
+	return s.lookOutside()
 }
 
 // lookOutside reads the filesystem. The caller holds outside.mu.
-func (p *Pool) lookOutside() ([]OutsideSubvolume, error) {
-	found, err := p.Filesystem.Outside()
+func (s *Session) lookOutside() ([]OutsideSubvolume, error) {
+	found, err := look(s, "Outside", Slot{}, s.patience.Walk, s.directory.Outside)
 	if err == nil {
-		p.outside.found, p.outside.at = found, time.Now()
+		s.outside.found, s.outside.at = found, time.Now()
 	}
 	return found, err
 }
@@ -74,65 +75,63 @@ func shellQuote(path string) string {
 
 const plainInShell = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-"
 
-func (d *disk) Outside() (found []OutsideSubvolume, err error) {
-	err = d.inRoot(func(root string) error {
-		around, err := btrfs.Around(root)
-		if err != nil {
-			return err
+func (r *root) Outside() (found []OutsideSubvolume, err error) {
+	around, err := btrfs.Around(r.dir)
+	if err != nil {
+		return nil, err
+	}
+	entries, err := btrfs.EntriesSince(r.dir, 0)
+	if err != nil {
+		return nil, err
+	}
+	areas := areasOutside{}
+	for _, entry := range entries {
+		if entry.Parent == around || entry.Name != subvolumeName {
+			continue
 		}
-		entries, err := btrfs.EntriesSince(root, 0)
-		if err != nil {
-			return err
+		is, failed := r.outsideAt(entry, areas)
+		if errors.Is(failed, fs.ErrNotExist) {
+			continue // in no slot of this pool, or gone
 		}
-		home, err := btrfs.PathFromTop(root)
-		if err != nil {
-			return err
+		if failed != nil {
+			err = fmt.Errorf("subvolume %d: %w", entry.ID, failed) // one error is enough
+			continue
 		}
-		var unread error
-		areas := areasOutside{}
-		for _, entry := range entries {
-			if entry.Parent == around || entry.Name != subvolumeName {
-				continue
-			}
-			is, err := d.outsideAt(root, entry, areas)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue // in no slot of this pool, or gone
-			}
-			if err != nil {
-				unread = fmt.Errorf("subvolume %d: %w", entry.ID, err) // one error is enough
-				continue
-			}
-			is.Home = path.Join(home, is.Slot.String(), subvolumeName)
-			found = append(found, is)
-		}
-		return unread
-	})
-	return found, err
+		found = append(found, is)
+	}
+	if len(found) == 0 {
+		return nil, err
+	}
+	home, failed := btrfs.PathFromTop(r.dir)
+	for i := range found {
+		found[i].Home = path.Join(home, found[i].Slot.String(), subvolumeName)
+	}
+	return found, errors.Join(err, failed)
 }
 
 // outsideAt returns a subvolume outside of the pool with its slot; fs.ErrNotExist if it is none
 // of the pool's. It reads the record first, because a pod can make everything else.
-func (d *disk) outsideAt(root string, entry btrfs.Entry, areas areasOutside) (is OutsideSubvolume, err error) {
-	if is.Record, err = recordAt(root, entry); err != nil {
+func (r *root) outsideAt(entry btrfs.Entry, areas areasOutside) (is OutsideSubvolume, err error) {
+	if is.Record, err = recordAt(r.dir, entry); err != nil {
 		return is, err
 	}
-	in, name, err := btrfs.ParentDirectory(root, entry.Parent, entry.Directory)
+	in, name, err := btrfs.ParentDirectory(r.dir, entry.Parent, entry.Directory)
 	if err != nil {
 		return is, err
 	}
-	area, err := areas.of(d, root, directory{entry.Parent, in})
+	area, err := areas.of(r, directory{entry.Parent, in})
 	if err != nil {
 		return is, err
 	}
 	is.Slot = Slot{area, name}
-	is.Path, err = btrfs.PathOf(root, entry.ID)
+	is.Path, err = btrfs.PathOf(r.dir, entry.ID)
 	return is, err
 }
 
 // recordAt returns the record of the directory that contains a subvolume, anywhere on the
 // filesystem.
-func recordAt(root string, entry btrfs.Entry) ([]byte, error) {
-	dir, err := btrfs.OpenDirectory(root, entry.Parent, entry.Directory)
+func recordAt(mount *os.File, entry btrfs.Entry) ([]byte, error) {
+	dir, err := btrfs.OpenDirectory(mount, entry.Parent, entry.Directory)
 	if err != nil {
 		return nil, err
 	}
@@ -152,11 +151,11 @@ type directory struct{ subvolume, inode uint64 }
 type areasOutside map[directory]Area
 
 // of returns the area that a directory is; fs.ErrNotExist for none, and for AreaRemoving.
-func (known areasOutside) of(d *disk, root string, at directory) (Area, error) {
+func (known areasOutside) of(r *root, at directory) (Area, error) {
 	area, ok := known[at]
 	if !ok {
-		in, name, err := btrfs.ParentDirectory(root, at.subvolume, at.inode)
-		if err == nil && d.hasID(root, directory{at.subvolume, in}) && Area(name) != AreaRemoving && slices.Contains(Areas, Area(name)) {
+		in, name, err := btrfs.ParentDirectory(r.dir, at.subvolume, at.inode)
+		if err == nil && r.hasID(directory{at.subvolume, in}) && Area(name) != AreaRemoving && slices.Contains(Areas, Area(name)) {
 			area = Area(name)
 		}
 		known[at] = area
@@ -168,12 +167,12 @@ func (known areasOutside) of(d *disk, root string, at directory) (Area, error) {
 }
 
 // hasID reports whether a directory outside of the pool has the ID of the pool.
-func (d *disk) hasID(root string, at directory) bool {
-	dir, err := btrfs.OpenDirectory(root, at.subvolume, at.inode)
+func (r *root) hasID(at directory) bool {
+	dir, err := btrfs.OpenDirectory(r.dir, at.subvolume, at.inode)
 	if err != nil {
 		return false
 	}
 	defer dir.Close()
-	id, err := d.readIdentity(fdPath(int(dir.Fd())))
-	return err == nil && id.ID == d.id
+	id, err := readIdentity(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	return err == nil && id.ID == r.disk.id
 }

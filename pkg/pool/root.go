@@ -3,39 +3,49 @@ package pool
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
 )
 
-// root is the pool's directory, open while operations use it.
+// subvolumeName is the name of the subvolume in each slot.
+const subvolumeName = "fs"
+
+// root is the Directory of a pool on a real btrfs. It leads to the pool's directory by its
+// descriptor, so no unmount can redirect it.
 type root struct {
-	fd     int
-	path   string // leads to fd, so no unmount can redirect it
-	users  int
+	disk   *disk
+	dir    *os.File
+	path   string // leads to dir
+	users  int    // operations that share it; protected by disk.mu
 	opened time.Time
 }
+
+var _ Directory = (*root)(nil)
 
 // freshRoot is how long new operations share a descriptor. Because it is limited, a pool that is
 // always busy notices a detached mount too.
 const freshRoot = time.Second
 
-// enter opens the pool's directory, or shares the one that is open. The caller must call leave.
-func (d *disk) enter() (*root, error) {
+// Open opens the pool's directory and verifies that it is still the same one, or shares the
+// descriptor of an operation that has just done so.
+func (d *disk) Open() (Directory, error) {
 	if r := d.join(); r != nil {
 		return r, nil
 	}
-	fd, err := d.open() // without d.mu, which leave needs: open may wait for the disk
+	r, err := d.openRoot() // without d.mu, which Close needs: it may wait for the disk
 	if err != nil {
 		return nil, err
 	}
-	r := &root{fd: fd, path: fdPath(fd), users: 1, opened: time.Now()}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.root = r
+	d.shared = r
 	return r, nil
 }
 
@@ -43,26 +53,69 @@ func (d *disk) enter() (*root, error) {
 func (d *disk) join() *root {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.root == nil || time.Since(d.root.opened) > freshRoot {
+	if d.shared == nil || time.Since(d.shared.opened) > freshRoot {
 		return nil
 	}
-	d.root.users++
-	return d.root
+	d.shared.users++
+	return d.shared
 }
 
-// fdPath returns a path to an open directory.
-func fdPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+// openRoot opens the pool's directory for one user.
+func (d *disk) openRoot() (*root, error) {
+	dir, is, err := openPlace(d.path)
+	if err == nil && is != d.place {
+		dir.Close()
+		err = d.displaced()
+	}
+	if err != nil {
+		// Not wrapped: if the pool's directory does not exist, its volumes are not absent.
+		return nil, fmt.Errorf("%w: %s", ErrAway, err.Error())
+	}
+	return newRoot(d, dir), nil
+}
 
-func (d *disk) leave(r *root) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// newRoot returns a directory with one user.
+func newRoot(d *disk, dir *os.File) *root {
+	return &root{disk: d, dir: dir, path: fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), users: 1, opened: time.Now()}
+}
+
+func (r *root) Close() {
+	r.disk.mu.Lock()
+	defer r.disk.mu.Unlock()
 	if r.users--; r.users > 0 {
 		return
 	}
-	unix.Close(r.fd)
-	if d.root == r {
-		d.root = nil
+	r.dir.Close()
+	if r.disk.shared == r {
+		r.disk.shared = nil
 	}
+}
+
+func (r *root) area(a Area) string { return filepath.Join(r.path, string(a)) }
+
+func (r *root) slot(s Slot) string { return filepath.Join(r.path, string(s.Area), s.Name) }
+
+// subvolume returns the path of the subvolume in a slot.
+func (r *root) subvolume(s Slot) string {
+	return filepath.Join(r.path, string(s.Area), s.Name, subvolumeName)
+}
+
+// namedError is an error whose text has the pool's path instead of the path of a descriptor. The
+// number of the descriptor differs each time, so that the same error would look new.
+type namedError struct {
+	err  error
+	text string
+}
+
+func (n *namedError) Error() string { return n.text }
+func (n *namedError) Unwrap() error { return n.err }
+
+// Named replaces the path of the descriptor in an error by the pool's path.
+func (r *root) Named(err error) error {
+	if err == nil || !strings.Contains(err.Error(), r.path+"/") {
+		return err
+	}
+	return &namedError{err, strings.ReplaceAll(err.Error(), r.path+"/", r.disk.path+"/")}
 }
 
 // place identifies a directory, so that another one moved or mounted to its path is noticed. The
@@ -92,17 +145,17 @@ func oldPlaceOf(fd int) (p place, err error) {
 	return place{device: st.Dev, inode: st.Ino, fsid: stfs.Fsid}, err
 }
 
-func (d *disk) open() (int, error) {
-	fd, is, err := d.openAny()
-	if err == nil && is != d.place {
-		unix.Close(fd)
-		err = d.displaced()
-	}
+// openPlace opens any directory.
+func openPlace(path string) (dir *os.File, is place, err error) {
+	dir, err = os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		// Not wrapped: if the pool's directory does not exist, its volumes are not absent.
-		return -1, fmt.Errorf("%w: %s", ErrAway, err.Error())
+		return nil, is, err
 	}
-	return fd, nil
+	if is, err = placeOf(int(dir.Fd())); err != nil {
+		dir.Close()
+		return nil, is, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return dir, is, nil
 }
 
 // displaced returns why the pool is not at its path any more.
@@ -119,53 +172,16 @@ func (d *disk) displaced() error {
 	return fmt.Errorf("%s: another directory is there", d.path)
 }
 
-// openAny opens any directory at the pool's path.
-func (d *disk) openAny() (fd int, is place, err error) {
-	fd, err = unix.Open(d.path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, is, fmt.Errorf("open %s: %w", d.path, err)
-	}
-	if is, err = placeOf(fd); err != nil {
-		unix.Close(fd)
-		return -1, is, fmt.Errorf("stat %s: %w", d.path, err)
-	}
-	return fd, is, nil
+func (r *root) Thawed() error { return btrfs.AwaitThaw(r.dir) }
+
+// Room reports a pool as read-only until its quota could be turned on, which happens when it is
+// opened again. A volume that is made before would have no limit, and keep none.
+func (r *root) Room() (btrfs.Room, error) {
+	room, err := btrfs.RoomOf(r.dir, r.disk.node.state)
+	room.ReadOnly = room.ReadOnly || r.disk.quotaOff
+	return room, err
 }
 
-// Pin keeps the pool's directory open until release. It ignores errors, which the next call
-// returns again.
-func (d *disk) Pin() (release func()) {
-	r, err := d.enter()
-	if err != nil {
-		return func() {}
-	}
-	return func() { d.leave(r) }
-}
+func (r *root) Space() (btrfs.Space, error) { return btrfs.SpaceOf(r.dir, r.disk.node.state) }
 
-// within calls fn with a path to the pool's directory.
-func (d *disk) within(fn func(root string) error) error {
-	r, err := d.enter()
-	if err != nil {
-		return err
-	}
-	defer d.leave(r)
-	return named(fn(r.path), r.path+"/", d.path+"/")
-}
-
-// namedError is an error whose text has the pool's path instead of the path of a descriptor. The
-// number of the descriptor differs each time, so that the same error would look new.
-type namedError struct {
-	err  error
-	text string
-}
-
-func (n *namedError) Error() string { return n.text }
-func (n *namedError) Unwrap() error { return n.err }
-
-// named replaces the path from in an error by to.
-func named(err error, from, to string) error {
-	if err == nil || !strings.Contains(err.Error(), from) {
-		return err
-	}
-	return &namedError{err, strings.ReplaceAll(err.Error(), from, to)}
-}
+func (r *root) Devices() ([]btrfs.Device, error) { return btrfs.Devices(r.dir) }

@@ -2,7 +2,6 @@ package pool_test
 
 import (
 	"errors"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -31,19 +30,31 @@ func wantSilent(t *testing.T, err error) {
 	}
 }
 
+// within opens a pool in which each call may take d.
+func within(t *testing.T, fs pool.Filesystem, d time.Duration) *pool.Session {
+	t.Helper()
+	var s *pool.Session
+	btrfstest.Eventually(t, "the pool is open", func() (open bool) {
+		var err error
+		s, err = pool.New("guarded", fs, pool.Patience{Look: d, Walk: d, Step: d, Thaw: d}).Open()
+		return err == nil
+	})
+	return s
+}
+
 // TestPatienceEnds: a slow look-up is given up; a slow step is not, but makes the pool silent.
 // When all calls have returned, the pool answers.
 func TestPatienceEnds(t *testing.T) {
 	t.Parallel()
-	look := func(fs pool.Filesystem) error { return second(fs.Record(active("pvc"))) }
-	for method, do := range map[string]func(pool.Filesystem) error{
-		"Record": look,
-		"Limits": func(fs pool.Filesystem) error { return second(fs.Limits()) },
-		"Mkdir":  func(fs pool.Filesystem) error { return fs.Mkdir(active("pvc")) },
+	look := func(s *pool.Session) error { return second(s.Find(active("pvc"))) }
+	for method, do := range map[string]func(*pool.Session) error{
+		"Find":   look,
+		"Groups": func(s *pool.Session) error { return second(s.Groups()) },
+		"Mkdir":  func(s *pool.Session) error { return s.Mkdir(active("pvc")) },
 	} {
 		fs := pooltest.NewFilesystem(btrfs.QuotaFull)
 		t.Cleanup(fs.Answer)
-		guarded := pool.Guarded(fs, time.Millisecond)
+		guarded := within(t, fs, time.Millisecond)
 		fs.Silence(method)
 		ended := make(chan error, 1)
 		go func() { ended <- do(guarded) }()
@@ -59,7 +70,7 @@ func TestPatienceEnds(t *testing.T) {
 		if method == "Mkdir" {
 			btrfstest.Returns(t, method, func() { must(t, <-ended) })
 		}
-		btrfstest.Eventually(t, "it answers after "+method, func() bool { err := look(guarded); return err == nil || errors.Is(err, os.ErrNotExist) })
+		btrfstest.Eventually(t, "it answers after "+method, func() bool { return look(guarded) == nil })
 	}
 }
 
@@ -68,11 +79,11 @@ func TestSilenceIsBounded(t *testing.T) {
 	t.Parallel()
 	fs := pooltest.NewFilesystem(btrfs.QuotaFull)
 	defer fs.Answer()
-	guarded := pool.Guarded(fs, time.Second)
+	guarded := within(t, fs, time.Second)
 	fs.Silence(pooltest.AllMethods)
 	var all sync.WaitGroup
 	for range 4 * pool.MostAsking {
-		all.Go(func() { wantSilent(t, second(guarded.Record(active("there")))) })
+		all.Go(func() { wantSilent(t, second(guarded.Find(active("there")))) })
 	}
 	btrfstest.Returns(t, "requests", all.Wait)
 	if n := fs.Waiting(pooltest.AllMethods); n == 0 || n > pool.MostAsking {

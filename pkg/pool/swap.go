@@ -13,7 +13,7 @@ import (
 // that leads elsewhere in the driver's mount namespace, or nowhere, is in no volume. The path may
 // cross any filesystem of the node, also a silent one. So SwapFiles uses the mount table to find
 // the paths into the volume, and then opens the files within the volume alone.
-func (d *disk) SwapFiles(s Slot) (files []string, err error) {
+func (r *root) SwapFiles(s Slot) (files []string, err error) {
 	active, err := os.ReadFile("/proc/swaps")
 	if os.IsNotExist(err) {
 		return nil, nil // a kernel without swap
@@ -22,15 +22,11 @@ func (d *disk) SwapFiles(s Slot) (files []string, err error) {
 	if err != nil || len(all) == 0 {
 		return nil, err
 	}
-	err = d.inSubvolume(s, func(path string) error {
-		within, err := mount.Within(path, all)
-		if err != nil {
-			return err
-		}
-		files, err = thoseIn(path, all, within)
-		return err
-	})
-	return files, err
+	within, err := mount.Within(r.subvolume(s), all)
+	if err != nil {
+		return nil, err
+	}
+	return thoseIn(r.subvolume(s), all, within)
 }
 
 // thoseIn returns the files in a subvolume, but not in a nested one. It accesses no other
@@ -79,20 +75,4 @@ func swapFiles(active string) (files []string) {
 		}
 	}
 	return files
-}
-
-func (d *disk) MountOptions() []string { return d.options }
-
-// readOptions must be called when the disk has just answered: reading the mount options of a
-// silent disk keeps the mount table of the node locked.
-func (d *disk) readOptions() error {
-	return d.inRoot(func(path string) error {
-		dir, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		defer dir.Close()
-		d.options, err = mount.Options(dir)
-		return err
-	})
 }

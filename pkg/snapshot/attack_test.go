@@ -2,7 +2,6 @@ package snapshot_test
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -338,42 +337,36 @@ func TestLooksAtNestedAreRare(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const cost, watched = 2 * time.Second, time.Hour
-		host := &nestingHost{Host: pooltest.NewHost(btrfs.QuotaFull), cost: cost}
+		pod := &nestingPod{cost: cost}
+		host := pooltest.Wrap(pooltest.NewHost(btrfs.QuotaFull), func(_ string, d pool.Directory) pool.Directory { return &nestingPool{d, pod} })
 		e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 		entry, err := e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{})
 		must(t, err)
-		host.volume.Store(entry.SubvolumeID)
+		pod.volume.Store(entry.SubvolumeID)
 		go e.Run(t.Context())
 		time.Sleep(watched)
 		const most = int(watched/(11*cost)) + 1
-		if looks := int(host.looks.Load()); looks > most || looks < most/2 {
+		if looks := int(pod.looks.Load()); looks > most || looks < most/2 {
 			t.Errorf("%d looks of %s each in %s, want at most %d, and not half as few", looks, cost, watched, most)
 		}
 	})
 }
 
-// nestingHost is a host on which a pod nests in a volume all the time. Each look at what is nested
-// takes as long as cost.
-type nestingHost struct {
-	pool.Host
+// nestingPod nests in a volume all the time. Each look at what is nested takes as long as cost.
+type nestingPod struct {
 	cost   time.Duration
 	volume atomic.Uint64
 	looks  atomic.Int64
 }
 
-func (h *nestingHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	return &nestingPool{filesystem, h}, err
-}
-
 type nestingPool struct {
-	pool.Filesystem
-	host *nestingHost
+	pool.Directory
+	pod *nestingPod
 }
 
 func (p *nestingPool) Census() (pool.Census, error) {
-	census, err := p.Filesystem.Census()
-	if volume := p.host.volume.Load(); volume != 0 {
+	census, err := p.Directory.Census()
+	if volume := p.pod.volume.Load(); volume != 0 {
 		census.Nested = map[uint64]uint64{1 << 20: volume}
 	}
 	return census, err
@@ -382,9 +375,9 @@ func (p *nestingPool) Census() (pool.Census, error) {
 func (p *nestingPool) NestedSince(uint64) (pool.Census, error) { return p.Census() }
 
 func (p *nestingPool) Bound(volume uint64, size int64, nested []uint64) (pool.Usage, error) {
-	p.host.looks.Add(1)
-	time.Sleep(p.host.cost)
-	return p.Filesystem.Bound(volume, size, nested)
+	p.pod.looks.Add(1)
+	time.Sleep(p.pod.cost)
+	return p.Directory.Bound(volume, size, nested)
 }
 
 // TestNoOtherGroup: under simple quota a pod chooses the groups of a nested subvolume, such as

@@ -23,6 +23,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -401,29 +402,19 @@ func TestKnownPools(t *testing.T) {
 	must(t, e.Remove(t.Context(), meta.Volume("missing")))
 }
 
-// trap is a Host that calls a function once, at the next look at a volume.
-type trap struct {
-	pool.Host
-	set atomic.Pointer[func()]
-}
-
+// trapped is a pool that calls a function once, at the next look at a volume.
 type trapped struct {
-	pool.Filesystem
-	*trap
+	pool.Directory
+	trap *atomic.Pointer[func()]
 }
 
-func (h *trap) Open(ctx context.Context, name string) (pool.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	return trapped{filesystem, h}, err
-}
-
-func (p trapped) Record(slot pool.Slot) ([]byte, error) {
-	if slot.Area != pool.AreaRemoving {
-		if spring := p.set.Swap(nil); spring != nil {
+func (p trapped) Find(slots ...pool.Slot) ([]pool.Contents, error) {
+	if slots[0].Area != pool.AreaRemoving {
+		if spring := p.trap.Swap(nil); spring != nil {
 			(*spring)()
 		}
 	}
-	return p.Filesystem.Record(slot)
+	return p.Directory.Find(slots...)
 }
 
 // TestErasedInPlace: a volume that was erased in place, but not durably, is not reported as gone,
@@ -475,7 +466,8 @@ func TestPoolComesMeanwhile(t *testing.T) {
 	ctx := t.Context()
 	n := newNode(t, btrfs.QuotaNone)
 	n.AddPool(t, "late")
-	host := &trap{Host: n.host}
+	var trap atomic.Pointer[func()]
+	host := pooltest.Wrap(n.host, func(_ string, d pool.Directory) pool.Directory { return trapped{d, &trap} })
 	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 	go e.Run(ctx)
 	spec := snapshot.Spec{Name: "pvc", Pool: "late"}
@@ -492,7 +484,7 @@ func TestPoolComesMeanwhile(t *testing.T) {
 		n.Detach(t, "late")
 		pools(1)
 		comes := func() { n.Attach(t, "late"); pools(2) }
-		host.set.Store(&comes)
+		trap.Store(&comes)
 		if err := do(); !errors.Is(err, snapshot.ErrBusy) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -520,7 +512,7 @@ func TestLimitIsEnforced(t *testing.T) {
 			must(t, btrfs.LimitQgroup(n.state, btrfs.NewQgroupID(level, entry.SubvolumeID), btrfs.NoLimit))
 			findings, err := e.Plan(ctx)
 			must(t, err)
-			if len(findings) != 1 || findings[0].Problem != snapshot.WrongLimit {
+			if len(findings) != 1 || findings[0].Problem != slot.WrongLimit {
 				t.Errorf("planned %v", findings)
 			}
 			must(t, e.Close())
@@ -688,7 +680,7 @@ func (n *node) afterPowerCut(t *testing.T, e *snapshot.Engine) {
 	findings, err := cut.Plan(t.Context())
 	must(t, err)
 	for _, f := range findings {
-		if f.Repair != "" && f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
+		if f.Repair != "" && f.Problem != slot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 			t.Errorf("after a power cut: planned %v", f)
 		}
 	}
@@ -842,7 +834,7 @@ func TestDamagedSubvolume(t *testing.T) {
 	for range 2 {
 		findings, err := e.Reconcile(ctx)
 		must(t, err)
-		if len(findings) != 1 || findings[0].Problem != snapshot.Damaged || findings[0].Path != "active/damaged" {
+		if len(findings) != 1 || findings[0].Problem != slot.Damaged || findings[0].Path != "active/damaged" {
 			t.Errorf("found %v", findings)
 		}
 		listed := map[string]int64{}

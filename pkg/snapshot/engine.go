@@ -37,11 +37,11 @@ type Engine struct {
 
 	maintenance time.Duration // time between two rounds of a pool
 
-	mu       sync.RWMutex           // protects what follows; never held across I/O
-	pools    map[string]*servedPool // by name
-	broken   map[string]error       // why directories cannot be used as pools, by name
-	excluded map[string]error       // why pools are kept out of use, by ID
-	attempts map[string]error       // running attempts to use pools, by name, with the error if they last too long
+	mu       sync.RWMutex            // protects what follows; never held across I/O
+	pools    map[string]*servedPool  // by name
+	broken   map[string]error        // why directories cannot be used as pools, by name
+	excluded map[string]error        // why pools are kept out of use, by ID
+	attempts map[string]func() error // running attempts to use pools, by name, with the error if they last too long
 }
 
 // An Option is a setting of an Engine.
@@ -61,7 +61,7 @@ func Patience(d time.Duration) Option {
 func Open(ctx context.Context, host pool.Host, index *index.Index, options ...Option) (*Engine, error) {
 	e := &Engine{
 		host: host, index: index, wake: make(chan struct{}, 1), patience: pool.DefaultPatience, maintenance: defaultMaintenance,
-		pools: map[string]*servedPool{}, broken: map[string]error{}, attempts: map[string]error{},
+		pools: map[string]*servedPool{}, broken: map[string]error{}, attempts: map[string]func() error{},
 	}
 	for _, option := range options {
 		option(e)
@@ -100,5 +100,16 @@ func (e *Engine) Run(ctx context.Context) {
 		if err := e.refresh(ctx); err != nil && ctx.Err() == nil {
 			e.complain(ctx, "Pools cannot be read", "", err)
 		}
+	}
+}
+
+// OnChange sets fn, which is called for every volume and snapshot that was made, changed or
+// removed. A zero Ref means that pools came or went and anything may have changed. fn must not
+// block, and may be called concurrently. Call OnChange before the engine is used.
+func (e *Engine) OnChange(fn func(meta.Ref)) { e.onChange = fn }
+
+func (e *Engine) changed(ref meta.Ref) {
+	if e.onChange != nil {
+		e.onChange(ref)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 )
 
 // Errors of requests that cannot be served.
@@ -13,15 +14,14 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrExists: the name belongs to a volume or snapshot with other properties.
 	ErrExists = errors.New("exists with other properties")
-	// ErrInvalid: the request contradicts itself.
-	ErrInvalid = errors.New("invalid request")
+	// ErrInvalid: see slot.ErrInvalid.
+	ErrInvalid = slot.ErrInvalid
 	// ErrOutOfRange: no size satisfies the request.
 	ErrOutOfRange = errors.New("size out of range")
 	// ErrNotAllowed: the pool is none of those that the caller can use.
 	ErrNotAllowed = errors.New("pool is none of those that are allowed")
-	// ErrNested: the volume contains nested subvolumes, which a snapshot would show as empty
-	// directories.
-	ErrNested = errors.New("nested subvolumes")
+	// ErrNested: see slot.ErrNested.
+	ErrNested = slot.ErrNested
 )
 
 // Errors of this node, which may be temporary.
@@ -38,27 +38,16 @@ var (
 
 // Errors of the state on disk. The engine changes nothing.
 var (
-	// ErrLost: the record says ready, but the subvolume is gone.
-	ErrLost = errors.New("subvolume is lost")
-	// ErrOutside: the subvolume lies outside of the pool on the same filesystem. It wraps
-	// ErrLost.
-	ErrOutside = fmt.Errorf("%w from the pool, but not from its filesystem", ErrLost)
+	// ErrLost and ErrOutside: see slot.ErrLost and slot.ErrOutside.
+	ErrLost    = slot.ErrLost
+	ErrOutside = slot.ErrOutside
 	// ErrMadeReadOnly: somebody has made a read-write volume read-only.
 	ErrMadeReadOnly = errors.New("volume was made read-only")
-	// ErrUnreadable: the record is damaged or of a later version.
-	ErrUnreadable = errors.New("record cannot be read")
+	// ErrUnreadable: see slot.ErrUnreadable.
+	ErrUnreadable = slot.ErrUnreadable
 	// ErrAmbiguous: two pools contain the same ID.
 	ErrAmbiguous = errors.New("found in more than one pool")
 )
 
-// ErrUnfinished marks an error after which changes may be left behind. A retry of the request, or
-// the next reconcile, completes or undoes them.
-var ErrUnfinished = errors.New("unfinished")
-
-// unfinished marks err with ErrUnfinished.
-func unfinished(err error) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf("%w: %w", ErrUnfinished, err)
-}
+// ErrUnfinished: see slot.ErrUnfinished.
+var ErrUnfinished = slot.ErrUnfinished

@@ -17,6 +17,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -75,7 +76,7 @@ func TestSickPool(t *testing.T) {
 	ctx := t.Context()
 	there := snapshot.Spec{Name: "there", Pool: "a-sick", Size: snapshot.Range{Required: mib}}
 	must(t, second(w.e.Prepare(ctx, there, meta.Ref{})))
-	sick.Fail("Record", unix.EIO)
+	sick.Fail("Find", unix.EIO)
 	must(t, second(w.e.Stat(ctx, meta.Volume("base"))))
 	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base"))) // again
 	must(t, second(w.e.Resize(ctx, "base", snapshot.Range{Required: 9 * mib})))
@@ -95,7 +96,7 @@ func TestSickPool(t *testing.T) {
 	wants(t, second(w.e.Prepare(ctx, sized("copy", mib), meta.Volume("missing"))), pool.ErrAway)
 	w.reportsWhatItCan("a-sick")
 
-	sick.Fail("Record", nil)
+	sick.Fail("Find", nil)
 	w.verify()
 	wants(t, second(w.e.Stat(ctx, meta.Volume("base"))), snapshot.ErrNotFound)
 }
@@ -216,7 +217,7 @@ func TestStaleQgroups(t *testing.T) {
 		findings, err := w.e.Plan(t.Context())
 		must(t, err)
 		for _, f := range findings {
-			found = found || f.Problem == snapshot.StaleQuota
+			found = found || f.Problem == slot.StaleQuota
 		}
 		return found
 	}
@@ -231,8 +232,8 @@ func TestStaleQgroups(t *testing.T) {
 	w.close()
 	w.open() // reconciles
 	defer w.close()
-	if left, err := w.fs.StaleQuota(); err != nil || len(left) > 0 || stale() {
-		t.Errorf("left after a start: %v, %v", left, err)
+	if left, err := w.fs.Groups(); err != nil || len(left.Stale) > 0 || stale() {
+		t.Errorf("left after a start: %v, %v", left.Stale, err)
 	}
 }
 
@@ -246,7 +247,7 @@ func TestStaleQuotaIsRoutine(t *testing.T) {
 	stale := func(e *snapshot.Engine) (found []snapshot.Finding) {
 		findings, err := e.Plan(t.Context())
 		must(t, err)
-		return slices.DeleteFunc(findings, func(f snapshot.Finding) bool { return f.Problem != snapshot.StaleQuota })
+		return slices.DeleteFunc(findings, func(f snapshot.Finding) bool { return f.Problem != slot.StaleQuota })
 	}
 	if found := stale(w.e); len(found) > 0 {
 		t.Errorf("found %v", found)
@@ -411,7 +412,7 @@ func TestCutShortWithoutSource(t *testing.T) {
 	record, err := meta.Record{ID: "new", Name: "new", Kind: meta.Committed, State: meta.Creating, Size: 5 * mib, Source: meta.Volume("base")}.Encode()
 	must(t, err)
 	must(t, w.fs.PlantSlot(slot, record))
-	must(t, w.fs.Snapshot(active("base"), slot, true))
+	must(t, second(w.fs.Snapshot(active("base"), slot, true)))
 	must(t, w.e.Remove(ctx, meta.Volume("base")))
 	must(t, second(w.e.Prepare(ctx, sized("base", 5*mib), meta.Ref{}))) // another volume with the name
 	for range 2 {
@@ -437,7 +438,7 @@ func TestUnreadableIsRemembered(t *testing.T) {
 	ctx := t.Context()
 	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "pvc", Pool: "fast", Size: snapshot.Range{Required: mib}}, meta.Ref{})))
 	slot := pool.Slot{Area: pool.Area(meta.Active), Name: "pvc"}
-	record, err := fast.Record(slot)
+	found, err := fast.Find(slot)
 	must(t, err)
 	must(t, fast.SetRecord(slot, []byte("noise")))
 	w.close()
@@ -450,7 +451,7 @@ func TestUnreadableIsRemembered(t *testing.T) {
 	wants(t, second(w.e.Stat(ctx, meta.Volume("pvc"))), pool.ErrAway)
 	must(t, w.e.Remove(ctx, meta.Snapshot("pvc"))) // it was not there
 	w.host.Attach("fast")
-	must(t, fast.SetRecord(slot, record))
+	must(t, fast.SetRecord(slot, found[0].Record))
 	w.close()
 	w.open()
 	defer w.close()
@@ -548,7 +549,7 @@ func TestQueriesOfASickDisk(t *testing.T) {
 		"Capacity":         func(ctx context.Context) error { return second(w.e.Capacity(ctx, "")) },
 	}
 	failed := map[string]bool{}
-	for _, method := range []string{"Record", "Info", "Usage", "Room", "Nested", "SwapFiles"} {
+	for _, method := range []string{"Open", "Find", "Info", "Usage", "Room", "Nested", "SwapFiles"} {
 		for _, errno := range []error{unix.EIO, unix.ESTALE} {
 			w.fs.Fail(method, errno)
 			for name, query := range queries {
@@ -596,50 +597,50 @@ func TestAllowedPools(t *testing.T) {
 	wants(t, prepare("new", "", meta.Ref{}), snapshot.ErrNotAllowed)
 	wants(t, prepare("new", "", meta.Ref{}, fast.ID), snapshot.ErrNotAllowed)
 	wants(t, prepare("new", "", meta.Snapshot("snap"), fast.ID), snapshot.ErrNotAllowed)
-	fast.Fail("Record", unix.EIO)
+	fast.Fail("Find", unix.EIO)
 	wants(t, prepare("new", "", meta.Ref{}, "another"), pool.ErrAway)
 	must(t, prepare("new", "", meta.Ref{}, w.fs.ID))
-	fast.Fail("Record", nil)
+	fast.Fail("Find", nil)
 	wants(t, second(w.e.Stat(t.Context(), meta.Volume("missing"))), snapshot.ErrForgotten)
 }
 
-// readsHost counts how often each record is read, and how often each pool is opened.
-type readsHost struct {
-	*pooltest.Host
-	reads map[pool.Slot]int
+// reads counts how often each slot is read, and how often the pool is opened for an operation.
+type reads struct {
+	slots map[pool.Slot]int
 	opens int
 }
 
 type readsPool struct {
-	pool.Filesystem
-	host *readsHost
+	pool.Directory
+	*reads
 }
 
-func (h *readsHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
-	h.opens++
-	filesystem, err := h.Host.Open(ctx, name)
-	return readsPool{filesystem, h}, err
+func (p readsPool) Find(slots ...pool.Slot) ([]pool.Contents, error) {
+	for _, s := range slots {
+		p.slots[s]++
+	}
+	return p.Directory.Find(slots...)
 }
 
-func (p readsPool) Record(s pool.Slot) ([]byte, error) {
-	p.host.reads[s]++
-	return p.Filesystem.Record(s)
-}
-
-// TestStartReadsOnce: a start reads each record once if nothing is wrong.
+// TestStartReadsOnce: a start reads each slot once if nothing is wrong. It opens the pool to see
+// whether it is frozen, and once more for all else.
 func TestStartReadsOnce(t *testing.T) {
 	t.Parallel()
-	h := &readsHost{Host: pooltest.NewHost(btrfs.QuotaFull), reads: map[pool.Slot]int{}}
+	r := &reads{slots: map[pool.Slot]int{}}
+	h := pooltest.Wrap(pooltest.NewHost(btrfs.QuotaFull), func(_ string, d pool.Directory) pool.Directory {
+		r.opens++
+		return readsPool{d, r}
+	})
 	path := filepath.Join(t.TempDir(), "index.db")
 	e := open(t, h, path)
 	for _, name := range []string{"a", "b", "c"} {
 		must(t, second(e.Prepare(t.Context(), sized(name, mib), meta.Ref{})))
 	}
 	must(t, e.Close())
-	clear(h.reads)
-	h.opens = 0
+	clear(r.slots)
+	r.opens = 0
 	open(t, h, path)
-	if want := map[pool.Slot]int{active("a"): 1, active("b"): 1, active("c"): 1}; !maps.Equal(h.reads, want) || h.opens != 1 {
-		t.Errorf("opened %d times, read %v", h.opens, h.reads)
+	if want := map[pool.Slot]int{active("a"): 1, active("b"): 1, active("c"): 1}; !maps.Equal(r.slots, want) || r.opens != 2 {
+		t.Errorf("opened %d times, read %v", r.opens, r.slots)
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -80,15 +81,12 @@ func fillMetadata(dir string) error {
 	}
 }
 
-// blind is a Host whose pools always seem to have room, so that the kernel refuses steps.
-type blind struct{ pool.Host }
-
-type blindPool struct{ pool.Filesystem }
-
-func (h blind) Open(ctx context.Context, name string) (pool.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	return blindPool{filesystem}, err
+// blind returns a host whose pools always seem to have room, so that the kernel refuses steps.
+func blind(host pool.Host) pool.Host {
+	return pooltest.Wrap(host, func(_ string, d pool.Directory) pool.Directory { return blindPool{d} })
 }
+
+type blindPool struct{ pool.Directory }
 
 func (p blindPool) Room() (btrfs.Room, error) {
 	const plenty = 1 << 40
@@ -195,7 +193,7 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 	must(t, e.Close())
 
 	if kind != "data" { // an empty volume needs no data
-		eyeless := open(t, blind{n.host}, filepath.Join(t.TempDir(), "index.db"))
+		eyeless := open(t, blind(n.host), filepath.Join(t.TempDir(), "index.db"))
 		for what, err := range map[string]error{
 			"create":   second(eyeless.Prepare(ctx, sized("new", mib), meta.Ref{})),
 			"clone":    second(eyeless.Prepare(ctx, snapshot.Spec{Name: "new"}, meta.Volume("pvc"))),
@@ -248,7 +246,7 @@ func TestFillingUp(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			n := newSmallNode(t, mode)
-			e := open(t, blind{n.host}, filepath.Join(t.TempDir(), "index.db"))
+			e := open(t, blind(n.host), filepath.Join(t.TempDir(), "index.db"))
 			ctx := t.Context()
 			must(t, second(e.Prepare(ctx, sized("base", 16*mib), meta.Ref{})))
 			must(t, n.fill("base", mib))

@@ -1,7 +1,6 @@
 package snapshot_test
 
 import (
-	"context"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -13,20 +12,10 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// roomy is a Host whose pools have a given free space.
-type roomy struct {
-	*pooltest.Host
-	room btrfs.Room
-}
-
+// roomyPool is a pool with a given free space.
 type roomyPool struct {
-	pool.Filesystem
+	pool.Directory
 	room btrfs.Room
-}
-
-func (h roomy) Open(ctx context.Context, name string) (pool.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	return roomyPool{filesystem, h.room}, err
 }
 
 func (p roomyPool) Room() (btrfs.Room, error) { return p.room, nil }
@@ -61,7 +50,8 @@ func TestHeadroom(t *testing.T) {
 // volume fits.
 func creates(t *testing.T, room btrfs.Room, size int64, fits bool) {
 	t.Helper()
-	e := open(t, roomy{pooltest.NewHost(btrfs.QuotaNone), room}, filepath.Join(t.TempDir(), "index.db"))
+	host := pooltest.Wrap(pooltest.NewHost(btrfs.QuotaNone), func(_ string, d pool.Directory) pool.Directory { return roomyPool{d, room} })
+	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
 	capacity, err := e.Capacity(t.Context(), "")
 	if must(t, err); capacity.MaximumSize >= size != fits {
 		t.Errorf("reports %+v", capacity)

@@ -27,21 +27,22 @@ func (l *locks) acquire(exclusive, shared meta.Ref) (release func(), err error) 
 	if l.users[exclusive] != 0 {
 		return nil, fmt.Errorf("%s: %w", exclusive, ErrBusy)
 	}
-	if !shared.IsZero() && (l.users[shared] < 0 || shared == exclusive) {
+	shares := !shared.IsZero()
+	if shares && (l.users[shared] < 0 || shared == exclusive) {
 		return nil, fmt.Errorf("%s: %w", shared, ErrBusy)
 	}
 	l.users[exclusive] = -1
-	if !shared.IsZero() {
+	if shares {
 		l.users[shared]++
 	}
-	return func() { l.release(exclusive, shared) }, nil
+	return func() { l.release(exclusive, shared, shares) }, nil
 }
 
-func (l *locks) release(exclusive, shared meta.Ref) {
+func (l *locks) release(exclusive, shared meta.Ref, shares bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.users, exclusive)
-	if shared.IsZero() {
+	if !shares {
 		return
 	}
 	if l.users[shared]--; l.users[shared] == 0 {

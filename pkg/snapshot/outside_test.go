@@ -16,6 +16,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -87,7 +88,7 @@ func (r *rootFilesystem) findings() map[string]string {
 	must(r, err)
 	all := map[string]string{}
 	for _, f := range found {
-		if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
+		if f.Problem != slot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 			all[fmt.Sprintf("%s: %s", f.Path, f.Problem)] = f.Detail
 		}
 	}
@@ -296,7 +297,7 @@ func TestOutsideUnread(t *testing.T) {
 	}
 	findings, err := w.e.Plan(ctx)
 	must(t, err)
-	if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Path == "" && f.Problem == snapshot.Damaged }) {
+	if !slices.ContainsFunc(findings, func(f snapshot.Finding) bool { return f.Path == "" && f.Problem == slot.Damaged }) {
 		t.Errorf("found %v", findings)
 	}
 	w.fs.Fail("Outside", nil)

@@ -2,13 +2,12 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 )
 
 // Mount describes what to bind-mount for a volume.
@@ -20,90 +19,88 @@ type Mount struct {
 	MadeReadOnly string
 }
 
-// Capacity is the free space of a pool for volumes, in bytes.
-type Capacity struct {
-	PoolID      string `json:"poolID"`
-	Available   int64  `json:"available"`   // what can be written now, without the headroom
-	MaximumSize int64  `json:"maximumSize"` // of one volume
-	MinimumSize int64  `json:"minimumSize"` // of one volume
-}
+// VolumeCondition is a state of a volume that its users should know.
+type VolumeCondition = slot.VolumeCondition
 
 // Stat returns a volume or snapshot, or fails with ErrNotFound, ErrLost or pool.ErrAway. It takes
 // no lock. A volume that is being made is found as soon as its subvolume exists.
 func (e *Engine) Stat(_ context.Context, ref meta.Ref) (meta.Entry, error) {
-	defer e.pin()()
-	l, err := e.find(ref)
+	visits := e.visit()
+	defer visits.end()
+	l, err := e.find(visits, ref)
 	if err != nil {
 		return meta.Entry{}, err
 	}
-	if l.record.State == meta.Creating {
-		if _, err := l.fs.Info(l.slot); errors.Is(err, fs.ErrNotExist) {
-			return meta.Entry{}, e.absence(ref)
-		}
+	if l.IsDeclared() {
+		return meta.Entry{}, e.absence(ref)
 	}
-	return l.entry()
+	return l.Entry()
 }
 
 // Mounts returns what to mount for a volume.
 func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
-	defer e.pin()()
-	l, err := e.find(meta.Volume(volume))
+	visits := e.visit()
+	defer visits.end()
+	l, err := e.find(visits, meta.Volume(volume))
 	if err != nil {
 		return Mount{}, err
 	}
-	info, err := l.subvolume()
+	entry, err := l.Entry()
 	if err != nil {
 		return Mount{}, err
 	}
-	e.notice(ctx, l, entryOf(l.pool, l.record, info))
-	mount := Mount{Source: l.fs.SlotPath(l.slot), ReadOnly: l.record.Kind.ReadOnly()}
-	if info.ReadOnly && !mount.ReadOnly {
-		mount.MadeReadOnly = l.madeReadOnly()
-	}
-	return mount, nil
+	e.notice(ctx, l, entry)
+	return Mount{Source: l.Path(), ReadOnly: entry.Kind.ReadOnly(), MadeReadOnly: l.MadeReadOnly()}, nil
 }
 
 // Usage returns the usage of a volume or snapshot; pool.ErrNoQuota if its pool has no quota.
 func (e *Engine) Usage(_ context.Context, ref meta.Ref) (pool.Usage, error) {
-	defer e.pin()()
-	l, err := e.find(ref)
+	visits := e.visit()
+	defer visits.end()
+	l, err := e.find(visits, ref)
 	if err != nil {
 		return pool.Usage{}, err
 	}
-	entry, err := l.entry()
-	if err != nil {
+	if _, err := l.Entry(); err != nil {
 		return pool.Usage{}, err
 	}
-	usage, err := l.pool.usageOf(entry.SubvolumeID)
+	usage, err := l.Usage()
 	if err != nil {
 		return pool.Usage{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	return usage, nil
 }
 
-// Capacity returns the free space of a pool; an empty name stands for the default one. A pool
-// that cannot be written has none.
-func (e *Engine) Capacity(_ context.Context, name string) (Capacity, error) {
-	p, err := e.pool(name)
+// Nested returns the paths of the subvolumes nested in a volume, one level deep.
+func (e *Engine) Nested(_ context.Context, volume string) ([]string, error) {
+	visits := e.visit()
+	defer visits.end()
+	l, err := e.find(visits, meta.Volume(volume))
 	if err != nil {
-		return Capacity{}, err
+		return nil, err
 	}
-	available, err := p.Available()
+	return l.Nested()
+}
+
+// VolumeConditions returns the conditions of a volume that its subvolume and the mount of its pool
+// show.
+func (e *Engine) VolumeConditions(_ context.Context, volume string) ([]VolumeCondition, error) {
+	visits := e.visit()
+	defer visits.end()
+	l, err := e.find(visits, meta.Volume(volume))
 	if err != nil {
-		return Capacity{}, err
+		return nil, err
 	}
-	left := available / MinSize * MinSize
-	return Capacity{PoolID: p.PoolID(), Available: left, MaximumSize: left, MinimumSize: MinSize}, nil
+	return l.Conditions()
 }
 
 // Room returns the free space of the filesystem that contains a volume or snapshot.
 func (e *Engine) Room(_ context.Context, ref meta.Ref) (btrfs.Room, error) {
-	l, err := e.find(ref)
+	visits := e.visit()
+	defer visits.end()
+	l, err := e.find(visits, ref)
 	if err != nil {
 		return btrfs.Room{}, err
 	}
-	return l.pool.Room()
+	return l.Session().Room()
 }
-
-// Forget removes a pool that will not come back to this node from Away.
-func (e *Engine) Forget(poolID string) error { return e.host.Forget(poolID) }

@@ -627,6 +627,18 @@ func TestAutoKeepsMode(t *testing.T) {
 	has(btrfs.QuotaSimple, 8*mib)
 }
 
+// openDefault opens the default pool without an engine.
+func (n *node) openDefault(t *testing.T) pool.Directory {
+	t.Helper()
+	filesystem, err := n.host.Open(t.Context(), pool.Default)
+	must(t, err)
+	must(t, filesystem.Prepare(t.Context()))
+	opened, err := filesystem.Open()
+	must(t, err)
+	t.Cleanup(opened.Close)
+	return opened
+}
+
 // TestNoLimitInAnotherMode: before the driver notices that the quota mode was changed, it sets no
 // limit on a group of the wrong mode, where the limit would stay.
 func TestNoLimitInAnotherMode(t *testing.T) {
@@ -636,14 +648,13 @@ func TestNoLimitInAnotherMode(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			t.Parallel()
 			n := newNode(t, mode)
-			opened, err := n.host.Open(t.Context(), pool.Default)
-			must(t, err)
-			at := active("pvc")
-			must(t, errors.Join(opened.Mkdir(at), opened.Create(at)))
-			must(t, btrfs.Create(filepath.Join(opened.SlotPath(at), "nested")))
+			opened, at := n.openDefault(t), active("pvc")
+			must(t, errors.Join(opened.Mkdir(at), second(opened.Create(at))))
+			path := filepath.Join(n.path("default"), "active", "pvc", "fs")
+			must(t, btrfs.Create(filepath.Join(path, "nested")))
 			info, err := opened.Info(at)
 			must(t, err)
-			nested, err := btrfs.Info(filepath.Join(opened.SlotPath(at), "nested"))
+			nested, err := btrfs.Info(filepath.Join(path, "nested"))
 			must(t, err)
 			exchangeQuota(t, n.state, other)
 			wants(t, opened.SetLimit(info.ID, mib), pool.ErrAway)
@@ -664,8 +675,7 @@ func TestSweepKeepsQuotaConsistent(t *testing.T) {
 	t.Parallel()
 	// Without sync the kernel commits by itself, here every second.
 	n := newNode(t, btrfs.QuotaFull, btrfstest.MountOptions("commit=1"))
-	pool, err := n.host.Open(t.Context(), pool.Default)
-	must(t, err)
+	pool := n.openDefault(t)
 	data := make([]byte, 160<<10)
 	for i := range 40 {
 		path := filepath.Join(n.state, fmt.Sprint("subvolume-", i))

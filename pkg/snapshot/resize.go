@@ -19,41 +19,35 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 		return meta.Entry{}, err
 	}
 	defer release()
-	defer e.pin()()
+	visits := e.visit()
+	defer visits.end()
 
-	l, err := e.find(ref)
+	l, err := e.find(visits, ref)
 	if err != nil {
 		return meta.Entry{}, err
 	}
-	entry, err := l.recovered()
+	entry, err := l.Recover()
 	if errors.Is(err, fs.ErrNotExist) {
 		err = e.absence(ref)
 	}
 	if err != nil {
 		return meta.Entry{}, err
 	}
-	old := l.record.Size
-	size, err := want.grow(old)
+	size, err := want.grow(entry.Size)
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
-	if size == old {
-		return entry, l.ensureDurable(entry)
+	if size == entry.Size {
+		return entry, l.EnsureDurable()
 	}
-	if err := l.pool.CheckRoom(size - old); err != nil {
+	if err := l.Session().CheckRoom(size - entry.Size); err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return meta.Entry{}, err
 	}
-	l.record.Size = size
-	entry, err = l.complete(false)
-	if err == nil {
-		err = l.fs.Sync(l.slot) // writes the log of the record only; there is no commit to share
+	if entry, err = l.Resize(size); err == nil {
+		e.indexPut(ctx, entry)
 	}
-	if err != nil {
-		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", ref, err))
-	}
-	e.indexPut(ctx, entry)
-	return entry, nil
+	return entry, err
 }

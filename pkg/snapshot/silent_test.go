@@ -21,6 +21,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -107,12 +108,13 @@ func comes(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// methods returns the methods of a Filesystem that access the disk.
+// methods returns the methods of a pool that access the disk.
 func methods() (names []string) {
-	all := reflect.TypeFor[pool.Filesystem]()
-	for i := range all.NumMethod() {
-		if name := all.Method(i).Name; !slices.Contains([]string{"PoolID", "SlotPath", "MountOptions"}, name) {
-			names = append(names, name)
+	for _, all := range []reflect.Type{reflect.TypeFor[pool.Filesystem](), reflect.TypeFor[pool.Directory]()} {
+		for i := range all.NumMethod() {
+			if name := all.Method(i).Name; !slices.Contains([]string{"PoolID", "SlotPath", "MountOptions", "Close", "Named"}, name) {
+				names = append(names, name)
+			}
 		}
 	}
 	return names
@@ -196,7 +198,7 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 
 // unasked are the methods that no request calls, only a start or a look for lost or nested
 // subvolumes.
-var unasked = []string{"PinnedQuota", "Outside", "NestedSince", "Bound"}
+var unasked = []string{"Prepare", "Outside", "NestedSince", "Bound"}
 
 // TestSilentPool: a silent disk stops only requests for its own pool, whichever call does not
 // return.
@@ -245,7 +247,7 @@ func (d *duo) complete(t *testing.T) {
 	comes(t, "nothing is wrong in the pool", func() bool {
 		findings, err := d.e.Plan(ctx)
 		return err == nil && !slices.ContainsFunc(findings, func(f snapshot.Finding) bool {
-			return f.Pool == "slow" && f.Path != "active/vanished" && f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent
+			return f.Pool == "slow" && f.Path != "active/vanished" && f.Problem != slot.StaleQuota && f.Problem != pool.QuotaInconsistent
 		})
 	})
 }
@@ -336,7 +338,7 @@ func TestSilentAtStart(t *testing.T) {
 // locked.
 func TestSlowCommit(t *testing.T) {
 	t.Parallel()
-	for _, method := range []string{"Mkdir", "SetRecord", "Create", "Info", "Apply", "SetLimit", "Sync"} {
+	for _, method := range []string{"Mkdir", "SetRecord", "Create", "Apply", "SetLimit", "Sync"} {
 		t.Run(method, func(t *testing.T) {
 			t.Parallel()
 			d := newDuo(t)
@@ -363,56 +365,53 @@ func TestHalfDoneAfterSilence(t *testing.T) {
 	d := newDuo(t)
 	defer d.slow.Answer()
 	ctx := t.Context()
-	d.slow.Silence("Record")
+	d.slow.Silence("Find")
 	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), pool.ErrSilent)
 	must(t, d.slow.PlantSlot(active("half"), nil))
 	d.slow.Answer()
 	comes(t, "nothing is half done", func() bool {
-		names, err := d.slow.List("active")
-		return err == nil && !slices.Contains(names, "half")
+		slots, err := d.slow.List()
+		return err == nil && !slices.Contains(slots, active("half"))
 	})
 }
 
-// lateHost makes a reader of the ledger of the pool "late" wait in the middle.
-type lateHost struct {
-	*pooltest.Host
-	reading, goOn chan struct{}
-}
-
-func (h lateHost) Open(ctx context.Context, name string) (pool.Filesystem, error) {
-	filesystem, err := h.Host.Open(ctx, name)
-	if name != "late" || err != nil {
-		return filesystem, err
-	}
-	return &latePool{Filesystem: filesystem, host: h}, nil
-}
-
+// latePool is a pool in which a reader of the ledger waits in the middle.
 type latePool struct {
-	pool.Filesystem
-	host  lateHost
-	lists atomic.Int32
+	pool.Directory
+	*late
+}
+
+type late struct {
+	reading, goOn chan struct{}
+	lists         atomic.Int32
 }
 
 // List waits in its first call, by the repair. The index is made from the same look.
-func (p *latePool) List(area pool.Area) ([]string, error) {
-	if area == "active" && p.lists.Add(1) == 1 {
-		close(p.host.reading)
-		<-p.host.goOn
+func (p latePool) List() ([]pool.Slot, error) {
+	if p.lists.Add(1) == 1 {
+		close(p.reading)
+		<-p.goOn
 	}
-	return p.Filesystem.List(area)
+	return p.Directory.List()
 }
 
 // TestLateLedger: a pool whose ledger takes long to read delays no request in another pool.
 func TestLateLedger(t *testing.T) {
 	t.Parallel()
-	host := lateHost{pooltest.NewHost(btrfs.QuotaFull), make(chan struct{}), make(chan struct{})}
+	memory, l := pooltest.NewHost(btrfs.QuotaFull), &late{reading: make(chan struct{}), goOn: make(chan struct{})}
+	host := pooltest.Wrap(memory, func(name string, d pool.Directory) pool.Directory {
+		if name != "late" {
+			return d
+		}
+		return latePool{d, l}
+	})
 	e := open(t, host, filepath.Join(t.TempDir(), "index.db"), snapshot.Impatience(2*hang))
-	host.Add("late", pooltest.NewFilesystem(btrfs.QuotaFull))
+	memory.Add("late", pooltest.NewFilesystem(btrfs.QuotaFull))
 	var all sync.WaitGroup
 	all.Go(func() { _ = e.Refresh(t.Context()) })
-	goOn := sync.OnceFunc(func() { close(host.goOn) })
+	goOn := sync.OnceFunc(func() { close(l.goOn) })
 	defer goOn()
-	btrfstest.Returns(t, "the pool is read", func() { <-host.reading })
+	btrfstest.Returns(t, "the pool is read", func() { <-l.reading })
 	btrfstest.Returns(t, "a volume of another pool", func() { must(t, second(e.Prepare(t.Context(), sized("pvc", mib), meta.Ref{}))) })
 	goOn()
 	btrfstest.Returns(t, "the start", all.Wait)
@@ -421,19 +420,19 @@ func TestLateLedger(t *testing.T) {
 	}
 }
 
-// TestPinTooLate: a pin that comes after its call was given up is released at once. Otherwise
-// nobody could unmount the pool.
-func TestPinTooLate(t *testing.T) {
+// TestOpenedTooLate: a pool that is open only after that was given up is closed at once. Otherwise
+// nobody could unmount it.
+func TestOpenedTooLate(t *testing.T) {
 	t.Parallel()
 	d := newDuo(t)
 	defer d.slow.Answer()
 	ctx := t.Context()
-	d.slow.Silence("Pin")
+	d.slow.Silence("Open")
 	wants(t, second(d.e.Stat(ctx, meta.Volume("there"))), pool.ErrSilent)
 	must(t, second(d.e.Stat(ctx, meta.Volume("base"))))
 	d.slow.Answer()
 	comes(t, "the pool answers", func() bool { return second(d.e.Stat(ctx, meta.Volume("there"))) == nil })
-	comes(t, "nothing waits for the disk", func() bool { return d.slow.Held() == 0 })
+	comes(t, "nothing waits for the disk", func() bool { return d.slow.Opened() == 0 })
 }
 
 // TestFrozen: in a frozen filesystem no operation begins that would wait for the thaw. The thaw

@@ -161,7 +161,7 @@ func (x *Index) view(fn func(*bolt.Tx) error) error {
 // Put adds e, or replaces the entry of the same class, ID and pool. It does not wait for
 // the file. It returns the error of an earlier Put or Remove, as reads do.
 func (x *Index) Put(e meta.Entry) error {
-	return x.behind.add(change{e.Ref(), func(tx *bolt.Tx) error { return putEntry(tx, e) }})
+	return x.behind.add(change{e.Ref(), func(tx *bolt.Tx) error { return putEntry(tx, entryKey(e), e) }})
 }
 
 // Remove moves the entry of ref in a pool to the history, if it exists. It does not wait,
@@ -266,8 +266,8 @@ func (x *Index) SyncPool(poolID string, state PoolState, want []meta.Entry) (cha
 				return err
 			}
 		}
-		for _, e := range missing {
-			if err := putEntry(tx, e); err != nil {
+		for key, e := range missing {
+			if err := putEntry(tx, []byte(key), e); err != nil {
 				return err
 			}
 		}
@@ -331,8 +331,8 @@ func addHistory(tx *bolt.Tx, r Removed) error {
 	return putJSON(b, binary.BigEndian.AppendUint64(nil, seq), r)
 }
 
-func putEntry(tx *bolt.Tx, e meta.Entry) error {
-	old, err := getEntry(tx, entryKey(e))
+func putEntry(tx *bolt.Tx, key []byte, e meta.Entry) error {
+	old, err := getEntry(tx, key)
 	if err != nil {
 		return err
 	}
@@ -346,7 +346,7 @@ func putEntry(tx *bolt.Tx, e meta.Entry) error {
 			return err
 		}
 	}
-	return putJSON(tx.Bucket(bucketEntries), entryKey(e), e)
+	return putJSON(tx.Bucket(bucketEntries), key, e)
 }
 
 func deleteEntry(tx *bolt.Tx, e meta.Entry) error {

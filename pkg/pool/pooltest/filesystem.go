@@ -1,6 +1,8 @@
 package pooltest
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,7 +37,7 @@ type Filesystem struct {
 	// Size is the total space of the pool, in bytes.
 	Size int64
 
-	pinned atomic.Int64 // number of pins
+	opened atomic.Int64 // how many operations have it open
 
 	mu               sync.Mutex // protects all below
 	current, durable *state
@@ -51,7 +53,10 @@ type Filesystem struct {
 	waiting          map[string]int           // number of waiting calls, by method
 }
 
-var _ pool.Filesystem = (*Filesystem)(nil)
+var (
+	_ pool.Filesystem = (*Filesystem)(nil)
+	_ pool.Directory  = (*Filesystem)(nil)
+)
 
 // fault is a failure of some steps.
 type fault struct {
@@ -402,12 +407,13 @@ func (s *state) live(id uint64) bool {
 	return slices.ContainsFunc(s.outside, func(o outside) bool { return is(o.slot) })
 }
 
-func (s *state) add(to *slot, sub subvolume) {
+func (s *state) add(to *slot, sub subvolume) btrfs.SubvolumeInfo {
 	s.last++
 	s.now = s.now.Add(time.Second)
 	sub.ID, sub.UUID, sub.CreatedTransid, sub.Created = s.last, btrfs.UUID(uuid.New()), s.transid, s.now
 	s.groups[sub.ID] = 0
 	to.subvolume, to.changed = &sub, s.transid
+	return sub.SubvolumeInfo
 }
 
 func (s *state) makeSlot(at pool.Slot) {
@@ -421,14 +427,25 @@ func (f *Filesystem) Alive() error {
 	return f.look("Alive", pool.Slot{}, func(*state) error { return nil })
 }
 
-func (f *Filesystem) Pin() (release func()) {
-	f.answering("Pin")
-	f.pinned.Add(1)
-	return func() { f.pinned.Add(-1) }
+func (f *Filesystem) Prepare(context.Context) error {
+	return f.look("Prepare", pool.Slot{}, func(*state) error { return nil })
 }
 
-// Held returns the number of pins.
-func (f *Filesystem) Held() int64 { return f.pinned.Load() }
+func (f *Filesystem) Open() (pool.Directory, error) {
+	err := f.look("Open", pool.Slot{}, func(*state) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	f.opened.Add(1)
+	return f, nil
+}
+
+func (f *Filesystem) Close() { f.opened.Add(-1) }
+
+// Opened returns how many operations have it open.
+func (f *Filesystem) Opened() int64 { return f.opened.Load() }
+
+func (f *Filesystem) Named(err error) error { return err }
 
 func (f *Filesystem) Room() (room btrfs.Room, err error) {
 	err = f.look("Room", pool.Slot{}, func(s *state) error {
@@ -458,16 +475,14 @@ func (f *Filesystem) SlotPath(at pool.Slot) string {
 	return path.Join("/memory", f.ID, at.String(), "fs")
 }
 
-func (f *Filesystem) List(area pool.Area) (names []string, err error) {
-	err = f.look("List", pool.Slot{Area: area}, func(s *state) error {
-		for at := range s.slots {
-			if at.Area == area {
-				names = append(names, at.Name)
-			}
-		}
+func (f *Filesystem) List() (slots []pool.Slot, err error) {
+	err = f.look("List", pool.Slot{}, func(s *state) error {
+		slots = slices.SortedFunc(maps.Keys(s.slots), func(a, b pool.Slot) int {
+			return cmp.Or(cmp.Compare(slices.Index(pool.Areas, a.Area), slices.Index(pool.Areas, b.Area)), cmp.Compare(a.Name, b.Name))
+		})
 		return nil
 	})
-	return names, err
+	return slots, err
 }
 
 func (f *Filesystem) Mkdir(at pool.Slot) error {
@@ -494,15 +509,31 @@ func (f *Filesystem) Rmdir(at pool.Slot) error {
 	})
 }
 
-func (f *Filesystem) Beside(at pool.Slot) (names []string, err error) {
-	err = f.look("Beside", at, func(s *state) error {
-		found, err := s.at(at)
-		if err == nil && found.file {
-			names = append(names, "file")
+func (f *Filesystem) Find(slots ...pool.Slot) (all []pool.Contents, err error) {
+	err = f.look("Find", slots[0], func(s *state) error {
+		for _, at := range slots {
+			if found, ok := s.slots[at]; ok {
+				all = append(all, f.contents(at, found))
+			}
 		}
-		return err
+		return nil
 	})
-	return names, err
+	return all, err
+}
+
+// contents returns what a slot contains. Fail("Info") fails it too.
+func (f *Filesystem) contents(at pool.Slot, found *slot) pool.Contents {
+	is := pool.Contents{Slot: at, Record: slices.Clone(found.record), InfoError: f.failing["Info"]}
+	if is.InfoError == nil && found.subvolume == nil {
+		is.InfoError = fs.ErrNotExist
+	}
+	if is.InfoError == nil {
+		is.Info = found.subvolume.SubvolumeInfo
+	}
+	if found.file {
+		is.Beside = []string{"file"}
+	}
+	return is
 }
 
 func (f *Filesystem) SwapFiles(at pool.Slot) ([]string, error) {
@@ -538,17 +569,6 @@ func (f *Filesystem) Move(from, to pool.Slot) error {
 	})
 }
 
-func (f *Filesystem) Record(at pool.Slot) (record []byte, err error) {
-	err = f.look("Record", at, func(s *state) error {
-		found, err := s.at(at)
-		if err == nil {
-			record = slices.Clone(found.record)
-		}
-		return err
-	})
-	return record, err
-}
-
 func (f *Filesystem) SetRecord(at pool.Slot, record []byte) error {
 	return f.step("SetRecord", at, func(s *state) error {
 		found, err := s.at(at)
@@ -559,7 +579,14 @@ func (f *Filesystem) SetRecord(at pool.Slot, record []byte) error {
 	})
 }
 
-func (f *Filesystem) Sync(at pool.Slot) error {
+func (f *Filesystem) Sync(slots ...pool.Slot) (err error) {
+	for _, at := range slots {
+		err = errors.Join(err, f.sync(at))
+	}
+	return err
+}
+
+func (f *Filesystem) sync(at pool.Slot) error {
 	return f.step("Sync", at, func(s *state) error {
 		if at.Name == "" {
 			f.syncArea(at.Area)
@@ -611,18 +638,19 @@ func (f *Filesystem) log(at pool.Slot, found *slot) {
 	f.durable.slots[at] = logged
 }
 
-func (f *Filesystem) Create(at pool.Slot) error {
-	return f.step("Create", at, func(s *state) error {
+func (f *Filesystem) Create(at pool.Slot) (info btrfs.SubvolumeInfo, err error) {
+	err = f.step("Create", at, func(s *state) error {
 		to, err := s.room(at)
 		if err == nil {
-			s.add(to, subvolume{})
+			info = s.add(to, subvolume{})
 		}
 		return err
 	})
+	return info, err
 }
 
-func (f *Filesystem) Snapshot(from, to pool.Slot, readOnly bool) error {
-	return f.step("Snapshot", to, func(s *state) error {
+func (f *Filesystem) Snapshot(from, to pool.Slot, readOnly bool) (info btrfs.SubvolumeInfo, err error) {
+	err = f.step("Snapshot", to, func(s *state) error {
 		source, err := s.in(from)
 		if err != nil {
 			return err
@@ -631,13 +659,14 @@ func (f *Filesystem) Snapshot(from, to pool.Slot, readOnly bool) error {
 		if err != nil {
 			return err
 		}
-		s.add(target, subvolume{
+		info = s.add(target, subvolume{
 			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
 			data:          source.data, properties: source.properties, // nested subvolumes are left out
 		})
 		f.commit()
 		return nil
 	})
+	return info, err
 }
 
 func (f *Filesystem) SyncRoot(at pool.Slot) error {
@@ -726,10 +755,14 @@ func (f *Filesystem) Apply(at pool.Slot, p meta.Parameters) error {
 
 func (f *Filesystem) QuotaStatus() (status btrfs.QuotaStatus, err error) {
 	err = f.look("QuotaStatus", pool.Slot{}, func(*state) error {
-		status = btrfs.QuotaStatus{Mode: f.Mode, Enabled: f.Mode != btrfs.QuotaNone, Inconsistent: f.inconsistent}
+		status = f.quotaStatus()
 		return nil
 	})
 	return status, err
+}
+
+func (f *Filesystem) quotaStatus() btrfs.QuotaStatus {
+	return btrfs.QuotaStatus{Mode: f.Mode, Enabled: f.Mode != btrfs.QuotaNone, Inconsistent: f.inconsistent}
 }
 
 func (f *Filesystem) Rescan() error {
@@ -781,14 +814,21 @@ func (f *Filesystem) quota(method string, do func(*state) error) error {
 	})
 }
 
-func (f *Filesystem) Limits() (limits map[uint64]int64, err error) {
-	err = f.look("Limits", pool.Slot{}, func(s *state) error {
-		if f.Mode != btrfs.QuotaNone {
-			limits = maps.Clone(s.groups)
+func (f *Filesystem) Groups() (g pool.Groups, err error) {
+	err = f.look("Groups", pool.Slot{}, func(s *state) error {
+		if f.Mode == btrfs.QuotaNone {
+			return nil
+		}
+		g.Status = f.quotaStatus()
+		g.Limits, g.Pinned = maps.Clone(s.groups), slices.Collect(maps.Keys(s.dropped))
+		for id := range s.groups {
+			if !s.live(id) && !s.dropped[id] {
+				g.Stale = append(g.Stale, id)
+			}
 		}
 		return nil
 	})
-	return limits, err
+	return g, err
 }
 
 func (f *Filesystem) Usage(id uint64) (usage pool.Usage, err error) {
@@ -809,24 +849,4 @@ func (f *Filesystem) Usage(id uint64) (usage pool.Usage, err error) {
 		return nil
 	})
 	return usage, err
-}
-
-func (f *Filesystem) PinnedQuota() (pinned []uint64, err error) {
-	err = f.look("PinnedQuota", pool.Slot{}, func(s *state) error {
-		pinned = slices.Collect(maps.Keys(s.dropped))
-		return nil
-	})
-	return pinned, err
-}
-
-func (f *Filesystem) StaleQuota() (stale []uint64, err error) {
-	err = f.look("StaleQuota", pool.Slot{}, func(s *state) error {
-		for id := range s.groups {
-			if f.Mode != btrfs.QuotaNone && !s.live(id) && !s.dropped[id] {
-				stale = append(stale, id)
-			}
-		}
-		return nil
-	})
-	return stale, err
 }

@@ -89,20 +89,6 @@ func (h *Host) Pools() (names []string, refused map[string]error, err error) {
 	return names, refused, nil
 }
 
-func (h *Host) Look(_ context.Context, name string) error {
-	if f := h.Pool(name); f != nil {
-		return f.Alive()
-	}
-	return nil
-}
-
-func (h *Host) Thawed(name string) error {
-	if f := h.Pool(name); f != nil {
-		return f.Thawed()
-	}
-	return nil
-}
-
 func (h *Host) Open(_ context.Context, name string) (pool.Filesystem, error) {
 	f := h.Pool(name)
 	if f == nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -218,7 +219,7 @@ func (r *rig) findings() []string {
 	var lines []string
 	for _, f := range found {
 		// The kernel counts, and drops destroyed subvolumes, at a time of its own.
-		if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
+		if f.Problem != slot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 			lines = append(lines, fmt.Sprintf("%s: %s", f.Path, f.Problem))
 		}
 	}
@@ -265,7 +266,7 @@ func (r *rig) settle() {
 				continue
 			}
 			err = fmt.Errorf("left to repair: %v", f)
-			if f.Problem != snapshot.StaleQuota && f.Problem != pool.QuotaInconsistent {
+			if f.Problem != slot.StaleQuota && f.Problem != pool.QuotaInconsistent {
 				r.Fatal(err) // only the engine could repair it
 			}
 		}

@@ -1,7 +1,6 @@
-package snapshot
+package slot
 
 import (
-	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,41 +15,38 @@ type VolumeCondition struct {
 	Message string
 }
 
-// VolumeConditions returns the conditions of a volume that its subvolume and the mount of its pool
+// Conditions returns the conditions of a volume that its subvolume and the mount of its pool
 // show.
-func (e *Engine) VolumeConditions(_ context.Context, volume string) ([]VolumeCondition, error) {
-	defer e.pin()()
-	l, err := e.find(meta.Volume(volume))
-	if err != nil || l.record.Kind != meta.Active {
-		return nil, err
+func (l *Slot) Conditions() (all []VolumeCondition, err error) {
+	if l.Record.Kind != meta.Active {
+		return nil, nil
 	}
-	return l.conditions()
-}
-
-func (l *located) conditions() (all []VolumeCondition, err error) {
-	info, err := l.fs.Info(l.slot)
-	if err != nil {
-		return nil, err
+	if l.infoErr != nil {
+		return nil, l.session.Explain(l.infoErr)
 	}
-	if info.ReadOnly {
-		all = append(all, VolumeCondition{"SubvolumeReadOnly", l.madeReadOnly()})
+	if why := l.MadeReadOnly(); why != "" {
+		all = append(all, VolumeCondition{"SubvolumeReadOnly", why})
 	}
-	files, err := l.fs.SwapFiles(l.slot)
+	files, err := l.session.SwapFiles(l.At)
 	if err != nil {
 		return nil, err
 	}
 	if len(files) > 0 {
 		all = append(all, VolumeCondition{"SwapFile", fmt.Sprintf("it contains active swap files, and can be neither copied nor deleted: swapoff %s", strings.Join(files, " "))})
 	}
-	if why := overruled(l.record.Parameters, l.fs.MountOptions()); why != "" {
+	if why := overruled(l.Record.Parameters, l.session.MountOptions()); why != "" {
 		all = append(all, VolumeCondition{"CompressionOverruled", why})
 	}
 	return all, nil
 }
 
-// madeReadOnly returns what to do about a volume whose subvolume is read-only.
-func (l *located) madeReadOnly() string {
-	return fmt.Sprintf("its subvolume was made read-only, and pods cannot write: run btrfs property set %s ro false", l.fs.SlotPath(l.slot))
+// MadeReadOnly returns what to do about a read-write volume whose subvolume somebody made
+// read-only; empty for any other.
+func (l *Slot) MadeReadOnly() string {
+	if l.Record.Kind.ReadOnly() || !l.info.ReadOnly {
+		return ""
+	}
+	return fmt.Sprintf("its subvolume was made read-only, and pods cannot write: run btrfs property set %s ro false", l.Path())
 }
 
 // overruled returns why the mount options overrule the compression of a volume, "" if they do

@@ -1,0 +1,106 @@
+package slot
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// ErrInvalid: the request contradicts itself, or cannot be recorded.
+var ErrInvalid = errors.New("invalid request")
+
+// complete runs the steps that follow the making of the subvolume, and marks the record ready.
+// Every step may be repeated. commit says that the subvolume may not be durable yet; the ioctl
+// has already committed a snapshot.
+//
+// The properties lie in the tree of the subvolume, the record in that of the pool. An fsync
+// writes only one of them to its log, and anyone may commit between two steps. So the properties
+// are durable before the record says ready, and ready is durable before a request with properties
+// is answered. After a power cut, a record that says ready has its properties. A volume in
+// creating was never returned to a caller, so no pod has changed the properties set again.
+func (l *Slot) complete(commit bool) error {
+	configure := l.Record.State != meta.Ready && l.hasProperties()
+	if configure {
+		if err := l.applyUnlimited(); err != nil {
+			return err
+		}
+	}
+	if l.Record.Kind == meta.Active {
+		if err := l.setLimit(); err != nil {
+			return err
+		}
+	}
+	if configure {
+		if err := l.syncProperties(commit); err != nil {
+			return err
+		}
+	}
+	if err := l.markReady(); err != nil {
+		return err
+	}
+	switch {
+	case configure:
+		return l.session.Sync(l.At) // writes the log of the record only; there is no commit to share
+	case commit:
+		return l.sync()
+	}
+	return nil
+}
+
+// hasProperties reports whether Apply has something to set.
+func (l *Slot) hasProperties() bool {
+	p := l.Record.Parameters
+	return l.Record.Kind == meta.Active && (p.NoDataCow || p.Compression != "")
+}
+
+// applyUnlimited sets the properties. Under full quota a copy has its source's limit until it
+// gets its own, and at that limit no property can be set. It may be lifted, because nobody uses
+// the copy yet.
+func (l *Slot) applyUnlimited() error {
+	err := l.session.Apply(l.At, l.Record.Parameters)
+	if !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	if err := l.session.LiftLimit(l.info.ID); err != nil {
+		return err
+	}
+	return l.session.Apply(l.At, l.Record.Parameters)
+}
+
+// syncProperties makes the properties durable: by a shared commit if the subvolume was made in
+// this transaction, else by the log of its tree.
+func (l *Slot) syncProperties(commit bool) error {
+	sync := func() error { return l.session.SyncRoot(l.At) }
+	if commit {
+		return l.session.Commits.Share(l.ticket, sync)
+	}
+	return sync()
+}
+
+// markReady sets the state of the record to ready.
+func (l *Slot) markReady() error {
+	before := l.Record.State
+	l.Record.State = meta.Ready
+	err := l.write()
+	if err != nil {
+		l.Record.State = before // undo need not write creating, for which there may be no room either
+	}
+	return err
+}
+
+// write stores the record in the ledger.
+func (l *Slot) write() error {
+	data, err := l.Record.Encode()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return l.session.SetRecord(l.At, data)
+}
+
+// sync makes the slot durable.
+func (l *Slot) sync() error {
+	return l.session.Commits.Share(l.ticket, func() error { return l.session.Sync(l.At) })
+}

@@ -1,0 +1,93 @@
+package slot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// ErrNested: the volume contains nested subvolumes, which a snapshot would show as empty
+// directories.
+var ErrNested = errors.New("nested subvolumes")
+
+// Copyable fails for a source that is gone, or that contains nested subvolumes which a copy with
+// these parameters would lack.
+func (l *Slot) Copyable(parameters meta.Parameters) error {
+	if _, err := l.Entry(); err != nil {
+		return err
+	}
+	return l.refuseNested(parameters)
+}
+
+// copy makes the subvolume as a snapshot of from.
+func (l *Slot) copy(from *Slot) error {
+	var err error
+	if l.info, err = l.session.Snapshot(from.At, l.At, l.Record.Kind.ReadOnly()); err != nil {
+		return err
+	}
+	// Check again: a pod may have nested a subvolume since the first check, and the snapshot
+	// would lack it silently.
+	return from.refuseNested(l.Record.Parameters)
+}
+
+// refuseNested returns ErrNested with the paths of the nested subvolumes, unless the class of the
+// source or of the copy allows that they are left out.
+func (l *Slot) refuseNested(parameters meta.Parameters) error {
+	if parameters.SkipNested || l.Record.Parameters.SkipNested {
+		return nil
+	}
+	return l.refuseNestedUpTo(math.MaxUint64)
+}
+
+// refuseNestedUpTo checks only subvolumes that were made up to a transaction.
+func (l *Slot) refuseNestedUpTo(transid uint64) error {
+	nested, err := l.session.NestedUpTo(l.At, transid)
+	if err != nil || len(nested) == 0 {
+		return err
+	}
+	return fmt.Errorf("%s contains %w, which would be empty in a copy: %s: delete them, or set nestedSubvolumes to skip in the class",
+		l.Record.Ref(), ErrNested, quoted(nested))
+}
+
+// verifyComplete does the check of copy after a snapshot again, which a crash may have prevented.
+// It returns ErrNested for a copy that lacks subvolumes that were nested in its source up to its
+// own transaction. An acknowledged copy passed this check before, so it never fails now, not even
+// if a power cut undid its state ready.
+//
+// If the source is gone, nobody can know. Such a copy is kept, neither erased nor acknowledged. A
+// copy of a snapshot needs no check, because nothing can be nested in a snapshot.
+func (l *Slot) verifyComplete() error {
+	source := l.Record.Source
+	if source.Class != meta.Volumes || l.Record.Parameters.SkipNested {
+		return nil
+	}
+	sources, err := l.session.LookUp(source)
+	if err != nil {
+		return fmt.Errorf("source %s: %w", source, err)
+	}
+	for _, from := range sources {
+		switch {
+		case from.infoErr != nil && !errors.Is(from.infoErr, fs.ErrNotExist):
+			return fmt.Errorf("source %s: %w", source, l.session.Explain(from.infoErr))
+		case from.info.UUID != l.info.ParentUUID:
+		case from.Record.Parameters.SkipNested:
+			return nil
+		default:
+			return from.refuseNestedUpTo(l.info.CreatedTransid)
+		}
+	}
+	return fmt.Errorf("%s: its source %s is gone, and with it what could show whether this copy, which was cut short, lacks subvolumes that were in it: "+
+		"it is kept; copy what is wanted out of %s, and delete it", l.Record.Ref(), source, l.Path())
+}
+
+// Nested returns the paths of the subvolumes nested in a volume, one level deep.
+func (l *Slot) Nested() ([]string, error) {
+	paths, err := l.session.Nested(l.At)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", l.Record.Ref(), err)
+	}
+	return paths, nil
+}

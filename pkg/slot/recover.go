@@ -1,0 +1,74 @@
+package slot
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+)
+
+// Recover is Entry for an operation, which it begins. It completes a create that a crash left
+// half done, or undoes it and returns fs.ErrNotExist. The caller has the lock of the ID.
+func (l *Slot) Recover() (meta.Entry, error) {
+	if err := l.session.Begin(); err != nil {
+		return meta.Entry{}, fmt.Errorf("%s: %w", l.Record.Ref(), err)
+	}
+	if l.Record.State == meta.Creating {
+		if err := l.resume(); err != nil {
+			return meta.Entry{}, err
+		}
+	}
+	return l.Entry()
+}
+
+// resume completes a create that a crash interrupted, or undoes it and returns fs.ErrNotExist.
+func (l *Slot) resume() error {
+	err := l.infoErr
+	if err == nil {
+		err = l.verifyComplete()
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		err = l.session.Explain(err)
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err = l.session.Rmdir(l.At); err == nil {
+			return fs.ErrNotExist
+		}
+	case errors.Is(err, ErrNested):
+		if err = l.erase(func() error { return nil }); err == nil {
+			return fs.ErrNotExist
+		}
+	case err == nil:
+		err = l.complete(true)
+	}
+	return unfinished(err)
+}
+
+// EnsureDurable corrects the limit and syncs before a repeated request is answered. The process
+// of the first request may have died just before its commit, or its undo failed after it lifted
+// the limit.
+func (l *Slot) EnsureDurable() error {
+	if have, limited := l.session.limitOf(l.info.ID); limited && l.Record.Kind == meta.Active && l.limitWrong(have) {
+		if err := l.setLimit(); err != nil {
+			return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
+		}
+	}
+	if err := l.sync(); err != nil {
+		return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
+	}
+	return nil
+}
+
+// Resize sets the size of a volume, durably, after Recover.
+func (l *Slot) Resize(size int64) (meta.Entry, error) {
+	l.Record.Size = size
+	err := l.complete(false)
+	if err == nil {
+		err = l.session.Sync(l.At) // writes the log of the record only; there is no commit to share
+	}
+	if err != nil {
+		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
+	}
+	return l.entry(), nil
+}

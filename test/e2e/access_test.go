@@ -11,8 +11,8 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 )
 
-// holds fails unless a text holds all of the words.
-func holds(t *testing.T, what, text string, words ...string) {
+// contains fails unless a text contains all words.
+func contains(t *testing.T, what, text string, words ...string) {
 	t.Helper()
 	for _, word := range words {
 		if !strings.Contains(text, word) {
@@ -21,7 +21,7 @@ func holds(t *testing.T, what, text string, words ...string) {
 	}
 }
 
-// refuses fails unless a command in a pod fails, with words on its standard error.
+// refuses fails unless a command in a pod fails and its stderr contains all words.
 func (s *space) refuses(pod, command string, words ...string) {
 	s.Helper()
 	out, err := s.try(pod, command)
@@ -29,7 +29,7 @@ func (s *space) refuses(pod, command string, words ...string) {
 		s.Errorf("in pod %s: %s: it has to fail, and says %q", pod, command, out)
 		return
 	}
-	holds(s.T, "in pod "+pod+": "+command, err.Error(), words...)
+	contains(s.T, "in pod "+pod+": "+command, err.Error(), words...)
 }
 
 func TestPodsShareAVolume(t *testing.T) {
@@ -47,11 +47,11 @@ func TestPodsShareAVolume(t *testing.T) {
 	}
 	s.sh("writer", "echo one > /data/file")
 	s.sh("other", "echo two >> /data/file")
-	holds(t, "the reader sees", s.sh("reader", "cat /data/file"), "one\ntwo\n")
+	contains(t, "the reader sees", s.sh("reader", "cat /data/file"), "one\ntwo\n")
 	s.refuses("reader", "echo three >> /data/file", "Read-only file system")
 	s.deletePod("writer")
 	s.sh("other", "echo three >> /data/file")
-	holds(t, "the reader sees, without the first pod,", s.sh("reader", "cat /data/file"), "one\ntwo\nthree\n")
+	contains(t, "the reader sees, without the first pod,", s.sh("reader", "cat /data/file"), "one\ntwo\nthree\n")
 }
 
 func TestGroupOfFiles(t *testing.T) {
@@ -72,8 +72,8 @@ func TestGroupOfFiles(t *testing.T) {
 	s.pod("second", using("data"), user(2000))
 	s.running("second")
 	s.sh("second", "echo again >> /data/file")
-	holds(t, "owner and group of the file", s.sh("second", "stat -c %u:%g /data/file"), "1000:2345")
-	holds(t, "group of the volume", s.sh("second", "stat -c %g:%A /data"), "2345:drwxrws")
+	contains(t, "owner and group of the file", s.sh("second", "stat -c %u:%g /data/file"), "1000:2345")
+	contains(t, "group of the volume", s.sh("second", "stat -c %g:%A /data"), "2345:drwxrws")
 }
 
 func TestReadWriteOncePod(t *testing.T) {
@@ -88,11 +88,10 @@ func TestReadWriteOncePod(t *testing.T) {
 	s.sh("first", "echo hello > /data/file")
 	s.deletePod("first")
 	s.running("second")
-	holds(t, "the second pod sees", s.sh("second", "cat /data/file"), "hello")
+	contains(t, "the second pod sees", s.sh("second", "cat /data/file"), "hello")
 }
 
-// A volume of a snapshot that nobody may write is the snapshot itself, for any
-// number of readers.
+// A read-only volume of a snapshot is the snapshot itself, for any number of readers.
 func TestReadOnlyMany(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
@@ -108,7 +107,7 @@ func TestReadOnlyMany(t *testing.T) {
 	s.pod("two", using("view"), readOnly)
 	for _, pod := range []string{"one", "two"} {
 		s.running(pod)
-		holds(t, "pod "+pod+" sees", s.sh(pod, "cat /data/file"), "before")
+		contains(t, "pod "+pod+" sees", s.sh(pod, "cat /data/file"), "before")
 		s.refuses(pod, "echo x > /data/file", "Read-only file system")
 		s.refuses(pod, "touch /data/new", "Read-only file system")
 	}
@@ -130,12 +129,12 @@ func TestSubPath(t *testing.T) {
 	s.running("whole")
 	s.running("part")
 	s.sh("part", "echo hello > /data/file")
-	holds(t, "the whole volume has", s.sh("whole", "cat /data/some/where/file"), "hello")
+	contains(t, "the whole volume has", s.sh("whole", "cat /data/some/where/file"), "hello")
 	s.deletePod("part")
 	s.deletePod("whole")
 	s.pod("part", using("data"), below("some/where"))
 	s.running("part")
-	holds(t, "the part has still", s.sh("part", "cat /data/file"), "hello")
+	contains(t, "the part has still", s.sh("part", "cat /data/file"), "hello")
 }
 
 func TestMountOptions(t *testing.T) {
@@ -149,12 +148,12 @@ func TestMountOptions(t *testing.T) {
 		s.running(pod)
 		s.sh(pod, `printf '#!/bin/sh\necho it ran\n' > /data/program && chmod +x /data/program`)
 	}
-	holds(t, "mount options", s.sh("data", "grep ' /data ' /proc/mounts"), options...)
+	contains(t, "mount options", s.sh("data", "grep ' /data ' /proc/mounts"), options...)
 	s.refuses("data", "/data/program", "Permission denied")
-	holds(t, "without noexec", s.sh("plain", "/data/program"), "it ran")
+	contains(t, "without noexec", s.sh("plain", "/data/program"), "it ran")
 }
 
-// A drained node keeps the volume, and the pod waits for it.
+// A volume stays on a drained node, and its pod waits for the node.
 func TestDrain(t *testing.T) {
 	s := newSpace(t)
 	s.claim("data")
@@ -172,5 +171,5 @@ func TestDrain(t *testing.T) {
 	if now := s.running("data").Spec.NodeName; now != home {
 		t.Errorf("the pod runs on %s, its volume is on %s", now, home)
 	}
-	holds(t, "after the drain", s.sh("data", "cat /data/file"), "hello")
+	contains(t, "after the drain", s.sh("data", "cat /data/file"), "hello")
 }

@@ -19,11 +19,11 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 )
 
-// What a token of one node may write is tried in test/e2e/policies. Here it is
-// tried what becomes of that where drivers run.
+// test/e2e/policies attacks the policies with the token of one node, without drivers. These tests do so
+// with running drivers.
 
-// A patch of one node's driver would have Kubernetes delete another's snapshot: the
-// garbage collector removes what a missing owner leaves.
+// The driver of one node sets an owner reference on a snapshot of another node. Without the policies the
+// garbage collector would delete the snapshot, since that owner does not exist.
 func TestSnapshotOfAnotherNode(t *testing.T) {
 	t.Parallel()
 	s, mine, theirs := newSpace(t), lab.Nodes[0], lab.Nodes[1]
@@ -44,7 +44,7 @@ func TestSnapshotOfAnotherNode(t *testing.T) {
 			t.Errorf("a policy has to refuse {%s}; instead: %v", metadata, err)
 		}
 	}
-	// It may take the content, and the snapshotter of the other node makes it its own again.
+	// It may take the content. The driver of the other node takes it back.
 	_, err = contents.Patch(ctx, content.Name, types.MergePatchType, fmt.Appendf(nil, `{"metadata":{"labels":{"snapshot.storage.kubernetes.io/managed-by":%q}}}`, mine.Name), metav1.PatchOptions{})
 	s.no(err)
 	eventually(t, "the other node has its snapshot again", func() error {
@@ -58,8 +58,8 @@ func TestSnapshotOfAnotherNode(t *testing.T) {
 	}
 }
 
-// Whoever has the token of one node claims the pool of another while its driver
-// restarts, again and again. The driver serves it all the same.
+// An attacker with the token of one node takes the Pool of another node again and again, while the driver
+// there restarts. That driver serves the pool all the same.
 func TestPoolTakenWhileItsDriverRestarts(t *testing.T) {
 	mine, theirs := lab.Nodes[0], lab.Nodes[1]
 	id := poolID(t, theirs, "default")
@@ -106,7 +106,7 @@ func TestPoolTakenWhileItsDriverRestarts(t *testing.T) {
 	check(t, theirs)
 }
 
-// restarts counts those of the driver's container.
+// restarts returns the number of restarts of the driver's container.
 func restarts(pod *corev1.Pod) int32 {
 	for _, c := range pod.Status.ContainerStatuses {
 		if c.Name == "btrfs-csi" {
@@ -116,7 +116,7 @@ func restarts(pod *corev1.Pod) int32 {
 	return 0
 }
 
-// A volume that a second PersistentVolume stands for outlives the first one.
+// A volume with two PersistentVolumes is not deleted with the first one.
 func TestSecondPersistentVolume(t *testing.T) {
 	t.Parallel()
 	s, node := newSpace(t), lab.Nodes[0]

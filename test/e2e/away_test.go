@@ -20,7 +20,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// What can be asked of a driver without the API server.
+// The services of a driver while the API server is away.
 
 // restartsAlone kills the driver in a pod, and waits until another is ready.
 func restartsAlone(t *testing.T, node *cluster.Node, pod *corev1.Pod) {
@@ -38,7 +38,7 @@ func restartsAlone(t *testing.T, node *cluster.Node, pod *corev1.Pod) {
 	t.Logf("without the API server a driver was ready %.1f s after the last was killed", time.Since(began).Seconds())
 }
 
-// saysReady fails unless the driver in a pod says that it is ready.
+// saysReady fails unless /readyz of the driver in a pod succeeds.
 func saysReady(pod *corev1.Pod) error {
 	client := http.Client{Timeout: patience}
 	response, err := client.Get("http://" + pod.Status.PodIP + ":9808/readyz")
@@ -52,10 +52,10 @@ func saysReady(pod *corev1.Pod) error {
 	return nil
 }
 
-// controllerOf is the driver of a node, as its sidecars see it.
+// controllerOf returns a client for the driver of a node, as its sidecars have one.
 func controllerOf(t *testing.T, node *cluster.Node) csi.ControllerClient {
 	t.Helper()
-	// As the lab sees it.
+	// The path outside of the node.
 	socket := filepath.Join(filepath.Dir(lab.LogDir()), node.Name, "disk/kubelet/plugins", driverName, "csi.sock")
 	client, err := testkit.Dial(socket)
 	if err != nil {
@@ -65,9 +65,9 @@ func controllerOf(t *testing.T, node *cluster.Node) csi.ControllerClient {
 	return client
 }
 
-// servesAlone makes a volume and a snapshot of it, as the sidecars would. A driver that has
-// not reached the API server since its start deletes neither, since it cannot know whether
-// the cluster wants them. remove deletes both when it can.
+// servesAlone creates a volume and a snapshot of it, as the sidecars would. A driver that has not reached
+// the API server since its start deletes neither, because it cannot know whether the cluster still needs
+// them. remove deletes both later.
 func (s *space) servesAlone(node *cluster.Node) (remove func()) {
 	s.Helper()
 	driver := controllerOf(s.T, node)
@@ -79,7 +79,7 @@ func (s *space) servesAlone(node *cluster.Node) (remove func()) {
 			AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{}},
 			AccessMode: &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER},
 		}},
-		// So that it is found where it is left.
+		// So that newSpace finds it if it stays.
 		Parameters: map[string]string{"csi.storage.k8s.io/pvc/namespace": s.ns, "csi.storage.k8s.io/pvc/name": "alone"},
 	})
 	s.no(err)

@@ -17,8 +17,7 @@ import (
 
 const gib = 1 << 30
 
-// available is what can still be promised of a pool of a node: what can be written,
-// as its filesystem says, but for the headroom.
+// available returns the capacity of a pool: the free space of its filesystem without the headroom.
 func available(t *testing.T, node *cluster.Node, pool string) int64 {
 	t.Helper()
 	const mib = 1 << 20
@@ -31,7 +30,7 @@ func available(t *testing.T, node *cluster.Node, pool string) int64 {
 	return free*block - min(max(size/100, 64*mib), gib, size/16)
 }
 
-// capacities are what the scheduler knows of the room for a class on a node.
+// capacities returns the CSIStorageCapacities of a class on a node.
 func capacities(node *cluster.Node, class string) (found []storagev1.CSIStorageCapacity, err error) {
 	n, err := api().CoreV1().Nodes().Get(ctx, node.Name, metav1.GetOptions{})
 	if err != nil {
@@ -53,8 +52,8 @@ func capacities(node *cluster.Node, class string) (found []storagev1.CSIStorageC
 	return found, nil
 }
 
-// awaitRoom waits until the scheduler knows of a class's room on a node what its pool has,
-// but for what the filesystem may take for itself meanwhile.
+// awaitRoom waits until the published capacity of a class on a node is that of the pool, within what the
+// filesystem may use for itself meanwhile.
 func awaitRoom(t *testing.T, node *cluster.Node, class, pool string) {
 	t.Helper()
 	began := time.Now()
@@ -79,7 +78,7 @@ func awaitRoom(t *testing.T, node *cluster.Node, class, pool string) {
 	t.Logf("capacity of pool %q on %s is known after %.1f s", pool, node.Name, time.Since(began).Seconds())
 }
 
-// The scheduler knows what each node has for each class, and follows it.
+// The published capacity of each node and class follows the free space, and the scheduler uses it.
 func TestCapacity(t *testing.T) {
 	small, large := lab.Nodes[0], lab.Nodes[1]
 	newDrive(t, small, "room", gib)
@@ -94,7 +93,7 @@ func TestCapacity(t *testing.T) {
 	awaitRoom(t, large, only, "only")
 	awaitRoom(t, small, only, "")
 
-	// It fits on one node, and is not tried on the other.
+	// The volume fits on one node only, and the other is not tried.
 	for _, name := range []string{"fits", "fits-too"} {
 		s.claim(name, ofClass(room), size("3Gi"))
 		s.pod(name)
@@ -109,7 +108,7 @@ func TestCapacity(t *testing.T) {
 		t.Errorf("2 of 4 GiB are written, %d bytes are said to be left", left)
 	}
 
-	// It fits nowhere, until there is a larger disk.
+	// The volume fits on no node, until one gets a larger disk.
 	s.claim("waits", ofClass(room), size("3Gi"))
 	s.pod("waits")
 	s.event("Pod", "waits", "FailedScheduling", "did not have enough free storage")
@@ -121,13 +120,13 @@ func TestCapacity(t *testing.T) {
 	s.ran("waits", large)
 }
 
-// A claim that names its node gets the reason why it cannot have what it wants there.
+// A claim with a selected node without space has an Event that says so.
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
 	s.claim("huge", size("100Ti"), selected(lab.Nodes[1]))
 	s.event("PersistentVolumeClaim", "huge", "ProvisioningFailed", "not enough space", `pool "default"`)
-	// It is for the scheduler again.
+	// The scheduler selects a node again.
 	await(t, api().CoreV1().PersistentVolumeClaims(s.ns), "huge", "have no node", func(c *corev1.PersistentVolumeClaim) bool {
 		return c.Annotations["volume.kubernetes.io/selected-node"] == "" && c.Status.Phase == corev1.ClaimPending
 	})

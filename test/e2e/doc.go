@@ -1,5 +1,5 @@
-// Package e2e are the end-to-end tests: our image and our chart in a real
-// Kubernetes of two nodes (package cluster), as users have them. `make e2e` runs
-// them; they need root. All share one cluster. Each test has a namespace of its
-// own and leaves nothing behind, neither in the cluster nor on a node.
+// Package e2e has the end-to-end tests of the image and the chart in a real Kubernetes
+// with two nodes (package cluster). `make e2e` runs them. They need root. All tests
+// share one cluster. Each has its own namespace and leaves nothing behind, neither in
+// the cluster nor on a node.
 package e2e

@@ -13,7 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// elected returns the node whose resizer expands for all.
+// elected returns the node whose csi-resizer is elected.
 func elected(t *testing.T) *cluster.Node {
 	t.Helper()
 	lease, err := api().CoordinationV1().Leases(driverNamespace).Get(ctx, "external-resizer-btrfs-csi-github-io", metav1.GetOptions{})
@@ -27,8 +27,7 @@ func elected(t *testing.T) *cluster.Node {
 	return node(t, pod.Spec.NodeName)
 }
 
-// TestExpandOnline expands a volume of each node that is full, and so of one that
-// the elected resizer's driver does not have.
+// TestExpandOnline expands a full volume of each node. The elected csi-resizer runs on only one of them.
 func TestExpandOnline(t *testing.T) {
 	t.Parallel()
 	eachNode(t, func(t *testing.T, node *cluster.Node) {
@@ -67,8 +66,8 @@ func TestExpandOffline(t *testing.T) {
 	})
 }
 
-// TestExpandOwnerAway asks for the expansion of a volume whose node does not answer.
-// It has to be done when that is back, and not be reported before.
+// TestExpandOwnerAway requests the expansion of a volume whose node does not answer. The expansion must
+// happen when the node is back, and not be reported before.
 func TestExpandOwnerAway(t *testing.T) {
 	for _, c := range []struct {
 		how        string
@@ -127,7 +126,7 @@ func powerOn(t *testing.T, node *cluster.Node) {
 	driverReady(t, node)
 }
 
-// expandedOnce looks through the logs of all drivers.
+// expandedOnce fails unless the logs of all drivers have the expansion once.
 func (s *space) expandedOnce(owner *cluster.Node, volume *corev1.PersistentVolume) {
 	s.Helper()
 	var lines []string
@@ -136,7 +135,7 @@ func (s *space) expandedOnce(owner *cluster.Node, volume *corev1.PersistentVolum
 		log, err := api().CoreV1().Pods(driverNamespace).GetLogs(pod.Name, &corev1.PodLogOptions{Container: "btrfs-csi"}).DoRaw(ctx)
 		s.no(err)
 		for line := range strings.Lines(string(log)) {
-			// By the owner; that it was asked to is in the log of who asked.
+			// Only the log of the owner has this line.
 			if strings.Contains(line, `"Volume expanded"`) && strings.Contains(line, "askedBy") && strings.Contains(line, volume.Spec.CSI.VolumeHandle) {
 				lines = append(lines, node.Name+": "+line)
 			}

@@ -13,7 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// away makes a claim with a file, and a snapshot of it, on a node, all of the name
+// away creates a claim with a file, and a snapshot of it, on a node. Pod, claim and snapshot have the name
 // "source".
 func (s *space) away(home *cluster.Node) {
 	s.Helper()
@@ -25,15 +25,15 @@ func (s *space) away(home *cluster.Node) {
 	s.ready("source")
 }
 
-// cameHome waits until a pod runs, which nobody sent anywhere, and fails unless it is where
-// its volume's source is, and has what that had.
+// cameHome waits until a pod without node constraints runs. It fails unless the pod is on the node of its
+// volume's source and sees the data of the source.
 func (s *space) cameHome(pod string, home *cluster.Node) {
 	s.Helper()
 	s.ran(pod, home)
-	holds(s.T, "pod "+pod+" sees", s.sh(pod, "cat /data/file"), "hello")
+	contains(s.T, "pod "+pod+" sees", s.sh(pod, "cat /data/file"), "hello")
 }
 
-// other is the node that a node is not.
+// other returns the other node.
 func other(node *cluster.Node) *cluster.Node {
 	if node == lab.Nodes[0] {
 		return lab.Nodes[1]
@@ -41,11 +41,11 @@ func other(node *cluster.Node) *cluster.Node {
 	return lab.Nodes[0]
 }
 
-// sources are what a volume can be made from.
+// sources are the kinds of sources of a volume.
 var sources = map[string]func(string) func(*corev1.PersistentVolumeClaim){"restore": restoreOf, "clone": cloneOf}
 
-// A pod follows its volume, and that its source, on whichever node it is and whoever
-// comes first.
+// A pod runs on the node of its volume, which is the node of the volume's source, whatever was created
+// first.
 func TestComeHome(t *testing.T) {
 	for _, home := range lab.Nodes {
 		for kind, of := range sources {
@@ -89,7 +89,7 @@ func TestComeHome(t *testing.T) {
 	}
 }
 
-// All of it is applied at once, as by kubectl from one file.
+// All objects are created at once, as by kubectl from one file.
 func TestComeHomeFromWhatIsNotYet(t *testing.T) {
 	t.Parallel()
 	for _, home := range lab.Nodes {
@@ -121,8 +121,7 @@ func TestTenComeHome(t *testing.T) {
 	t.Logf("10 pods with a restored volume each ran after %.1f s", time.Since(began).Seconds())
 }
 
-// While the node of a source is dead an Event names it, and nothing is made
-// elsewhere.
+// While the node of a source is down an Event names the node, and no volume is created on another node.
 func TestSourceOnDeadNode(t *testing.T) {
 	home := lab.Nodes[1]
 	s := newSpace(t)

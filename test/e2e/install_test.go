@@ -26,7 +26,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// TestInstall is about what is there once the chart is installed.
+// TestInstall checks the cluster after the installation of the chart.
 func TestInstall(t *testing.T) {
 	t.Run("pods", testPodsReady)
 	t.Run("topology", func(t *testing.T) { eachNode(t, testTopology) })
@@ -55,7 +55,7 @@ func testPodsReady(t *testing.T) {
 	kubectl(t, "rollout", "status", "--namespace", driverNamespace, "deployment/"+release+"-snapshot-controller", "--timeout", "1m")
 }
 
-// testTopology expects that kubelet and scheduler know a node by its pools.
+// testTopology checks the topology labels and keys of the nodes.
 func testTopology(t *testing.T, node *cluster.Node) {
 	want := []string{topologyPrefix + poolID(t, node, "default")}
 	info := await(t, api().StorageV1().CSINodes(), node.Name, "have the driver", func(n *storagev1.CSINode) bool {
@@ -93,7 +93,7 @@ func testPool(t *testing.T, node *cluster.Node) {
 	}
 }
 
-// testLoopPool expects that the driver has made the pool, in a file of its own.
+// testLoopPool checks that the driver has made the pool in a file.
 func testLoopPool(t *testing.T, node *cluster.Node, pool *v1alpha1.Pool) {
 	t.Helper()
 	if want := resource.MustParse(lab.loopPool); pool.Status.Size.Cmp(want) != 0 {
@@ -136,7 +136,7 @@ func testHTTP(t *testing.T, node *cluster.Node) {
 	}
 }
 
-// testSecurityContexts expects that only what mounts is privileged.
+// testSecurityContexts checks that only the driver is privileged.
 func testSecurityContexts(t *testing.T) {
 	pods, err := api().CoreV1().Pods(driverNamespace).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -169,7 +169,7 @@ func testSecurityContexts(t *testing.T) {
 	}
 }
 
-// testProcesses looks at what the containers come to.
+// testProcesses checks the processes of the containers.
 func testProcesses(t *testing.T, node *cluster.Node) {
 	for _, name := range []string{"csi-provisioner", "csi-snapshotter", "csi-resizer"} {
 		status := strings.Fields(onNode(t, node, "grep -E '^(Uid|CapEff|NoNewPrivs|Seccomp):' /proc/$(pidof "+name+")/status"))
@@ -188,7 +188,7 @@ func testProcesses(t *testing.T, node *cluster.Node) {
 	}
 }
 
-// testRights asks for some rights that the driver must not have, and one that it has.
+// testRights checks some rights that the driver must not have, and one that it has.
 func testRights(t *testing.T) {
 	user := "system:serviceaccount:" + driverNamespace + ":" + release
 	for _, c := range []struct {
@@ -225,8 +225,7 @@ func testRights(t *testing.T) {
 	}
 }
 
-// testRightsElsewhere tries with the token of one node's driver what only another
-// node's may do.
+// testRightsElsewhere tries, with the token of one node's driver, what only another node's driver may do.
 func testRightsElsewhere(t *testing.T) {
 	one, two := lab.Nodes[0], lab.Nodes[1]
 	as := driverOf(t, one)
@@ -277,7 +276,7 @@ func testRightsElsewhere(t *testing.T) {
 	}
 }
 
-// driverOf returns the access to the API server that the driver of a node has.
+// driverOf returns a client with the token of the driver of a node.
 func driverOf(t *testing.T, node *cluster.Node) *rest.Config {
 	t.Helper()
 	pod := driverReady(t, node)
@@ -294,7 +293,7 @@ func driverOf(t *testing.T, node *cluster.Node) *rest.Config {
 	return config
 }
 
-// TestExamples applies deploy/examples in the order of its README, as they stand.
+// TestExamples applies deploy/examples unchanged, in the order of its README.
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
@@ -351,7 +350,7 @@ func TestExamples(t *testing.T) {
 		}
 	}
 	t.Run("delete", func(t *testing.T) {
-		// Sources before what was made from them, which stays.
+		// Delete sources before their copies, which must stay usable.
 		s := s.in(t)
 		for _, file := range []string{"volume.yaml", "snapshot.yaml"} {
 			kubectl(t, "delete", "--namespace", s.ns, "-f", examples(file))

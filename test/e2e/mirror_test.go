@@ -22,7 +22,7 @@ import (
 
 const annotationPrefix = "btrfs-csi.github.io/"
 
-// lineage are the annotations of ours that say where something comes from.
+// lineage are the lineage annotations.
 func lineage(o metav1.Object) map[string]string {
 	found := map[string]string{}
 	for _, key := range []string{"parent", "uuid", "parent-uuid", "received-uuid", "subvolume-id", "created-transid"} {
@@ -33,7 +33,7 @@ func lineage(o metav1.Object) map[string]string {
 	return found
 }
 
-// lineageOnDisk is what these should be, as btrfs has it.
+// lineageOnDisk returns the expected lineage, read from btrfs.
 func lineageOnDisk(t *testing.T, node *cluster.Node, path, parent string) map[string]string {
 	t.Helper()
 	found := map[string]string{}
@@ -53,8 +53,7 @@ func lineageOnDisk(t *testing.T, node *cluster.Node, path, parent string) map[st
 	return found
 }
 
-// TestMirror compares what the cluster knows of volumes and snapshots with the
-// disk.
+// TestMirror compares the Subvolumes, PersistentVolumes and VolumeSnapshotContents with the disk.
 func TestMirror(t *testing.T) {
 	s, node := newSpace(t), lab.Nodes[0]
 	pool := poolID(t, node, "default")
@@ -148,8 +147,8 @@ func TestMirror(t *testing.T) {
 	})
 }
 
-// TestMirrorComesBack deletes and changes what the drivers write: it is written
-// again, and no volume has changed.
+// TestMirrorComesBack deletes and changes the objects of the drivers. The drivers write them again, and no
+// volume changes.
 func TestMirrorComesBack(t *testing.T) {
 	s, node := newSpace(t), lab.Nodes[1]
 	s.claim("data")
@@ -199,8 +198,8 @@ func TestMirrorComesBack(t *testing.T) {
 	testVolume(t, node, s.volume("data"))
 }
 
-// TestMirrorQuiet expects that nothing is written while nothing changes. It does not
-// see a resync; that is TestQuiet of pkg/cluster.
+// TestMirrorQuiet: the drivers write nothing while nothing changes. It is too short for a resync, which
+// TestQuiet of pkg/cluster covers.
 func TestMirrorQuiet(t *testing.T) {
 	s := newSpace(t)
 	s.claim("data")
@@ -211,7 +210,7 @@ func TestMirrorQuiet(t *testing.T) {
 	s.claim("restored", restoreOf("snapshot"))
 	s.bound("restored")
 
-	// What was just made is still being published; that has to come to an end.
+	// Wait until all that was just created is published.
 	settled := time.Now().Add(2 * patience)
 	for {
 		seen := s.watchAll(time.Minute)
@@ -224,8 +223,7 @@ func TestMirrorQuiet(t *testing.T) {
 	}
 }
 
-// watchAll watches what drivers and sidecars write, until one of it changes, which
-// it returns, or the time is over.
+// watchAll returns the first change of an object that drivers and sidecars write, or "" after some time.
 func (s *space) watchAll(d time.Duration) string {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(ctx, d)
@@ -238,7 +236,7 @@ func (s *space) watchAll(d time.Duration) string {
 	}
 }
 
-// rest waits until they write nothing any more.
+// rest waits until drivers and sidecars no longer write.
 func (s *space) rest() {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -247,7 +245,7 @@ func (s *space) rest() {
 	for {
 		select {
 		case <-changes:
-		case <-time.After(2 * time.Second): // the mirror rests for less
+		case <-time.After(2 * time.Second): // the mirror postpones writes for less
 			return
 		case <-ctx.Done():
 			s.Fatalf("something is written for %v", patience)
@@ -255,7 +253,7 @@ func (s *space) rest() {
 	}
 }
 
-// changes are those that drivers and sidecars make from now on, until ctx ends.
+// changes sends the changes of objects that drivers and sidecars write, until ctx ends.
 func (s *space) changes(ctx context.Context) <-chan watch.Event {
 	s.Helper()
 	changes := make(chan watch.Event)
@@ -264,7 +262,7 @@ func (s *space) changes(ctx context.Context) <-chan watch.Event {
 		lab.snapshots.SnapshotV1().VolumeSnapshots("").Watch, lab.snapshots.SnapshotV1().VolumeSnapshotContents().Watch,
 		api().StorageV1().CSINodes().Watch, api().StorageV1().CSIStorageCapacities("").Watch, api().CoreV1().Events(s.ns).Watch,
 	} {
-		// A version that all kinds of a cluster share.
+		// All kinds of a cluster share the resource version.
 		now, err := api().CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
 		s.no(err)
 		w, err := start(ctx, metav1.ListOptions{ResourceVersion: now.ResourceVersion})
@@ -282,8 +280,8 @@ func (s *space) changes(ctx context.Context) <-chan watch.Event {
 	return changes
 }
 
-// TestAPIServerAway cuts off the API server from everything for a while, with volumes
-// being made and one driver restarted meanwhile, which serves without it.
+// TestAPIServerAway cuts the API server off for a while. Meanwhile volumes are being created, and one driver
+// restarts, which has to serve without the API server.
 func TestAPIServerAway(t *testing.T) {
 	s := newSpace(t)
 	var before []*corev1.Pod
@@ -335,8 +333,7 @@ func TestAPIServerAway(t *testing.T) {
 	eventually(t, "what is on disk is what the cluster knows of", s.compare)
 }
 
-// cutOff has the API server's port closed, for connections that are there too,
-// until what it returns is called.
+// cutOff closes the API server's port, also for existing connections, until the returned function is called.
 func cutOff(t *testing.T) (restore func()) {
 	t.Helper()
 	rule := []string{"INPUT", "--proto", "tcp", "--dport", "443", "--jump", "REJECT", "--reject-with", "tcp-reset"}

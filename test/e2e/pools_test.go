@@ -18,7 +18,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// newClass makes a StorageClass, as the chart does, for the time of the test.
+// newClass creates a StorageClass, as the chart does, until the test ends.
 func newClass(t *testing.T, parameters map[string]string, options ...func(*storagev1.StorageClass)) string {
 	t.Helper()
 	mode, expand := storagev1.VolumeBindingWaitForFirstConsumer, true
@@ -46,17 +46,17 @@ func immediate(c *storagev1.StorageClass) {
 	c.VolumeBindingMode = &mode
 }
 
-// drive is a disk of a test, which one node at a time has as a pool.
+// drive is a disk of a test, which is a pool of one node at a time.
 type drive struct {
 	*testing.T
 	disk *cluster.Disk
 	name string // of the pool
 	id   string
-	node *cluster.Node // nil while it is in none
+	node *cluster.Node // nil while no node has it
 }
 
-// newDrive gives a node a disk of a size as a pool, until the test ends. To be called
-// before newSpace: what is on it has to be gone first.
+// newDrive adds a disk to a node as a pool, until the test ends. Call it before newSpace, so that its
+// volumes are deleted first.
 func newDrive(t *testing.T, node *cluster.Node, name string, size int64) *drive {
 	t.Helper()
 	disk, err := lab.NewDisk(ctx, size)
@@ -76,7 +76,7 @@ func newDrive(t *testing.T, node *cluster.Node, name string, size int64) *drive 
 
 func (d *drive) dir() string { return "/var/lib/btrfs-csi/pools/" + d.name }
 
-// attach mounts the disk, and does not wait until it is seen.
+// attach mounts the disk. It does not wait until the driver uses it.
 func (d *drive) attach(node *cluster.Node) {
 	d.Helper()
 	if err := node.AddPool(ctx, d.name, d.disk); err != nil {
@@ -95,7 +95,7 @@ func (d *drive) detach() {
 	d.node = nil
 }
 
-// remove leaves nothing of the pool, in the cluster neither.
+// remove removes the pool from the node and from the cluster.
 func (d *drive) remove() {
 	if d.node != nil {
 		d.detach()
@@ -109,7 +109,7 @@ func (d *drive) remove() {
 	}
 }
 
-// served waits until the cluster knows that a node has the pool, and can use it.
+// served waits until the Pool is Ready on a node.
 func (d *drive) served(node *cluster.Node) {
 	d.Helper()
 	await(d.T, lab.pools, d.id, "be Ready on "+node.Name, func(p *v1alpha1.Pool) bool {
@@ -119,7 +119,7 @@ func (d *drive) served(node *cluster.Node) {
 	await(d.T, api().CoreV1().Nodes(), node.Name, "have the label of pool "+d.name, d.hasLabel)
 }
 
-// released waits until the cluster knows that no node has the pool.
+// released waits until the Pool has no owner.
 func (d *drive) released() {
 	d.Helper()
 	await(d.T, lab.pools, d.id, "be Away", func(p *v1alpha1.Pool) bool {
@@ -130,7 +130,7 @@ func (d *drive) released() {
 	}
 }
 
-// unlabelled waits until no pod is sent to a node for the sake of the pool.
+// unlabelled waits until a node has no topology label of the pool.
 func (d *drive) unlabelled(node *cluster.Node) {
 	d.Helper()
 	await(d.T, api().StorageV1().CSINodes(), node.Name, "have no topology key of pool "+d.name, func(n *storagev1.CSINode) bool {
@@ -149,7 +149,7 @@ func (d *drive) hasKey(n *storagev1.CSINode) bool {
 
 func (d *drive) hasLabel(n *corev1.Node) bool { return n.Labels[topologyPrefix+d.id] == "true" }
 
-// poolOf is the pool that the volume of a claim is in, on a node.
+// poolOf returns the name of the pool of a claim's volume, on a node.
 func (s *space) poolOf(claim string, node *cluster.Node) string {
 	s.Helper()
 	i := find(s.T, node, s.volume(claim).Spec.CSI.VolumeHandle)
@@ -159,7 +159,7 @@ func (s *space) poolOf(claim string, node *cluster.Node) string {
 	return i.Pool
 }
 
-// ran waits until a pod runs, and fails unless that is on a node.
+// ran waits until a pod runs, and fails unless it runs on the given node.
 func (s *space) ran(pod string, node *cluster.Node) {
 	s.Helper()
 	if now := s.running(pod).Spec.NodeName; now != node.Name {
@@ -176,7 +176,7 @@ func (s *space) clear(claim string) {
 	awaitGone(s.T, lab.subvolumes, v.Spec.CSI.VolumeHandle, (*v1alpha1.Subvolume)(nil))
 }
 
-// events are the messages of the Events on an object that have a reason.
+// events returns the messages of the Events on an object with a reason.
 func (s *space) events(kind, name, reason string) (messages []string) {
 	s.Helper()
 	list, err := api().CoreV1().Events(s.ns).List(ctx, metav1.ListOptions{
@@ -189,9 +189,8 @@ func (s *space) events(kind, name, reason string) (messages []string) {
 	return messages
 }
 
-// A disk that is mounted while the driver runs is a pool, which classes can name;
-// and none any more when it is unmounted. If it does not come back, what the cluster has
-// of it can be cleared.
+// A disk that is mounted while the driver runs becomes a pool, which classes can name. When it is unmounted
+// the pool is away. If it does not come back, prune deletes its objects.
 func TestPoolComesAndGoes(t *testing.T) {
 	home := lab.Nodes[0]
 	began := time.Now()
@@ -227,7 +226,7 @@ func TestPoolComesAndGoes(t *testing.T) {
 	s.lose(program, fast, "fast")
 }
 
-// A disk takes its volumes and snapshots along.
+// Volumes and snapshots move with their disk.
 func TestPoolMoves(t *testing.T) {
 	from, to := lab.Nodes[0], lab.Nodes[1]
 	disk := newDrive(t, from, "mobile", 2*gib)
@@ -251,14 +250,14 @@ func TestPoolMoves(t *testing.T) {
 	disk.attach(to)
 	disk.served(to)
 	s.ran("data", to)
-	holds(t, "on the other node", s.sh("data", "cat /data/file"), "new")
+	contains(t, "on the other node", s.sh("data", "cat /data/file"), "new")
 	await(t, lab.subvolumes, handle, "be on "+to.Name, func(v *v1alpha1.Subvolume) bool {
 		return v.Spec.NodeName == to.Name && v.Spec.Pool == "moved"
 	})
 	s.claim("restored", restoreOf("snap"))
 	s.pod("restored")
 	s.ran("restored", to)
-	holds(t, "the snapshot has", s.sh("restored", "cat /data/file"), "old")
+	contains(t, "the snapshot has", s.sh("restored", "cat /data/file"), "old")
 	s.expand("data", "128Mi")
 	s.expanded("data", "128Mi")
 	s.deleteSnapshot("snap")
@@ -268,7 +267,7 @@ func TestPoolMoves(t *testing.T) {
 	}
 }
 
-// A copy of a disk has its volumes too. They must not live twice.
+// The volumes on a copy of a disk must not be served a second time.
 func TestOwnershipConflict(t *testing.T) {
 	first, second := lab.Nodes[0], lab.Nodes[1]
 	original := newDrive(t, first, "twin", gib)
@@ -301,13 +300,12 @@ func TestOwnershipConflict(t *testing.T) {
 	twin.served(second)
 	s.pod("data")
 	s.ran("data", second)
-	holds(t, "the copy has", s.sh("data", "cat /data/file"), "hello")
+	contains(t, "the copy has", s.sh("data", "cat /data/file"), "hello")
 	s.deletePod("data")
 	s.clear("data")
 }
 
-// refusedPool fails unless `btrfs-csi pools` on a node says, with a word, why it does not
-// serve one.
+// refusedPool fails unless `btrfs-csi pools` on a node says, with a word, why it refuses a pool.
 func refusedPool(node *cluster.Node, pool, word string) error {
 	out, err := inDriver(node, "btrfs-csi", "pools", "-o", "json")
 	if err != nil {

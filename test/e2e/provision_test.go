@@ -16,7 +16,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// TestProvision takes a volume on each node from its claim to its end.
+// TestProvision creates, uses and deletes a volume on each node.
 func TestProvision(t *testing.T) {
 	t.Parallel()
 	eachNode(t, testProvision)
@@ -58,7 +58,7 @@ func testProvision(t *testing.T, node *cluster.Node) {
 	awaitGone(t, lab.subvolumes, volume.Name, (*v1alpha1.Subvolume)(nil))
 }
 
-// testVolume compares a PersistentVolume with what is on disk.
+// testVolume compares a PersistentVolume with the disk.
 func testVolume(t *testing.T, node *cluster.Node, v *corev1.PersistentVolume) {
 	t.Helper()
 	i := find(t, node, v.Spec.CSI.VolumeHandle)
@@ -82,18 +82,18 @@ func testVolume(t *testing.T, node *cluster.Node, v *corev1.PersistentVolume) {
 	}
 }
 
-// testSize writes more than fits into a volume of some MiB, which has to fail at
-// its size: less what its metadata take, and not a byte later.
+// testSize writes more than fits into a volume. The write has to fail at the size without the volume's
+// metadata, and never beyond the size.
 func testSize(s *space, pod string, mib int) {
 	s.Helper()
 	exceeds(s, pod, "dd if=/dev/zero of=/data/fill bs=1M count=1000")
 	if have := parse(s.T, s.sh(pod, "wc -c < /data/fill")) >> 20; have > int64(mib) || have < int64(mib)*3/4 {
-		s.Errorf("a volume of %d MiB holds a file of %d MiB", mib, have)
+		s.Errorf("a volume of %d MiB contains a file of %d MiB", mib, have)
 	}
 	s.sh(pod, "rm /data/fill; sync /data; echo fits > /data/small")
 }
 
-// exceeds runs a command in a pod that writes more than its volume may hold.
+// exceeds runs a command in a pod that must fail, because it writes more than fits into the volume.
 func exceeds(s *space, pod, command string) {
 	s.Helper()
 	if out, err := s.try(pod, command); err == nil || !strings.Contains(err.Error(), "Disk quota exceeded") {

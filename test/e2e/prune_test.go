@@ -76,7 +76,7 @@ func TestPrune(t *testing.T) {
 		awaitGone(t, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), "deleted", (*snapshotv1.VolumeSnapshot)(nil))
 		s.volume("source")
 		s.content("source")
-		// As it says: the claim goes first.
+		// Delete the claim first, as prune says.
 		s.deleteClaim("given-up")
 		prune(t, program, "--delete")
 		awaitGone(t, api().CoreV1().PersistentVolumes(), volume["given-up"].Name, volume["given-up"])
@@ -95,7 +95,7 @@ func TestPrune(t *testing.T) {
 		s.claim("restored", restoreOf("source"))
 		s.pod("restored")
 		s.cameHome("restored", gone)
-		// What was cleared from the cluster is on the disk.
+		// The data of pruned objects is still on the disk.
 		for _, claim := range []string{"released", "given-up"} {
 			s.adopt(claim, volume[claim])
 			s.pod(claim)
@@ -106,8 +106,7 @@ func TestPrune(t *testing.T) {
 	})
 }
 
-// lose clears what is left of a disk that is gone for good: of a claim, and a snapshot of
-// the same name.
+// lose prunes the objects of a lost disk with the volume of a claim and a snapshot of the same name.
 func (s *space) lose(program string, disk *drive, name string) {
 	s.Helper()
 	volume, content := s.volume(name), s.content(name)
@@ -127,10 +126,10 @@ func (s *space) lose(program string, disk *drive, name string) {
 	awaitGone(s.T, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), name, (*snapshotv1.VolumeSnapshot)(nil))
 	awaitGone(s.T, lab.subvolumes, volume.Spec.CSI.VolumeHandle, (*v1alpha1.Subvolume)(nil))
 	awaitGone(s.T, lab.pools, disk.id, (*v1alpha1.Pool)(nil))
-	disk.id = "" // there is nothing to remove any more
+	disk.id = "" // the pool is already removed
 }
 
-// driverProgram is the program that is in the driver's image, for where there is none.
+// driverProgram copies the binary out of the driver's image, to run it outside of containers.
 func driverProgram(t *testing.T, node *cluster.Node) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "btrfs-csi")
@@ -157,7 +156,7 @@ func prune(t *testing.T, program string, args ...string) (rows []pruneRow) {
 	return rows
 }
 
-// sameRows compares what was found, but for Subvolumes and Pools, with what is wanted.
+// sameRows compares the rows, without Subvolumes and Pools, with the wanted ones.
 func sameRows(found []pruneRow, want []string) error {
 	var have []string
 	for _, l := range found {
@@ -177,7 +176,7 @@ func sameRows(found []pruneRow, want []string) error {
 	return nil
 }
 
-// adopt makes a claim of a volume that the cluster has forgotten, and that goes with it.
+// adopt creates a claim and a PersistentVolume for a volume that the cluster has lost.
 func (s *space) adopt(claim string, was *corev1.PersistentVolume) {
 	s.Helper()
 	v := &corev1.PersistentVolume{
@@ -191,7 +190,7 @@ func (s *space) adopt(claim string, was *corev1.PersistentVolume) {
 	s.bound(claim)
 }
 
-// adoptSnapshot does so with a snapshot.
+// adoptSnapshot does the same for a snapshot.
 func (s *space) adoptSnapshot(name string, was *snapshotv1.VolumeSnapshotContent) {
 	s.Helper()
 	content, err := lab.snapshots.SnapshotV1().VolumeSnapshotContents().Create(ctx, &snapshotv1.VolumeSnapshotContent{

@@ -10,8 +10,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 )
 
-// The quota mode of the cluster is changed, and changed back, as docs/operations.md says,
-// while pods write.
+// Change the quota mode of the cluster and change it back, as docs/operations.md says, while pods write.
 func TestChangeQuotaMode(t *testing.T) {
 	s := newSpace(t)
 	t.Cleanup(func() { upgrade(t) })
@@ -26,7 +25,7 @@ func TestChangeQuotaMode(t *testing.T) {
 	t.Run("Simple", func(t *testing.T) {
 		s := s.in(t)
 		changeQuota(t, "simple")
-		testSize(s, "old", 64) // what it held counts for nothing
+		testSize(s, "old", 64) // data from before does not count
 		s.claim("new", size("64Mi"))
 		s.pod("new", on(lab.Nodes[1]))
 		s.running("new")
@@ -36,7 +35,7 @@ func TestChangeQuotaMode(t *testing.T) {
 	t.Run("Full", func(t *testing.T) {
 		s := s.in(t)
 		changeQuota(t, "full")
-		exceeds(s, "old", "dd if=/dev/zero of=/data/more bs=1M count=1 conv=fsync") // it holds 80 MiB of 64
+		exceeds(s, "old", "dd if=/dev/zero of=/data/more bs=1M count=1 conv=fsync") // it contains 80 MiB, its size is 64
 		s.sh("old", "rm -f /data/before /data/after /data/more && sync /data")
 		testSize(s, "old", 64)
 	})

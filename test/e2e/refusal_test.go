@@ -16,10 +16,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// refusal is a claim that cannot be had.
+// refusal is a claim that must be refused.
 type refusal struct {
 	name       string
-	parameters map[string]string // of a class; the chart's class without them
+	parameters map[string]string // of the StorageClass; nil: the chart's class
 	claim      func(*corev1.PersistentVolumeClaim)
 	says       []string
 }
@@ -36,7 +36,7 @@ func block(c *corev1.PersistentVolumeClaim) {
 	c.Spec.VolumeMode = &mode
 }
 
-// refusals are made from the claim and the snapshot "source"; a snapshot "gone" was deleted.
+// refusals copy the claim and the snapshot "source". The snapshot "gone" was deleted.
 var refusals = []refusal{
 	{name: "unknown-parameter", parameters: map[string]string{"compresion": "zstd"},
 		says: []string{`parameter "compresion" is unknown`, "known are pool, compression"}},
@@ -66,8 +66,8 @@ var refusals = []refusal{
 		says: []string{"less than the size", "source snapshot"}},
 }
 
-// An Event on the claim says what cannot be had, also where a user makes it together with
-// a pod. Nothing is left of the attempt.
+// An Event on the claim says why it is refused, also if a user creates it together with a pod. The attempt
+// leaves nothing behind.
 func TestRefusedClaims(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
@@ -92,16 +92,16 @@ func TestRefusedClaims(t *testing.T) {
 	s.noneBut("source")
 }
 
-// testNoSize asks for nothing, which the API server refuses before a driver hears of it.
+// testNoSize: the API server itself refuses a size of 0.
 func (s *space) testNoSize() {
 	_, err := s.tryClaim("no-size", size("0"))
 	if !apierrors.IsInvalid(err) {
 		s.Fatalf("a claim of size 0: %v, want that it is invalid", err)
 	}
-	holds(s.T, "the API server", err.Error(), "spec.resources", "must be greater than zero")
+	contains(s.T, "the API server", err.Error(), "spec.resources", "must be greater than zero")
 }
 
-// refuse makes the claim and its pod.
+// refuse creates the claim and its pod.
 func (s *space) refuse(r refusal) {
 	s.Helper()
 	if r.claim == nil {
@@ -120,8 +120,8 @@ func (s *space) refuse(r refusal) {
 	})
 }
 
-// eventWith waits for an Event, of whatever reason, on an object of the namespace that says all
-// of the words, and returns it.
+// eventWith waits for an Event on an object of the namespace whose message contains all words, and returns
+// it.
 func (s *space) eventWith(kind, name string, words ...string) (event string) {
 	s.Helper()
 	eventually(s.T, fmt.Sprintf("an Event on %s %s says %q", kind, name, words), func() error {
@@ -144,8 +144,7 @@ func (s *space) eventWith(kind, name string, words ...string) (event string) {
 	return event
 }
 
-// noneBut fails if there is more on disk for the namespace than a claim and a snapshot of
-// a name.
+// noneBut fails if the namespace has more on disk than a volume and a snapshot for objects of a name.
 func (s *space) noneBut(name string) {
 	s.Helper()
 	for _, node := range lab.Nodes {
@@ -195,7 +194,7 @@ func TestRefusedSnapshots(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := s.in(t)
 			s.snapshotOfClass(name, "source", c.class)
-			// A conflict of the sidecars' own may come before.
+			// A conflict between the sidecars may come before.
 			failed := await(t, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), name, fmt.Sprintf("say %q", c.says), func(v *snapshotv1.VolumeSnapshot) bool {
 				return v.Status != nil && v.Status.Error != nil && v.Status.Error.Message != nil &&
 					!slices.ContainsFunc(c.says, func(word string) bool { return !strings.Contains(*v.Status.Error.Message, word) })
@@ -214,8 +213,7 @@ func TestRefusedSnapshots(t *testing.T) {
 	s.noneBut("source")
 }
 
-// testOtherDriver makes a snapshot of a class of another driver, which nobody would ever
-// make or delete.
+// testOtherDriver creates a snapshot with the class of another driver. Nobody would create or delete it.
 func (s *space) testOtherDriver() {
 	const other = "hostpath.csi.k8s.io"
 	snapshot := s.snapshotOfClass("other-driver", "source", newSnapshotClass(s.T, other, nil))
@@ -230,9 +228,8 @@ func (s *space) testOtherDriver() {
 	s.Log(s.eventWith("VolumeSnapshot", snapshot.Name, other, driverName))
 }
 
-// deleteFailed deletes a snapshot that was never ready, and waits until it is gone. Of
-// several that are deleted at once snapshot-controller takes each for the user of
-// their claim, and leaves its finalizer there for good.
+// deleteFailed deletes a snapshot that was never ready, and waits until it is gone. If several are deleted at
+// once, the snapshot-controller takes each for a user of their claim and never removes its finalizer.
 func (s *space) deleteFailed(snapshot *snapshotv1.VolumeSnapshot) {
 	s.Helper()
 	snapshots := lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns)
@@ -240,7 +237,7 @@ func (s *space) deleteFailed(snapshot *snapshotv1.VolumeSnapshot) {
 	awaitGone(s.T, snapshots, snapshot.Name, snapshot)
 }
 
-// snapshotOfClass makes a VolumeSnapshot of a claim.
+// snapshotOfClass creates a VolumeSnapshot of a claim with a class.
 func (s *space) snapshotOfClass(name, claim, class string) *snapshotv1.VolumeSnapshot {
 	s.Helper()
 	snapshot, err := lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns).Create(ctx, &snapshotv1.VolumeSnapshot{

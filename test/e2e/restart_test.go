@@ -13,14 +13,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// writing has a pod add a line to /data/log ten times a second, each to be on disk,
-// and give up at the first that fails.
+// writing makes a pod append a line to /data/log ten times per second, each synced, and end at the first
+// error.
 func writing(p *corev1.Pod) {
 	p.Spec.RestartPolicy = corev1.RestartPolicyNever
 	p.Spec.Containers[0].Command = []string{"sh", "-ec", "trap exit TERM; while true; do date >> /data/log; sync -d /data/log; sleep 0.1; done"}
 }
 
-// wrote returns how many lines there are in the log, as the node sees it.
+// wrote returns the number of lines in the log, read on the node.
 func wrote(t *testing.T, node *cluster.Node, v *corev1.PersistentVolume) int64 {
 	t.Helper()
 	return parse(t, onNode(t, node, "wc -l < /var/lib/btrfs-csi/pools/default/active/"+v.Spec.CSI.VolumeHandle+"/fs/log"))
@@ -38,8 +38,7 @@ func goesOn(t *testing.T, node *cluster.Node, v *corev1.PersistentVolume) {
 	})
 }
 
-// TestRestart takes away what serves a volume, while a pod writes to it, and expects
-// that the pod does not notice.
+// TestRestart ends everything that serves a volume while a pod writes to it. The pod must not notice.
 func TestRestart(t *testing.T) { eachNode(t, testRestart) }
 
 func testRestart(t *testing.T, node *cluster.Node) {
@@ -59,7 +58,7 @@ func testRestart(t *testing.T, node *cluster.Node) {
 				t.Fatal(err)
 			}
 			awaitGone(t, api().CoreV1().Pods(driverNamespace), pod.Name, pod)
-			goesOn(t, node, volume) // there is none, or one that starts
+			goesOn(t, node, volume) // the driver is down, or starts
 		}},
 		{"kubelet restarted", func(t *testing.T) {
 			if err := node.RestartKubelet(t.Context()); err != nil {
@@ -76,7 +75,7 @@ func testRestart(t *testing.T, node *cluster.Node) {
 			if now.UID != before.UID || now.Status.ContainerStatuses[0].RestartCount != 0 {
 				t.Errorf("the pod was started again: %+v", now.Status)
 			}
-			// And it serves.
+			// The driver serves again.
 			name := strings.ReplaceAll(c.what, " ", "-")
 			s.claim(name)
 			s.pod(name, on(node))
@@ -87,7 +86,7 @@ func testRestart(t *testing.T, node *cluster.Node) {
 	check(t, node)
 }
 
-// TestPowerCut cuts the power of one node after the other, and expects what was on disk.
+// TestPowerCut cuts the power of one node after the other. All synced data must survive.
 func TestPowerCut(t *testing.T) {
 	for _, node := range lab.Nodes {
 		t.Run(node.Name, func(t *testing.T) { testPowerCut(t, node) })
@@ -127,8 +126,8 @@ func testPowerCut(t *testing.T, node *cluster.Node) {
 	check(t, node)
 }
 
-// TestDriverKilledAtWork kills the drivers of both nodes in the middle of much that
-// is made and deleted. All of it has to come to its end, with nothing besides.
+// TestDriverKilledAtWork kills the drivers of both nodes during many creations and deletions. All must be
+// completed, and nothing else may be left.
 func TestDriverKilledAtWork(t *testing.T) {
 	s := newSpace(t)
 	const each = 12
@@ -151,7 +150,7 @@ func TestDriverKilledAtWork(t *testing.T) {
 		s.ready(fmt.Sprintf("drop-%d", n))
 	}
 
-	// All at once: volumes, restores and snapshots are made, others deleted.
+	// Volumes, restores and snapshots are created at once, and others deleted.
 	var made []string
 	for n := range each {
 		for _, node := range lab.Nodes {
@@ -183,7 +182,7 @@ func TestDriverKilledAtWork(t *testing.T) {
 		check(t, node)
 	}
 
-	// And once more, while all of it goes. That nothing is left is seen to at the end.
+	// Kill them once more during the deletion of all. The end of the test checks that nothing is left.
 	first := s.volume(made[0])
 	s.deleteAll()
 	awaitGone(t, api().CoreV1().PersistentVolumes(), first.Name, first)
@@ -212,8 +211,7 @@ func (s *space) inTheMiddle(made []string) {
 	s.Logf("the drivers were killed when %d of %d claims were bound", bound, len(made))
 }
 
-// compare compares all PersistentVolumes and contents of a namespace with what is
-// on disk.
+// compare compares all PersistentVolumes and contents of a namespace with the disk.
 func (s *space) compare() error {
 	want := map[string]string{}
 	volumes, err := api().CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})

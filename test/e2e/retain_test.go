@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// reclaim sets what becomes of a volume when its claim is deleted.
+// reclaim sets the reclaim policy of a volume.
 func reclaim(volume string, policy corev1.PersistentVolumeReclaimPolicy) error {
 	patch := fmt.Appendf(nil, `{"spec":{"persistentVolumeReclaimPolicy":%q}}`, policy)
 	_, err := api().CoreV1().PersistentVolumes().Patch(ctx, volume, types.MergePatchType, patch, metav1.PatchOptions{})
@@ -27,11 +27,10 @@ func retain(c *storagev1.StorageClass) {
 	c.ReclaimPolicy = &policy
 }
 
-// operations is a document whose recipes the tests follow, from here. The README of the
-// examples is another.
+// operations is the path of a document with recipes that the tests follow.
 const operations = "../../docs/operations.md"
 
-// recipe is the one block of a document, between its fences, that has some text.
+// recipe returns the only code block of a document that contains a text.
 func recipe(t *testing.T, document, text string) string {
 	t.Helper()
 	data, err := os.ReadFile(document)
@@ -47,13 +46,12 @@ func recipe(t *testing.T, document, text string) string {
 	return ""
 }
 
-// ofVolume is for a claim that wants one PersistentVolume.
+// ofVolume makes a claim request a certain PersistentVolume.
 func ofVolume(name string) func(*corev1.PersistentVolumeClaim) {
 	return func(c *corev1.PersistentVolumeClaim) { c.Spec.VolumeName = name }
 }
 
-// A volume that is retained outlives its claim, and is used again as the README of the
-// examples says.
+// A retained volume outlives its claim, and can be used again as the README of the examples says.
 func TestRetain(t *testing.T) {
 	t.Parallel()
 	s, node := newSpace(t), lab.Nodes[0]
@@ -63,7 +61,7 @@ func TestRetain(t *testing.T) {
 	s.running("data")
 	s.sh("data", "echo kept > /data/file")
 	volume, path := s.volume("data"), s.pathOf("volume", "data")
-	// A test that fails leaves nothing either.
+	// A failing test must not leave it either.
 	t.Cleanup(func() { s.no(ignoreGone(reclaim(volume.Name, corev1.PersistentVolumeReclaimDelete))) })
 	if policy := volume.Spec.PersistentVolumeReclaimPolicy; policy != corev1.PersistentVolumeReclaimRetain {
 		t.Fatalf("the reclaim policy of the volume is %s", policy)
@@ -93,8 +91,7 @@ func TestRetain(t *testing.T) {
 	onNode(t, node, "! test -e "+path)
 }
 
-// What nothing in the cluster stands for any more is used again, and deleted, as the README
-// of the examples says.
+// Orphans can be used again, and be deleted, as the README of the examples says.
 func TestForgotten(t *testing.T) {
 	t.Parallel()
 	s, node := newSpace(t), lab.Nodes[1]

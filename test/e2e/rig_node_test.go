@@ -14,8 +14,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// eachNode runs a subtest for each node, all at once, and returns when they have
-// ended.
+// eachNode runs a subtest for each node, in parallel, and returns when all have ended.
 func eachNode(t *testing.T, test func(*testing.T, *cluster.Node)) {
 	t.Run("on", func(t *testing.T) {
 		for _, node := range lab.Nodes {
@@ -27,7 +26,7 @@ func eachNode(t *testing.T, test func(*testing.T, *cluster.Node)) {
 	})
 }
 
-// node returns the node of a name.
+// node returns a node by its name.
 func node(t *testing.T, name string) *cluster.Node {
 	t.Helper()
 	for _, n := range lab.Nodes {
@@ -39,7 +38,7 @@ func node(t *testing.T, name string) *cluster.Node {
 	return nil
 }
 
-// onNode runs a shell command on a node, outside of all pods. It is to succeed.
+// onNode runs a shell command on a node, outside of all pods, and fails the test if it fails.
 func onNode(t *testing.T, node *cluster.Node, command string) string {
 	t.Helper()
 	out, err := node.Exec(ctx, "sh", "-c", command)
@@ -57,7 +56,7 @@ func driverPods(node *cluster.Node) metav1.ListOptions {
 	}
 }
 
-// driverPod returns the driver's pod on a node, whatever its state.
+// driverPod returns the driver's pod on a node, in any state.
 func driverPod(node *cluster.Node) (*corev1.Pod, error) {
 	pods, err := api().CoreV1().Pods(driverNamespace).List(ctx, driverPods(node))
 	if err != nil {
@@ -88,8 +87,7 @@ func driverReady(t *testing.T, node *cluster.Node) *corev1.Pod {
 	return ready
 }
 
-// killDriver ends the driver's process on a node as the kernel would, without a
-// word. The kubelet starts it again.
+// killDriver kills the driver's process on a node with SIGKILL. The kubelet starts it again.
 func killDriver(t *testing.T, node *cluster.Node) {
 	t.Helper()
 	onNode(t, node, "kill -KILL $(pidof btrfs-csi)")
@@ -117,13 +115,12 @@ type item struct {
 	Status string            `json:"status"` // Ready, ...
 }
 
-// namespace is that of the claim or snapshot that it was made for.
+// namespace returns the namespace of the claim or VolumeSnapshot that requested it.
 func (i item) namespace() string {
 	return i.Labels["pvc/namespace"] + i.Labels["volumesnapshot/namespace"]
 }
 
-// inventory returns what is on the pools of a node, as the driver's program in its
-// container finds it.
+// inventory returns the output of `btrfs-csi ls` in the driver's container of a node.
 func inventory(node *cluster.Node) (items []item, err error) {
 	out, err := inDriver(node, "btrfs-csi", "ls", "-o", "json")
 	if err == nil {
@@ -132,7 +129,7 @@ func inventory(node *cluster.Node) (items []item, err error) {
 	return items, err
 }
 
-// find returns the item of a handle on a node; nil if it is not there.
+// find returns the item with a handle on a node, nil for none.
 func find(t *testing.T, node *cluster.Node, handle string) *item {
 	t.Helper()
 	items, err := inventory(node)
@@ -158,8 +155,7 @@ func poolID(t *testing.T, node *cluster.Node, pool string) string {
 	return file.ID
 }
 
-// check has the driver compare a node's disks with their records; nothing may be
-// wrong.
+// check fails unless `btrfs-csi check` on a node finds nothing.
 func check(t *testing.T, node *cluster.Node) {
 	t.Helper()
 	if out, err := inDriver(node, "btrfs-csi", "check"); err != nil || !strings.Contains(out, "Nothing is wrong") {

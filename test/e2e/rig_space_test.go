@@ -23,14 +23,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
 
-// space is a namespace of one test.
+// space is the namespace of one test.
 type space struct {
 	*testing.T
 	ns string
 }
 
-// newSpace makes a namespace. When the test ends all of it is deleted, and
-// nothing of it may be left, in the cluster or on a node.
+// newSpace creates a namespace. At the end of the test it is deleted, and the test fails if it leaves
+// anything in the cluster or on a node.
 func newSpace(t *testing.T) *space {
 	t.Helper()
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"}}
@@ -43,12 +43,12 @@ func newSpace(t *testing.T) *space {
 	return s
 }
 
-// in is the namespace for a subtest, which uses it with a T of its own.
+// in returns the namespace for a subtest, with the T of that.
 func (s *space) in(t *testing.T) *space { return &space{t, s.ns} }
 
 func (s *space) remove() {
 	if s.Failed() {
-		// What it looked like, before it is gone.
+		// Show its Events before it is deleted.
 		s.Log(explain(s.ns))
 	}
 	s.deleteAll()
@@ -59,13 +59,13 @@ func (s *space) remove() {
 		}
 		return err
 	})
-	// It takes seconds; nobody waits for it.
+	// The deletion takes seconds. Do not wait for it.
 	if err := api().CoreV1().Namespaces().Delete(ctx, s.ns, metav1.DeleteOptions{}); err != nil {
 		s.Error(err)
 	}
 }
 
-// deleteAll deletes all pods, snapshots and claims, and does not wait.
+// deleteAll deletes all pods, snapshots and claims without waiting.
 func (s *space) deleteAll() {
 	s.Helper()
 	now := int64(1)
@@ -80,7 +80,7 @@ func (s *space) deleteAll() {
 	}
 }
 
-// left is what there is of a namespace, outside of it.
+// left returns the objects and subvolumes that belong to a namespace but are not in it.
 func (s *space) left() (left []string, err error) {
 	pods, err := api().CoreV1().Pods(s.ns).List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -120,8 +120,7 @@ func (s *space) left() (left []string, err error) {
 	return append(left, onNodes...), err
 }
 
-// onNodes is what there is of a namespace on disks, and what is mounted though it
-// is deleted.
+// onNodes returns the subvolumes of a namespace, and mounts of deleted ones.
 func (s *space) onNodes() (left []string, err error) {
 	for _, node := range lab.Nodes {
 		items, err := inventory(node)
@@ -146,8 +145,7 @@ func (s *space) onNodes() (left []string, err error) {
 	return left, nil
 }
 
-// claim makes a PersistentVolumeClaim: of the chart's class, ReadWriteOnce and of
-// 64Mi, unless an option says otherwise.
+// claim creates a PersistentVolumeClaim. Without options it has the chart's class, ReadWriteOnce and 64Mi.
 func (s *space) claim(name string, options ...func(*corev1.PersistentVolumeClaim)) *corev1.PersistentVolumeClaim {
 	s.Helper()
 	claim, err := s.tryClaim(name, options...)
@@ -157,7 +155,7 @@ func (s *space) claim(name string, options ...func(*corev1.PersistentVolumeClaim
 	return claim
 }
 
-// tryClaim is claim for what may be refused.
+// tryClaim is like claim, but returns an error.
 func (s *space) tryClaim(name string, options ...func(*corev1.PersistentVolumeClaim)) (*corev1.PersistentVolumeClaim, error) {
 	storageClass := class
 	claim := &corev1.PersistentVolumeClaim{
@@ -188,14 +186,14 @@ func access(modes ...corev1.PersistentVolumeAccessMode) func(*corev1.PersistentV
 	return func(c *corev1.PersistentVolumeClaim) { c.Spec.AccessModes = modes }
 }
 
-// selected has the volume made on a node, without a pod that uses it.
+// selected selects the node for the volume, so that it needs no pod.
 func selected(node *cluster.Node) func(*corev1.PersistentVolumeClaim) {
 	return func(c *corev1.PersistentVolumeClaim) {
 		c.Annotations["volume.kubernetes.io/selected-node"] = node.Name
 	}
 }
 
-// restoreOf makes the volume from a VolumeSnapshot.
+// restoreOf sets a VolumeSnapshot as the source.
 func restoreOf(snapshot string) func(*corev1.PersistentVolumeClaim) {
 	group := snapshotv1.GroupName
 	return func(c *corev1.PersistentVolumeClaim) {
@@ -203,15 +201,14 @@ func restoreOf(snapshot string) func(*corev1.PersistentVolumeClaim) {
 	}
 }
 
-// cloneOf makes the volume from another claim's.
+// cloneOf sets another claim as the source.
 func cloneOf(claim string) func(*corev1.PersistentVolumeClaim) {
 	return func(c *corev1.PersistentVolumeClaim) {
 		c.Spec.DataSource = &corev1.TypedLocalObjectReference{Kind: "PersistentVolumeClaim", Name: claim}
 	}
 }
 
-// pod makes a pod that does nothing, with the claim of the same name at /data,
-// unless an option says otherwise.
+// pod creates a pod that sleeps. Without options it mounts the claim of the same name at /data.
 func (s *space) pod(name string, options ...func(*corev1.Pod)) *corev1.Pod {
 	s.Helper()
 	grace := int64(1)
@@ -241,20 +238,20 @@ func (s *space) pod(name string, options ...func(*corev1.Pod)) *corev1.Pod {
 	return pod
 }
 
-// using mounts another claim than that of the pod's name.
+// using mounts another claim than the one with the pod's name.
 func using(claim string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) { p.Spec.Volumes[0].PersistentVolumeClaim.ClaimName = claim }
 }
 
-// readOnly has the claim mounted read-only.
+// readOnly mounts the claim read-only.
 func readOnly(p *corev1.Pod) { p.Spec.Volumes[0].PersistentVolumeClaim.ReadOnly = true }
 
-// on has the scheduler choose a node.
+// on makes the scheduler choose a node.
 func on(node *cluster.Node) func(*corev1.Pod) {
 	return func(p *corev1.Pod) { p.Spec.NodeSelector[corev1.LabelHostname] = node.Name }
 }
 
-// snapshot makes a VolumeSnapshot of a claim.
+// snapshot creates a VolumeSnapshot of a claim.
 func (s *space) snapshot(name, claim string) *snapshotv1.VolumeSnapshot {
 	s.Helper()
 	snapshotClass := class
@@ -271,7 +268,7 @@ func (s *space) snapshot(name, claim string) *snapshotv1.VolumeSnapshot {
 	return snapshot
 }
 
-// bound waits until a claim has its volume.
+// bound waits until a claim is bound.
 func (s *space) bound(claim string) *corev1.PersistentVolumeClaim {
 	s.Helper()
 	return await(s.T, api().CoreV1().PersistentVolumeClaims(s.ns), claim, "be bound", func(c *corev1.PersistentVolumeClaim) bool {
@@ -279,7 +276,7 @@ func (s *space) bound(claim string) *corev1.PersistentVolumeClaim {
 	})
 }
 
-// volume is the PersistentVolume of a claim, once it is bound.
+// volume waits until a claim is bound and returns the PersistentVolume.
 func (s *space) volume(claim string) *corev1.PersistentVolume {
 	s.Helper()
 	v, err := api().CoreV1().PersistentVolumes().Get(ctx, s.bound(claim).Spec.VolumeName, metav1.GetOptions{})
@@ -295,7 +292,7 @@ func (s *space) running(pod string) *corev1.Pod {
 	return await(s.T, api().CoreV1().Pods(s.ns), pod, "run and be ready", isReady)
 }
 
-// ready waits until a snapshot can be used.
+// ready waits until a snapshot is ready to use.
 func (s *space) ready(snapshot string) *snapshotv1.VolumeSnapshot {
 	s.Helper()
 	return await(s.T, lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns), snapshot, "be ready to use", func(v *snapshotv1.VolumeSnapshot) bool {
@@ -303,7 +300,7 @@ func (s *space) ready(snapshot string) *snapshotv1.VolumeSnapshot {
 	})
 }
 
-// content is the VolumeSnapshotContent of a snapshot, once that is ready.
+// content waits until a snapshot is ready and returns its VolumeSnapshotContent.
 func (s *space) content(snapshot string) *snapshotv1.VolumeSnapshotContent {
 	s.Helper()
 	name := *s.ready(snapshot).Status.BoundVolumeSnapshotContentName
@@ -314,22 +311,21 @@ func (s *space) content(snapshot string) *snapshotv1.VolumeSnapshotContent {
 	return c
 }
 
-// deletePod deletes a pod and waits until it is gone, and its mounts with it.
+// deletePod deletes a pod and waits until it and its mounts are gone.
 func (s *space) deletePod(name string) {
 	s.Helper()
 	s.no(api().CoreV1().Pods(s.ns).Delete(ctx, name, metav1.DeleteOptions{}))
 	awaitGone(s.T, api().CoreV1().Pods(s.ns), name, (*corev1.Pod)(nil))
 }
 
-// deleteClaim deletes a claim and waits until it is gone; its volume may not be yet.
+// deleteClaim deletes a claim and waits until it is gone. The volume may still exist.
 func (s *space) deleteClaim(name string) {
 	s.Helper()
 	s.no(api().CoreV1().PersistentVolumeClaims(s.ns).Delete(ctx, name, metav1.DeleteOptions{}))
 	awaitGone(s.T, api().CoreV1().PersistentVolumeClaims(s.ns), name, (*corev1.PersistentVolumeClaim)(nil))
 }
 
-// deleteSnapshot deletes a snapshot and waits until it is gone; its content may not
-// be yet.
+// deleteSnapshot deletes a snapshot and waits until it is gone. The content may still exist.
 func (s *space) deleteSnapshot(name string) {
 	s.Helper()
 	snapshots := lab.snapshots.SnapshotV1().VolumeSnapshots(s.ns)
@@ -345,20 +341,18 @@ func (s *space) no(err error) {
 	}
 }
 
-// sh runs shell commands in a pod, all of which are to succeed, and returns their
-// output.
+// sh runs shell commands in a pod and returns their output. It fails the test if one fails.
 func (s *space) sh(pod, commands string) string {
 	s.Helper()
 	return must(s.T)(execIn(s.ns, pod, "", "sh", "-ec", commands))
 }
 
-// try runs shell commands in a pod, of which some may fail. Standard error is part of
-// the error.
+// try runs shell commands in a pod. The error of one that fails contains its stderr.
 func (s *space) try(pod, commands string) (string, error) {
 	return execIn(s.ns, pod, "", "sh", "-c", commands)
 }
 
-// execIn runs a command in a container of a pod, the first if it has no name.
+// execIn runs a command in a container of a pod, "" for the first one.
 func execIn(namespace, pod, container string, command ...string) (string, error) {
 	request := api().CoreV1().RESTClient().Post().Namespace(namespace).Resource("pods").Name(pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: container, Command: command, Stdout: true, Stderr: true}, scheme.ParameterCodec)
@@ -374,14 +368,14 @@ func execIn(namespace, pod, container string, command ...string) (string, error)
 	return stdout.String(), err
 }
 
-// event waits for an Event on an object of the namespace, by kind and name, that
-// has a reason and whose message contains all of the words; it returns the message.
+// event waits for an Event on an object of the namespace with a reason and a message that contains all
+// words, and returns the message.
 func (s *space) event(kind, name, reason string, words ...string) string {
 	s.Helper()
 	return awaitEvent(s.T, s.ns, kind, name, reason, words...)
 }
 
-// awaitEvent is event for any namespace; that of objects without one is "default".
+// awaitEvent is event for any namespace. Events on cluster-scoped objects are in "default".
 func awaitEvent(t *testing.T, namespace, kind, name, reason string, words ...string) (message string) {
 	t.Helper()
 	about := metav1.ListOptions{FieldSelector: "involvedObject.kind=" + kind + ",involvedObject.name=" + name}
@@ -398,22 +392,22 @@ func awaitEvent(t *testing.T, namespace, kind, name, reason string, words ...str
 	return message
 }
 
-// apply applies a manifest of deploy/examples as it stands.
+// apply applies a manifest of deploy/examples unchanged.
 func (s *space) apply(example string) {
 	s.Helper()
 	kubectl(s.T, "apply", "--namespace", s.ns, "-f", examples(example))
 }
 
-// examples is the path of one.
+// examples returns the path of an example.
 func examples(name string) string {
-	path, _ := filepath.Abs(filepath.Join("../../deploy/examples", name)) // fails without a working directory
+	path, _ := filepath.Abs(filepath.Join("../../deploy/examples", name)) // Abs fails only without a working directory
 	if _, err := os.Stat(path); err != nil {
 		panic(err)
 	}
 	return path
 }
 
-// expand asks for a larger size.
+// expand requests a larger size.
 func (s *space) expand(claim, to string) {
 	s.Helper()
 	patch := fmt.Sprintf(`{"spec":{"resources":{"requests":{"storage":%q}}}}`, to)
@@ -421,7 +415,7 @@ func (s *space) expand(claim, to string) {
 	s.no(err)
 }
 
-// expanded waits until a claim has a size, with nothing left to do.
+// expanded waits until a claim has a size and no resize is pending.
 func (s *space) expanded(claim, to string) *corev1.PersistentVolumeClaim {
 	s.Helper()
 	want := resource.MustParse(to)

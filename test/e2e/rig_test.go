@@ -32,27 +32,27 @@ import (
 const (
 	driverName      = "btrfs-csi.github.io"
 	driverNamespace = "btrfs-csi"
-	release         = "btrfs-csi"                     // of the chart, and so the name of the DaemonSet
-	class           = "btrfs"                         // StorageClass and VolumeSnapshotClass of the chart
-	topologyPrefix  = "topology.btrfs-csi.github.io/" // of a pool's ID in the keys of topology
+	release         = "btrfs-csi"                     // the name of the Helm release, and so of the DaemonSet
+	class           = "btrfs"                         // the StorageClass and the VolumeSnapshotClass of the chart
+	topologyPrefix  = "topology.btrfs-csi.github.io/" // comes before a pool's ID in a topology key
 )
 
-// patience is how long something that takes a second may take on a busy machine.
+// patience ends a wait. What it waits for takes about a second, and longer on a busy machine.
 const patience = 2 * time.Minute
 
-// ctx is that of all requests. It outlives a test, which has to clean up.
+// ctx is the context of all requests. It is not that of a test, so that a test can clean up after its end.
 var ctx = context.Background()
 
-// lab is what the tests share.
+// lab is the state that all tests share.
 var lab struct {
 	*cluster.Cluster
 	kubeletDir string
-	loopPool   string   // the size of a pool that the driver makes in a file; empty where the cluster has made one
-	quota      string   // of the pools
+	loopPool   string   // the size of the pool that the driver makes in a file; empty if the cluster has made pools
+	quota      string   // the quota mode of the pools
 	chart      string   // the directory of the chart
-	previous   string   // that of the chart that users have, to upgrade from
-	tag        string   // of the driver's image
-	helm       string   // the program
+	previous   string   // the directory of the chart to upgrade from
+	tag        string   // the tag of the driver's image
+	helm       string   // the path of helm
 	values     []string // arguments for helm install and upgrade
 	snapshots  snapshotclient.Interface
 	subvolumes *subvolumesClient
@@ -90,7 +90,7 @@ func setUp() (err error) {
 	}
 	lab.values = []string{"--namespace", driverNamespace, "--set", "image.tag=" + lab.tag, "--set", "snapshotController.enabled=true"}
 	nodes := make([]cluster.NodeOptions, 2)
-	if os.Getenv("E2E_NODES") == "1" { // of External.Storage
+	if os.Getenv("E2E_NODES") == "1" { // for TestExternalStorage
 		nodes = nodes[:1]
 	}
 	lab.kubeletDir = "/var/lib/kubelet"
@@ -125,7 +125,7 @@ func setUp() (err error) {
 	return fmt.Errorf("%w\n%s", err, explain(driverNamespace))
 }
 
-// connect makes the clients that kubernetes.Interface does not have.
+// connect creates the clients that kubernetes.Interface does not have.
 func connect(config *rest.Config) (err error) {
 	if lab.snapshots, err = snapshotclient.NewForConfig(config); err != nil {
 		return err
@@ -139,7 +139,7 @@ type (
 	poolsClient      = gentype.ClientWithList[*v1alpha1.Pool, *v1alpha1.PoolList]
 )
 
-// ours returns clients of the driver's own API.
+// ours returns a client of the driver's custom resources.
 func ours(config *rest.Config) (*subvolumesClient, *poolsClient, error) {
 	scheme := runtime.NewScheme()
 	if err := v1alpha1.AddToScheme(scheme); err != nil {
@@ -159,7 +159,7 @@ func ours(config *rest.Config) (*subvolumesClient, *poolsClient, error) {
 			func() *v1alpha1.Pool { return &v1alpha1.Pool{} }, func() *v1alpha1.PoolList { return &v1alpha1.PoolList{} }), nil
 }
 
-// api is Kubernetes' own API.
+// api returns a client of the Kubernetes API.
 func api() kubernetes.Interface { return lab.Client() }
 
 // tagOf returns the tag of the image in an archive.
@@ -189,22 +189,22 @@ func tagOf(archive string) (string, error) {
 	}
 }
 
-// runHelm runs helm, as an administrator of the cluster.
+// runHelm runs helm as an administrator of the cluster.
 func runHelm(args ...string) (string, error) { return runTool(lab.helm, args...) }
 
-// helm runs helm, which is to succeed.
+// helm runs helm and fails the test if it fails.
 func helm(t *testing.T, args ...string) string {
 	t.Helper()
 	return must(t)(runHelm(args...))
 }
 
-// kubectl runs kubectl, which is to succeed.
+// kubectl runs kubectl and fails the test if it fails.
 func kubectl(t *testing.T, args ...string) string {
 	t.Helper()
 	return must(t)(runTool(lab.Program("kubectl"), args...))
 }
 
-// must fails a test for an error, and returns what came without one.
+// must fails the test if there is an error, else it returns the value.
 func must(t *testing.T) func(string, error) string {
 	return func(s string, err error) string {
 		t.Helper()
@@ -215,7 +215,7 @@ func must(t *testing.T) func(string, error) string {
 	}
 }
 
-// runTool returns the standard output; standard error is part of the error.
+// runTool runs a program and returns its stdout. The error contains its stderr.
 func runTool(program string, args ...string) (string, error) {
 	cmd := exec.Command(program, args...)
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+lab.Kubeconfig())
@@ -228,7 +228,7 @@ func runTool(program string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// nothingLeft looks, after all tests, for what none of them made in its namespace.
+// nothingLeft fails, after all tests, if any volume, snapshot or mount is left.
 func nothingLeft() error {
 	var errs []error
 	for _, node := range lab.Nodes {
@@ -245,7 +245,7 @@ func nothingLeft() error {
 	return errors.Join(errs...)
 }
 
-// volumeMounts are the mounts of our volumes on a node, outside of containers.
+// volumeMounts returns the mounts of volumes of the driver on a node, outside of containers.
 func volumeMounts(node *cluster.Node) ([]string, error) {
 	out, err := node.Exec(ctx, "cat", "/proc/self/mountinfo")
 	return slices.DeleteFunc(strings.Split(strings.TrimSpace(string(out)), "\n"), func(line string) bool {

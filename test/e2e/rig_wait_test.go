@@ -28,15 +28,15 @@ type object interface {
 	runtime.Object
 }
 
-// watched is a client of one kind of objects, in one namespace if it has one:
-// api().CoreV1().Pods(ns), lab.subvolumes, ...
+// watched is a client of one kind, in one namespace if the kind has namespaces: api().CoreV1().Pods(ns),
+// lab.subvolumes, ...
 type watched[L runtime.Object] interface {
 	List(context.Context, metav1.ListOptions) (L, error)
 	Watch(context.Context, metav1.ListOptions) (watch.Interface, error)
 }
 
-// await waits until an object is there and as wanted, and returns it. want
-// completes the sentence "waited for it to ..." of the failure.
+// await waits until an object exists and met returns true for it, and returns it. want completes the
+// sentence "waited for it to ..." of the failure.
 func await[T object, L runtime.Object](t *testing.T, client watched[L], name, want string, met func(T) bool) T {
 	t.Helper()
 	var none, last T
@@ -55,7 +55,7 @@ func named(name string) metav1.ListOptions {
 	return metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String()}
 }
 
-// awaitGone waits until there is no object of a name.
+// awaitGone waits until an object does not exist.
 func awaitGone[T object, L runtime.Object](t *testing.T, client watched[L], name string, _ T) {
 	t.Helper()
 	var none, last T
@@ -68,7 +68,7 @@ func awaitGone[T object, L runtime.Object](t *testing.T, client watched[L], name
 	}
 }
 
-// never fails if an object becomes what it must not, for as long as it is looked at.
+// never fails if an object gets a state that it must not have, within some time.
 func never[T object, L runtime.Object](t *testing.T, d time.Duration, client watched[L], name, unwanted string, met func(T) bool) {
 	t.Helper()
 	var none, last T
@@ -84,9 +84,8 @@ func never[T object, L runtime.Object](t *testing.T, d time.Duration, client wat
 	}
 }
 
-// follow calls met with each state of the objects that are selected, nil while
-// there is none, until that returns true. It watches them. A watch that
-// ends, as it does with the API server, begins anew.
+// follow watches the selected objects, and calls met with each state, or nil if there is none, until met
+// returns true. If the watch ends, for example with the API server, follow starts a new one.
 func follow[T object, L runtime.Object](d time.Duration, client watched[L], options metav1.ListOptions, met func(T) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
@@ -139,7 +138,7 @@ func followOnce[T object, L runtime.Object](ctx context.Context, client watched[
 		now, ok := event.Object.(T)
 		switch {
 		case !ok:
-			return false, nil // an error: too old, or the server goes
+			return false, nil // an error: the version is too old, or the server ends
 		case event.Type == watch.Deleted:
 			now = none
 		}
@@ -150,7 +149,7 @@ func followOnce[T object, L runtime.Object](ctx context.Context, client watched[
 	return false, nil
 }
 
-// ignoreEnd is err, unless that is but the end of the wait.
+// ignoreEnd returns err, nil if that is only the end of the wait.
 func ignoreEnd(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return nil
@@ -158,7 +157,7 @@ func ignoreEnd(ctx context.Context, err error) error {
 	return err
 }
 
-// eventually waits for what cannot be watched.
+// eventually polls a condition that cannot be watched.
 func eventually(t *testing.T, want string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(patience)
@@ -174,7 +173,7 @@ func eventually(t *testing.T, want string, check func() error) {
 	}
 }
 
-// timedOut says what was waited for, and all that may explain why it did not come.
+// timedOut returns the failure of a wait, with all that may explain it.
 func timedOut[T object](err error, last T, name, want string) string {
 	namespace := ""
 	if !reflect.ValueOf(last).IsNil() {
@@ -183,7 +182,7 @@ func timedOut[T object](err error, last T, name, want string) string {
 	return fmt.Sprintf("%T %s: %v for it to %s. It is:\n%s\n%s", last, name, err, want, describe(last), explain(namespace, driverNamespace))
 }
 
-// describe shows an object without what nobody reads.
+// describe formats an object without the fields that nobody reads.
 func describe[T object](o T) string {
 	if reflect.ValueOf(o).IsNil() {
 		return "not there"
@@ -197,10 +196,10 @@ func describe[T object](o T) string {
 	return string(text)
 }
 
-// maxEvents is how many Events of a namespace a failure shows, the last ones.
+// maxEvents is how many of the last Events of a namespace a failure shows.
 const maxEvents = 60
 
-// explain shows the Events and the end of the logs of namespaces.
+// explain returns the Events of namespaces and the last lines of their logs.
 func explain(namespaces ...string) string {
 	var b strings.Builder
 	namespaces = slices.DeleteFunc(slices.Compact(namespaces), func(n string) bool { return n == "" })

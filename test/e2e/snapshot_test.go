@@ -15,7 +15,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// digest is all that a volume holds: names, owners, modes and contents.
+// digest prints all of a volume: names, owners, modes and contents.
 func (s *space) digest(pod string) string {
 	s.Helper()
 	return s.sh(pod, "cd /data && find . ! -name . | sort | while read f; do stat -c '%N %F %a %u %g %s' $f; if test -f $f; then md5sum < $f; fi; done")
@@ -67,14 +67,13 @@ func TestRestore(t *testing.T) {
 	check(t, node)
 }
 
-// counting has a pod write the numbers from 1 on to /data/log, each to be on disk
-// before the next.
+// counting makes a pod write the numbers from 1 on to /data/log, and sync each before the next.
 func counting(p *corev1.Pod) {
 	p.Spec.Containers[0].Command = []string{"sh", "-ec", "trap exit TERM; i=0; while true; do i=$((i+1)); echo $i >> /data/log; sync -d /data/log; done"}
 }
 
-// TestCopiesOfTheMoment makes a snapshot and a clone while a pod writes. Each has to
-// hold what was there at one moment between the request and the answer.
+// TestCopiesOfTheMoment creates a snapshot and a clone while a pod writes. Each must contain the data of one
+// moment between the request and the answer.
 func TestCopiesOfTheMoment(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
@@ -90,7 +89,7 @@ func TestCopiesOfTheMoment(t *testing.T) {
 	})
 	for _, c := range []struct {
 		name string
-		make func() // to be done when it returns
+		make func() // returns when the copy is done
 	}{
 		{"snapshot", func() { s.snapshot("snapshot", "data"); s.ready("snapshot") }},
 		{"clone", func() { s.claim("clone", cloneOf("data")); s.bound("clone") }},
@@ -113,11 +112,11 @@ func TestCopiesOfTheMoment(t *testing.T) {
 	s.sh("data", "! test -e /data/file")
 }
 
-// family is a volume and what was made from it.
+// family is a volume and its copies.
 var family = []string{"volume", "snapshot", "restore", "clone"}
 
-// TestDeleteInEveryOrder deletes the members of a family in each order there is.
-// What is left has to keep its content.
+// TestDeleteInEveryOrder deletes the members of a family in each possible order. The others must keep their
+// contents.
 func TestDeleteInEveryOrder(t *testing.T) {
 	t.Parallel()
 	s, node := newSpace(t), lab.Nodes[1]
@@ -168,7 +167,7 @@ func (s *space) deleteInOrder(node *cluster.Node, order []string, name func(stri
 	}
 }
 
-// deleteMember deletes a claim or snapshot and waits until what it stood for is gone.
+// deleteMember deletes a claim or snapshot and waits until its subvolume is gone.
 func (s *space) deleteMember(member, name string) {
 	s.Helper()
 	if member == "snapshot" {

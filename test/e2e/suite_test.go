@@ -27,23 +27,23 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// suiteDoc lists which of Kubernetes' storage tests pass, and why the others do not
-// run. TestExternalStorage holds it to that, in both directions.
+// suiteDoc lists which of Kubernetes' storage tests pass, and why the others do not run.
+// TestExternalStorage checks both.
 const suiteDoc = "../../docs/external-storage.md"
 
 const (
-	suiteProcesses = 8 // they wait most of the time
+	suiteProcesses = 8 // most of the time they wait
 	suiteTimeout   = "40m"
 )
 
-// leftOut are the tests that would fail here for what this cluster has not got.
+// leftOut are the tests that fail because this cluster lacks something.
 var leftOut = []string{`\[Disruptive\]`, `any volume data source`}
 
-// slow is the mark of tests that only a full run has.
+// slow marks the tests that only a full run includes.
 const slow = "[Slow]"
 
-// TestExternalStorage runs Kubernetes' own storage tests, those that are not marked
-// [Slow]; with E2E_SUITE=full these too. With E2E_NODES=1 the cluster has one node.
+// TestExternalStorage runs Kubernetes' own storage tests except those marked [Slow]. With E2E_SUITE=full it
+// runs these, too. With E2E_NODES=1 the cluster has one node.
 func TestExternalStorage(t *testing.T) {
 	run := &suiteRun{T: t, full: os.Getenv("E2E_SUITE") == "full", nodes: len(lab.Nodes)}
 	run.readDoc()
@@ -63,9 +63,9 @@ type suiteRun struct {
 	*testing.T
 	full   bool
 	nodes  int
-	driver string // the file that describes the driver to the tests
+	driver string // the path of the description of the driver
 
-	promised map[string]int // the tests that are to pass, by group
+	promised map[string]int // the tests that must pass, by group
 	reasons  []*reason
 	passed   map[string]int
 	skipped  int
@@ -74,13 +74,13 @@ type suiteRun struct {
 
 // reason is a row of the document: why some tests do not run.
 type reason struct {
-	words []string // all of them in the name of each such test
+	words []string // the name of such a test contains all of them
 	nodes []string // "1", "2"
 	why   string
-	tests int // how many there were
+	tests int // the number of such tests
 }
 
-// readDoc reads the tables of the document: those that have the columns.
+// readDoc reads the tables of the document that have the wanted columns.
 func (r *suiteRun) readDoc() {
 	r.Helper()
 	text, err := os.ReadFile(suiteDoc)
@@ -126,7 +126,7 @@ func (r *suiteRun) readPromise(header, cells []string) {
 	}
 }
 
-// kind is the heading of what passes in such a run.
+// kind returns the heading of the column for such a run.
 func (r *suiteRun) kind() string {
 	kind := fmt.Sprintf("%d nodes", r.nodes)
 	if r.nodes == 1 {
@@ -138,7 +138,7 @@ func (r *suiteRun) kind() string {
 	return kind
 }
 
-// quoted returns what a text has in backquotes.
+// quoted returns the parts of a text in backquotes.
 func quoted(text string) (words []string) {
 	for _, match := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(text, -1) {
 		words = append(words, match[1])
@@ -146,9 +146,8 @@ func quoted(text string) (words []string) {
 	return words
 }
 
-// driverFile completes testdata/driver.yaml. The keys of topology have the IDs of pools
-// in them, which are new in each cluster. And the tests expect every node to have all
-// keys: that is so where there is one node.
+// driverFile completes testdata/driver.yaml with the topology keys, which contain the IDs of pools. The
+// tests expect each node to have all keys, which is true only for a cluster of one node.
 func (r *suiteRun) driverFile() string {
 	r.Helper()
 	text, err := os.ReadFile("testdata/driver.yaml")
@@ -173,21 +172,21 @@ func (r *suiteRun) driverFile() string {
 	return file
 }
 
-// command is one of the suite's programs.
+// command returns a command that runs a program of the suite.
 func (r *suiteRun) command(program string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(r.Context(), lab.Program(program), args...)
-	// kubectl exec by websockets closes its streams now and then where processors are short.
+	// kubectl exec by websockets sometimes closes its streams if processors are short.
 	cmd.Env = append(os.Environ(), "KUBE_TEST_REPO_LIST="+cluster.Components().Repositories, "DEBUG_STORAGE_TESTSUITE=1",
 		"KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false")
 	return cmd
 }
 
-// flags are those of the tests themselves.
+// flags returns the flags of the tests.
 func (r *suiteRun) flags() []string {
 	return []string{"-kubeconfig=" + lab.Kubeconfig(), "-provider=local", "-storage.testdriver=" + r.driver}
 }
 
-// undefined asks which tests there are not for a driver such as this one, and why.
+// undefined returns the tests that do not exist for a driver like this one, with the reasons.
 func (r *suiteRun) undefined() {
 	r.Helper()
 	out, err := r.command("e2e.test", append(r.flags(), "-ginkgo.dry-run", "-ginkgo.focus=External.Storage")...).CombinedOutput()
@@ -195,7 +194,7 @@ func (r *suiteRun) undefined() {
 		r.Fatalf("list the tests: %v: %s", err, out)
 	}
 	line := regexp.MustCompile(`(?m)^Skipping registration: (.*) \[Driver: ` + regexp.QuoteMeta(driverName) + `\] - (.*)$`)
-	found := map[string]string{} // each is printed more than once
+	found := map[string]string{} // each is printed several times
 	for _, match := range line.FindAllStringSubmatch(string(out), -1) {
 		found[match[1]] = match[2]
 	}
@@ -207,7 +206,7 @@ func (r *suiteRun) undefined() {
 	}
 }
 
-// spec is what matters here in ginkgo's report of a test.
+// spec is a test in ginkgo's report.
 type spec struct {
 	ContainerHierarchyTexts []string
 	LeafNodeText            string
@@ -221,15 +220,14 @@ func (s spec) name() string {
 	return strings.Join(append(s.ContainerHierarchyTexts[1:], s.LeafNodeText), " ")
 }
 
-// group returns the word that follows the pattern in a test's name.
+// group returns the word after the pattern in a test's name.
 func group(name string) string {
 	_, rest, _ := strings.Cut(name, "] ")
 	group, _, _ := strings.Cut(rest, " ")
 	return group
 }
 
-// tests runs the tests. That any has failed is an error, but so is the rest that may
-// keep them from being run.
+// tests runs the tests. It returns an error if a test failed, or the run itself.
 func (r *suiteRun) tests() error {
 	r.Helper()
 	skip := slices.Clone(leftOut)
@@ -256,8 +254,8 @@ func (r *suiteRun) tests() error {
 	return failed
 }
 
-// readReport counts what passed, fails for what failed, and looks for the reason of
-// what was skipped.
+// readReport counts the tests that passed, fails for those that failed, and looks up the reason of those
+// that were skipped.
 func (r *suiteRun) readReport(file string) error {
 	f, err := os.Open(file)
 	if err != nil {
@@ -295,7 +293,7 @@ func (r *suiteRun) count(s spec) {
 	}
 }
 
-// skip notes that a test, or all of a group, did not run.
+// skip records that a test, or all of a group, did not run.
 func (r *suiteRun) skip(name, why string) {
 	r.skipped++
 	known := false
@@ -310,7 +308,7 @@ func (r *suiteRun) skip(name, why string) {
 	}
 }
 
-// is reports whether this is the reason for a test not to run.
+// is reports whether this is the reason why a test does not run.
 func (r *reason) is(name string, nodes int) bool {
 	return slices.Contains(r.nodes, strconv.Itoa(nodes)) &&
 		!slices.ContainsFunc(r.words, func(word string) bool { return !strings.Contains(name, word) })
@@ -348,8 +346,8 @@ func (r *suiteRun) check() {
 	}
 }
 
-// nothingOfSuite fails while there is a volume or a snapshot: the tests are to delete
-// what they made, also what they retained.
+// nothingOfSuite fails while a volume or a snapshot exists. The tests must delete all, also what they
+// retained.
 func nothingOfSuite() error {
 	volumes, err := api().CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
@@ -369,8 +367,8 @@ func nothingOfSuite() error {
 	return nil
 }
 
-// TestAllowedTopologies is what the group topology of Kubernetes' tests tries, which
-// has no notion of keys that only one node has.
+// TestAllowedTopologies replaces the group topology of Kubernetes' tests, which does not support keys that
+// only one node has.
 func TestAllowedTopologies(t *testing.T) {
 	t.Parallel()
 	t.Run("delayed binding", func(t *testing.T) {
@@ -381,8 +379,8 @@ func TestAllowedTopologies(t *testing.T) {
 	})
 }
 
-// testAllowedTopologies expects volumes of a class where that allows them, and that a
-// pod which has to be on the other node gets the reason why it cannot be.
+// testAllowedTopologies: volumes of a class are created where the class allows it. A pod that must run on
+// the other node gets an Event that says why it cannot.
 func testAllowedTopologies(t *testing.T, why string, options ...func(*storagev1.StorageClass)) {
 	t.Parallel()
 	one, two := lab.Nodes[0], lab.Nodes[1]

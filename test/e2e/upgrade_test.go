@@ -19,14 +19,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// upgrade gives the release, which is made anew where it was uninstalled, the values that
-// the tests began with, and more, and waits until the driver is ready with them.
+// upgrade upgrades the release, or installs it again, with the values of the tests and further arguments. It
+// waits until the driver is ready with them.
 func upgrade(t *testing.T, values ...string) {
 	t.Helper()
 	upgradeTo(t, lab.chart, values...)
 }
 
-// upgradeTo does so with another chart.
+// upgradeTo is upgrade with another chart.
 func upgradeTo(t *testing.T, chart string, values ...string) {
 	t.Helper()
 	helm(t, slices.Concat([]string{"upgrade", "--install", release, chart, "--create-namespace", "--wait", "--timeout", "2m"}, lab.values, values)...)
@@ -40,7 +40,7 @@ func driversReady(t *testing.T) {
 	}
 }
 
-// ignoreGone is err, unless that is that there is no such object.
+// ignoreGone returns err, nil if that is "not found".
 func ignoreGone(err error) error {
 	if apierrors.IsNotFound(err) {
 		return nil
@@ -48,8 +48,8 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// writer makes a claim, and a pod on a node that writes numbers to it, and reads them,
-// and ends with the first failure.
+// writer creates a claim, and a pod on a node that writes numbers to it, reads them, and ends at the first
+// error.
 func (s *space) writer(name string, node *cluster.Node) {
 	s.Helper()
 	s.claim(name)
@@ -68,8 +68,7 @@ func (s *space) writer(name string, node *cluster.Node) {
 	s.running(name)
 }
 
-// writes waits until a writer has written more, and fails if it has ever failed, and
-// returns how much it has written.
+// writes waits until a writer has written more, and returns how much. It fails if the writer ever failed.
 func (s *space) writes(name string) int {
 	s.Helper()
 	lines := func() int {
@@ -84,7 +83,7 @@ func (s *space) writes(name string) int {
 		}
 		return nil
 	})
-	s.sh(name, "awk 'NR != $1 {print; exit 1}' /data/log") // there is no gap
+	s.sh(name, "awk 'NR != $1 {print; exit 1}' /data/log") // no number is missing
 	pod, err := api().CoreV1().Pods(s.ns).Get(ctx, name, metav1.GetOptions{})
 	if s.no(err); !isReady(pod) || pod.Status.ContainerStatuses[0].RestartCount > 0 {
 		s.Errorf("pod %s has failed to write:\n%s", name, describe(pod))
@@ -92,7 +91,7 @@ func (s *space) writes(name string) int {
 	return now
 }
 
-// previously installs the chart that users upgrade from, with the driver of today.
+// previously installs the previous chart with the present driver.
 func previously(t *testing.T) {
 	t.Helper()
 	if out, err := runTool("diff", "-rq", lab.previous, lab.chart); err == nil {
@@ -103,8 +102,8 @@ func previously(t *testing.T) {
 	upgradeTo(t, lab.previous)
 }
 
-// The chart is upgraded from the previous one, the driver killed, the chart uninstalled and
-// installed again, while pods write.
+// Upgrade from the previous chart, kill the driver, uninstall the chart and install it again, while pods
+// write.
 func TestUpgrade(t *testing.T) {
 	s := newSpace(t)
 	t.Cleanup(func() { upgrade(t) })
@@ -146,7 +145,7 @@ func TestUpgrade(t *testing.T) {
 		everyone(t)
 	})
 	t.Run("Install", func(t *testing.T) {
-		// What waits for the driver is done when it is back.
+		// Requests that waited for the driver succeed when it is back.
 		s := s.in(t)
 		s.claim("waits")
 		s.pod("waits")
@@ -174,19 +173,18 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
-// kustomize deploys deploy/kubernetes, where there is no chart, as its README says, uses it
-// and removes it.
+// kustomize deploys deploy/kubernetes without the chart, as its README says, uses it and removes it.
 func (s *space) kustomize() {
 	s.Helper()
 	driver := overlay(s.T)
-	// Not with its CRDs: the snapshots of the tests would go too.
+	// Keep the CRDs, since their removal would delete the snapshots of the tests.
 	controller := manifests(s.T, "snapshot-controller/snapshot-controller.yaml")
 	remove := func() {
 		kubectl(s.T, "delete", "--ignore-not-found", "--timeout", "2m", "-k", driver)
 		kubectl(s.T, "delete", "--ignore-not-found", "--timeout", "2m", "-f", controller)
 		driversGone(s.T)
 	}
-	s.Cleanup(remove) // before the chart is installed, which refuses what is not its own
+	s.Cleanup(remove) // before the chart is installed, which refuses objects of others
 	kubectl(s.T, "apply", "--server-side", "-k", filepath.Dir(controller))
 	kubectl(s.T, "apply", "--server-side", "-k", driver)
 	driversReady(s.T)
@@ -203,7 +201,7 @@ func (s *space) kustomize() {
 	s.deleteMember("volume", name)
 }
 
-// manifests is the path of something in deploy/kubernetes.
+// manifests returns a path in deploy/kubernetes.
 func manifests(t *testing.T, name string) string {
 	t.Helper()
 	path, err := filepath.Abs(filepath.Join("../../deploy/kubernetes", name))
@@ -216,7 +214,7 @@ func manifests(t *testing.T, name string) string {
 	return path
 }
 
-// overlay makes an overlay of deploy/kubernetes, with the image of the tests.
+// overlay creates an overlay of deploy/kubernetes with the image of the tests.
 func overlay(t *testing.T) string {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -225,7 +223,7 @@ func overlay(t *testing.T) string {
 	}
 	base, err := filepath.EvalSymlinks(manifests(t, ""))
 	if err == nil {
-		base, err = filepath.Rel(dir, base) // another path is refused
+		base, err = filepath.Rel(dir, base) // kustomize refuses an absolute path
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +235,7 @@ func overlay(t *testing.T) string {
 	return dir
 }
 
-// driversGone waits until there is no pod of the driver.
+// driversGone waits until no pod of the driver exists.
 func driversGone(t *testing.T) {
 	t.Helper()
 	eventually(t, "the driver's pods are gone", func() error {
@@ -248,7 +246,7 @@ func driversGone(t *testing.T) {
 	})
 }
 
-// driverUIDs are those of all pods of the driver.
+// driverUIDs returns the UIDs of all pods of the driver.
 func driverUIDs(t *testing.T) (uids []types.UID) {
 	t.Helper()
 	for _, node := range lab.Nodes {
@@ -263,7 +261,7 @@ func driverUIDs(t *testing.T) (uids []types.UID) {
 	return uids
 }
 
-// stays fails unless all that stands for data is there, without the chart.
+// stays fails unless all PersistentVolumes, snapshots and custom resources exist without the chart.
 func stays(t *testing.T, volumes []string, content string) {
 	t.Helper()
 	for _, name := range volumes {

@@ -18,14 +18,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// InFlight is what became of what was being made or removed.
+// InFlight counts what became of the requests in flight.
 type InFlight struct {
 	Whole  int `json:"whole"`
 	Absent int `json:"absent"`
 }
 
-// check compares all that a node has with what is expected of it: the disk, the
-// ledger, the index, and what the driver says is wrong. Nothing may be under way.
+// check compares the disk, the records, the index and the findings of the driver with the model. No
+// request may be in flight.
 func (n *node) check(ctx context.Context, expected map[string]expectation) (InFlight, error) {
 	s, err := n.see(ctx)
 	if err != nil {
@@ -35,7 +35,7 @@ func (n *node) check(ctx context.Context, expected map[string]expectation) (InFl
 	return t, errors.Join(err, n.readLog())
 }
 
-// sight is all that is seen of a node, to be compared with what is expected.
+// sight is the state of a node, to be compared with the model.
 type sight struct {
 	findings   []snapshot.Finding
 	slots      map[string]slot // by area and name
@@ -50,10 +50,10 @@ type slot struct {
 	record     meta.Record
 	properties meta.Parameters
 	content    content
-	err        error // of what could not be read
+	err        error // the error of what could not be read
 }
 
-// see reads all of a node.
+// see reads the state of a node.
 func (n *node) see(ctx context.Context) (s sight, err error) {
 	var errs [4]error
 	s.findings, errs[0] = n.findings(ctx)
@@ -102,7 +102,7 @@ func recordOf(path string) (meta.Record, error) {
 	return meta.DecodeRecord(data[:size])
 }
 
-// compare holds what was seen against what is expected.
+// compare compares the state of a node with the expectations.
 func (s sight) compare(expected map[string]expectation) (InFlight, error) {
 	var t InFlight
 	var errs []error
@@ -125,7 +125,7 @@ func (s sight) compare(expected map[string]expectation) (InFlight, error) {
 	return t, errors.Join(append(errs, compareIndex(found, s.listed))...)
 }
 
-// judge judges every slot, and returns the records by ID.
+// judge checks every slot, and returns the records by ID.
 func (s sight) judge(expected map[string]expectation) (map[string]meta.Record, error) {
 	records := map[string]meta.Record{}
 	var errs []error
@@ -143,7 +143,7 @@ func (s sight) judge(expected map[string]expectation) (map[string]meta.Record, e
 	return records, errors.Join(errs...)
 }
 
-// judge holds a slot against what is expected of it.
+// judge compares a slot with its expectation.
 func (e expectation) judge(found slot) error {
 	if found.err != nil {
 		return found.err
@@ -161,12 +161,12 @@ func (e expectation) judge(found slot) error {
 		errs = append(errs, fmt.Errorf("has %d bytes, wanted is one of %v", record.Size, e.sizes))
 	}
 	if !slices.Contains(e.contents, found.content) {
-		errs = append(errs, fmt.Errorf("holds %s, wanted is one of %v", found.content, e.contents))
+		errs = append(errs, fmt.Errorf("contains %s, wanted is one of %v", found.content, e.contents))
 	}
 	return errors.Join(errs...)
 }
 
-// propertiesOf reads what the root of a subvolume hands down to what is written there.
+// propertiesOf reads the properties that new files inherit from the root of a subvolume.
 func propertiesOf(path string) (p meta.Parameters, err error) {
 	if p.Compression, err = btrfs.Compression(path); err != nil {
 		return p, err
@@ -187,7 +187,7 @@ func (s sight) compareSubvolumes() error {
 	return nil
 }
 
-// compareIndex holds what is listed, which comes from the index, against the ledger.
+// compareIndex compares the lists, which come from the index, with the records.
 func compareIndex(ledger map[string]meta.Record, index []listed) error {
 	var errs []error
 	listed := map[string]bool{}
@@ -206,8 +206,8 @@ func compareIndex(ledger map[string]meta.Record, index []listed) error {
 	return errors.Join(errs...)
 }
 
-// checkMounts compares what is mounted on the node with what should be, and finds loop
-// devices that nobody wants. A nil model is one of a node where nothing was mounted.
+// checkMounts compares the mounts of the node with the expected ones, and fails for stray loop devices. A nil
+// model expects no mounts of volumes.
 func (n *node) checkMounts(m *model) error {
 	points, err := mountedBelow(n.dir)
 	if err != nil {
@@ -227,8 +227,7 @@ func (n *node) checkMounts(m *model) error {
 	return errors.Join(append(errs, n.checkLoops())...)
 }
 
-// takeWanted takes what should be mounted out of points, and reports what is not there or
-// is another.
+// takeWanted removes the expected mounts from points, and reports those that are missing or wrong.
 func (n *node) takeWanted(points map[string]string, m *model) error {
 	var errs []error
 	m.mu.Lock()
@@ -248,8 +247,7 @@ func (n *node) takeWanted(points map[string]string, m *model) error {
 	return errors.Join(errs...)
 }
 
-// checkLoops wants one loop device on the pool's image, and none on any other file of
-// the node.
+// checkLoops fails unless the pool's image has one loop device, and no other file of the node has one.
 func (n *node) checkLoops() error {
 	all, err := loops()
 	if err != nil {
@@ -264,9 +262,8 @@ func (n *node) checkLoops() error {
 	return nil
 }
 
-// sweep restarts the driver once the kernel's cleaner is done, after which no
-// accounting of subvolumes that are gone may be left, but for what snapshots still
-// hold in simple mode. A driver that goes on looks for it every 30 s.
+// sweep restarts the driver after the kernel's cleaner is done. Then no stale qgroups may be left, except, in
+// simple mode, those of data that a snapshot still has. A running driver sweeps only every 30 s.
 func (n *node) sweep(ctx context.Context) error {
 	if err := n.settle(ctx); err != nil {
 		return err
@@ -277,7 +274,7 @@ func (n *node) sweep(ctx context.Context) error {
 	return n.staleQuota()
 }
 
-// checkQuota sweeps, and looks again when the driver has ended.
+// checkQuota sweeps, and checks again after the driver has ended.
 func (n *node) checkQuota(ctx context.Context) error {
 	if err := errors.Join(n.sweep(ctx), n.stop()); err != nil {
 		return err
@@ -289,7 +286,7 @@ func (n *node) checkQuota(ctx context.Context) error {
 	return errors.Join(err, n.staleQuota(), n.readLog())
 }
 
-// staleQuota looks for accounting of subvolumes that are gone.
+// staleQuota returns the stale qgroups.
 func (n *node) staleQuota() error {
 	if n.quota == btrfs.QuotaNone {
 		return nil
@@ -304,8 +301,8 @@ func (n *node) staleQuota() error {
 	}
 	var stale []string
 	err = btrfs.WalkQgroups(n.Pool(), func(q btrfs.Qgroup) error {
-		held := n.quota == btrfs.QuotaSimple && q.Referenced > 0
-		if !subvolumes[q.ID.Subvolume()] && !held {
+		inUse := n.quota == btrfs.QuotaSimple && q.Referenced > 0
+		if !subvolumes[q.ID.Subvolume()] && !inUse {
 			stale = append(stale, q.ID.String())
 		}
 		return nil
@@ -319,8 +316,7 @@ func (n *node) staleQuota() error {
 // fsTree is the ID of a filesystem's top level.
 const fsTree = 5
 
-// settle returns when the kernel's cleaner has dropped every tree that was destroyed, and
-// the accounting that goes with it.
+// settle waits until the kernel's cleaner has dropped all destroyed subvolumes and their qgroups.
 func (n *node) settle(ctx context.Context) error {
 	return btrfstest.Settle(ctx, n.Pool(), btrfs.DyingIDs)
 }

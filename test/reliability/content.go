@@ -17,18 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// content is all that is in a volume: names and digests of its files, in order. A
-// comparison of two is one of strings.
+// content is the content of a volume: the names and digests of its files, in order, as one string.
 type content string
 
-// unfinishedFile is where a file is written before it gets its name. It may be in any
-// copy, with anything in it.
+// unfinishedFile is the name of a file while it is written. Any copy may contain it, with any data.
 const unfinishedFile = ".new"
 
-// fileNames is how many names the files of a volume have: most writes replace one.
+// fileNames is the number of different file names, so that most writes replace a file.
 const fileNames = 6
 
-// contentOf reads what is in a directory.
+// contentOf reads the content of a directory.
 func contentOf(dir string) (content, error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -73,13 +71,13 @@ func digest(data []byte) string {
 	return fmt.Sprintf("%d/%s", len(data), hex.EncodeToString(sum[:6]))
 }
 
-// change is one write of a pod: a file that is made or replaced, or removed.
+// change is one change by a pod: a file is created, replaced or removed.
 type change struct {
 	name string
 	data []byte // nil: removed
 }
 
-// randomChange draws one. Most files are inline or a few extents, some are large.
+// randomChange returns a random change. Most files are inline or have a few extents, some are large.
 func randomChange(r *rand.Rand, now content) change {
 	c := change{name: fmt.Sprintf("f%d", r.IntN(fileNames))}
 	if _, there := now.digests()[c.name]; there && r.IntN(8) == 0 {
@@ -96,7 +94,7 @@ func randomChange(r *rand.Rand, now content) change {
 	return c
 }
 
-// after returns what is in the volume when the change was made.
+// after returns the content after the change.
 func (c change) after(before content) content {
 	digests := before.digests()
 	if c.data == nil {
@@ -107,8 +105,8 @@ func (c change) after(before content) content {
 	return contentWith(digests)
 }
 
-// make makes the change as a careful program does: at any instant the old or the new
-// is there, and the new for good when it returns.
+// make makes the change atomically and durably: at any instant either the old or the new file exists, and when
+// make returns the new one is durable.
 func (c change) make(dir string) error {
 	name := filepath.Join(dir, c.name)
 	if c.data == nil {
@@ -139,7 +137,7 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// refusesWrites fails unless nobody can write in dir.
+// refusesWrites fails unless a write to dir fails.
 func refusesWrites(dir string) error {
 	f, err := os.OpenFile(filepath.Join(dir, "intruder"), os.O_CREATE|os.O_WRONLY, 0o600)
 	if errors.Is(err, unix.EROFS) {

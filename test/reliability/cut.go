@@ -17,10 +17,10 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// cut cuts the power: it copies the pool's image, and has a driver of its own start on
-// that. The original goes on afterwards as if nothing had been.
+// cut simulates a power cut: it copies the pool's image, and starts another driver on the copy. The original
+// continues afterwards.
 func (l *leg) cut(ctx context.Context) (err error) {
-	if l.closed == "" { // most kinds of damage are done to an index that was closed
+	if l.closed == "" { // most kinds of damage need a closed index
 		if err := l.restart(ctx); err != nil {
 			return err
 		}
@@ -28,7 +28,7 @@ func (l *leg) cut(ctx context.Context) (err error) {
 	l.work(ctx, 400*time.Millisecond)
 	again := l.random.IntN(4) == 0
 	if again {
-		// What a kill cut short is asked for again, and then has to be durable.
+		// Repeat the requests that a kill cut short. Their answers have to be durable.
 		if err := l.again(ctx); err != nil {
 			return err
 		}
@@ -63,14 +63,14 @@ func (l *leg) cut(ctx context.Context) (err error) {
 	return nil
 }
 
-// empty removes all that there is, and checks that nothing is left.
+// empty removes all volumes and snapshots, and checks that nothing is left.
 func (n *node) empty(ctx context.Context) error {
 	c := n.driver.Load()
 	list, err := list(ctx, c)
 	if err != nil {
 		return err
 	}
-	for _, l := range list { // an ID is one of either kind; what is absent is no error
+	for _, l := range list { // try both kinds for each ID; removing an absent one is no error
 		_, err := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: l.id})
 		if err == nil {
 			_, err = c.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: l.id})
@@ -95,10 +95,9 @@ func (l *leg) again(ctx context.Context) error {
 	return l.node.serve(ctx)
 }
 
-// instantCopy copies the image at a random instant: in the midst of the load, or right
-// after something was acknowledged, with few or no others at work whose commits would
-// make that durable by chance. again reports whether what was cut short is to be asked for
-// again first. It returns when that was.
+// instantCopy copies the image at a random instant during the load, or right after an acknowledgement while few
+// others work, whose commits could make it durable by chance. again reports whether to repeat the requests that
+// were cut short first. instantCopy returns the instant.
 func (l *leg) instantCopy(ctx context.Context, image, index string, again bool) (window, string, error) {
 	workers := []int{1, 1, 2, l.options.Workers}[l.random.IntN(4)]
 	d := l.cuts % (len(deeds) + 1)
@@ -133,7 +132,7 @@ func (l *leg) copyNow(image, index, when string) (window, string, error) {
 	return during, when, errors.Join(err, copyIndex(l.node.index(), index))
 }
 
-// boot starts a driver after a power cut.
+// boot starts a driver on the copy after a power cut.
 func (n *node) boot(ctx context.Context, kind indexKind, torn, closed string) error {
 	if err := n.open(ctx); err != nil {
 		return err
@@ -144,8 +143,8 @@ func (n *node) boot(ctx context.Context, kind indexKind, torn, closed string) er
 	return n.serve(ctx)
 }
 
-// indexKind is what a power cut may leave of the index, which is never synced. torn is
-// a copy that was made while a driver wrote it, closed one of when a driver had stopped.
+// indexKind is a state of the index after a power cut. The index is never synced. torn is a copy that was made
+// while a driver wrote the index, closed a copy of a closed one.
 type indexKind struct {
 	name  string
 	place func(index, torn, closed string) error
@@ -184,7 +183,7 @@ var indexKinds = []indexKind{
 	}},
 }
 
-// copyIndex copies an index and its seal, as far as they are there.
+// copyIndex copies an index and its seal, if they exist.
 func copyIndex(from, to string) error {
 	for _, suffix := range []string{"", ".seal"} {
 		data, err := os.ReadFile(from + suffix)
@@ -201,11 +200,10 @@ func copyIndex(from, to string) error {
 	return nil
 }
 
-// headPages are those of bbolt that say where the others are, in bytes.
+// headPages is the size in bytes of the pages of bbolt that refer to all others.
 const headPages = 2 * 4096
 
-// blank takes every page of an index that follows the first, as if they had not been
-// written yet.
+// blank zeroes all but the head pages of an index, as if they had not been written yet.
 func blank(index string) error {
 	st, err := os.Stat(index)
 	if err != nil {
@@ -214,7 +212,7 @@ func blank(index string) error {
 	return errors.Join(os.Truncate(index, headPages), os.Truncate(index, st.Size()))
 }
 
-// bump makes an index one of the next version.
+// bump gives an index the next version.
 func bump(index string) error {
 	db, err := bolt.Open(index, 0o600, nil)
 	if err != nil {
@@ -231,7 +229,7 @@ func bump(index string) error {
 	return errors.Join(err, db.Close())
 }
 
-// seal makes an index one that was closed as it is.
+// seal seals an index as closed.
 func seal(index string) error {
 	data, err := os.ReadFile(index)
 	if err != nil {
@@ -240,7 +238,7 @@ func seal(index string) error {
 	return os.WriteFile(index+".seal", fmt.Appendf(nil, `{"sha256":"%x"}`, sha256.Sum256(data)), 0o600)
 }
 
-// reboot makes the seal of an index in use that of an earlier boot.
+// reboot changes the seal of an open index to that of an earlier boot.
 func reboot(index string) error {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

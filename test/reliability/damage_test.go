@@ -19,8 +19,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// TestChecksFindDamage does by hand what a driver must never do, and has the checks
-// find it.
+// TestChecksFindDamage does by hand what a driver must never do. The checks must find it.
 func TestChecksFindDamage(t *testing.T) {
 	l := newLeg(t, btrfs.QuotaFull)
 	ctx := t.Context()
@@ -37,10 +36,10 @@ func TestChecksFindDamage(t *testing.T) {
 		{"nothing", func(*object, string) error { return nil }, ""},
 		{"a file is lost", func(_ *object, subvolume string) error {
 			return os.Remove(filepath.Join(subvolume, "known"))
-		}, "holds []"},
+		}, "contains []"},
 		{"a file is another", func(_ *object, subvolume string) error {
 			return os.WriteFile(filepath.Join(subvolume, "known"), []byte("other"), 0o600)
-		}, "holds [known:5/"},
+		}, "contains [known:5/"},
 		{"a volume is lost", func(_ *object, subvolume string) error { return btrfs.Destroy(subvolume) }, "Lost"},
 		{"a volume and its slot are lost", func(_ *object, subvolume string) error {
 			return errors.Join(btrfs.Destroy(subvolume), os.Remove(filepath.Dir(subvolume)))
@@ -75,7 +74,7 @@ func TestChecksFindDamage(t *testing.T) {
 			stray := filepath.Join(l.node.Kubelet, "stray")
 			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
 		}, "stray mount"},
-		{"a stray mount", func(_ *object, subvolume string) error { // the kubelet knows nothing of it
+		{"a stray mount", func(_ *object, subvolume string) error { // not in the model
 			stray := filepath.Join(l.node.dir, "stray")
 			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
 		}, "stray mount of"},
@@ -121,7 +120,7 @@ func changeRecord(slot string, change func(*meta.Record)) error {
 	return unix.Lsetxattr(slot, meta.LedgerXattr, data, 0)
 }
 
-// attachLoop sets a loop device up on a file until the test ends.
+// attachLoop sets up a loop device on a file until the test ends.
 func attachLoop(t *testing.T, file string) error {
 	out, err := exec.Command("losetup", "--find", "--show", file).Output()
 	if err == nil {
@@ -151,8 +150,8 @@ func TestStaleQuotaIsFound(t *testing.T) {
 	}
 }
 
-// TestQuotaAfterAKill: the next driver knows of accounting whose subvolumes the kernel
-// has not dropped yet when it starts, so that check does not report it, and it goes.
+// TestQuotaAfterAKill: after a kill, the next driver knows the qgroups of subvolumes that the kernel has not
+// dropped yet. So check does not report them, and the driver removes them.
 func TestQuotaAfterAKill(t *testing.T) {
 	for _, quota := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
 		t.Run(string(quota), func(t *testing.T) {
@@ -178,7 +177,7 @@ func TestQuotaAfterAKill(t *testing.T) {
 	}
 }
 
-// newLeg returns a node whose driver serves, without a load.
+// newLeg returns a node with a driver, without load.
 func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
 	if quota == btrfs.QuotaSimple {
 		btrfstest.SimpleQuota.Need(t)
@@ -207,7 +206,7 @@ func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
 	return l
 }
 
-// mountedVolume makes a volume with one file in it.
+// mountedVolume creates and mounts a volume with one file.
 func mountedVolume(ctx context.Context, t *testing.T, w *worker) *object {
 	t.Helper()
 	if err := w.create(ctx, nil); err != nil {

@@ -1,63 +1,62 @@
-// Package reliability puts the driver, as it is deployed, under a random load and
-// takes its process or its power away, again and again. After each time it holds
-// what is there against what was acknowledged.
+// Package reliability puts the driver, as it is deployed, under a random load, and
+// kills its process or cuts its power again and again. After each time it compares the
+// disk with what the driver has acknowledged.
 //
-//	model    what has been asked for and what has been answered, as a journal: for
-//	         any two positions in it, what must be there, what may be, and with
-//	         which size and content
-//	load     workers that ask at random, as sidecars and kubelets do: what was not
-//	         answered is asked again, under the same name, until it is
+//	model    a journal of requests and answers. For any two positions it knows which
+//	         volumes and snapshots must and may exist, and with which size and content
+//	load     workers that send random requests, as sidecars and kubelets do. They repeat
+//	         an unanswered request under the same name until it is answered
 //	node     a driver process, its state directory, its kubelet directory and the
-//	         filesystem that its pool is on
+//	         filesystem of its pool
 //	check    compares a node with the model
-//	Run      all of it, with figures
+//	Run      runs all, and returns figures
 //
 // # Killed driver
 //
-// SIGKILL at a random instant, at times once more while the next process starts.
-// What the kernel holds in memory survives. When the next driver serves, and before
-// anything is asked again, everything that was acknowledged has to be there, nothing
-// that was deleted may be, and what was in flight is whole or absent. Then the
-// workers ask again until they are answered, and the node has to be exactly as the
-// model says. pkg/snapshot/crash_test.go stops at every single step of every
-// operation, in memory, and cmd/btrfs-csi/kill_test.go the real process on a real disk,
-// one operation at a time; here the instant is random, and many are under way.
+// The driver is killed at a random instant, sometimes again while the next process
+// starts. Data in the kernel's memory survives. When the next driver serves, and before
+// any request is repeated, all that was acknowledged must exist, all that was deleted
+// must be gone, and what was in flight must be complete or absent. Then the workers
+// repeat their requests until they are answered, and the node must be exactly as the
+// model says. pkg/snapshot/crash_test.go stops an operation in memory at each step, and
+// cmd/btrfs-csi/kill_test.go does so with the real process on a real disk. Here the
+// instant is random, and many operations are in flight.
 //
 // # Power cut
 //
-// The filesystem's image lies on XFS, where FICLONE copies a file at once while
-// nobody writes to it: the state of the device at one instant, without what the
-// kernel still holds in memory. The position in the journal is taken before and
-// after. What was acknowledged before has to be in the copy, with what had been
-// fsynced; what was asked for after cannot be; in between, either. The copy is
-// mounted, and a driver of its own starts on it, without an index or with one that is
-// old or damaged. A device that loses or reorders what it has acknowledged before a
-// flush is not simulated: that is between the filesystem and the device.
+// The filesystem's image is on XFS, where FICLONE copies a file atomically. The copy is
+// the state of the device at one instant, without data in the kernel's memory. The
+// position in the journal is recorded before and after. The copy must contain all that
+// was acknowledged before, with all synced data. It cannot contain what was requested
+// afterwards. Requests in between may be in it or not. The copy is mounted, and another
+// driver starts on it, without an index or with an old or damaged one. A device that
+// loses or reorders writes that it acknowledged before a flush is not simulated here:
+// see package writelog.
 //
 // # Silent disk
 //
-// One of two pools lies on a disk that ceases to answer, without an error (package disk),
-// with nothing of it in the page cache. While it is silent every request to the other
-// pool has to be answered, and whatever reports on pools has to report. Afterwards nothing is
-// lost, and the driver is the same process. A driver that is stopped while the disk is
-// silent stops, and the next one serves the other pool.
+// One of two pools is on a disk that stops to answer, without an error (package disk),
+// and nothing of it is in the page cache. While the disk is silent, all requests to the
+// other pool must be answered, and all reports on pools must work. Afterwards nothing is
+// lost, and the driver is the same process. A driver that is stopped meanwhile must
+// stop, and the next one must serve the other pool.
 //
 // # Commits of others
 //
-// Anybody may commit between two steps of an operation: another operation, the kernel every
-// 30 s, an administrator. How much an fsync makes durable depends on it. So where drivers
-// are killed or their power is cut, two of three processes are disturbed: before a
-// step, as its seed decides, the filesystem is committed, or the step waits for some
-// milliseconds while others go on. It is the same driver with its tests built in
-// (cmd/btrfs-csi/disturb_test.go). The report says how often.
+// Another operation, the kernel or an administrator may commit between two steps of an
+// operation. What an fsync makes durable depends on that. So, where drivers are killed
+// or their power is cut, two of three processes are disturbed: before random steps the
+// filesystem is committed, or the step waits for some milliseconds. A disturbed driver
+// is the same driver with its tests built in (cmd/btrfs-csi/disturb_test.go). The report
+// has the numbers.
 //
 // # Repeating a failure
 //
-// RELIABILITY_KILLS and RELIABILITY_CUTS say how many of each the tests make,
-// RELIABILITY_SEED takes the seed of a run before, and RELIABILITY_BINARY a driver that
-// is built already.
+// RELIABILITY_KILLS and RELIABILITY_CUTS set the numbers of kills and cuts,
+// RELIABILITY_SEED repeats the seed of a run, and RELIABILITY_BINARY names a driver that
+// is already built.
 //
-// The seed decides what each worker asks for, and when the kills and cuts come. It
-// does not decide how the requests interleave, so a seed makes a failure likely, not
-// certain. A failure lists what happened to the object in question, in order.
+// The seed determines the requests of each worker, and the times of kills and cuts. It
+// does not determine how requests interleave, so a seed makes a failure likely, not
+// certain. A failure lists the history of the object.
 package reliability

@@ -7,11 +7,10 @@ import (
 	"time"
 )
 
-// bound says how much of something a driver may have in the last quarter of a run, held
-// against the second: the first is for it to warm up. Medians are compared, since all
-// goes up and down with the requests under way. What leaks with the requests grows on
-// through both, by many times what is allowed: a run of a few minutes has some ten thousand
-// of them between the two.
+// bound limits how much of something a driver may have in the last quarter of a run, compared with the second
+// quarter. The first is for warming up. It compares medians, because all values vary with the requests in flight.
+// A leak per request would exceed the bound many times: a run of a few minutes has some ten thousand requests
+// between the two quarters.
 type bound struct {
 	what   string
 	of     func(Sample) float64
@@ -20,11 +19,11 @@ type bound struct {
 }
 
 var bounds = []bound{
-	// The collector lets the heap, of some MiB, double before it runs, and gives back
-	// late. Until the index has its 10,000 last removals, it grows.
+	// The garbage collector lets the heap of some MiB double, and returns memory late. The index grows
+	// until it has 10,000 removals.
 	{"bytes of memory", func(s Sample) float64 { return float64(s.Memory) }, 1.1, 8 << 20},
-	// Each of the 12 workers has about one request under way, which is a goroutine and
-	// up to three descriptors; the median does not swing by as many.
+	// Each of the 12 workers has about one request in flight, with a goroutine and up to three
+	// descriptors. The median varies less.
 	{"goroutines", func(s Sample) float64 { return float64(s.Goroutines) }, 1, 10},
 	{"descriptors", func(s Sample) float64 { return float64(s.Descriptors) }, 1, 10},
 }
@@ -32,7 +31,7 @@ var bounds = []bound{
 // leastSamples is how many samples can be judged.
 const leastSamples = 40
 
-// flat fails for what grows on after the driver has warmed up.
+// flat fails if something still grows after the driver has warmed up.
 func flat(samples []Sample) error {
 	if len(samples) < leastSamples {
 		return fmt.Errorf("%d samples are too few to see whether anything grows, wanted are %d: let it run for longer", len(samples), leastSamples)
@@ -48,20 +47,19 @@ func flat(samples []Sample) error {
 	return errors.Join(errs...)
 }
 
-// A request may take so much longer in the last quarter than in the second. What takes
-// the longer the more there ever was takes 2.3 times as long then. The machine has other
-// things to do, too, which is in what is allowed.
+// A request may take this much longer in the last quarter than in the second. If the time grew with the number of
+// all requests so far it would take 2.3 times as long. The rest is for other load of the machine.
 const (
 	slower     = 1.75
 	slowerMore = 10 * time.Millisecond
 )
 
-// flatLatencies fails for requests that take longer and longer.
+// flatLatencies fails if requests take longer and longer.
 func flatLatencies(all map[string][]Latency) error {
 	var errs []error
 	for what, parts := range all {
 		if len(parts) < latencySlots*3/4 {
-			continue // too rare to judge
+			continue // too few to compare
 		}
 		p50 := func(l Latency) float64 { return float64(l.P50) }
 		early, late := median(parts[len(parts)/4:len(parts)/2], p50), median(parts[len(parts)*3/4:], p50)

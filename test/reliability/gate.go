@@ -5,23 +5,23 @@ import (
 	"sync"
 )
 
-// gate lets the workers through, or holds them where nothing is under way.
+// gate admits the workers, or stops them between requests.
 type gate struct {
 	lock     sync.Mutex // protects what follows
 	changed  *sync.Cond
 	state    gateState
-	most     int // operations at a time
-	working  int // operations begun and not done
-	touching int // requests sent and not answered, writes under way
+	most     int // most operations at a time
+	working  int // operations in progress
+	touching int // requests and writes in progress
 }
 
 type gateState int
 
 const (
 	gateOpen  gateState = iota
-	gateDrain           // what has begun may be finished, nothing new begins
-	gateShut            // nothing may be sent
-	gateGone            // there is nothing more to do
+	gateDrain           // operations may be finished, but not begin
+	gateShut            // no request may be sent
+	gateGone            // the run is over
 )
 
 func newGate() *gate {
@@ -30,7 +30,7 @@ func newGate() *gate {
 	return g
 }
 
-// begin waits until an operation may begin; false if none ever will.
+// begin waits until an operation may begin; false if the run is over.
 func (g *gate) begin() bool {
 	g.lock.Lock()
 	defer g.lock.Unlock()
@@ -51,7 +51,7 @@ func (g *gate) done() {
 	g.changed.Broadcast()
 }
 
-// touch runs fn when the node may be touched.
+// touch runs fn, which sends a request or writes, when that is allowed.
 func (g *gate) touch(ctx context.Context, fn func() error) error {
 	g.lock.Lock()
 	for g.state == gateShut {
@@ -71,7 +71,7 @@ func (g *gate) touch(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
-// open lets everything through, so many operations at a time.
+// open admits a number of operations at a time.
 func (g *gate) open(most int) {
 	g.lock.Lock()
 	g.most = most
@@ -79,8 +79,7 @@ func (g *gate) open(most int) {
 	g.set(gateOpen)
 }
 
-// shut waits until nothing is under way. Operations stay where they are, between two
-// requests.
+// shut waits until no request is in progress. Operations stop between two requests.
 func (g *gate) shut() {
 	g.set(gateShut)
 	g.lock.Lock()
@@ -100,7 +99,7 @@ func (g *gate) drain() {
 	}
 }
 
-// end lets the workers go home. It wins over all that comes later.
+// end ends the run. Later calls have no effect.
 func (g *gate) end() { g.set(gateGone) }
 
 func (g *gate) set(s gateState) {

@@ -22,7 +22,7 @@ func (c *Cluster) ContentsOf(handle string) []*snapshotv1.VolumeSnapshotContent 
 	return c.Contents.ByIndex(byHandle, handle)
 }
 
-// ErrNotSynced: the caches are not filled yet.
+// ErrNotSynced means that the caches are not filled yet.
 var ErrNotSynced = errors.New("the cluster has not been read yet")
 
 // KeptBy returns the names of the PersistentVolumes or VolumeSnapshotContents that still need a

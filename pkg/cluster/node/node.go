@@ -12,13 +12,13 @@ import (
 type State string
 
 const (
-	// Ready: it can be used.
+	// Ready means that it can be used.
 	Ready State = "Ready"
-	// Lost: its record exists, its data does not.
+	// Lost means that its record exists and its data does not.
 	Lost State = "Lost"
-	// Away: it cannot be read now. Its objects stay as they are.
+	// Away means that it cannot be read now. Its objects stay as they are.
 	Away State = "Away"
-	// Gone: it is not on this node.
+	// Gone means that it is not on this node.
 	Gone State = "Gone"
 )
 

@@ -1,5 +1,5 @@
-// Command soak does to a driver for half an hour what package reliability can do to
-// one, and writes what came of it into docs/reliability.md. It is run by make soak.
+// Command soak runs all of package reliability on a driver for half an hour, and writes the figures into
+// docs/reliability.md. make soak runs it.
 package main
 
 import (
@@ -60,7 +60,7 @@ func newSoak() *cobra.Command {
 	var out output
 	cmd := &cobra.Command{
 		Use:   "soak",
-		Short: "Kill a driver, cut its power and leave it alone, all under load, and check what it holds",
+		Short: "Kill a driver, cut its power and leave it alone, all under load, and check all data",
 		Long: `Soak shares its time between drivers that are killed, drivers whose power is cut,
 and one that is left alone, all under random load. It fails at the first thing that
 is not as it should be, and then prints what happened to the object in question.
@@ -77,7 +77,7 @@ It wants root, and leaves nothing behind.`,
 			}
 			o.Log = progress(cmd.ErrOrStderr())
 			write := func(reliability.SoakReport) error { return nil }
-			if docs != "" { // whether it can be written is not to be found out in half an hour
+			if docs != "" { // check now that it can be written, not after half an hour
 				document, err := reliability.OpenDocument(docs)
 				if err != nil {
 					return err
@@ -105,10 +105,10 @@ It wants root, and leaves nothing behind.`,
 	return cmd
 }
 
-// often is how much time is between two lines of progress, at least.
+// often is the least time between two lines of progress.
 const often = 10 * time.Second
 
-// progress prints what is logged, but for what follows on another line at once.
+// progress prints log lines, and drops those that follow another one too soon.
 func progress(w io.Writer) func(string, ...any) {
 	var mu sync.Mutex // protects what follows
 	began := time.Now()

@@ -210,6 +210,20 @@ soak: deps build ## Kill a driver, cut its power and leave it alone, under load 
 fuzz: deps ## Run every fuzz target for FUZZ=60s (as root)
 	go -C test/reliability run ./cmd/soak fuzz --source $(CURDIR) --time $(FUZZ)
 
+# One kernel after the other, in a virtual machine without hardware support: hours for all,
+# minutes with SHORT=1. A whole run writes docs/kernels.md. APT_SOURCES names a sources file of
+# apt with the mirrors of Debian, and of Ubuntu for its kernel, where those of this machine are
+# not the ones to use.
+KERNELS ?=
+ARCH ?= amd64
+ACCEL ?= tcg
+.PHONY: test-kernels
+test-kernels: ## Run tests on the kernels of Debian and Ubuntu (as root); KERNELS=6.1,6.12 ARCH=arm64 SHORT=1 ONLY=STEPS ACCEL=kvm
+	@hack/deps.sh build-$(ARCH) test kernels
+	$(OWNED) $(PROGRESS) "building bin/kernels" go build -C test/kernels -buildvcs=false -o $(CURDIR)/bin/kernels .
+	$(OWNED) $(PROGRESS) "testing on kernels" bin/kernels --source $(CURDIR) --work $(CURDIR)/dist/kernels --arch $(ARCH) --accel $(ACCEL) --kernels '$(KERNELS)' --only '$(ONLY)' \
+		$(if $(SHORT),--short,$(if $(ONLY),,--docs $(CURDIR)/docs)) $(if $(APT_SOURCES),--sources "$(abspath $(APT_SOURCES))")
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check format, style and import rules
 	@hack/deps.sh build

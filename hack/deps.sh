@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs the missing dependencies of a task: build, build-amd64, build-arm64,
-# cross, test, bench or e2e.
+# cross, test, bench, e2e or kernels.
 set -euo pipefail
 
-[ $# -gt 0 ] || { echo "usage: $0 build|build-amd64|build-arm64|cross|test|bench|e2e ..." >&2; exit 2; }
+[ $# -gt 0 ] || { echo "usage: $0 build|build-amd64|build-arm64|cross|test|bench|e2e|kernels ..." >&2; exit 2; }
 
 # The PATH of some users lacks the programs of administrators.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -64,6 +64,14 @@ for task in "$@"; do
 		program conntrack conntrack
 		program ip iproute2
 		program nsenter util-linux
+		;;
+	kernels)
+		program qemu-system-x86_64 qemu-system-x86
+		program qemu-system-aarch64 qemu-system-arm
+		program cpio cpio
+		program depmod kmod
+		program mke2fs e2fsprogs
+		[ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || missing+=(debian-archive-keyring)
 		;;
 	bench)
 		program fio fio

@@ -37,14 +37,8 @@ const (
 // run boots the guest, waits until it is off, and returns what it has written to /tmp/out.
 func (g *guest) run(ctx context.Context) (files map[string]string, err error) {
 	scratch, job, result := filepath.Join(g.dir, "scratch"), filepath.Join(g.dir, "job.img"), filepath.Join(g.dir, "result")
-	for file, size := range map[string]int64{scratch: scratchSize, result: resultSize} {
-		if err := errors.Join(removeIf(file), sparse(file, size)); err != nil {
-			return nil, err
-		}
-		defer os.Remove(file)
-	}
-	defer os.Remove(job)
-	if err := removeIf(job); err != nil {
+	defer func() { err = errors.Join(err, remove(scratch, job, result)) }()
+	if err := errors.Join(remove(scratch, job, result), sparse(scratch, scratchSize), sparse(result, resultSize)); err != nil {
 		return nil, err
 	}
 	if _, err := debian.Output(exec.CommandContext(ctx, "mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", g.job, job, "1G")); err != nil {
@@ -151,9 +145,12 @@ func sparse(file string, size int64) error {
 	return errors.Join(f.Truncate(size), f.Close())
 }
 
-func removeIf(file string) error {
-	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+// remove removes files, which may be absent.
+func remove(files ...string) (err error) {
+	for _, file := range files {
+		if failed := os.Remove(file); !errors.Is(failed, os.ErrNotExist) {
+			err = errors.Join(err, failed)
+		}
 	}
-	return nil
+	return err
 }

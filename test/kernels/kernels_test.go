@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestChoose(t *testing.T) {
@@ -129,5 +132,36 @@ func TestWriteDocument(t *testing.T) {
 	}
 	if strings.Contains(string(text), "old") || strings.Contains(string(text), "6.12.1") {
 		t.Errorf("results that were replaced are in\n%s", text)
+	}
+}
+
+// TestBoot has a script in the place of QEMU.
+func TestBoot(t *testing.T) {
+	bin := t.TempDir()
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	for _, test := range []struct{ does, want string }{
+		{`echo '[ 1.0] :: booted'; echo ':: done'`, ""},
+		{`echo ':: booted'`, "ended early"},
+		{`echo no kernel >&2; exit 1`, "no kernel"},
+		{`exec sleep 1000`, "not off after"},
+	} {
+		if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte("#!/bin/sh\n"+test.does+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		ctx := t.Context()
+		if test.want == "not off after" {
+			short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			defer cancel()
+			ctx = short
+		}
+		var said []string
+		g := guest{arch: "amd64", dir: t.TempDir(), accel: "tcg", log: func(format string, args ...any) { said = append(said, fmt.Sprintf(format, args...)) }}
+		err := g.boot(ctx, nil)
+		if got := fmt.Sprint(err); !strings.Contains(got, test.want) || (err == nil) != (test.want == "") {
+			t.Errorf("%s: got %v, want %q", test.does, err, test.want)
+		}
+		if strings.Contains(test.does, "booted") && strings.Join(said, " ") != "booted" {
+			t.Errorf("%s: said %q", test.does, said)
+		}
 	}
 }

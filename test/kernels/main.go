@@ -58,6 +58,9 @@ func (r *run) log(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "-- %4.0f s: %s\n", time.Since(r.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
+// poolSize is that of the disk that other kernels read, in bytes.
+const poolSize = 2 << 30
+
 // guestMemory is enough for the system, which is in memory, and the tests, in MiB.
 const guestMemory = 3072
 
@@ -73,33 +76,9 @@ func (r *run) do(ctx context.Context, names, only []string) error {
 	r.steps = slices.DeleteFunc(slices.Clone(steps), func(s step) bool {
 		return r.short && !s.short || len(only) > 0 && !slices.Contains(only, s.name)
 	})
-	mirrors, err := mirrorsOf(ctx, r.sources)
+	all, err := r.all(ctx, names)
 	if err != nil {
 		return err
-	}
-	chosen, err := choose(names, mirrors)
-	if err != nil {
-		return err
-	}
-	if r.arch != "amd64" { // Ubuntu has other architectures elsewhere
-		chosen = slices.DeleteFunc(chosen, func(r release) bool { return r.distribution == "ubuntu" })
-	}
-	job, err := r.makeJob(ctx)
-	if err != nil {
-		return err
-	}
-	var all []*result
-	for _, release := range chosen {
-		one, err := r.kernel(ctx, release, mirrors[release.distribution], job)
-		if err != nil {
-			return fmt.Errorf("kernel %s: %w", release.kernel, err)
-		}
-		all = append(all, one)
-	}
-	if !r.short {
-		if err := r.exchange(ctx, all, job); err != nil {
-			return err
-		}
 	}
 	fmt.Print(table(all))
 	if r.docs != "" {
@@ -111,13 +90,43 @@ func (r *run) do(ctx context.Context, names, only []string) error {
 	return err
 }
 
+// all returns the results of the kernels with these names.
+func (r *run) all(ctx context.Context, names []string) (all []*result, err error) {
+	mirrors, err := mirrorsOf(ctx, r.sources)
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := choose(names, mirrors)
+	if err != nil {
+		return nil, err
+	}
+	if r.arch != "amd64" { // Ubuntu has other architectures elsewhere
+		chosen = slices.DeleteFunc(chosen, func(r release) bool { return r.distribution == "ubuntu" })
+	}
+	job, err := r.makeJob(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, release := range chosen {
+		one, err := r.kernel(ctx, release, mirrors[release.distribution], job)
+		if err != nil {
+			return nil, fmt.Errorf("kernel %s: %w", release.kernel, err)
+		}
+		all = append(all, one)
+	}
+	if r.short {
+		return all, nil
+	}
+	return all, r.exchange(ctx, all, job)
+}
+
 // makeJob makes the directory that guests have at /job, but for the job itself.
 func (r *run) makeJob(ctx context.Context) (string, error) {
 	dir := filepath.Join(r.work, "job-"+r.arch)
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Join(dir, "bin"), 0o755)); err != nil {
 		return "", err
 	}
-	cc, err := debian.Output(exec.CommandContext(ctx, filepath.Join(r.source, "hack/cc.sh"), r.arch))
+	cc, err := debian.Output(exec.CommandContext(ctx, filepath.Join(r.source, "hack", "cc.sh"), r.arch))
 	if err != nil {
 		return "", err
 	}
@@ -165,7 +174,7 @@ func (r *run) kernel(ctx context.Context, release release, mirror, job string) (
 		steps = []step{refusal}
 	case !r.short:
 		disk := filepath.Join(dir, "pool.img")
-		if err := errors.Join(removeIf(disk), sparse(disk, 2<<30)); err != nil {
+		if err := errors.Join(remove(disk), sparse(disk, poolSize)); err != nil {
 			return nil, err
 		}
 		steps, disks = append([]step{writePool}, steps...), []string{disk}
@@ -200,35 +209,40 @@ func (r *run) exchange(ctx context.Context, all []*result, job string) error {
 		if reader.release.refuses {
 			continue
 		}
-		var steps []step
-		var disks []string
-		for _, writer := range all {
-			if writer == reader || writer.pool == "" || !writer.Outcomes[writePool.name].ok() {
-				continue
-			}
-			copied := filepath.Join(reader.dir, "pool-of-"+writer.Kernel+".img")
-			if _, err := debian.Output(exec.CommandContext(ctx, "cp", "--sparse=always", writer.pool, copied)); err != nil {
-				return err
-			}
-			defer os.Remove(copied)
-			steps = append(steps, readPool(writer.Kernel, 'd'+rune(len(disks))))
-			disks = append(disks, copied)
-		}
-		if len(steps) == 0 {
-			continue
-		}
-		files, err := r.boot(ctx, reader.release, reader.system, reader.dir, job, steps, disks)
-		if err != nil {
+		if err := r.read(ctx, reader, all, job); err != nil {
 			return fmt.Errorf("kernel %s: %w", reader.Kernel, err)
-		}
-		for name, o := range outcomes(steps, files) {
-			reader.Outcomes[name] = o
-		}
-		if err := keepLogs(filepath.Join(reader.dir, "logs-of-pools"), files); err != nil {
-			return err
 		}
 	}
 	return nil
+}
+
+// read boots a kernel with copies of the pools of the others.
+func (r *run) read(ctx context.Context, reader *result, writers []*result, job string) (err error) {
+	var steps []step
+	var disks []string
+	defer func() { err = errors.Join(err, remove(disks...)) }()
+	for _, writer := range writers {
+		if writer == reader || writer.pool == "" || !writer.Outcomes[writePool.name].ok() {
+			continue
+		}
+		copied := filepath.Join(reader.dir, "pool-of-"+writer.Kernel+".img")
+		steps = append(steps, readPool(writer.Kernel, 'd'+rune(len(disks))))
+		disks = append(disks, copied)
+		if _, err := debian.Output(exec.CommandContext(ctx, "cp", "--sparse=always", writer.pool, copied)); err != nil {
+			return err
+		}
+	}
+	if len(steps) == 0 {
+		return nil
+	}
+	files, err := r.boot(ctx, reader.release, reader.system, reader.dir, job, steps, disks)
+	if err != nil {
+		return err
+	}
+	for name, o := range outcomes(steps, files) {
+		reader.Outcomes[name] = o
+	}
+	return keepLogs(filepath.Join(reader.dir, "logs-of-pools"), files)
 }
 
 // onDisk is a command with a pool on a disk mounted.

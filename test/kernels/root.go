@@ -41,7 +41,7 @@ func makeSystem(ctx context.Context, packages []debian.Package, dir string) (s s
 	if err := unpack(ctx, packages, root); err != nil {
 		return s, err
 	}
-	found, err := filepath.Glob(filepath.Join(root, "boot/vmlinuz-*"))
+	found, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
 	if err != nil || len(found) != 1 {
 		return s, fmt.Errorf("the packages have the kernels %q, want one (%w)", found, err)
 	}
@@ -103,7 +103,7 @@ func unpack(ctx context.Context, packages []debian.Package, root string) error {
 
 // keepModules removes all modules but those that are loaded, and what these need.
 func keepModules(ctx context.Context, root, version string) error {
-	dir := filepath.Join(root, "usr/lib/modules", version)
+	dir := filepath.Join(root, "usr", "lib", "modules", version)
 	if _, err := debian.Output(exec.CommandContext(ctx, "depmod", "--basedir", root, version)); err != nil {
 		return err
 	}

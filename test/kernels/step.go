@@ -20,8 +20,8 @@ var steps = []step{
 	{"btrfs", "`pkg/btrfs`", []string{"btrfs"}, testOf("btrfs", "pkg/btrfs"), true},
 	{"sanity", "csi-sanity", []string{"sanity"}, testOf("sanity", "test/sanity"), true},
 	{"demo", "demo", []string{"demo", "btrfs-csi"}, "/job/bin/demo --binary /job/bin/btrfs-csi", false},
-	{"kills", "kills", []string{"reliability", "btrfs-csi"}, reliability("RELIABILITY_KILLS=9", "TestKilledDriver"), false},
-	{"cuts", "power cuts", []string{"reliability", "btrfs-csi"}, reliability("RELIABILITY_CUTS=9", "TestPowerCut"), false},
+	{"kills", "kills", []string{"reliability", "btrfs-csi"}, reliability("RELIABILITY_KILLS=6", "TestKilledDriver"), false},
+	{"cuts", "power cuts", []string{"reliability", "btrfs-csi"}, reliability("RELIABILITY_CUTS=6", "TestPowerCut"), false},
 	{"mount", "`pkg/mount`", []string{"mount"}, testOf("mount", "pkg/mount"), false},
 	{"pool", "`pkg/pool`", []string{"pool"}, testOf("pool", "pkg/pool"), false},
 	{"driver", "`pkg/driver`", []string{"driver"}, testOf("driver", "pkg/driver"), false},
@@ -50,7 +50,8 @@ func script(steps []step) string {
 began=$(cut -d. -f1 /proc/uptime)
 ( %[2]s ) > /tmp/out/%[1]s.log 2>&1
 echo "$? $(( $(cut -d. -f1 /proc/uptime) - began ))" > /tmp/out/%[1]s.end
-echo ":: %[1]s ended with $(cat /tmp/out/%[1]s.end | tr ' ' ' after ') s"
+grep -a -- '--- FAIL' /tmp/out/%[1]s.log | sed 's/^/:: /'
+echo ":: %[1]s ended, exit code and seconds: $(cat /tmp/out/%[1]s.end)"
 `, s.name, s.command)
 	}
 	return b.String()

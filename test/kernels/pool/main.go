@@ -199,8 +199,11 @@ func overfill(dir string, limit int64) error {
 		err = f.Sync()
 	}
 	_ = f.Close()
+	if err == nil {
+		return fmt.Errorf("%s takes %d bytes beside its content, want EDQUOT", dir, limit)
+	}
 	if !errors.Is(err, unix.EDQUOT) {
-		return fmt.Errorf("%s takes %d bytes beside its content: got %v, want EDQUOT", dir, limit, err)
+		return err
 	}
 	return os.Remove(file)
 }

@@ -98,7 +98,7 @@ func (r release) download(ctx context.Context, mirror, arch, dir string) ([]debi
 	}
 	keyring := "/usr/share/keyrings/" + r.distribution + "-archive-keyring.gpg"
 	if _, err := os.Stat(keyring); err != nil {
-		return nil, fmt.Errorf("%w: install the package %s-archive-keyring", err, r.distribution)
+		return nil, fmt.Errorf("%w: install debian-archive-keyring, or ubuntu-keyring, which Debian has from 13 on", err)
 	}
 	sources := filepath.Join(dir, "sources.list")
 	suites := []string{r.suite}

@@ -63,7 +63,7 @@ func TestScript(t *testing.T) {
 		{name: "bad", command: "echo '--- FAIL: TestC'; exit 1"},
 		{name: "sanity", command: "echo 'Ran 76 of 103 Specs in 1 seconds'"},
 		{name: "killed", command: "kill -9 $$"},
-	})
+	}, "")
 	for _, name := range []string{"out", "src"} {
 		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
 			t.Fatal(err)

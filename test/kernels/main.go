@@ -26,6 +26,7 @@ func main() {
 	flag.StringVar(&r.arch, "arch", "amd64", "architecture: amd64 or arm64")
 	flag.StringVar(&names, "kernels", "", "kernels, separated by commas, of "+kernels()+"; all that apt has by default")
 	flag.StringVar(&only, "only", "", "names of steps, separated by commas; all by default")
+	flag.StringVar(&r.tests, "run", "", "pattern of the tests to run in a step, as in go test -run; all by default")
 	flag.BoolVar(&r.short, "short", false, "only the short steps, and no pool of one kernel on another")
 	flag.StringVar(&r.sources, "sources", "", "sources file of apt with the mirrors, instead of those of this machine")
 	flag.StringVar(&r.accel, "accel", "tcg", "accelerator of QEMU; kvm where it works")
@@ -47,11 +48,11 @@ func split(text string) []string {
 
 // run runs the steps on all kernels of one architecture.
 type run struct {
-	source, work, arch, sources, accel, docs string
-	short                                    bool
-	limit                                    time.Duration
-	steps                                    []step
-	began                                    time.Time
+	source, work, arch, sources, accel, docs, tests string
+	short                                           bool
+	limit                                           time.Duration
+	steps                                           []step
+	began                                           time.Time
 }
 
 func (r *run) log(format string, args ...any) {
@@ -81,13 +82,18 @@ func (r *run) do(ctx context.Context, names, only []string) error {
 		return err
 	}
 	fmt.Print(table(all))
-	if r.docs != "" {
-		err = writeDocument(r.docs, all)
-	}
+	err = r.document(all)
 	for _, one := range all {
 		err = errors.Join(err, one.wrong())
 	}
 	return err
+}
+
+func (r *run) document(all []*result) error {
+	if r.docs == "" {
+		return nil
+	}
+	return writeDocument(r.docs, all)
 }
 
 // all returns the results of the kernels with these names.
@@ -113,6 +119,9 @@ func (r *run) all(ctx context.Context, names []string) (all []*result, err error
 			return nil, fmt.Errorf("kernel %s: %w", release.kernel, err)
 		}
 		all = append(all, one)
+		if err := r.document(all); err != nil { // the next kernel may take hours
+			return nil, err
+		}
 	}
 	if r.short {
 		return all, nil
@@ -192,7 +201,7 @@ func (r *run) kernel(ctx context.Context, release release, mirror, job string) (
 }
 
 func (r *run) boot(ctx context.Context, release release, system system, dir, job string, steps []step, disks []string) (map[string]string, error) {
-	if err := os.WriteFile(filepath.Join(job, "job"), []byte(script(steps)), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(job, "job"), []byte(script(steps, r.tests)), 0o644); err != nil {
 		return nil, err
 	}
 	r.log("%s: booting %s", release.kernel, system.version)

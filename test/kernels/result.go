@@ -102,6 +102,20 @@ func (r *result) cell(step string) string {
 	return ""
 }
 
+// keep takes over what is known of the same kernel by steps that were not run again.
+func (r *result) keep(known []*result) {
+	for _, old := range known {
+		if old.Kernel != r.Kernel || old.Arch != r.Arch || old.Version != r.Version {
+			continue
+		}
+		for name, o := range old.Outcomes {
+			if _, again := r.Outcomes[name]; !again {
+				r.Outcomes[name] = o
+			}
+		}
+	}
+}
+
 const (
 	document   = "kernels.md"
 	data       = "kernels.json"
@@ -121,6 +135,7 @@ func writeDocument(dir string, fresh []*result) error {
 		return err
 	}
 	for _, r := range fresh {
+		r.keep(all)
 		all = slices.DeleteFunc(all, func(old *result) bool { return old.Kernel == r.Kernel && old.Arch == r.Arch })
 	}
 	all = append(all, fresh...)

@@ -34,17 +34,17 @@ var refusal = step{"refused", "", []string{"btrfs-csi"},
 	`/job/bin/btrfs-csi serve --state-dir /tmp/state --endpoint unix:///tmp/csi.sock; code=$?; [ $code = 1 ]`, true}
 
 func testOf(program, dir string) string {
-	return fmt.Sprintf("cd /tmp/src/%s && /job/bin/%s -test.v -test.timeout 90m", dir, program)
+	return fmt.Sprintf("cd /tmp/src/%s && /job/bin/%s -test.v -test.timeout 90m -test.run \"$tests\"", dir, program)
 }
 
 func reliability(variable, test string) string {
 	return fmt.Sprintf("cd /tmp/src/test/reliability && RELIABILITY_BINARY=/job/bin/btrfs-csi %s /job/bin/reliability -test.v -test.timeout 90m -test.run '^%s$'", variable, test)
 }
 
-// script returns the job of a guest.
-func script(steps []step) string {
+// script returns the job of a guest, with a pattern of the tests to run.
+func script(steps []step, tests string) string {
 	var b strings.Builder
-	b.WriteString("cp -r /job/src /tmp/src\n")
+	fmt.Fprintf(&b, "cp -r /job/src /tmp/src\ntests='%s'\n", tests)
 	for _, s := range steps {
 		fmt.Fprintf(&b, `echo ":: %[1]s"
 began=$(cut -d. -f1 /proc/uptime)

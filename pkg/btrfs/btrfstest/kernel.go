@@ -22,8 +22,6 @@ var (
 	CopyBeside        = Fact{"an exact copy mounts beside its original", 6, 7}
 	QgroupGoes        = Fact{"full quota removes the qgroup of a destroyed subvolume", 6, 12}
 	GroupIsVoid       = Fact{"a snapshot of a subvolume in a qgroup of level 1 makes full quota inconsistent", 6, 12}
-	// NestedGoAtLimit holds on 7.2, and not yet on 6.18.
-	NestedGoAtLimit = Fact{"a nested subvolume can be destroyed at the limit of its volume", 6, 19}
 )
 
 // Holds reports whether the running kernel does it.

@@ -36,15 +36,12 @@ func (r Range) choose(least int64) (int64, error) {
 			want = min(want, r.Limit)
 		}
 	}
-	size, err := roundUp(want)
+	size, err := r.roundUp(want)
 	if err != nil {
 		return 0, err
 	}
 	if want == least {
 		size = least // the source's size, which the Limit of its request kept from being rounded up
-	}
-	if r.Limit > 0 && want <= r.Limit {
-		size = min(size, r.Limit)
 	}
 	switch {
 	case size < least:
@@ -57,11 +54,11 @@ func (r Range) choose(least int64) (int64, error) {
 	return size, nil
 }
 
-// Least returns the size that Resize gives a volume smaller than Required: Required rounded up,
-// if Limit allows it.
+// Least returns the size that Resize gives a volume smaller than Required: Required rounded up, but
+// not above Limit.
 func (r Range) Least() int64 {
-	size, err := roundUp(r.Required)
-	if err != nil || r.Limit > 0 && size > r.Limit {
+	size, err := r.roundUp(r.Required)
+	if err != nil {
 		return r.Required
 	}
 	return size
@@ -72,11 +69,16 @@ func (r Range) fits(size int64) bool {
 	return size >= r.Required && (r.Limit == 0 || size <= r.Limit)
 }
 
-func roundUp(size int64) (int64, error) {
+// roundUp rounds a size up to a multiple of MinSize, but not above Limit.
+func (r Range) roundUp(size int64) (int64, error) {
 	if size > math.MaxInt64-MinSize {
 		return 0, fmt.Errorf("%d bytes wanted, more than any filesystem can have: %w", size, ErrOutOfRange)
 	}
-	return (size + MinSize - 1) / MinSize * MinSize, nil
+	rounded := (size + MinSize - 1) / MinSize * MinSize
+	if size <= r.Limit {
+		rounded = min(rounded, r.Limit)
+	}
+	return rounded, nil
 }
 
 // grow picks the new size of a volume of size old; old if that is enough.
@@ -87,9 +89,5 @@ func (r Range) grow(old int64) (int64, error) {
 	if r.Required <= old {
 		return old, nil
 	}
-	size, err := roundUp(r.Required)
-	if r.Limit > 0 {
-		size = min(size, r.Limit)
-	}
-	return size, err
+	return r.roundUp(r.Required)
 }

@@ -272,6 +272,10 @@ bench: build ## Measure beside containerd's snapshotter, the raw ioctls and a co
 	go -C test/bench run . --binary $(CURDIR)/bin/btrfs-csi $(if $(QUICK),--quick,$(if $(BENCH_ONLY),,--docs $(CURDIR)/docs)) \
 		$(if $(BENCH_ONLY),--only '$(BENCH_ONLY)') $(if $(OUT),--output $(abspath $(OUT)))
 
+.PHONY: calls
+calls: ## Count the calls of the driver's own functions in one CreateVolume and one start (as root)
+	go -C test/bench run ./calls
+
 .PHONY: clean
 clean: ## Remove all that was built
 	rm -rf bin dist

@@ -138,16 +138,16 @@ func findItem(fd int, tree uint64, key itemKey) (treeItem, error) {
 }
 
 // findFirst returns the first item of a range. It calls one ioctl.
-func findFirst(fd int, tree uint64, min, max itemKey) (treeItem, bool, error) {
+func findFirst(fd int, tree uint64, first, last itemKey) (item treeItem, found bool, err error) {
 	buf := make([]uint64, (int(unsafe.Sizeof(searchArgs{}))+itemBuffer+7)/8)
-	data, n, err := readItems(fd, tree, min, max, buf)
+	data, n, err := readItems(fd, tree, first, last, buf)
 	if err != nil {
-		return treeItem{}, false, err
+		return item, false, err
 	}
-	for item := range splitItems(data, n) {
-		return item, true, nil
+	for is := range splitItems(data, min(n, 1)) {
+		item, found = is, true
 	}
-	return treeItem{}, false, nil
+	return item, found, nil
 }
 
 // isNotFound reports whether err means that an item or tree is absent.

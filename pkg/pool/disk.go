@@ -41,11 +41,10 @@ var _ Filesystem = (*disk)(nil)
 
 func (n *node) Open(_ context.Context, name string) (Filesystem, error) {
 	d := &disk{node: n, path: filepath.Join(n.pools, name)}
-	dir, is, err := openPlace(d.path)
+	r, is, err := d.openAny()
 	if err != nil {
 		return nil, fmt.Errorf("pool %q: %w", name, err)
 	}
-	r := newRoot(d, dir)
 	defer r.Close()
 	d.place = is // whatever is mounted from now on, Prepare and each operation look for this one
 	if d.mounted, err = n.acceptable(name, true); err != nil {

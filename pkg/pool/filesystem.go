@@ -30,6 +30,16 @@ type Slot struct {
 // SlotOf returns the slot of a kind and ID.
 func SlotOf(kind meta.Kind, id string) Slot { return Slot{Area(kind), id} }
 
+// SlotsOf returns the slots that a volume or snapshot may have, one for each kind of its class.
+func SlotsOf(ref meta.Ref) []Slot {
+	kinds := ref.Class.Kinds()
+	slots := make([]Slot, len(kinds))
+	for i, kind := range kinds {
+		slots[i] = Slot{Area(kind), ref.ID}
+	}
+	return slots
+}
+
 // Removing returns the name of the slot in AreaRemoving. The kind in the name distinguishes a
 // volume from a snapshot with the same ID.
 func (s Slot) Removing() Slot { return Slot{AreaRemoving, string(s.Area) + "-" + s.Name} }

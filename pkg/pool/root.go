@@ -62,21 +62,29 @@ func (d *disk) join() *root {
 
 // openRoot opens the pool's directory for one user.
 func (d *disk) openRoot() (*root, error) {
-	dir, is, err := openPlace(d.path)
+	r, is, err := d.openAny()
 	if err == nil && is != d.place {
-		dir.Close()
+		r.dir.Close()
 		err = d.displaced()
 	}
 	if err != nil {
 		// Not wrapped: if the pool's directory does not exist, its volumes are not absent.
 		return nil, fmt.Errorf("%w: %s", ErrAway, err.Error())
 	}
-	return newRoot(d, dir), nil
+	return r, nil
 }
 
-// newRoot returns a directory with one user.
-func newRoot(d *disk, dir *os.File) *root {
-	return &root{disk: d, dir: dir, path: fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), users: 1, opened: time.Now()}
+// openAny is openRoot for whatever directory is at the pool's path.
+func (d *disk) openAny() (r *root, is place, err error) {
+	dir, err := os.OpenFile(d.path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, is, err
+	}
+	if is, err = placeOf(int(dir.Fd())); err != nil {
+		dir.Close()
+		return nil, is, fmt.Errorf("stat %s: %w", d.path, err)
+	}
+	return &root{disk: d, dir: dir, path: fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), users: 1, opened: time.Now()}, is, nil
 }
 
 func (r *root) Close() {
@@ -143,19 +151,6 @@ func oldPlaceOf(fd int) (p place, err error) {
 	var stfs unix.Statfs_t
 	err = errors.Join(unix.Fstat(fd, &st), unix.Fstatfs(fd, &stfs))
 	return place{device: st.Dev, inode: st.Ino, fsid: stfs.Fsid}, err
-}
-
-// openPlace opens any directory.
-func openPlace(path string) (dir *os.File, is place, err error) {
-	dir, err = os.OpenFile(path, unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return nil, is, err
-	}
-	if is, err = placeOf(int(dir.Fd())); err != nil {
-		dir.Close()
-		return nil, is, fmt.Errorf("stat %s: %w", path, err)
-	}
-	return dir, is, nil
 }
 
 // displaced returns why the pool is not at its path any more.

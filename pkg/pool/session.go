@@ -71,7 +71,7 @@ func (s *Session) Explain(err error) error {
 	return err
 }
 
-// explain is Explain for the goroutine of the call that has failed, which may wait for the disk.
+// explain is Explain within the call that has failed, which may wait for the disk.
 func (s *Session) explain(err error) error {
 	opened := s.directory != nil
 	if opened {
@@ -104,12 +104,12 @@ func (s *Session) step(method string, at Slot, fn func() error) error {
 	c := &call{}
 	overdue := time.AfterFunc(s.patience.Step, func() { s.giveUp(c, what{method, at}) })
 	err := fn()
+	if err != nil {
+		err = s.explain(err)
+	}
 	overdue.Stop()
 	if !c.CompareAndSwap(0, returned) {
 		s.end()
-	}
-	if err != nil {
-		err = s.explain(err)
 	}
 	return err
 }

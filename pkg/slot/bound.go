@@ -85,12 +85,8 @@ func (s *Session) boundNested(ctx context.Context) error {
 
 // boundIn limits one volume. A volume that is gone is no error.
 func (s *Session) boundIn(ctx context.Context, at pool.Slot, volume uint64, subvolumes []uint64) error {
-	ref, _ := at.Ref()
-	found, err := s.LookUp(ref)
+	found, err := s.LookUp(at)
 	for _, l := range found {
-		if l.At != at {
-			continue
-		}
 		var inside pool.Usage
 		if inside, err = s.Bound(volume, l.Record.Size, subvolumes); err == nil && s.pool.nested.set(volume, inside, len(subvolumes) > 0) {
 			klog.FromContext(ctx).Info("Pods have begun to nest subvolumes in a volume, or ceased to", "pool", s.Name, "volumeID", at.Name, "subvolumes", len(subvolumes))

@@ -9,7 +9,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
-// ErrInvalid: the request contradicts itself, or cannot be recorded.
+// ErrInvalid means that the request contradicts itself, or cannot be recorded.
 var ErrInvalid = errors.New("invalid request")
 
 // complete runs the steps that follow the making of the subvolume, and marks the record ready.

@@ -6,10 +6,12 @@ import (
 	"io/fs"
 	"math"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 )
 
-// ErrNested: the volume contains nested subvolumes, which a snapshot would show as empty
+// ErrNested means that the volume contains nested subvolumes, which a snapshot would show as empty
 // directories.
 var ErrNested = errors.New("nested subvolumes")
 
@@ -64,23 +66,29 @@ func (l *Slot) verifyComplete() error {
 	if source.Class != meta.Volumes || l.Record.Parameters.SkipNested {
 		return nil
 	}
-	sources, err := l.session.LookUp(source)
-	if err != nil {
-		return fmt.Errorf("source %s: %w", source, err)
-	}
-	for _, from := range sources {
-		switch {
-		case from.infoErr != nil && !errors.Is(from.infoErr, fs.ErrNotExist):
-			return fmt.Errorf("source %s: %w", source, l.session.Explain(from.infoErr))
-		case from.info.UUID != l.info.ParentUUID:
-		case from.Record.Parameters.SkipNested:
-			return nil
-		default:
-			return from.refuseNestedUpTo(l.info.CreatedTransid)
+	for _, at := range pool.SlotsOf(source) {
+		found, err := l.session.LookUp(at)
+		for _, from := range found {
+			if from.infoErr != nil && !errors.Is(from.infoErr, fs.ErrNotExist) {
+				err = l.session.Explain(from.infoErr)
+			} else if from.infoErr == nil && from.info.UUID == l.info.ParentUUID {
+				return from.refuseNestedIn(l.info)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("source %s: %w", source, err)
 		}
 	}
 	return fmt.Errorf("%s: its source %s is gone, and with it what could show whether this copy, which was cut short, lacks subvolumes that were in it: "+
 		"it is kept; copy what is wanted out of %s, and delete it", l.Record.Ref(), source, l.Path())
+}
+
+// refuseNestedIn is refuseNested for a copy that exists.
+func (l *Slot) refuseNestedIn(copied btrfs.SubvolumeInfo) error {
+	if l.Record.Parameters.SkipNested {
+		return nil
+	}
+	return l.refuseNestedUpTo(copied.CreatedTransid)
 }
 
 // Nested returns the paths of the subvolumes nested in a volume, one level deep.

@@ -16,10 +16,10 @@ import (
 // and reports where the data is.
 
 var (
-	// ErrLost: the record says ready, but the subvolume is gone.
+	// ErrLost means that the record says ready, but the subvolume is gone.
 	ErrLost = errors.New("subvolume is lost")
-	// ErrOutside: the subvolume lies outside of the pool on the same filesystem. It wraps
-	// ErrLost.
+	// ErrOutside means that the subvolume lies outside of the pool on the same filesystem. It
+	// wraps ErrLost.
 	ErrOutside = fmt.Errorf("%w from the pool, but not from its filesystem", ErrLost)
 )
 

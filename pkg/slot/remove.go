@@ -98,9 +98,9 @@ func (s *Session) FinishRemovals(ref meta.Ref) (finished bool, err error) {
 	if err := s.syncErased(false); err != nil {
 		return false, unfinished(fmt.Errorf("%s: %w: %w", ref, pool.ErrAway, err))
 	}
-	var at []pool.Slot
-	for _, kind := range ref.Class.Kinds() {
-		at = append(at, pool.SlotOf(kind, ref.ID).Removing())
+	at := pool.SlotsOf(ref)
+	for i := range at {
+		at[i] = at[i].Removing()
 	}
 	found, err := s.Look(at...)
 	if err != nil {

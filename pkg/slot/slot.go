@@ -73,7 +73,7 @@ const (
 	removing                // in AreaRemoving
 )
 
-// ErrUnreadable: the record is damaged or of a later version.
+// ErrUnreadable means that the record is damaged or of a later version.
 var ErrUnreadable = errors.New("record cannot be read")
 
 // ErrUnfinished marks an error after which changes may be left behind. A retry of the request, or
@@ -98,15 +98,9 @@ func (s *Session) Look(at ...pool.Slot) ([]*Slot, error) {
 	return all, err
 }
 
-// LookUp returns the slots of a volume or snapshot, one for each kind. It leaves out an empty one
-// that a crash left before its record was written. It fails for a slot that is foreign or
-// unreadable.
-func (s *Session) LookUp(ref meta.Ref) (found []*Slot, err error) {
-	kinds := ref.Class.Kinds()
-	at := make([]pool.Slot, len(kinds))
-	for i, kind := range kinds {
-		at[i] = pool.SlotOf(kind, ref.ID)
-	}
+// LookUp is Look without empty slots, which a crash left before their record was written. It fails
+// for a slot that is foreign or unreadable.
+func (s *Session) LookUp(at ...pool.Slot) (found []*Slot, err error) {
 	all, err := s.Find(at...)
 	for _, contents := range all {
 		l := s.judge(contents)

@@ -25,6 +25,7 @@ type Engine struct {
 	// indexBehind is set if the index has to be rebuilt from the ledgers, because an access
 	// failed.
 	indexBehind atomic.Bool
+	seen        seenPools
 	// indexing has a lock for each pool ID. A rebuild of the index from the pool's ledger holds
 	// it for as long as the disk needs. Writers of single entries share it; otherwise the rebuild
 	// would remove entries that were added after it read the ledger.

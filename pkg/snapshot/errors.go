@@ -49,5 +49,5 @@ var (
 	ErrAmbiguous = errors.New("found in more than one pool")
 )
 
-// ErrUnfinished: see slot.ErrUnfinished.
+// ErrUnfinished is slot.ErrUnfinished.
 var ErrUnfinished = slot.ErrUnfinished

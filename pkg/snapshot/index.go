@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"sync"
 
@@ -33,7 +34,11 @@ func (e *Engine) indexRemove(ctx context.Context, poolID string, ref meta.Ref) {
 // since before it read the slots.
 func (e *Engine) indexPool(p *servedPool, slots []*slot.Slot) error {
 	entries, unlisted := slot.Entries(slots)
-	_, err := e.index.SyncPool(p.ID, index.PoolState{Name: p.Name, Unlisted: unlisted}, entries)
+	state := index.PoolState{Name: p.Name, Unlisted: unlisted}
+	_, err := e.index.SyncPool(p.ID, state, entries)
+	if err == nil {
+		e.seen.add(p.ID, state)
+	}
 	return err
 }
 
@@ -47,7 +52,7 @@ func (e *Engine) indexed(ctx context.Context, err error) {
 	if err == nil {
 		return
 	}
-	e.indexBehind.Store(true)
+	e.indexFailed()
 	e.complain(ctx, "Index not written, it will be made anew from the ledger", "", err)
 }
 
@@ -55,18 +60,54 @@ func (e *Engine) indexed(ctx context.Context, err error) {
 func (e *Engine) lookup(ref meta.Ref) ([]meta.Entry, error) {
 	known, err := e.index.Lookup(ref)
 	if err != nil {
-		e.indexBehind.Store(true)
+		e.indexFailed()
 	}
 	return known, err
 }
 
+// indexFailed notes that the index has to be rebuilt.
+func (e *Engine) indexFailed() {
+	e.indexBehind.Store(true)
+	e.seen.clear()
+}
+
 // remembered returns the pools in the index. After a failure the index is rebuilt.
 func (e *Engine) remembered() (map[string]index.PoolState, error) {
+	e.seen.mu.Lock()
+	defer e.seen.mu.Unlock()
+	if e.seen.pools != nil {
+		return e.seen.pools, nil
+	}
 	pools, err := e.index.Pools()
 	if err != nil {
 		e.indexBehind.Store(true)
+		return nil, err
 	}
-	return pools, err
+	e.seen.pools = pools
+	return pools, nil
+}
+
+// seenPools are the pools in the index, which every request for something new asks for.
+type seenPools struct {
+	mu    sync.Mutex                 // protects pools, and is held while they are read
+	pools map[string]index.PoolState // never changed; nil: to be read
+}
+
+// add follows a change of the index.
+func (s *seenPools) add(poolID string, state index.PoolState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pools != nil {
+		s.pools = maps.Clone(s.pools)
+		s.pools[poolID] = state
+	}
+}
+
+// clear makes the pools be read again, since the index may be another one after a failure.
+func (s *seenPools) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pools = nil
 }
 
 // indexHas reports whether the index has the subvolume of an entry.

@@ -36,7 +36,7 @@ func (e *Engine) locate(visits visits, ref meta.Ref) (there presence, err error)
 	var found []*slot.Slot
 	for i, looked := range each(visits, func(in visit) (looked lookedUp) {
 		if looked.err = in.err; looked.err == nil {
-			looked.found, looked.err = in.session.LookUp(ref)
+			looked.found, looked.err = in.session.LookUp(pool.SlotsOf(ref)...)
 		}
 		return looked
 	}) {

@@ -26,7 +26,9 @@ func (e *Engine) repair(ctx context.Context, s *slot.Session) (findings []Findin
 			changed[a.At] = changed[a.At] || a.Repairs()
 		})
 	}
-	slots, err = lookAgain(s, slots, changed)
+	if len(changed) > 0 {
+		slots, err = lookAgain(s, slots, changed)
+	}
 	return findings, slots, err
 }
 

@@ -41,6 +41,8 @@ CONTROLLER_GEN := $(CURDIR)/bin/controller-gen-$(CONTROLLER_GEN_VERSION)
 HELM_VERSION := v4.3.1
 HELM := $(CURDIR)/bin/helm-$(HELM_VERSION)
 
+PROMTOOL := $(CURDIR)/bin/promtool
+
 INSTALL = GOFLAGS= GOBIN=$(CURDIR)/bin $(OWNED) $(PROGRESS) "building $(notdir $@)" go install
 
 TEST_TIMEOUT ?= 60m
@@ -246,11 +248,12 @@ update: $(CONTROLLER_GEN) $(HELM) ## Bring up to date all that is generated
 	@HELM=$(HELM) hack/chart.sh update
 
 .PHONY: verify
-verify: $(CONTROLLER_GEN) $(HELM) ## Prove that all that is generated is up to date, modules are genuine, links lead somewhere and what should builds on every system
+verify: $(CONTROLLER_GEN) $(HELM) $(PROMTOOL) ## Prove that all that is generated is up to date, modules are genuine, alerts fire, links lead somewhere and what should builds on every system
 	@hack/each-module.sh go mod tidy -diff
 	@hack/each-module.sh go mod verify
 	@CONTROLLER_GEN=$(CONTROLLER_GEN) hack/api.sh verify
 	@HELM=$(HELM) hack/chart.sh verify
+	@HELM=$(HELM) PROMTOOL=$(PROMTOOL) hack/alerts.sh
 	@hack/links.sh
 	@hack/portable.sh
 
@@ -261,6 +264,9 @@ $(CONTROLLER_GEN):
 $(HELM):
 	$(INSTALL) helm.sh/helm/v4/cmd/helm@$(HELM_VERSION)
 	mv bin/helm $@
+
+$(PROMTOOL):
+	$(OWNED) hack/promtool.sh $@
 
 ##@ Measure
 

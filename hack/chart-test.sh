@@ -135,6 +135,7 @@ refuses /extraVolumes/0/name --set 'extraVolumes[0].name=state'
 refuses /driver/extraVolumeMounts/0 --set 'driver.extraVolumeMounts[0].name=certificates'
 refuses networkPolicy.enabled --set networkPolicy.enabled=true,hostNetwork=true
 refuses /nodeGroups/0 --set 'nodeGroups[0].quota=none'
+refuses /extraInitContainers/0/command/0 --set 'extraInitContainers[0].name=a,extraInitContainers[0].image=b,extraInitContainers[0].command[0]=true'
 refuses "/nodeGroups/0': additional properties 'httpPort' not allowed" --set 'nodeGroups[0].name=a,nodeGroups[0].httpPort=9999'
 refuses /nodeGroups/0/quota --set 'nodeGroups[0].name=a,nodeGroups[0].quota=exact'
 refuses 'nodeGroups[1].name: there is another group "a"' --set 'nodeGroups[0].name=a,nodeGroups[1].name=a'
@@ -153,9 +154,11 @@ for key in $(sed -n 's/^\([a-zA-Z]*\):.*/\1/p' $chart/values.yaml); do
 done
 
 # These hold for all values.
+hack/owned.sh hack/progress.sh "building bin/chart-objects" go build -C test/chart -o "$PWD/bin/chart-objects" ./objects
 for values in "$chart/values.yaml" $chart/ci/*.yaml; do
 	hasnt '<no value>|%!|<nil>' "${with_snapshots[@]}" --values "$values"
 	rendered=$(render "${with_snapshots[@]}" --values "$values") || fail "$values: $rendered"
+	output=$(bin/chart-objects <<< "$rendered" 2>&1) || fail "$values: Kubernetes would not take it: $output"
 	[ "$(grep -c 'privileged: true' <<< "$rendered")" = "$(grep -c '^kind: DaemonSet$' <<< "$rendered")" ] || fail "$values: one container of each node is privileged, no more"
 done
 hasnt '/var/lib/kubelet' --set kubeletDir=/data/kubelet
@@ -224,12 +227,6 @@ has 'for: 3h$' "${alerts[@]}" --set prometheusRule.alerts.BtrfsPoolFull.for=3h
 has 'severity: page$' "${alerts[@]}" --set prometheusRule.alerts.BtrfsPoolFull.labels.severity=page
 has 'runbook_url: https://runbooks.example/BtrfsPoolFull.md$' "${alerts[@]}" --set prometheusRule.runbookURL=https://runbooks.example
 
-# An alert on a metric that the driver does not have would never fire.
-rules=$(render --set prometheusRule.enabled=true --show-only templates/monitoring.yaml)
-for metric in $(grep -oE 'btrfs_csi_[a-z_]+' <<< "$rules" | sed 's/_count$//' | sort -u); do
-	grep -qE "\"(${metric#btrfs_csi_pool_}|$metric)\"" cmd/btrfs-csi/metrics.go || fail "an alert is on $metric, which the driver does not have"
-done
-
 # Each image can be pinned by a digest.
 digest=sha256:$(printf '%064d' 0)
 images=(image provisioner.image snapshotter.image resizer.image snapshotController.image test.image)
@@ -241,6 +238,10 @@ pinned=$(render --set snapshotController.enabled=true $(printf -- '--set=%s.dige
 hasnt 'kind: CustomResourceDefinition' --include-crds --set crds.install=false
 has 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds --set snapshotController.enabled=true
 hasnt 'name: volumesnapshots.snapshot.storage.k8s.io' --include-crds
+
+# The dashboard is the file, whatever is in it that looks like a template.
+dashboard=$(render --set dashboard.enabled=true --show-only templates/dashboard.yaml | sed -n '/^  btrfs-csi.json: |$/,$s/^    //p')
+[ "$dashboard" = "$(cat $chart/files/dashboard.json)" ] || fail "the dashboard is not that of its file"
 
 # Artifact Hub shows the annotations of the chart and the README of the package.
 annotation() { sed -n "\\|^  artifacthub.io/$1: |,\\|^  artifacthub.io/|p" $chart/Chart.yaml; }

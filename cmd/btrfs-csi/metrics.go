@@ -19,8 +19,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// metrics collects the metrics for Prometheus. It reads the state of pools at each scrape,
-// at a cost that does not depend on the number of volumes.
+// metrics collects the metrics for Prometheus. It reads the state of pools at each scrape, at a
+// cost that does not depend on the number of volumes, but for counting them in the index.
 type metrics struct {
 	registry   *prometheus.Registry
 	started    time.Time
@@ -75,6 +75,8 @@ var (
 	descReadOnly      = poolMetric("read_only", "1 if the pool's filesystem is, or has turned, read-only.")
 	descInconsistent  = poolMetric("quota_inconsistent", "1 if sizes are not enforced until a rescan has ended.", "mode")
 	descRescans       = poolMetric("quota_rescans_total", "How often the quota was found inconsistent and was rescanned.")
+	descVolumes       = poolMetric("volumes", "Volumes in the pool.")
+	descSnapshots     = poolMetric("snapshots", "Snapshots in the pool.")
 	descNesting       = poolMetric("nesting_volumes", "Volumes in which pods have made subvolumes.")
 	descOrphans       = prometheus.NewDesc("btrfs_csi_orphans", "Volumes and snapshots of this node that the cluster knows nothing of, and PersistentVolumes whose volume is missing.", []string{"kind"}, nil)
 	descPublished     = prometheus.NewDesc("btrfs_csi_mirror_last_success_timestamp_seconds", "When all pools of this node were last written to the cluster, which is done every 15 seconds; when the driver started, until then.", nil, nil)
@@ -88,8 +90,12 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCo
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	if e := m.engine.Load(); e != nil {
+		counts, err := e.Counts(context.Background())
 		for _, p := range e.Pools(context.Background()) {
 			collectPool(ch, p)
+			if err == nil && counts != nil && p.ID != "" { // they are unknown until a damaged index is rebuilt
+				collectCounts(ch, p, counts[p.ID])
+			}
 		}
 	}
 	if c := m.cluster.Load(); c != nil {
@@ -119,6 +125,12 @@ func collectOrphans(ch chan<- prometheus.Metric, found []orphans.Orphan) {
 	}
 	for kind, n := range counts {
 		ch <- prometheus.MustNewConstMetric(descOrphans, prometheus.GaugeValue, float64(n), kind)
+	}
+}
+
+func collectCounts(ch chan<- prometheus.Metric, p pool.Status, counts map[meta.Class]int) {
+	for desc, class := range map[*prometheus.Desc]meta.Class{descVolumes: meta.Volumes, descSnapshots: meta.Snapshots} {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(counts[class]), p.Name, p.ID)
 	}
 }
 

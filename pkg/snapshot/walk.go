@@ -63,6 +63,17 @@ func (e *Engine) walk(ctx context.Context, indexed func(func(meta.Entry) bool) e
 	return nil
 }
 
+// Counts returns the numbers of volumes and snapshots in each pool, by its ID, as the index has
+// them. Inspect has no index, and counts none.
+func (e *Engine) Counts(ctx context.Context) (map[string]map[meta.Class]int, error) {
+	if e.index == nil {
+		return nil, nil
+	}
+	counts, err := e.index.Counts()
+	e.indexed(ctx, err)
+	return counts, err
+}
+
 // History returns the last removals, the newest first. Only the index has them: they are lost
 // with it, and subvolumes that somebody else removed are not among them.
 func (e *Engine) History() ([]index.Removed, error) { return e.index.History() }

@@ -245,6 +245,23 @@ func (x *Index) WalkChildren(source meta.Ref, class meta.Class, after string, fn
 	})
 }
 
+// Counts returns the numbers of volumes and snapshots in each pool, by its ID. It decodes no
+// entry.
+func (x *Index) Counts() (map[string]map[meta.Class]int, error) {
+	counts := map[string]map[meta.Class]int{}
+	err := x.view(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketEntries).ForEach(func(k, _ []byte) error {
+			class, pool := meta.Class(k[:bytes.IndexByte(k, 0)]), string(k[bytes.LastIndexByte(k, 0)+1:])
+			if counts[pool] == nil {
+				counts[pool] = map[meta.Class]int{}
+			}
+			counts[pool][class]++
+			return nil
+		})
+	})
+	return counts, err
+}
+
 // SyncPool makes the entries of one pool equal to want and stores state. It writes only
 // differences, and returns their number.
 func (x *Index) SyncPool(poolID string, state PoolState, want []meta.Entry) (changed int, err error) {

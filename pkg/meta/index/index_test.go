@@ -140,6 +140,9 @@ func TestIndexWalk(t *testing.T) {
 	same(t, walked(t, 3, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "", fn) }), want[:3])
 	same(t, walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Volumes, "a+", fn) }), want[4:]) // no entry has this ID
 	same(t, len(walked(t, 99, func(fn func(meta.Entry) bool) error { return x.Walk(meta.Snapshots, "", fn) })), 8)
+	counts, err := x.Counts()
+	must(t, err)
+	same(t, counts, map[string]map[meta.Class]int{poolA: {meta.Volumes: 8, meta.Snapshots: 8}, poolB: {meta.Volumes: 1}})
 }
 
 func TestIndexWalkChildren(t *testing.T) {

@@ -31,9 +31,9 @@ type Engine struct {
 	// would remove entries that were added after it read the ledger.
 	indexing sync.Map // of *sync.RWMutex
 
-	onChange func(meta.Ref) // may be nil
-	wake     chan struct{}  // makes Run look at the pools
-	patience pool.Patience  // for each pool
+	onChange atomic.Pointer[func(meta.Ref)] // nil until OnChange; a pool may fall silent before
+	wake     chan struct{}                  // makes Run look at the pools
+	patience pool.Patience                  // for each pool
 	troubles troubles
 
 	maintenance time.Duration // time between two rounds of a pool
@@ -106,11 +106,12 @@ func (e *Engine) Run(ctx context.Context) {
 
 // OnChange sets fn, which is called for every volume and snapshot that was made, changed or
 // removed. A zero Ref means that pools came or went and anything may have changed. fn must not
-// block, and may be called concurrently. Call OnChange before the engine is used.
-func (e *Engine) OnChange(fn func(meta.Ref)) { e.onChange = fn }
+// block, and may be called concurrently. Call OnChange before the engine is used. Changes before
+// that are lost, such as a pool that falls silent just after Open.
+func (e *Engine) OnChange(fn func(meta.Ref)) { e.onChange.Store(&fn) }
 
 func (e *Engine) changed(ref meta.Ref) {
-	if e.onChange != nil {
-		e.onChange(ref)
+	if fn := e.onChange.Load(); fn != nil {
+		(*fn)(ref)
 	}
 }

@@ -481,6 +481,32 @@ func TestFrozen(t *testing.T) {
 	})
 }
 
+// TestOnChangeMeanwhile: pools may come, go and fall silent while OnChange is called. The race
+// detector fails this test.
+func TestOnChangeMeanwhile(t *testing.T) {
+	t.Parallel()
+	host := pooltest.NewHost(btrfs.QuotaFull)
+	e := open(t, host, filepath.Join(t.TempDir(), "index.db"))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for range 10 {
+			host.Detach(pool.Default)
+			_ = e.Refresh(t.Context())
+			host.Attach(pool.Default)
+			_ = e.Refresh(t.Context())
+		}
+	}()
+	for {
+		e.OnChange(func(meta.Ref) {})
+		select {
+		case <-ended:
+			return
+		default:
+		}
+	}
+}
+
 // TestErrorIsReportedOnce: OnChange reports a lasting error of a pool once.
 func TestErrorIsReportedOnce(t *testing.T) {
 	t.Parallel()

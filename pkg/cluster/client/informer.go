@@ -2,6 +2,8 @@ package client
 
 import (
 	"context"
+	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -53,10 +55,13 @@ func (i Informer[O]) Get(key string) (object O, ok bool) {
 // List returns all objects.
 func (i Informer[O]) List() []O { return typed[O](i.GetStore().List()) }
 
-// ByIndex returns the objects with a key in an index.
+// ByIndex returns the objects with a key in an index, by name. What is written about the first
+// of several stays the same then.
 func (i Informer[O]) ByIndex(index, key string) []O {
 	found, _ := i.GetIndexer().ByIndex(index, key) // fails only for an unknown index
-	return typed[O](found)
+	objects := typed[O](found)
+	slices.SortFunc(objects, func(a, b O) int { return strings.Compare(a.GetName(), b.GetName()) })
+	return objects
 }
 
 func typed[O any](found []any) []O {

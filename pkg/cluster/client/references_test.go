@@ -48,6 +48,25 @@ func TestVolumeIsKept(t *testing.T) {
 	}
 }
 
+// TestVolumesOfAreInOrder: the first PersistentVolume of a handle is the same each time. Its
+// name is published, which would be written without end.
+func TestVolumesOfAreInOrder(t *testing.T) {
+	l := clustertest.New(t, clustertest.NewNode())
+	for _, name := range []string{"b", "a", "c"} {
+		v := clustertest.Volume("pvc-1", l.Cluster.Driver)
+		v.Name = name
+		l.API.Put(clustertest.PersistentVolumes, v)
+	}
+	l.See()
+	for range 30 {
+		for i, v := range l.Cluster.VolumesOf("pvc-1") {
+			if want := string(rune('a' + i)); v.Name != want {
+				t.Fatalf("number %d is %q, wanted %q", i, v.Name, want)
+			}
+		}
+	}
+}
+
 // TestKeptAsOfNow: KeptBy asks the API server, because the cache may be behind.
 func TestKeptAsOfNow(t *testing.T) {
 	l := clustertest.New(t, clustertest.NewNode())

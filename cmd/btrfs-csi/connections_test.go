@@ -46,7 +46,7 @@ func TestHoarderOfConnections(t *testing.T) {
 	}
 	most = max(most, descriptors())
 	if limit := before + mostConnections + 20; most > limit { // 20 for the driver itself
-		t.Errorf("%d connections are held, and the driver has %d descriptors open, want no more than %d", hoarded, most, limit)
+		t.Errorf("%d connections are open, and the driver has %d descriptors open, want no more than %d", hoarded, most, limit)
 	}
 
 	ctx, cancel := context.WithCancel(t.Context())

@@ -557,7 +557,7 @@ func TestStateInUse(t *testing.T) {
 			break
 		}
 		if !stateInUse(state) {
-			t.Error("not in use by who holds it")
+			t.Error("not reported as in use")
 		}
 		if _, err := lockState(state); err == nil {
 			t.Error("locked twice")

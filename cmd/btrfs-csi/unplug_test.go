@@ -172,7 +172,7 @@ func (u *unpluggable) served() {
 	}
 	data, err := os.ReadFile(filepath.Join(u.Target("pvc-well"), "known"))
 	if string(data) != "data of pvc-well" {
-		u.t.Errorf("the volume that is well holds %q, %v", data, err)
+		u.t.Errorf("the volume of the good pool contains %q, %v", data, err)
 	}
 	u.deleteFrom("pvc-new")
 	_, err = u.driver.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: "pvc-plain"})

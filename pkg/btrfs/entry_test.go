@@ -37,7 +37,7 @@ func TestRolledBack(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	if _, err := Info(stub); !errors.Is(err, ErrNotSubvolume) {
-		t.Errorf("a stub is told as subvolume: %v", err)
+		t.Errorf("a stub is reported as a subvolume: %v", err)
 	}
 
 	create(t, top, "fs2")
@@ -61,7 +61,7 @@ func TestRolledBack(t *testing.T) {
 	dir := value(OpenDirectory(root, parent, entries[0].Directory))(t)
 	defer dir.Close()
 	if names := value(dir.Readdirnames(-1))(t); len(names) != 1 || names[0] != "fs" {
-		t.Errorf("it holds %v", names)
+		t.Errorf("it contains %v", names)
 	}
 	inode := entries[0].Directory
 	for _, want := range []string{"b", "a"} {

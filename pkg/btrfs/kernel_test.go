@@ -280,12 +280,12 @@ func TestKernelNestedSubvolumes(t *testing.T) {
 	must(t, Snapshot(mnt+"/snapshot", volume, true))
 	entries, err := os.ReadDir(mnt + "/snapshot/nested")
 	if err != nil || len(entries) != 0 {
-		t.Errorf("in a snapshot it holds %v, %v", entries, err)
+		t.Errorf("in a snapshot it contains %v, %v", entries, err)
 	}
 	_, err = Info(mnt + "/snapshot/nested")
 	wantError(t, err, ErrNotSubvolume)
 	if found := value(NestedSubvolumes(mnt + "/snapshot"))(t); len(found) != 0 {
-		t.Errorf("the snapshot holds %v", found)
+		t.Errorf("the snapshot contains %v", found)
 	}
 	must(t, Destroy(mnt+"/snapshot"))
 }
@@ -429,7 +429,7 @@ func TestKernelSimpleQuotaChargesTheWriter(t *testing.T) {
 	must(t, os.Remove(volume+"/file"))
 	must(t, syncFilesystem(mnt))
 	if got := value(QgroupOf(mnt, NewQgroupID(0, id)))(t); got.Referenced < 8<<20 {
-		t.Errorf("what the snapshot holds is not charged to its writer: %+v", got)
+		t.Errorf("the data of the snapshot is not charged to its writer: %+v", got)
 	}
 	restored := NewQgroupID(0, value(Info(mnt+"/restored"))(t).ID)
 	if got := value(QgroupOf(mnt, restored))(t); got.Referenced > 1<<20 {

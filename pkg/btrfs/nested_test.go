@@ -15,7 +15,7 @@ func TestNestedSubvolumes(t *testing.T) {
 	mnt := btrfstest.Mount(t)
 	volume, _ := create(t, mnt, "volume")
 	if nested := value(NestedSubvolumes(volume))(t); len(nested) != 0 {
-		t.Errorf("an empty volume holds %v", nested)
+		t.Errorf("an empty volume contains %v", nested)
 	}
 	want := map[uint64]string{}
 	for i := range 300 { // too many for one ioctl

@@ -59,7 +59,7 @@ func takeOne(t *testing.T, dst, src string, readOnly bool) {
 		return
 	}
 	if data, err := os.ReadFile(filepath.Join(dst, "file")); err != nil || string(data) != "data" {
-		t.Errorf("%s holds %q (%v)", dst, data, err)
+		t.Errorf("%s contains %q (%v)", dst, data, err)
 	}
 	if info, err := Info(dst); err != nil || info.ReadOnly != readOnly {
 		t.Errorf("%s is read-only: %v (%v)", dst, info.ReadOnly, err)

@@ -77,15 +77,15 @@ func TestLimitOnlyCapacityRange(t *testing.T) {
 		want int64
 		code codes.Code
 	}{
-		"none":                 {nil, 1 << 30, codes.OK},
-		"limit only":           {&csi.CapacityRange{LimitBytes: 64 * mib}, 64 * mib, codes.OK},
-		"large limit":          {&csi.CapacityRange{LimitBytes: 1 << 40}, 1 << 30, codes.OK},
-		"rounded up":           {&csi.CapacityRange{RequiredBytes: 64*mib + 1}, 65 * mib, codes.OK},
-		"exact and odd":        {&csi.CapacityRange{RequiredBytes: 64*mib + 1, LimitBytes: 64*mib + 1}, 64*mib + 1, codes.OK},
-		"limit below required": {&csi.CapacityRange{RequiredBytes: 64 * mib, LimitBytes: 32 * mib}, 0, codes.OutOfRange},
-		"limit below least":    {&csi.CapacityRange{LimitBytes: 1}, 0, codes.OutOfRange},
-		"negative":             {&csi.CapacityRange{RequiredBytes: -1}, 0, codes.InvalidArgument},
-		"more than the pool":   {&csi.CapacityRange{RequiredBytes: 1 << 50}, 0, codes.ResourceExhausted},
+		"none":                   {nil, 1 << 30, codes.OK},
+		"limit_bytes only":       {&csi.CapacityRange{LimitBytes: 64 * mib}, 64 * mib, codes.OK},
+		"large limit_bytes":      {&csi.CapacityRange{LimitBytes: 1 << 40}, 1 << 30, codes.OK},
+		"rounded up":             {&csi.CapacityRange{RequiredBytes: 64*mib + 1}, 65 * mib, codes.OK},
+		"exact and odd":          {&csi.CapacityRange{RequiredBytes: 64*mib + 1, LimitBytes: 64*mib + 1}, 64*mib + 1, codes.OK},
+		"limit_bytes < required": {&csi.CapacityRange{RequiredBytes: 64 * mib, LimitBytes: 32 * mib}, 0, codes.OutOfRange},
+		"limit_bytes < least":    {&csi.CapacityRange{LimitBytes: 1}, 0, codes.OutOfRange},
+		"negative":               {&csi.CapacityRange{RequiredBytes: -1}, 0, codes.InvalidArgument},
+		"more than the pool":     {&csi.CapacityRange{RequiredBytes: 1 << 50}, 0, codes.ResourceExhausted},
 	} {
 		t.Run(name, func(t *testing.T) {
 			response, err := r.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
@@ -477,7 +477,7 @@ func TestExpand(t *testing.T) {
 		{"larger", sized(200 * mib), 200 * mib, codes.OK},
 		{"again", sized(200 * mib), 200 * mib, codes.OK},
 		{"smaller is no change", sized(50 * mib), 200 * mib, codes.OK},
-		{"limit below its size", &csi.CapacityRange{RequiredBytes: 50 * mib, LimitBytes: 60 * mib}, 0, codes.OutOfRange},
+		{"limit_bytes below its size", &csi.CapacityRange{RequiredBytes: 50 * mib, LimitBytes: 60 * mib}, 0, codes.OutOfRange},
 		{"more than the pool", sized(1 << 50), 0, codes.ResourceExhausted},
 		{"no size", nil, 0, codes.InvalidArgument},
 		{"empty size", &csi.CapacityRange{}, 0, codes.InvalidArgument},
@@ -616,7 +616,7 @@ func TestSteadyCapacity(t *testing.T) {
 	for _, have := range []int64{0, mib, 3 * mib, 100 * mib, 10<<30 - mib, 7 << 40, math.MaxInt64} {
 		reported := steady(have)
 		if reported > have || have-reported > have/1000 {
-			t.Errorf("of %d bytes %d are told", have, reported)
+			t.Errorf("of %d bytes %d are reported", have, reported)
 		}
 	}
 	changes := 0

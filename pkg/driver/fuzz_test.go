@@ -130,7 +130,7 @@ const (
 	// callTimeout is longer than any call takes.
 	callTimeout = btrfstest.Patience
 	// secret is part of every secret value that is sent, and of nothing else.
-	secret = "hunter2-is-not-to-be-told"
+	secret = "hunter2-is-not-to-be-leaked"
 	// fuzzPool is the ID of the pool.
 	fuzzPool = "0b5c1b54-0000-4000-8000-00000000000a"
 )
@@ -313,7 +313,7 @@ func (r *fuzzRig) send(call rpc, request proto.Message) {
 	err := r.connection.Invoke(ctx, call.path, request, response)
 	answered := status.Convert(err).Message() + prototext.Format(response)
 	if strings.Contains(answered, secret) {
-		r.t.Errorf("%s tells a secret: %v, %v", call.name, err, response)
+		r.t.Errorf("%s leaks a secret: %v, %v", call.name, err, response)
 	}
 	if !r.mayAnswer(call.name, status.Code(err)) {
 		r.t.Errorf("%s: code %s is not one of its own: %v\n%s", call.name, status.Code(err), err, prototext.Format(request))

@@ -83,7 +83,7 @@ func TestHostilePod(t *testing.T) {
 				left, err := os.ReadDir(filepath.Join(r.state, "pools/default", area))
 				must(t, err)
 				if len(left) > 0 {
-					t.Errorf("%s holds %v", area, left)
+					t.Errorf("%s contains %v", area, left)
 				}
 			}
 		})
@@ -201,7 +201,7 @@ func TestHeldByTheKernel(t *testing.T) {
 			}
 			wantFile(t, filepath.Join(nested, "file"), "inside")
 			if found := limit(); found != before {
-				t.Errorf("the limit was %d, is %d", before, found)
+				t.Errorf("the qgroup limit was %d, is %d", before, found)
 			}
 			end()
 			must(t, r.delete(volume))

@@ -142,7 +142,7 @@ func (n *numbers) measureSnapshots() {
 		n.pod(restores[0])
 		n.running(restores[0])
 		if got := strings.TrimSpace(n.sh(restores[0], "wc -c < /data/file")); got != data.bytes {
-			n.Errorf("the restore holds a file of %s bytes, want %s", got, data.bytes)
+			n.Errorf("the restore contains a file of %s bytes, want %s", got, data.bytes)
 		}
 		clone := restore
 		clone.name = "clone to Bound"

@@ -59,7 +59,7 @@ func TestExpect(t *testing.T) {
 				t.Errorf("got %+v", e)
 			}
 			if !slices.Equal(c.contents, test.contents) {
-				t.Errorf("the copy may hold %v, want %v", c.contents, test.contents)
+				t.Errorf("the copy may contain %v, want %v", c.contents, test.contents)
 			}
 		})
 	}

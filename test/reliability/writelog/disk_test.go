@@ -102,7 +102,7 @@ func TestLogAndStates(t *testing.T) {
 		t.Errorf("got the length %d: %v", length, err)
 	}
 	if got := holds(t, d, 4); got != "PSR\x00" {
-		t.Errorf("it holds %q", got)
+		t.Errorf("it contains %q", got)
 	}
 	for want, state := range map[string]State{
 		"abcd":    {},
@@ -117,7 +117,7 @@ func TestLogAndStates(t *testing.T) {
 		restored, err := d.Restore(state)
 		no(t, err)
 		if got := holds(t, restored, 4); got != want {
-			t.Errorf("%+v holds %q, want %q", state, got, want)
+			t.Errorf("%+v contains %q, want %q", state, got, want)
 		}
 	}
 }
@@ -135,10 +135,10 @@ func TestStateOfAState(t *testing.T) {
 	no(t, err)
 	no(t, second.Drop())
 	if got := holds(t, third, 3); got != "PQc" {
-		t.Errorf("the third holds %q", got)
+		t.Errorf("the third contains %q", got)
 	}
 	if got := holds(t, d, 3); got != "Pbc" {
-		t.Errorf("the first holds %q", got)
+		t.Errorf("the first contains %q", got)
 	}
 	if _, err := os.Stat(second.Path()); err == nil {
 		t.Error("a disk that was dropped is there")

@@ -208,6 +208,18 @@ soak: deps build ## Kill a driver, cut its power and leave it alone, under load 
 	go -C test/reliability run ./cmd/soak --binary $(CURDIR)/bin/btrfs-csi --source $(CURDIR) --docs $(CURDIR)/docs \
 		--time $(SOAK) --kills $(KILLS) --cuts $(CUTS) --fuzz $(FUZZ) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--output json > $(abspath $(OUT)))
 
+# A whole run writes its figures into docs/reliability.md, and so does one of TRIPLES= histories.
+TRIPLES ?= -1
+INTERFERENCES ?= -1
+.PHONY: crash-states
+crash-states: deps build ## Start a driver on every state that a power cut leaves of short histories (as root); TRIPLES= INTERFERENCES= ONLY= SEED= OUT=FILE.json
+	go -C test/reliability run ./cmd/soak crash-states --binary $(CURDIR)/bin/btrfs-csi $(if $(ONLY),--only '$(ONLY)',--mutants $(CURDIR) --docs $(CURDIR)/docs) \
+		--triples $(TRIPLES) --interferences $(INTERFERENCES) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--output json > $(abspath $(OUT)))
+
+.PHONY: mutants
+mutants: deps ## Put faults into copies of the driver, and have a power cut show each (as root); ONLY=REGEXP
+	go -C test/reliability run ./cmd/soak mutants --source $(CURDIR) $(if $(ONLY),--only '$(ONLY)')
+
 .PHONY: fuzz
 fuzz: deps ## Run every fuzz target for FUZZ=60s (as root)
 	go -C test/reliability run ./cmd/soak fuzz --source $(CURDIR) --time $(FUZZ)

@@ -108,15 +108,26 @@ func (c change) after(before content) content {
 // make makes the change atomically and durably: at any instant either the old or the new file exists, and when
 // make returns the new one is durable.
 func (c change) make(dir string) error {
-	name := filepath.Join(dir, c.name)
+	for _, step := range c.steps(dir) {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// steps are those of make.
+func (c change) steps(dir string) []func() error {
+	name, next := filepath.Join(dir, c.name), filepath.Join(dir, unfinishedFile)
+	sync := func() error { return syncDir(dir) }
 	if c.data == nil {
-		return errors.Join(os.Remove(name), syncDir(dir))
+		return []func() error{func() error { return os.Remove(name) }, sync}
 	}
-	next := filepath.Join(dir, unfinishedFile)
-	if err := writeSynced(next, c.data); err != nil {
-		return err
+	return []func() error{
+		func() error { return writeSynced(next, c.data) },
+		func() error { return os.Rename(next, name) },
+		sync,
 	}
-	return errors.Join(os.Rename(next, name), syncDir(dir))
 }
 
 func writeSynced(path string, data []byte) error {

@@ -29,9 +29,24 @@
 // position in the journal is recorded before and after. The copy must contain all that
 // was acknowledged before, with all synced data. It cannot contain what was requested
 // afterwards. Requests in between may be in it or not. The copy is mounted, and another
-// driver starts on it, without an index or with an old or damaged one. A device that
-// loses or reorders writes that it acknowledged before a flush is not simulated here:
-// see package writelog.
+// driver starts on it, without an index or with an old or damaged one. Which
+// writes a disk loses or reorders before a flush is the subject of the next section.
+//
+// # Crash states
+//
+// What a disk loses and reorders that it has not flushed is no matter of chance. A history
+// (history.go) is a sequence of up to three calls over two volumes and a snapshot. It is
+// recorded on a disk that logs each write and each flush (package writelog), together with
+// the length of the log at each position in the journal (recording.go). Afterwards every state
+// that a power cut leaves during the last call, and after it, is mounted; a driver starts on
+// it, and check holds it against the journal at each position that the cut may have come at. The
+// drivers run in this process (inside.go), since each state takes a new one; now and then it
+// is the binary. CrashStates takes all histories, each undisturbed, with a commit of others
+// before each step of the last call, and with a driver that is killed before each step and whose
+// successor is asked again. A history is the same each time, so a failure that names it is
+// found again: RELIABILITY_HISTORY is a regular expression for its name.
+//
+// Mutants puts faults into copies of the driver, each of which has to be found.
 //
 // # Silent disk
 //

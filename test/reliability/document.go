@@ -8,35 +8,49 @@ import (
 	"time"
 )
 
-// The figures of the last soak stand between these in reliability.md.
-const (
-	figuresBegin = "<!-- The figures of the last soak: written by make soak, not by hand. -->\n"
-	figuresEnd   = "<!-- End of the figures. -->\n"
+// section is a part of reliability.md that is written by a program, between two marks.
+type section struct{ begin, end string }
+
+var (
+	soakSection  = section{"<!-- The figures of the last soak: written by make soak, not by hand. -->\n", "<!-- End of the figures. -->\n"}
+	crashSection = section{"<!-- The figures of the last crash states: written by make crash-states, not by hand. -->\n", "<!-- End of the figures of crash states. -->\n"}
 )
 
-// Document is reliability.md, which has a place for the figures of a soak.
+// Document is reliability.md, which has places for figures.
 type Document struct{ dir string }
 
 // OpenDocument returns the one in a directory.
 func OpenDocument(dir string) (Document, error) {
 	d := Document{dir}
-	_, err := d.with("")
-	return d, err
+	for _, s := range []section{soakSection, crashSection} {
+		if _, err := d.with(s, ""); err != nil {
+			return d, err
+		}
+	}
+	return d, nil
 }
 
 func (d Document) path() string { return filepath.Join(d.dir, "reliability.md") }
 
 // with returns the document with other figures.
-func (d Document) with(figures string) (string, error) {
+func (d Document) with(s section, figures string) (string, error) {
 	text, err := os.ReadFile(d.path())
 	if err != nil {
 		return "", err
 	}
-	next, err := replaceFigures(string(text), figures)
+	next, err := s.replace(string(text), figures)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", d.path(), err)
 	}
 	return next, nil
+}
+
+func (d Document) write(s section, figures string) error {
+	text, err := d.with(s, figures)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(d.path(), []byte(text), 0o644)
 }
 
 // plotName is the file beside the document that shows the driver that was left alone.
@@ -44,24 +58,61 @@ const plotName = "reliability.svg"
 
 // Write writes the figures of a soak that has passed.
 func (d Document) Write(r SoakReport) error {
-	text, err := d.with(r.figures())
-	if err != nil {
-		return err
-	}
 	if err := os.WriteFile(filepath.Join(d.dir, plotName), []byte(r.Alone.plot()), 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(d.path(), []byte(text), 0o644)
+	return d.write(soakSection, r.figures())
 }
 
-// replaceFigures replaces what stands between the marks.
-func replaceFigures(text, figures string) (string, error) {
-	before, rest, begins := strings.Cut(text, figuresBegin)
-	_, after, ends := strings.Cut(rest, figuresEnd)
+// WriteCrashStates writes the figures of crash states that have passed.
+func (d Document) WriteCrashStates(r CrashReport) error { return d.write(crashSection, r.figures()) }
+
+// replace replaces what stands between the marks.
+func (s section) replace(text, figures string) (string, error) {
+	before, rest, begins := strings.Cut(text, s.begin)
+	_, after, ends := strings.Cut(rest, s.end)
 	if !begins || !ends {
-		return "", fmt.Errorf("put the marks %q and %q back, between which the figures belong", figuresBegin, figuresEnd)
+		return "", fmt.Errorf("put the marks %q and %q back, between which the figures belong", s.begin, s.end)
 	}
-	return before + figuresBegin + figures + figuresEnd + after, nil
+	return before + s.begin + figures + s.end + after, nil
+}
+
+// figures are those of crash states, as Markdown.
+func (r CrashReport) figures() string {
+	var b strings.Builder
+	row := func(what, format string, args ...any) {
+		fmt.Fprintf(&b, "| %s | %s |\n", what, fmt.Sprintf(format, args...))
+	}
+	c := r.Counts
+	b.WriteString("\n| | |\n|---|---|\n")
+	row("driver", "%s", r.Version)
+	row("machine", "Linux %s", r.Kernel)
+	row("date", "%s", r.Began.Format(time.DateOnly))
+	row("seed, time", "%d, %v", r.Seed, r.Elapsed.Round(time.Second))
+	row("sequences of one, two and three calls", "%d of %d, %d of %d, %d of %d, in each of %d kinds of quota",
+		r.Sequences[0], r.Of[0], r.Sequences[1], r.Of[1], r.Sequences[2], r.Of[2], len(modes))
+	if r.Drawn == all {
+		row("interferences", "every one")
+	} else {
+		row("interferences", "every one with one call, and %d that were drawn for each sequence of more", r.Drawn)
+	}
+	row("histories", "%d: %d undisturbed, %d with a commit of others before a step, %d with a driver that was killed before a step and the next one asked again",
+		r.Histories, r.Histories-r.Committed-r.Killed, r.Committed, r.Killed)
+	row("written", "%d writes of %d pages of 4 KiB, and %d flushes", c.Writes, c.Pages, c.Flushes)
+	row("instants", "%d: after each page of each write, and at each flush", c.Instants)
+	row("states at these instants", "every subset of the pages since the last flush, in any order: of up to %d pages", c.Widest)
+	row("states that were run", "%d, of them %d with the binary", c.Runs, r.Processes)
+	row("states that were run although they are the same as others", "%d, drawn by the seed", c.Samples)
+	row("branches left out", "%d", c.LeftOut)
+	row("**lost, left over, half done**", "**0**")
+	if len(r.Mutants) > 0 {
+		b.WriteString("\n| a fault that was put in on purpose | found after | as |\n|---|---|---|\n")
+		for _, m := range r.Mutants {
+			fmt.Fprintf(&b, "| %s | %d histories, %d states | %s |\n", m.Name, m.Histories, m.Runs, m.Message)
+		}
+	}
+	b.WriteString("\n")
+	return b.String()
 }
 
 // figures are those of a soak, as Markdown.

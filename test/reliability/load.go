@@ -27,6 +27,7 @@ type load struct {
 	node   *node
 	seed   uint64
 	counts *counts
+	calm   bool // every request is sent once, and with patience
 }
 
 // worker asks one thing after the other.
@@ -182,7 +183,7 @@ func (w *worker) declareNext(o *object) *object {
 
 // several is how many ask for the same at once: mostly one.
 func (w *worker) several() int {
-	if w.random.IntN(8) == 0 {
+	if !w.calm && w.random.IntN(8) == 0 {
 		return 3
 	}
 	return 1
@@ -252,7 +253,7 @@ func (w *worker) insistOn(ctx context.Context, what string, o *object, answered 
 // behind their back, or is broken off somewhere.
 func (w *worker) send(ctx context.Context, what string, send func(context.Context, *testkit.Driver) error) error {
 	deadline := patience
-	if w.random.IntN(12) == 0 {
+	if !w.calm && w.random.IntN(12) == 0 {
 		deadline = time.Duration(w.random.IntN(15_000)) * time.Microsecond
 	}
 	ctx, cancel := context.WithTimeout(ctx, deadline)

@@ -98,15 +98,24 @@ type model struct {
 	all    map[string]*object // by ID
 	living []*object          // those whose removal was not answered
 	moment *moment            // nil: nobody waits for one
+	passed func(position)     // nil, or called at each position, with mu held
 }
 
 func newModel() *model { return &model{now: 1, all: map[string]*object{}} }
+
+// step goes on to the next position. The caller holds mu.
+func (m *model) step() {
+	m.now++
+	if m.passed != nil {
+		m.passed(m.now)
+	}
+}
 
 // here returns the present position.
 func (m *model) here() position {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.now++
+	m.step()
 	return m.now
 }
 
@@ -120,7 +129,7 @@ func (m *model) instant() window {
 func (m *model) ask(o *object, s *span, format string, args ...any) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.now++
+	m.step()
 	s.asked = m.now
 	m.record(o, "ask "+fmt.Sprintf(format, args...))
 }
@@ -128,7 +137,7 @@ func (m *model) ask(o *object, s *span, format string, args ...any) {
 // answer notes that it was answered.
 func (m *model) answer(o *object, s *span, what deed) {
 	m.mu.Lock()
-	m.now++
+	m.step()
 	s.answered = m.now
 	m.record(o, string(what))
 	m.mu.Unlock()
@@ -199,7 +208,7 @@ func (m *model) record(o *object, what string) {
 
 // declare begins the life of an object. The caller holds mu.
 func (m *model) declare(o *object) {
-	m.now++
+	m.step()
 	o.created.asked = m.now
 	for _, e := range o.sizes {
 		e.span = o.created
@@ -233,7 +242,7 @@ func (m *model) exists(o *object, size int64, c content) error {
 func (m *model) confirm(o *object, size int64, c content) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.now++
+	m.step()
 	w := window{o.created.asked, m.now}
 	if sizes := o.sizesDuring(w); !slices.Contains(sizes, size) {
 		return fmt.Errorf("%s was made with %d bytes, wanted is one of %v", o.id, size, sizes)
@@ -252,7 +261,7 @@ func (m *model) confirm(o *object, size int64, c content) error {
 func (m *model) refused(o *object) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.now++
+	m.step()
 	o.removed = span{m.now, m.now}
 	m.record(o, "refused")
 	m.bury(o)

@@ -38,6 +38,7 @@ type node struct {
 
 	testkit.Node
 	process *testkit.Driver                // the last
+	inside  *inside                        // the last of serveInside; nil: none
 	driver  atomic.Pointer[testkit.Driver] // the same, while it serves
 	ready   time.Duration                  // how long the last start took
 	logRead int                            // bytes
@@ -59,11 +60,14 @@ func (n *node) open(ctx context.Context) error {
 
 // close takes everything away: the driver, what is mounted, the files.
 func (n *node) close() error {
-	if err := errors.Join(n.kill(), testkit.RemoveAll(n.dir)); err != nil {
+	if err := n.clear(); err != nil {
 		return err
 	}
 	return os.Remove(n.image)
 }
+
+// clear takes everything away but the image.
+func (n *node) clear() error { return errors.Join(n.kill(), testkit.RemoveAll(n.dir)) }
 
 // nextCommand returns the command that runs a driver.
 func (n *node) nextCommand() *exec.Cmd {
@@ -114,6 +118,12 @@ func (n *node) kill() error { return n.end(syscall.SIGKILL) }
 func (n *node) stop() error { return n.end(syscall.SIGTERM) }
 
 func (n *node) end(signal syscall.Signal) error {
+	if n.inside != nil {
+		n.driver.Store(nil)
+		err := n.inside.close()
+		n.inside = nil
+		return err
+	}
 	if n.process == nil {
 		return nil
 	}
@@ -148,8 +158,11 @@ func (n *node) admin(path string) (string, error) {
 }
 
 // findings asks the binary for all that is wrong. Beside a running driver it asks
-// that, else it looks itself.
+// that, else it looks itself. A driver in this process is asked directly.
 func (n *node) findings(ctx context.Context) ([]snapshot.Finding, error) {
+	if n.inside != nil {
+		return n.inside.engine.Plan(ctx)
+	}
 	cmd := exec.CommandContext(ctx, n.binary, "check", "--output=json", "--state-dir="+n.State)
 	cmd.Env = environment()
 	var stderr bytes.Buffer

@@ -13,6 +13,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/disk"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
@@ -71,6 +72,7 @@ var built struct {
 
 func TestMain(m *testing.M) {
 	disk.Main()
+	writelog.Main()
 	os.Exit(btrfstest.Main(m.Run))
 }
 

@@ -116,7 +116,7 @@ func (r *SoakReport) run(ctx context.Context, o SoakOptions, disturbed string) e
 	} {
 		options := part.options()
 		options.Binary, options.Seed, options.Log = o.Binary, o.Seed, o.Log
-		err := inDirectory(o.Dir, part.name, func(dir string) (err error) {
+		err := InDirectory(o.Dir, part.name, func(dir string) (err error) {
 			options.Dir = dir
 			*part.report, err = Run(ctx, options)
 			return err
@@ -128,9 +128,9 @@ func (r *SoakReport) run(ctx context.Context, o SoakOptions, disturbed string) e
 	return nil
 }
 
-// inDirectory makes a directory for fn and takes it away, unless something is still
+// InDirectory makes a directory for fn and takes it away, unless something is still
 // mounted there.
-func inDirectory(parent, name string, fn func(dir string) error) error {
+func InDirectory(parent, name string, fn func(dir string) error) error {
 	dir, err := os.MkdirTemp(parent, "btrfs-csi-"+name+"-")
 	if err != nil {
 		return err

@@ -214,9 +214,12 @@ func (x *Explorer[T]) same(s State, r run[T]) bool {
 	return true
 }
 
+// PowerGoes is how a description begins.
+const PowerGoes = "the power goes when the disk"
+
 // Describe returns what a state consists of, with the log around it.
 func (x *Explorer[T]) Describe(c Crash[T]) string {
-	text := fmt.Sprintf("the power goes when the disk has got %d to %d of %d requests; the first %d are on it", c.From, c.To, len(x.log), c.Durable)
+	text := fmt.Sprintf(PowerGoes+" has got %d to %d of %d requests; the first %d are on it", c.From, c.To, len(x.log), c.Durable)
 	if len(c.Kept) > 0 {
 		text += ", and of the pages that were written since"
 		for _, page := range slices.Sorted(maps.Keys(c.Kept)) {

@@ -17,12 +17,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/btrfs-csi/btrfs-csi/test/reliability"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 )
 
 func main() {
+	writelog.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	cmd := newSoak()
-	cmd.AddCommand(newFuzz())
+	cmd.AddCommand(newFuzz(), newCrashStates(), newMutants())
 	err := cmd.ExecuteContext(ctx)
 	stop()
 	if err != nil {

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability"
+)
+
+func newCrashStates() *cobra.Command {
+	o := reliability.CrashOptions{}
+	var docs, source string
+	var out output
+	cmd := &cobra.Command{
+		Use:   "crash-states",
+		Short: "Start a driver on every state that a power cut leaves of short histories",
+		Long: `Crash-states records short histories of calls on disks that log each write and each
+flush. It then mounts every state that a power cut leaves, starts a driver on it, and
+compares it with what was acknowledged. It fails at the first thing that is not as it
+should be. It wants root, and leaves nothing behind.`,
+		Example: `  # A history that has failed, again
+  crash-states --only 'quota full: create of a class; somebody commits before step 4'`,
+		Args: cobra.NoArgs, SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := out.check(); err != nil {
+				return err
+			}
+			return inNamespace(func() error {
+				o.Log = progress(cmd.ErrOrStderr())
+				write := func(reliability.CrashReport) error { return nil }
+				if docs != "" {
+					document, err := reliability.OpenDocument(docs)
+					if err != nil {
+						return err
+					}
+					write = document.WriteCrashStates
+				}
+				var report reliability.CrashReport
+				err := reliability.InDirectory(o.Dir, "crash-states", func(dir string) (err error) {
+					o.Dir = dir
+					report, err = reliability.CrashStates(cmd.Context(), o)
+					if err == nil && source != "" {
+						report.Mutants, err = reliability.Mutants(cmd.Context(), source, dir, "", o.Log)
+					}
+					return err
+				})
+				if err := errors.Join(err, out.print(cmd.OutOrStdout(), report, report.String())); err != nil {
+					return err
+				}
+				return write(report)
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Binary, "binary", "", "the driver, which some states are started with; empty to start all in this process")
+	f.IntVar(&o.Triples, "triples", -1, "how many histories of three calls to draw for each kind of quota; -1 for all")
+	f.IntVar(&o.Interferences, "interferences", -1, "how many commits of others and kills to draw for each history of two or three calls; -1 for one of each before every step")
+	f.StringVar(&o.Only, "only", "", "regular expression for the names of the histories to take")
+	f.Uint64Var(&o.Seed, "seed", 0, "seed of a run to repeat; 0 for a random one")
+	f.StringVar(&o.Dir, "dir", "", "directory to work in; empty for that of temporary files")
+	f.StringVar(&source, "mutants", "", "directory of the driver's module, into copies of which faults are put that have to be found; empty for none")
+	f.StringVar(&docs, "docs", "", "directory whose reliability.md gets the figures of a run that has passed")
+	out.add(cmd)
+	return cmd
+}
+
+func newMutants() *cobra.Command {
+	var source, only string
+	cmd := &cobra.Command{
+		Use:   "mutants",
+		Short: "Put faults into copies of the driver, and have the crash states find each",
+		Args:  cobra.NoArgs, SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return reliability.InDirectory("", "mutants", func(dir string) error {
+				_, err := reliability.Mutants(cmd.Context(), source, dir, only, func(format string, args ...any) { cmd.Printf(format+"\n", args...) })
+				return err
+			})
+		},
+	}
+	cmd.Flags().StringVar(&source, "source", ".", "directory of the driver's module")
+	cmd.Flags().StringVar(&only, "only", "", "regular expression for the names of the faults to put in")
+	return cmd
+}
+
+// inNamespace runs fn in a mount namespace of its own, since nobody else should wait for a disk
+// that ends.
+func inNamespace(fn func() error) (err error) {
+	if code := btrfstest.Main(func() int { err = fn(); return 0 }); code != 0 && err == nil {
+		os.Exit(code)
+	}
+	return err
+}

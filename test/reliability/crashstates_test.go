@@ -1,0 +1,176 @@
+package reliability
+
+import (
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
+)
+
+// TestCrashStates: every state that a power cut leaves of all histories of one and of two
+// calls, and of some of three. make crash-states takes all.
+func TestCrashStates(t *testing.T) {
+	btrfstest.RequireRoot(t)
+	binary, _, err := build(t.Context())
+	no(t, err)
+	report, err := CrashStates(t.Context(), CrashOptions{
+		Dir: t.TempDir(), Binary: binary, Seed: uint64(number(t, "RELIABILITY_SEED", 0)), Only: os.Getenv("RELIABILITY_HISTORY"),
+		Triples: number(t, "RELIABILITY_TRIPLES", 50), Interferences: number(t, "RELIABILITY_INTERFERENCES", 1),
+	})
+	t.Log(report)
+	no(t, err)
+}
+
+// TestCrashStatesFindFaults has the driver forget a step, and a power cut show it. make
+// mutants puts in faults that are no forgotten step.
+func TestCrashStatesFindFaults(t *testing.T) {
+	btrfstest.RequireRoot(t)
+	for _, test := range []struct {
+		forgotten, call, want string
+		interference          interference
+	}{
+		{"Sync", "create", "is lost", interference{}},
+		{"Sync", "expand", "bytes, wanted is one of", interference{}},
+		{"Sync", "delete", "should not be there", interference{}},
+		{"SyncRoot", "create of a class", "has the properties", interference{committed, 4}}, // Apply is the fourth
+		{"SetLimit", "create", afterCalls, interference{}},
+		{"SetRecord", "snapshot", "Foreign", interference{}},
+	} {
+		t.Run(test.call+" without "+test.forgotten, func(t *testing.T) {
+			r := testRecorder(t, btrfs.QuotaFull)
+			explore := func() error {
+				rec, err := r.record(t.Context(), []call{callOf(t, test.call)}, test.interference)
+				if err == nil {
+					_, err = r.explore(t.Context(), rec, rand.New(rand.NewPCG(1, 1)), mostRuns, 0)
+				}
+				return err
+			}
+			no(t, explore())
+			r.forgotten = test.forgotten
+			if err := explore(); err == nil || !strings.Contains(err.Error(), test.want) || !foundBy.MatchString(err.Error()) {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+func testRecorder(t *testing.T, quota btrfs.QuotaMode) *recorder {
+	r, err := newRecorder(t.Context(), t.TempDir(), quota)
+	no(t, err)
+	t.Cleanup(func() { no(t, r.close()) })
+	return r
+}
+
+func callOf(t *testing.T, name string) call {
+	for _, c := range calls {
+		if c.name == name {
+			return c
+		}
+	}
+	t.Fatalf("there is no call %q", name)
+	return call{}
+}
+
+// TestSequences: each call is possible where it stands, and none is left out.
+func TestSequences(t *testing.T) {
+	seen := map[string]bool{}
+	for length := 1; length <= 3; length++ {
+		for _, sequence := range sequences(length) {
+			name := nameOf(sequence)
+			if seen[name] || len(sequence) != length {
+				t.Errorf("%q is there twice, or has not %d calls", name, length)
+			}
+			seen[name] = true
+		}
+	}
+	for name, want := range map[string]bool{
+		"create":                               true,
+		"snapshot, restore, expand the other":  true,
+		"snapshot, delete, view":               true,
+		"delete, repeat":                       true,
+		"write, repeat, repeat":                true,
+		"clone, delete the other, clone":       true,
+		"repeat":                               false, // what?
+		"restore":                              false, // of what?
+		"create, clone":                        false, // there is only one other
+		"view of a volume, write to the other": false,
+		"delete, snapshot":                     false,
+		"snapshot, delete the snapshot, view":  false,
+	} {
+		if seen[name] != want {
+			t.Errorf("%q: got %v, want %v", name, seen[name], want)
+		}
+	}
+}
+
+// TestPositions: what the journal may have been at, by the lengths of the log.
+func TestPositions(t *testing.T) {
+	rec := &recording{marks: []int{0, 0, 5, 5, 9, 20}}
+	for _, test := range []struct {
+		from, to    int
+		first, last position
+	}{
+		{0, 0, 1, 1},
+		{5, 5, 1, 3}, // asked and answered while the log had 5
+		{6, 8, 3, 3},
+		{6, 9, 3, 4},
+		{10, 30, 4, 5},
+		{21, 30, 5, 5},
+	} {
+		if first, last := rec.positions(test.from, test.to); first != test.first || last != test.last {
+			t.Errorf("%d to %d: got %d to %d, want %d to %d", test.from, test.to, first, last, test.first, test.last)
+		}
+	}
+}
+
+// TestMutants: each can be put in, and is another.
+func TestMutants(t *testing.T) {
+	overlays := map[string]bool{}
+	for _, m := range mutants {
+		dir := t.TempDir()
+		overlay, err := m.write("../..", dir)
+		no(t, err)
+		if data, err := os.ReadFile(overlay); err != nil || !strings.Contains(string(data), m.file) {
+			t.Errorf("%s: %s, %v", m.name, data, err)
+		}
+		mutated, err := os.ReadFile(filepath.Join(dir, "mutated.go"))
+		no(t, err)
+		if original, err := os.ReadFile(filepath.Join("../..", m.file)); err != nil || string(original) == string(mutated) || overlays[string(mutated)] {
+			t.Errorf("%s changes nothing, or what another changes: %v", m.name, err)
+		}
+		overlays[string(mutated)] = true
+	}
+	if _, err := (mutant{name: "old", file: "README.md", old: "what never was there"}).write("../..", t.TempDir()); err == nil {
+		t.Error("got no error for what cannot be put in")
+	}
+}
+
+// TestDocumentCrashStates: the figures stand in their place, and nowhere else.
+func TestDocumentCrashStates(t *testing.T) {
+	text, err := os.ReadFile("../../docs/reliability.md")
+	no(t, err)
+	dir := t.TempDir()
+	no(t, os.WriteFile(filepath.Join(dir, "reliability.md"), text, 0o600))
+	document, err := OpenDocument(dir)
+	no(t, err)
+	r := CrashReport{Version: "btrfs-csi v9", Histories: 4711, Killed: 1, Of: [3]int{9, 74, 579}, Drawn: all, Counts: writelog.Counts{Runs: 4712},
+		Mutants: []Found{{Name: "a fault", Histories: 1, Runs: 2, Message: "found"}}}
+	no(t, document.WriteCrashStates(r))
+	next, err := os.ReadFile(filepath.Join(dir, "reliability.md"))
+	no(t, err)
+	for _, want := range []string{"btrfs-csi v9", "4711", "4712", "| a fault | 1 histories, 2 states | found |", "0 of 579"} {
+		if strings.Count(string(next), want) != 1 {
+			t.Errorf("%q is not there once", want)
+		}
+	}
+	before, _, _ := strings.Cut(string(text), crashSection.begin)
+	_, after, _ := strings.Cut(string(text), crashSection.end)
+	if !strings.HasPrefix(string(next), before) || !strings.HasSuffix(string(next), after) {
+		t.Error("something else has changed")
+	}
+}

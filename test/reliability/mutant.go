@@ -133,7 +133,7 @@ func (m mutant) find(ctx context.Context, source, parent string) (f Found, err e
 		return f, err
 	}
 	program := filepath.Join(dir, "crash-states")
-	build := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(source, "test/reliability"), "-overlay", overlay, "-o", program, "./cmd/soak")
+	build := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(source, "test", "reliability"), "-overlay", overlay, "-o", program, "./cmd/soak")
 	if out, err := build.CombinedOutput(); err != nil {
 		return f, fmt.Errorf("build: %w: %s", err, out)
 	}

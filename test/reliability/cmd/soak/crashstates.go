@@ -85,6 +85,47 @@ func newMutants() *cobra.Command {
 	return cmd
 }
 
+func newFsyncs() *cobra.Command {
+	o := reliability.FsyncOptions{}
+	var runs int
+	cmd := &cobra.Command{
+		Use:   "fsyncs",
+		Short: "Find fsyncs of a btrfs that return before the disk has what they make durable",
+		Long: `Fsyncs takes no driver. Several writers write and sync on a disk that logs each write,
+while others commit. It then mounts every state that a power cut leaves, and prints each
+fsync that returned although a state after it lacks what it makes durable.`,
+		Args: cobra.NoArgs, SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return inNamespace(func() error {
+				all, early := 0, 0
+				for range runs {
+					var r reliability.FsyncReport
+					err := reliability.InDirectory("", "fsyncs", func(dir string) (err error) {
+						o.Dir = dir
+						r, err = reliability.Fsyncs(cmd.Context(), o)
+						return err
+					})
+					if err != nil {
+						return err
+					}
+					all, early = all+r.Fsyncs, early+len(r.Early)
+					for _, story := range r.Early {
+						cmd.Println(story)
+					}
+					cmd.Printf("seed %d: %d of %d fsyncs returned early so far\n", o.Seed, early, all)
+					o.Seed++
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().IntVar(&o.Writers, "writers", 6, "how many write at a time")
+	cmd.Flags().IntVar(&o.Rounds, "rounds", 100, "how often each writes")
+	cmd.Flags().IntVar(&runs, "runs", 10, "how many filesystems to do this to")
+	cmd.Flags().Uint64Var(&o.Seed, "seed", 1, "seed of the first")
+	return cmd
+}
+
 // inNamespace runs fn in a mount namespace of its own, since nobody else should wait for a disk
 // that ends.
 func inNamespace(fn func() error) (err error) {

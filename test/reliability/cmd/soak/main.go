@@ -24,7 +24,7 @@ func main() {
 	writelog.Main()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	cmd := newSoak()
-	cmd.AddCommand(newFuzz(), newCrashStates(), newMutants())
+	cmd.AddCommand(newFuzz(), newCrashStates(), newMutants(), newFsyncs())
 	err := cmd.ExecuteContext(ctx)
 	stop()
 	if err != nil {

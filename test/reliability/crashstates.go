@@ -77,7 +77,7 @@ func CrashStates(ctx context.Context, o CrashOptions) (CrashReport, error) {
 		o.Log = func(string, ...any) {}
 	}
 	if len(o.Quota) == 0 {
-		o.Quota = modes
+		o.Quota = modes()
 	}
 	only, err := regexp.Compile(o.Only)
 	if err != nil {

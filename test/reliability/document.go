@@ -90,7 +90,7 @@ func (r CrashReport) figures() string {
 	row("date", "%s", r.Began.Format(time.DateOnly))
 	row("seed, time", "%d, %v", r.Seed, r.Elapsed.Round(time.Second))
 	row("sequences of one, two and three calls", "%d of %d, %d of %d, %d of %d, in each of %d kinds of quota",
-		r.Sequences[0], r.Of[0], r.Sequences[1], r.Of[1], r.Sequences[2], r.Of[2], len(modes))
+		r.Sequences[0], r.Of[0], r.Sequences[1], r.Of[1], r.Sequences[2], r.Of[2], len(modes()))
 	if r.Drawn == all {
 		row("interferences", "every one")
 	} else {

@@ -22,47 +22,45 @@ type mutant struct {
 	old, new string // old is there once
 }
 
-const createFile, removeFile, resizeFile = "pkg/snapshot/create.go", "pkg/snapshot/remove.go", "pkg/snapshot/resize.go"
+const inSlot = "pkg/slot/"
 
 var mutants = []mutant{
-	{"the properties of a volume are not durable before its record says ready", createFile, `
+	{"the properties of a volume are not durable before its record says ready", inSlot + "complete.go", `
 		if err := l.syncProperties(commit); err != nil {
-			return meta.Entry{}, err
+			return err
 		}`, ""},
-	{"a volume is acknowledged before its commit", createFile, `
-		err = l.sync()
-	}`, "\n\t}"},
-	{"a record says ready before the subvolume is made", createFile,
-		"Kind: kind, State: meta.Creating,", "Kind: kind, State: meta.Ready,"},
-	{"the commit of a snapshot lacks its record", createFile, `
+	{"a volume is acknowledged before its commit", inSlot + "complete.go", `
+	case commit:
+		return l.sync()`, ""},
+	{"a record says ready before the subvolume is made", inSlot + "make.go",
+		"l.Record.State = meta.Creating", "l.Record.State = meta.Ready"},
+	{"the commit of a snapshot lacks its record", inSlot + "make.go", `
 	if err := l.write(); err != nil {
-		return meta.Entry{}, l.undo(err)
+		return err
 	}
-	if err := l.populate(from); err != nil {
-		return meta.Entry{}, l.undo(err)
-	}`, `
-	if err := l.populate(from); err != nil {
-		return meta.Entry{}, l.undo(err)
+	if from == nil {`, `
+	if from == nil {
+		if err := l.write(); err != nil {
+			return err
+		}
 	}
-	if err := l.write(); err != nil {
-		return meta.Entry{}, l.undo(err)
-	}`},
-	{"a repeated request is answered without a commit", createFile, `
+	if from == nil {`},
+	{"a repeated request is answered without a commit", inSlot + "recover.go", `
 	if err := l.sync(); err != nil {
-		return unfinished(fmt.Errorf("%s: %w", l.record.Ref(), err))
+		return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
 	}
 	return nil`, "\n\treturn nil"},
-	{"a removal is acknowledged before it is durable", createFile, `
-	l.pool.stale.add(id)
+	{"a removal is acknowledged before it is durable", inSlot + "erase.go", `
+	l.session.pool.stale.add(l.info.ID)
 	return l.sync()`, `
-	l.pool.stale.add(id)
+	l.session.pool.stale.add(l.info.ID)
 	return nil`},
-	{"a removal destroys the subvolume before it renames the slot", removeFile,
-		"err := l.fs.Move(at, to)", "var err error = unix.ENOSPC"},
-	{"an expansion is acknowledged before its record is durable", resizeFile, `
-		err = l.fs.Sync(l.slot) // writes the log of the record only; there is no commit to share`, ""},
-	{"a copy keeps the limit of its source", createFile,
-		"if l.record.Kind == meta.Active {\n\t\tif err := l.setLimit(info.ID)", "if l.record.Kind == meta.Active && commit {\n\t\tif err := l.setLimit(info.ID)"},
+	{"a removal destroys the subvolume before it renames the slot", inSlot + "remove.go",
+		"err := l.session.Move(at, to)", "var err error = unix.ENOSPC"},
+	{"an expansion is acknowledged before its record is durable", inSlot + "recover.go", `
+		err = l.session.Sync(l.At) // writes the log of the record only; there is no commit to share`, ""},
+	{"a copy keeps the limit of its source", inSlot + "complete.go",
+		"if l.Record.Kind == meta.Active {\n\t\tif err := l.setLimit()", "if l.Record.Kind == meta.Active && commit {\n\t\tif err := l.setLimit()"},
 }
 
 // write writes the mutant's file into a directory, and returns the overlay for go build that

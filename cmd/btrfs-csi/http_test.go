@@ -38,10 +38,12 @@ func TestSlowClients(t *testing.T) {
 		"keeps the connection": {func(t *testing.T, conn net.Conn) {
 			send(t, conn, request+"\r\n")
 			answer, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err == nil {
-				_, err = io.Copy(io.Discard, answer.Body)
-			}
 			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer answer.Body.Close()
+			if _, err := io.Copy(io.Discard, answer.Body); err != nil {
 				t.Error(err)
 			}
 		}, time.Minute},

@@ -148,15 +148,15 @@ func TestBoot(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(bin, "qemu-system-x86_64"), []byte("#!/bin/sh\n"+test.does+"\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		ctx := t.Context()
+		patience := 5 * time.Minute
 		if test.want == "not off after" {
-			short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-			defer cancel()
-			ctx = short
+			patience = 100 * time.Millisecond
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
 		var said []string
 		g := guest{arch: "amd64", dir: t.TempDir(), accel: "tcg", log: func(format string, args ...any) { said = append(said, fmt.Sprintf(format, args...)) }}
 		err := g.boot(ctx, nil)
+		cancel()
 		if got := fmt.Sprint(err); !strings.Contains(got, test.want) || (err == nil) != (test.want == "") {
 			t.Errorf("%s: got %v, want %q", test.does, err, test.want)
 		}

@@ -62,6 +62,7 @@ func TestScript(t *testing.T) {
 		{name: "good", command: "echo '--- PASS: TestA'; echo '--- SKIP: TestB'; echo '    --- PASS: TestA/sub'"},
 		{name: "bad", command: "echo '--- FAIL: TestC'; exit 1"},
 		{name: "sanity", command: "echo 'Ran 76 of 103 Specs in 1 seconds'"},
+		{name: poolOf("6.12"), command: "true"},
 		{name: "killed", command: "kill -9 $$"},
 	}, "")
 	for _, name := range []string{"out", "src"} {
@@ -83,9 +84,9 @@ func TestScript(t *testing.T) {
 		}
 		files[f.Name()] = string(data)
 	}
-	all := outcomes([]step{{name: "good"}, {name: "bad"}, {name: "sanity"}, {name: "killed"}}, files)
+	all := outcomes([]step{{name: "good"}, {name: "bad"}, {name: "sanity"}, {name: poolOf("6.12")}, {name: "killed"}}, files)
 	for name, want := range map[string]string{
-		"good": "2 passed, 1 skipped", "bad": "**1 failed**, 0 passed", "sanity": "76 of 103 specs", "killed": "**did not end**",
+		"good": "2 passed, 1 skipped", "bad": "**1 failed**, 0 passed", "sanity": "76 of 103 specs", poolOf("6.12"): "passed", "killed": "**did not end**",
 	} {
 		if got := all[name].String(); got != want {
 			t.Errorf("%s: %s, want %s", name, got, want)

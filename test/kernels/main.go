@@ -262,8 +262,11 @@ func onDisk(disk, command string) string {
 
 var writePool = step{"write", "", nil, "mkfs.btrfs -q -f /dev/vdd && " + onDisk("/dev/vdd", "/job/bin/pool-tool write /job/bin/btrfs-csi /tmp/node"), false}
 
+// poolOf returns the name of a step, which is part of the names of files.
+func poolOf(writer string) string { return "pool-of-" + writer }
+
 func readPool(writer string, disk rune) step {
-	return step{"pool of " + writer, "", nil, onDisk("/dev/vd"+string(disk), "/job/bin/pool-tool read /job/bin/btrfs-csi /tmp/node"), false}
+	return step{poolOf(writer), "", nil, onDisk("/dev/vd"+string(disk), "/job/bin/pool-tool read /job/bin/btrfs-csi /tmp/node"), false}
 }
 
 func (r *run) commit(ctx context.Context) string {

@@ -88,7 +88,7 @@ func table(all []*result) string {
 			if r.Arch != writer.Arch {
 				return ""
 			}
-			return r.cell("pool of " + writer.Kernel)
+			return r.cell(poolOf(writer.Kernel))
 		})
 	}
 	row("date, commit", func(r *result) string { return r.Date + ", " + r.Commit })

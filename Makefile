@@ -238,6 +238,13 @@ test-kernels: ## Run tests on the kernels of Debian and Ubuntu (as root); KERNEL
 	$(OWNED) $(PROGRESS) "testing on kernels" bin/kernels --source $(CURDIR) --work $(CURDIR)/dist/kernels --arch $(ARCH) --accel $(ACCEL) --kernels '$(KERNELS)' --only '$(ONLY)' \
 		$(if $(SHORT),--short,$(if $(ONLY),,--docs $(CURDIR)/docs)) $(if $(APT_SOURCES),--sources "$(abspath $(APT_SOURCES))")
 
+# A whole simulation writes its figures into docs/reliability.md.
+SIMULATE ?= 1h
+.PHONY: simulate
+simulate: deps ## Simulate clusters, each from one seed, and find old faults again that are put in (as root); SIMULATE=5m, or SEED= of one that failed
+	cd test/simulate && $(GOTEST_ENV) $(if $(SEED),SIMULATE_SEED=$(SEED),SIMULATE=$(SIMULATE) SIMULATE_MENDS=. SIMULATE_DOCS=$(CURDIR)/docs) \
+		go test -count 1 -timeout 0 -v $(TESTFLAGS) .
+
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Check format, style and import rules
 	@hack/deps.sh build

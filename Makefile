@@ -24,24 +24,41 @@ MODULES := $(patsubst %/,%,$(dir $(shell find . -name go.mod -not -path './bin/*
 
 # A static binary: cgo for the btrfs headers, names and users by Go alone.
 GOTAGS := netgo osusergo
-LDFLAGS := -linkmode external -extldflags -static -s -w -X main.version=$(VERSION)
-# Git refuses to read a checkout of somebody else's; the build need not fail for it.
-BUILDVCS := $(shell git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
+# Go's build ID would have the path of the compiler in it.
+LDFLAGS := -linkmode external -extldflags -static -s -w -buildid= -X main.version=$(VERSION)
+# Git refuses to read a checkout of somebody else's; the build need not fail for it. A
+# release has its commit in the image's labels: what else lies in the checkout changes nothing.
+BUILDVCS = $(shell [ -z "$(TOOLCHAIN)" ] && git rev-parse HEAD >/dev/null 2>&1 && echo auto || echo false)
 # What root builds belongs to the owner of the checkout. Nothing is silent for long.
 OWNED := $(CURDIR)/hack/owned.sh
 PROGRESS := $(CURDIR)/hack/progress.sh
-BUILD = CGO_ENABLED=1 GOOS=linux $(OWNED) $(PROGRESS) "building the driver" go build -trimpath -buildvcs=$(BUILDVCS) -tags "$(GOTAGS)" -ldflags "$(LDFLAGS)"
+BUILD = CGO_ENABLED=1 CGO_CFLAGS= CGO_LDFLAGS= GOOS=linux GOFLAGS= GOAMD64=v1 GOARM64=v8.0 $(OWNED) $(PROGRESS) "building the driver" go build -trimpath -buildvcs=$(BUILDVCS) -tags "$(GOTAGS)" -ldflags "$(LDFLAGS)"
 
+# renovate: github.com/golangci/golangci-lint/v2
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(CURDIR)/bin/golangci-lint-$(GOLANGCI_LINT_VERSION)
 
+# renovate: sigs.k8s.io/controller-tools
 CONTROLLER_GEN_VERSION := v0.23.0
 CONTROLLER_GEN := $(CURDIR)/bin/controller-gen-$(CONTROLLER_GEN_VERSION)
 
+# renovate: helm.sh/helm/v4
 HELM_VERSION := v4.3.1
 HELM := $(CURDIR)/bin/helm-$(HELM_VERSION)
 
 PROMTOOL := $(CURDIR)/bin/promtool
+
+# renovate: github.com/rhysd/actionlint
+ACTIONLINT_VERSION := v1.7.12
+ACTIONLINT := $(CURDIR)/bin/actionlint-$(ACTIONLINT_VERSION)
+
+# renovate: github.com/CycloneDX/cyclonedx-gomod
+CYCLONEDX_GOMOD_VERSION := v1.10.0
+CYCLONEDX_GOMOD := $(CURDIR)/bin/cyclonedx-gomod-$(CYCLONEDX_GOMOD_VERSION)
+
+# renovate: golang.org/x/vuln
+GOVULNCHECK_VERSION := v1.9.0
+GOVULNCHECK := $(CURDIR)/bin/govulncheck-$(GOVULNCHECK_VERSION)
 
 INSTALL = GOFLAGS= GOBIN=$(CURDIR)/bin $(OWNED) $(PROGRESS) "building $(notdir $@)" go install
 
@@ -76,25 +93,30 @@ build: ## Build bin/btrfs-csi, static, for this machine
 	@hack/deps.sh build
 	$(BUILD) -o bin/btrfs-csi ./cmd/btrfs-csi
 
+# TOOLCHAIN is a directory of compilers to use in the place of this machine's: see
+# release-images.
 .PHONY: build-amd64
 build-amd64: ## Build bin/btrfs-csi-amd64
-	@hack/deps.sh build-amd64
-	CC=$$(hack/cc.sh amd64) GOARCH=amd64 $(BUILD) -o bin/btrfs-csi-amd64 ./cmd/btrfs-csi
+	@$(if $(TOOLCHAIN),,hack/deps.sh build-amd64)
+	CC=$(if $(TOOLCHAIN),$(TOOLCHAIN)/cc-amd64,$$(hack/cc.sh amd64)) GOARCH=amd64 $(BUILD) -o bin/btrfs-csi-amd64 ./cmd/btrfs-csi
 
 .PHONY: build-arm64
 build-arm64: ## Build bin/btrfs-csi-arm64
-	@hack/deps.sh build-arm64
-	CC=$$(hack/cc.sh arm64) GOARCH=arm64 $(BUILD) -o bin/btrfs-csi-arm64 ./cmd/btrfs-csi
+	@$(if $(TOOLCHAIN),,hack/deps.sh build-arm64)
+	CC=$(if $(TOOLCHAIN),$(TOOLCHAIN)/cc-arm64,$$(hack/cc.sh arm64)) GOARCH=arm64 $(BUILD) -o bin/btrfs-csi-arm64 ./cmd/btrfs-csi
 
 .PHONY: build-all
 build-all: build build-amd64 build-arm64 ## Build for this machine, amd64 and arm64
 
 # An archive of the image, without an engine: see build/image. APT_SOURCES names a
-# sources file of apt, where those of this machine are not the ones to use.
+# sources file of apt, where those of this machine are not the ones to use. SNAPSHOT=1
+# takes Debian's packages as they were on the day before the commit.
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 ARCHIVE = dist/btrfs-csi-image-$(VERSION)-$(@:image-%=%).tar
-PACK = SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct 2>/dev/null || echo 0) $(OWNED) $(PROGRESS) "making the image" go -C build/image run . archive \
-	--arch $(@:image-%=%) --work "$(CURDIR)/dist/image/$(@:image-%=%)" $(if $(APT_SOURCES),--sources "$(abspath $(APT_SOURCES))") \
+SOURCE_DATE = $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+IMAGE_TOOL = SOURCE_DATE_EPOCH=$(SOURCE_DATE) $(OWNED) $(PROGRESS) "making the $(1)" go -C build/image run .
+DEBIAN = $(if $(APT_SOURCES),--sources "$(abspath $(APT_SOURCES))") $(if $(SNAPSHOT),--snapshot)
+PACK = $(call IMAGE_TOOL,image) archive $(DEBIAN) --arch $(@:image-%=%) --work "$(CURDIR)/dist/image/$(@:image-%=%)" \
 	--binary "$(CURDIR)/bin/btrfs-csi-$(@:image-%=%)" --license "$(CURDIR)/LICENSE" \
 	--name $(IMAGE) --version $(VERSION) --revision $(REVISION) --output "$(CURDIR)/$(ARCHIVE)"
 
@@ -113,18 +135,48 @@ image-arm64: build-arm64 ## Build the container image for arm64
 .PHONY: image-all
 image-all: image-amd64 image-arm64 ## Build the container images for amd64 and arm64
 
-.PHONY: image-verify
-image-verify: image ## Prove that the container image comes out the same twice
-	@archive=dist/btrfs-csi-image-$(VERSION)-$$(go env GOHOSTARCH).tar; \
-	mv $$archive $$archive.first; trap "rm -f $$archive.first" EXIT; \
-	$(MAKE) --no-print-directory image; \
-	cmp $$archive $$archive.first; echo "$$archive is the same, twice"
-
 .PHONY: image-docker
 image-docker: ## Build the container image with an engine, and nothing but that
 	@if ! command -v $(DOCKER) >/dev/null; then echo "make image-docker needs $(DOCKER); install it, name another with DOCKER=, or make image, which needs none" >&2; exit 1; fi
 	@if ! $(DOCKER) info >/dev/null 2>&1; then echo "make image-docker: $(DOCKER) is installed, but its daemon does not answer; make image needs none" >&2; exit 1; fi
 	$(DOCKER) build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
+
+##@ Release
+
+# What is released has nothing of this machine in it. Go is the one that go.mod names. The
+# C compiler, the C library and the image's packages are Debian's; with SNAPSHOT=1 they
+# are of a day that follows from the commit.
+.PHONY: release-images
+release-images: export GOTOOLCHAIN = $(shell awk '$$1 == "toolchain" {print $$2}' go.mod)
+release-images:
+	@git rev-parse --verify --quiet HEAD > /dev/null || { echo "make $@ needs a git checkout: the commit and its time become part of the image" >&2; exit 1; }
+	$(call IMAGE_TOOL,toolchain) toolchain $(DEBIAN) --work "$(CURDIR)/dist/toolchain"
+	@$(MAKE) --no-print-directory $(or $(RELEASE_IMAGES),image-amd64 image-arm64) TOOLCHAIN="$(CURDIR)/dist/toolchain"
+
+.PHONY: release
+release: ## Build a release, without publishing it: .github/workflows/release.yml does that
+	@$(MAKE) --no-print-directory release-dry-run SNAPSHOT=1
+
+.PHONY: release-dry-run
+release-dry-run: $(HELM) $(CYCLONEDX_GOMOD) release-images ## Build a release in dist/release, of what Debian has today, and test what came out
+	$(call IMAGE_TOOL,release) bundle --source "$(CURDIR)" --version $(VERSION) --name $(IMAGE) --output "$(CURDIR)/dist/release" \
+		--toolchain "$(CURDIR)/dist/toolchain" --helm $(HELM) --gomod $(CYCLONEDX_GOMOD)
+	RELEASE_VERSION=$(VERSION) $(PROGRESS) "testing dist/release" go -C build/image test -count 1 -tags release -run '^TestRelease' .
+
+.PHONY: image-verify
+ifdef DIGEST
+image-verify: ## Rebuild the images of the release that is checked out and compare with DIGEST=sha256:...; without DIGEST build this image twice
+	@$(MAKE) --no-print-directory release-images SNAPSHOT=1
+	@go -C build/image run . index --expect $(DIGEST) $(foreach arch,amd64 arm64,--archive "$(CURDIR)/dist/btrfs-csi-image-$(VERSION)-$(arch).tar")
+else
+image-verify:
+	@$(MAKE) --no-print-directory release-images RELEASE_IMAGES=image-amd64
+	@hack/image-verify.sh $(VERSION) $(IMAGE)
+endif
+
+$(CYCLONEDX_GOMOD):
+	$(INSTALL) github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX_GOMOD_VERSION)
+	mv bin/cyclonedx-gomod $@
 
 ##@ Run
 
@@ -260,6 +312,14 @@ $(GOLANGCI_LINT):
 	$(INSTALL) github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
 	mv bin/golangci-lint $@
 
+.PHONY: vulnerabilities
+vulnerabilities: $(GOVULNCHECK) ## Look for known vulnerabilities that what is released calls (needs the database of Go's)
+	@for module in . build/image; do echo "== $$module"; $(GOVULNCHECK) -C $$module ./... || exit 1; done
+
+$(GOVULNCHECK):
+	$(INSTALL) golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK_VERSION)
+	mv bin/govulncheck $@
+
 .PHONY: update
 update: $(CONTROLLER_GEN) $(HELM) ## Bring up to date all that is generated
 	@hack/each-module.sh go mod tidy
@@ -267,14 +327,19 @@ update: $(CONTROLLER_GEN) $(HELM) ## Bring up to date all that is generated
 	@HELM=$(HELM) hack/chart.sh update
 
 .PHONY: verify
-verify: $(CONTROLLER_GEN) $(HELM) $(PROMTOOL) ## Prove that all that is generated is up to date, modules are genuine, alerts fire, links lead somewhere and what should builds on every system
+verify: $(CONTROLLER_GEN) $(HELM) $(PROMTOOL) $(ACTIONLINT) ## Prove that all that is generated is up to date, modules are genuine, alerts fire, links lead somewhere, workflows are sound and what should builds on every system
 	@hack/each-module.sh go mod tidy -diff
 	@hack/each-module.sh go mod verify
 	@CONTROLLER_GEN=$(CONTROLLER_GEN) hack/api.sh verify
 	@HELM=$(HELM) hack/chart.sh verify
 	@HELM=$(HELM) PROMTOOL=$(PROMTOOL) hack/alerts.sh
 	@hack/links.sh
+	@ACTIONLINT=$(ACTIONLINT) hack/workflows.sh
 	@hack/portable.sh
+
+$(ACTIONLINT):
+	$(INSTALL) github.com/rhysd/actionlint/cmd/actionlint@$(ACTIONLINT_VERSION)
+	mv bin/actionlint $@
 
 $(CONTROLLER_GEN):
 	$(INSTALL) sigs.k8s.io/controller-tools/cmd/controller-gen@$(CONTROLLER_GEN_VERSION)

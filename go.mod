@@ -2,6 +2,8 @@ module github.com/btrfs-csi/btrfs-csi
 
 go 1.26.0
 
+toolchain go1.26.8
+
 require (
 	github.com/container-storage-interface/spec v1.13.0
 	github.com/containerd/btrfs/v2 v2.0.0

@@ -15,4 +15,9 @@
 //  5. The root filesystem and the binary become an archive.
 //
 // The same packages and the same binary give the same digest.
+//
+// A release has more: the index of the images of all architectures, bills of materials,
+// checksums. What it is made of comes from the state that Debian had on the day before the
+// commit, out of Debian's archive of snapshots: the packages, and also the C compiler and
+// the C library that the driver is linked with. So whoever has the commit gets the digest.
 package main

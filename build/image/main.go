@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,22 +19,29 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	command := &cobra.Command{Use: "image", Short: "Make the container image of btrfs-csi", SilenceUsage: true}
-	command.AddCommand(rootCommand(), archiveCommand())
+	command.AddCommand(rootCommand(), toolchainCommand(), archiveCommand(), indexCommand(), bundleCommand(), pushCommand())
 	if err := command.ExecuteContext(ctx); err != nil {
 		os.Exit(1) //nolint:gocritic // nothing is left to clean up
 	}
 }
 
-// build has the flags for the root filesystem.
+// build has the flags for Debian packages.
 type build struct {
 	arch, work, sources string
+	snapshot            bool
 }
 
 func (b *build) flags(c *cobra.Command) {
-	c.Flags().StringVar(&b.arch, "arch", "", "architecture: amd64 or arm64")
-	c.Flags().StringVar(&b.work, "work", "", "directory that keeps the packages, and gets the root filesystem as root")
+	c.Flags().StringVar(&b.work, "work", "", "directory that keeps the packages, and gets what is made of them")
 	c.Flags().StringVar(&b.sources, "sources", "", "sources file of apt, instead of those of this machine")
-	required(c, "arch", "work")
+	c.Flags().BoolVar(&b.snapshot, "snapshot", false, "take Debian's packages as they were two midnights before SOURCE_DATE_EPOCH, from its archive of snapshots")
+	c.MarkFlagsMutuallyExclusive("sources", "snapshot")
+	required(c, "work")
+}
+
+func (b *build) archFlag(c *cobra.Command) {
+	c.Flags().StringVar(&b.arch, "arch", "", "architecture: amd64 or arm64")
+	required(c, "arch")
 }
 
 func required(c *cobra.Command, flags ...string) {
@@ -55,6 +63,7 @@ func rootCommand() *cobra.Command {
 		},
 	}
 	b.flags(c)
+	b.archFlag(c)
 	return c
 }
 
@@ -69,16 +78,16 @@ func (b *build) root(ctx context.Context, use func(target, string) error) error 
 	if err != nil {
 		return err
 	}
-	work, err := filepath.Abs(b.work)
-	if err != nil {
-		return err
-	}
-	locked, err := lock(work)
+	work, locked, err := b.lock()
 	if err != nil {
 		return err
 	}
 	defer locked.Close()
-	packages, err := debian.Apt{Dir: filepath.Join(work, "apt"), Arch: t.arch, Sources: b.sources}.Download(ctx, d.packages)
+	from, err := b.apt(work, t.arch)
+	if err != nil {
+		return err
+	}
+	packages, err := from.Download(ctx, d.packages)
 	if err != nil {
 		return err
 	}
@@ -95,21 +104,39 @@ func (b *build) root(ctx context.Context, use func(target, string) error) error 
 	return use(t, root)
 }
 
-// lock creates a directory and waits until no other process works in it. Closing the file
+// apt returns what downloads the packages. Those of a snapshot have a cache of their own.
+func (b *build) apt(work, arch string) (debian.Apt, error) {
+	if !b.snapshot {
+		return debian.Apt{Dir: filepath.Join(work, "apt"), Arch: arch, Sources: b.sources}, nil
+	}
+	commit, err := sourceDate()
+	if err != nil {
+		return debian.Apt{}, err
+	}
+	at := debian.SnapshotOf(commit)
+	fmt.Printf("Debian as of %s\n", at.Format(time.RFC3339))
+	sources := filepath.Join(work, "snapshot.list")
+	return debian.Apt{Dir: filepath.Join(work, "snapshot"), Arch: arch, Sources: sources}, debian.WriteSnapshot(sources, at)
+}
+
+// lock creates the directory and waits until no other process works in it. Closing the file
 // releases the lock.
-func lock(work string) (*os.File, error) {
+func (b *build) lock() (work string, locked *os.File, err error) {
+	if work, err = filepath.Abs(b.work); err != nil {
+		return "", nil, err
+	}
 	if err := os.MkdirAll(work, 0o755); err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	f, err := os.OpenFile(filepath.Join(work, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return nil, err
+		return "", nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		return "", nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
-	return f, nil
+	return work, f, nil
 }
 
 func archiveCommand() *cobra.Command {
@@ -126,6 +153,7 @@ func archiveCommand() *cobra.Command {
 		},
 	}
 	b.flags(c)
+	b.archFlag(c)
 	c.Flags().StringArrayVar(&r.names, "name", nil, "whole name of the image, with a tag; may be repeated")
 	c.Flags().StringVar(&r.binary, "binary", "", "the driver for that architecture")
 	c.Flags().StringVar(&r.license, "license", "", "the licence of the driver")

@@ -111,17 +111,20 @@ func (f file) place(root string) error {
 	return os.WriteFile(to, content, f.mode)
 }
 
+// driverPath is where the driver lies in the image.
+const driverPath = "/usr/local/bin/btrfs-csi"
+
 // files and config are the same as in the last stage of the Dockerfile.
 func (r release) files() []file {
 	return []file{
-		{r.binary, "/usr/local/bin/btrfs-csi", 0o755},
+		{r.binary, driverPath, 0o755},
 		{r.license, "/usr/share/doc/btrfs-csi/LICENSE", 0o644},
 	}
 }
 
 func (r release) config() v1.Config {
 	return v1.Config{
-		Entrypoint: []string{"/usr/local/bin/btrfs-csi"},
+		Entrypoint: []string{driverPath},
 		Cmd:        []string{"serve"},
 		Env:        []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 		Labels: map[string]string{

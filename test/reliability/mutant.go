@@ -136,7 +136,7 @@ func (m mutant) find(ctx context.Context, source, parent string) (f Found, err e
 		return f, fmt.Errorf("build: %w: %s", err, out)
 	}
 	var stderr strings.Builder
-	run := exec.CommandContext(ctx, program, "crash-states", "--triples=0", "--interferences=1", "--seed=1", "--output=json", "--dir="+dir)
+	run := exec.CommandContext(ctx, program, "crash-states", "--triples=0", "--interferences=1", "--seed=1", "--output=json")
 	run.Stderr = &stderr
 	out, err := run.Output()
 	var report CrashReport

@@ -94,7 +94,7 @@ func (r CrashReport) figures() string {
 	if r.Drawn == all {
 		row("interferences", "every one")
 	} else {
-		row("interferences", "every one with one call, and %d that were drawn for each sequence of more", r.Drawn)
+		row("interferences", "every one with one call, and %d drawn for each longer sequence", r.Drawn)
 	}
 	row("histories", "%d: %d undisturbed, %d with a commit of others before a step, %d with a driver that was killed before a step and the next one asked again",
 		r.Histories, r.Histories-r.Committed-r.Killed, r.Committed, r.Killed)

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 
+	"github.com/prometheus/common/model"
 	plabels "github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 )
@@ -63,7 +64,7 @@ func checkMatchers(name string, metric labels, matchers []*plabels.Matcher) (fau
 	for _, m := range matchers {
 		values, there := metric[m.Name]
 		switch {
-		case m.Name == plabels.MetricName:
+		case m.Name == model.MetricNameLabel:
 		case !there:
 			faults = append(faults, fmt.Sprintf("%s has no label %q", name, m.Name))
 		case (m.Type == plabels.MatchEqual || m.Type == plabels.MatchNotEqual) && (m.Name == "kind" || m.Name == "condition" || m.Name == "type") && !values[m.Value]:

@@ -13,7 +13,7 @@ func TestCheck(t *testing.T) {
 		fault     string // empty: none
 	}{
 		"objects, and a comment":   {pod + "---\n# nothing\n---\n" + pod + "spec: {priority: 1}\n", 2, ""},
-		"a field that is not":      {pod + "spec: {prioritie: 1}\n", 1, `unknown field "spec.prioritie"`},
+		"a field that is not":      {pod + "spec: {urgency: 1}\n", 1, `unknown field "spec.urgency"`},
 		"a field of another type":  {pod + "spec: {priority: high}\n", 1, "cannot unmarshal string"},
 		"a field that comes twice": {pod + "spec: {priority: 1, priority: 1}\n", 1, `"priority" already set`},
 		"a kind that is not":       {"apiVersion: v1\nkind: Pot\nmetadata: {name: a}\n", 1, `no kind "Pot"`},

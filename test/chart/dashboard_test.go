@@ -50,7 +50,7 @@ func checkDashboard(t *testing.T, known map[string]labels) {
 		t.Fatal(err)
 	}
 	plugins.RegisterDefaultPlugins()
-	var strict dashboard.Dashboard //nolint:staticcheck // the format that every Grafana loads from a file
+	var strict dashboard.Dashboard                                                //nolint:staticcheck // the format that every Grafana loads from a file
 	if err := strict.UnmarshalJSONStrict(text); err != nil && err.Error() != "" { // its list of errors is never nil
 		t.Errorf("Grafana would not read it: %v", err)
 	} else if err := strict.Validate(); err != nil {

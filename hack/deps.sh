@@ -54,7 +54,6 @@ for task in "$@"; do
 		program mkfs.ext4 e2fsprogs # below a pool whose file finds no space
 		program losetup util-linux # Ubuntu and Debian until 12; mount from 13 on
 		program findmnt util-linux
-		program addpart util-linux-extra # from Debian 13 on
 		program mount mount
 		;;
 	e2e)

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -85,8 +86,8 @@ func TestBackingIsFound(t *testing.T) {
 		t.Parallel()
 		image := sparseFile(t, filepath.Join(t.TempDir(), "disk"), 512*mib)
 		loop := attach(t, image)
-		must(t, exec.Command("addpart", loop, "1", "2048", "614400").Run())
-		t.Cleanup(func() { must(t, exec.Command("delpart", loop, "1").Run()) })
+		must(t, partition(loop, unix.BLKPG_ADD_PARTITION))
+		t.Cleanup(func() { must(t, partition(loop, unix.BLKPG_DEL_PARTITION)) })
 		must(t, exec.Command("mkfs.btrfs", "-q", "-f", "-K", loop+"p1").Run())
 		if files := value(Backings(mountOn(t, loop+"p1")))(t); len(files) != 1 || files[0].Path != image || files[0].Device != loop {
 			t.Errorf("got %+v, want %s", files, image)
@@ -174,4 +175,17 @@ func mountOn(t *testing.T, device string) string {
 	must(t, unix.Mount(device, mnt, "btrfs", 0, ""))
 	t.Cleanup(func() { btrfstest.UnmountAll(t, mnt) })
 	return mnt
+}
+
+// partition adds or removes partition 1 of a device, as addpart does, which Debian 13 lacks.
+func partition(device string, operation int32) error {
+	f, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	part := unix.BlkpgPartition{Start: mib, Length: 300 * mib, Pno: 1}
+	arg := unix.BlkpgIoctlArg{Op: operation, Datalen: int32(unsafe.Sizeof(part)), Data: (*byte)(unsafe.Pointer(&part))}
+	_, err = ioctl(int(f.Fd()), unix.BLKPG, unsafe.Pointer(&arg))
+	return err
 }

@@ -19,23 +19,19 @@ type release struct {
 	distribution string // the last part of the path of its mirror
 	suite        string
 	components   string
-	image        string   // the package that depends on the kernel; %s is the architecture
-	more         []string // packages
-	refuses      bool     // the driver ends at its start
+	image        string // the package that depends on the kernel; %s is the architecture
+	refuses      bool   // the driver ends at its start
 }
 
 const newest = "newest"
-
-// extra has addpart.
-var extra = []string{"util-linux-extra"}
 
 // releases has the kernels from the oldest to the newest.
 var releases = []release{
 	{kernel: "5.10", distribution: "debian", suite: "bullseye", components: "main", image: "linux-image-cloud-%s", refuses: true},
 	{kernel: "5.15", distribution: "ubuntu", suite: "jammy", components: "main universe", image: "linux-image-virtual"},
-	{kernel: "6.1", distribution: "debian", suite: "bookworm", components: "main", image: "linux-image-cloud-%s", more: extra},
-	{kernel: "6.12", distribution: "debian", suite: "trixie", components: "main", image: "linux-image-cloud-%s", more: extra},
-	{kernel: newest, distribution: "debian", suite: "sid", components: "main", image: "linux-image-cloud-%s", more: extra},
+	{kernel: "6.1", distribution: "debian", suite: "bookworm", components: "main", image: "linux-image-cloud-%s"},
+	{kernel: "6.12", distribution: "debian", suite: "trixie", components: "main", image: "linux-image-cloud-%s"},
+	{kernel: newest, distribution: "debian", suite: "sid", components: "main", image: "linux-image-cloud-%s"},
 }
 
 // choose returns the releases of the names. Without names it returns all that the mirrors have.
@@ -121,5 +117,5 @@ func (r release) download(ctx context.Context, mirror, arch, dir string) ([]debi
 		image = fmt.Sprintf(image, arch)
 	}
 	apt := debian.Apt{Dir: filepath.Join(dir, "apt"), Arch: arch, Sources: sources}
-	return apt.Download(ctx, slices.Concat([]string{image}, packages, r.more))
+	return apt.Download(ctx, append([]string{image}, packages...))
 }

@@ -63,7 +63,7 @@ var mends = []mend{
 		"A delete is acknowledged while the volume is on another node",
 		"move disk,partition",
 		[]edit{{"pkg/driver/cluster.go", "	owner, err := d.elsewhere(ctx, ref)\n	if err != nil || owner == \"\" {\n		return false, err\n	}\n	return false, answer(codes.Unavailable", "	owner := \"\"\n	if owner == \"\" {\n		return false, nil\n	}\n	return false, answer(codes.Unavailable"}},
-		"is left over",
+		"is left over|is still being deleted",
 	},
 	{
 		"A snapshot of a volume whose pool has no label yet is never made",

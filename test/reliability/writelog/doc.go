@@ -17,7 +17,7 @@
 // run only in pages that were not read there behaves the same. So Explore decides about a
 // page when it is read, and not before: it runs one state, and then one more for each other
 // version of each page that was read. When it ends, every state has been run, or one that
-// nobody can tell from it.
+// is the same to any reader.
 //
 // # No harm
 //

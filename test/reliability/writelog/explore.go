@@ -23,7 +23,7 @@ type Explorer[T any] struct {
 	// Most is how many states are run between two flushes at most. Beyond it they are drawn.
 	Most int
 	// Samples is how many states between two flushes are drawn at random and run although
-	// Explorer knows a run that nobody can tell from it.
+	// Explorer knows a run that is the same to any reader.
 	Samples int
 	Random  *rand.Rand
 
@@ -41,7 +41,7 @@ type Counts struct {
 	Instants int `json:"instants"` // after each page of each write, and after each flush
 	Widest   int `json:"widest"`   // pages between two flushes, at most
 	Runs     int `json:"runs"`     // states that were run
-	Samples  int `json:"samples"`  // of these, drawn at random from those that no run can tell from another
+	Samples  int `json:"samples"`  // of these, drawn at random from those that are the same to any run
 	LeftOut  int `json:"leftOut"`  // branches beyond Most
 }
 
@@ -64,7 +64,7 @@ type run[T any] struct {
 }
 
 // Explore calls visit for all states that a power cut leaves at or after a length of the log.
-// States that nobody can tell from each other are one.
+// States that are the same to any reader are one.
 func (x *Explorer[T]) Explore(log []Entry, after int, visit func(Crash[T]) error) error {
 	x.log, x.versions, x.runs = log, versions{}, nil
 	for i, e := range log {
@@ -184,7 +184,7 @@ func (x *Explorer[T]) sample(from int, pending versions) State {
 	return s
 }
 
-// look returns a run that nobody can tell from one in a state, or else runs it.
+// look returns a run that is the same to any reader as one in a state, or else runs it.
 func (x *Explorer[T]) look(s State, again bool) (run[T], error) {
 	for _, r := range x.runs {
 		if !again && x.same(s, r) {

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/rpc"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -123,42 +125,31 @@ func (d *disks) get(id int) (*store, error) {
 	return s, nil
 }
 
-// Length returns the length of the log.
-func (d *disks) Length(id int, length *int) error {
+// locked runs fn on a disk while nobody writes or reads it.
+func (d *disks) locked(id int, fn func(*store)) error {
 	s, err := d.get(id)
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	*length = len(s.log)
+	fn(s)
 	return nil
+}
+
+// Length returns the length of the log.
+func (d *disks) Length(id int, length *int) error {
+	return d.locked(id, func(s *store) { *length = len(s.log) })
 }
 
 // Log returns the log, without the data.
 func (d *disks) Log(id int, log *[]Entry) error {
-	s, err := d.get(id)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	*log = append(*log, s.log...)
-	return nil
+	return d.locked(id, func(s *store) { *log = append(*log, s.log...) })
 }
 
 // Reads returns the pages of the image that were read.
 func (d *disks) Reads(id int, pages *[]int64) error {
-	s, err := d.get(id)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for page := range s.reads {
-		*pages = append(*pages, page)
-	}
-	return nil
+	return d.locked(id, func(s *store) { *pages = slices.AppendSeq(*pages, maps.Keys(s.reads)) })
 }
 
 // Drop removes a disk. Those that are states of it stay.

@@ -7,12 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
@@ -135,7 +133,7 @@ func (s sight) judge(expected map[string]expectation) (map[string]meta.Record, e
 			errs = append(errs, fmt.Errorf("%s should not be there: %s", path, found.name))
 			continue
 		}
-		if err := e.judge(found); err != nil {
+		if err := found.judge(e); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 		}
 		records[found.name] = found.record
@@ -143,16 +141,16 @@ func (s sight) judge(expected map[string]expectation) (map[string]meta.Record, e
 	return records, errors.Join(errs...)
 }
 
-// judge compares a slot with its expectation.
-func (e expectation) judge(found slot) error {
+// judge compares a slot with what is expected of it.
+func (found slot) judge(e expectation) error {
 	if found.err != nil {
 		return found.err
 	}
 	var errs []error
 	record := found.record
-	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != sourceID(e.object) || record.Parameters != e.object.asked() {
+	if record.State != meta.Ready || record.Name != e.object.name || record.Source.ID != e.object.sourceID() || record.Parameters != e.object.asked() {
 		errs = append(errs, fmt.Errorf("has the record %+v, wanted is the name %q, the source %q and the parameters %+v",
-			record, e.object.name, sourceID(e.object), e.object.asked()))
+			record, e.object.name, e.object.sourceID(), e.object.asked()))
 	}
 	if want := e.object.properties(); found.properties != want {
 		errs = append(errs, fmt.Errorf("has the properties %+v, wanted are %+v", found.properties, want))
@@ -204,119 +202,4 @@ func compareIndex(ledger map[string]meta.Record, index []listed) error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// checkMounts compares the mounts of the node with the expected ones, and fails for stray loop devices. A nil
-// model expects no mounts of volumes.
-func (n *node) checkMounts(m *model) error {
-	points, err := mountedBelow(n.dir)
-	if err != nil {
-		return err
-	}
-	var errs []error
-	if root := points[n.Pool()]; root != "/" {
-		errs = append(errs, fmt.Errorf("%q is mounted as the pool, wanted is / once", root))
-	}
-	delete(points, n.Pool())
-	if m != nil {
-		errs = append(errs, n.takeWanted(points, m))
-	}
-	for at, root := range points {
-		errs = append(errs, fmt.Errorf("stray mount of %s at %s", root, at))
-	}
-	return errors.Join(append(errs, n.checkLoops())...)
-}
-
-// takeWanted removes the expected mounts from points, and reports those that are missing or wrong.
-func (n *node) takeWanted(points map[string]string, m *model) error {
-	var errs []error
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, o := range m.living {
-		for at, p := range map[string]presence{n.staging(o): o.staged, n.target(o): o.published} {
-			root, there := points[at]
-			delete(points, at)
-			switch want := fmt.Sprintf("/%s/%s/fs", string(o.kind), o.id); {
-			case there && (p == absent || root != want):
-				errs = append(errs, fmt.Errorf("%s: %s is mounted at %s, wanted is %s %v", o.id, root, at, want, p))
-			case !there && p == present:
-				errs = append(errs, fmt.Errorf("%s is not mounted at %s any more", o.id, at))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// checkLoops fails unless the pool's image has one loop device, and no other file of the node has one.
-func (n *node) checkLoops() error {
-	all, err := loops()
-	if err != nil {
-		return err
-	}
-	ours := slices.DeleteFunc(all, func(file string) bool {
-		return file != n.image && !strings.HasPrefix(file, n.dir+"/")
-	})
-	if want := []string{n.image}; !slices.Equal(ours, want) {
-		return fmt.Errorf("loop devices on %q, wanted are those on %q", ours, want)
-	}
-	return nil
-}
-
-// sweep restarts the driver after the kernel's cleaner is done. Then no stale qgroups may be left, except, in
-// simple mode, those of data that a snapshot still has. A running driver sweeps only every 30 s.
-func (n *node) sweep(ctx context.Context) error {
-	if err := n.settle(ctx); err != nil {
-		return err
-	}
-	if err := errors.Join(n.stop(), n.serve(ctx)); err != nil {
-		return err
-	}
-	return n.staleQuota()
-}
-
-// checkQuota sweeps, and checks again after the driver has ended.
-func (n *node) checkQuota(ctx context.Context) error {
-	if err := errors.Join(n.sweep(ctx), n.stop()); err != nil {
-		return err
-	}
-	findings, err := n.findings(ctx)
-	for _, f := range findings {
-		err = errors.Join(err, fmt.Errorf("check without a driver finds %s", f))
-	}
-	return errors.Join(err, n.staleQuota(), n.readLog())
-}
-
-// staleQuota returns the stale qgroups.
-func (n *node) staleQuota() error {
-	if n.quota == btrfs.QuotaNone {
-		return nil
-	}
-	subvolumes := map[uint64]bool{fsTree: true}
-	err := btrfs.WalkSubvolumeIDs(n.Pool(), func(id uint64) error {
-		subvolumes[id] = true
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	var stale []string
-	err = btrfs.WalkQgroups(n.Pool(), func(q btrfs.Qgroup) error {
-		inUse := n.quota == btrfs.QuotaSimple && q.Referenced > 0
-		if !subvolumes[q.ID.Subvolume()] && !inUse {
-			stale = append(stale, q.ID.String())
-		}
-		return nil
-	})
-	if len(stale) > 0 {
-		err = errors.Join(err, fmt.Errorf("quota groups %v are of subvolumes that are gone", stale))
-	}
-	return err
-}
-
-// fsTree is the ID of a filesystem's top level.
-const fsTree = 5
-
-// settle waits until the kernel's cleaner has dropped all destroyed subvolumes and their qgroups.
-func (n *node) settle(ctx context.Context) error {
-	return btrfstest.Settle(ctx, n.Pool(), btrfs.DyingIDs)
 }

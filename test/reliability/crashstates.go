@@ -91,7 +91,7 @@ func CrashStates(ctx context.Context, o CrashOptions) (CrashReport, error) {
 		return report, err
 	}
 	if o.Binary != "" {
-		if report.Version, err = versionOf(ctx, o.Binary); err != nil {
+		if report.Version, err = version(ctx, o.Binary); err != nil {
 			return report, err
 		}
 	}

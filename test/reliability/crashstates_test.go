@@ -9,7 +9,6 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
-	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 )
 
 // TestCrashStates: every state that a power cut leaves of all histories of one and of two
@@ -147,30 +146,5 @@ func TestMutants(t *testing.T) {
 	}
 	if _, err := (mutant{name: "old", file: "README.md", old: "what never was there"}).write("../..", t.TempDir()); err == nil {
 		t.Error("got no error for what cannot be put in")
-	}
-}
-
-// TestDocumentCrashStates: the figures stand in their place, and nowhere else.
-func TestDocumentCrashStates(t *testing.T) {
-	text, err := os.ReadFile("../../docs/reliability.md")
-	no(t, err)
-	dir := t.TempDir()
-	no(t, os.WriteFile(filepath.Join(dir, "reliability.md"), text, 0o600))
-	document, err := OpenDocument(dir)
-	no(t, err)
-	r := CrashReport{Version: "btrfs-csi v9", Histories: 4711, Killed: 1, Of: [3]int{9, 74, 579}, Drawn: all, Counts: writelog.Counts{Runs: 4712},
-		Mutants: []Found{{Name: "a fault", Histories: 1, Runs: 2, Message: "found"}}}
-	no(t, document.WriteCrashStates(r))
-	next, err := os.ReadFile(filepath.Join(dir, "reliability.md"))
-	no(t, err)
-	for _, want := range []string{"btrfs-csi v9", "4711", "4712", "| a fault | 1 histories, 2 states | found |", "0 of 579"} {
-		if strings.Count(string(next), want) != 1 {
-			t.Errorf("%q is not there once", want)
-		}
-	}
-	before, _, _ := strings.Cut(string(text), crashSection.begin)
-	_, after, _ := strings.Cut(string(text), crashSection.end)
-	if !strings.HasPrefix(string(next), before) || !strings.HasSuffix(string(next), after) {
-		t.Error("something else has changed")
 	}
 }

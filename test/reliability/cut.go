@@ -43,11 +43,12 @@ func (l *leg) cut(ctx context.Context) (err error) {
 		return err
 	}
 
-	n := newNode(l.node.binary, filepath.Join(filepath.Dir(l.node.dir), fmt.Sprintf("cut-%d", l.cuts)), image, l.node.quota, l.node.counts)
+	n := newNode(l.node.binary, filepath.Join(filepath.Dir(l.node.dir), fmt.Sprintf("cut-%d", l.cuts)), image, l.node.quota)
+	n.logged = l.node.logged
 	defer func() { err = errors.Join(err, n.close()) }()
 	kind := indexKinds[l.report.Cuts%len(indexKinds)]
 	when = fmt.Sprintf("after power cut %d at %d to %d, %s, with %s", l.report.Cuts, during.from, during.to, when, kind.name)
-	if err := n.boot(ctx, kind, torn, l.closed); err != nil {
+	if err := boot(ctx, n, kind, torn, l.closed); err != nil {
 		return fmt.Errorf("%s: %w", when, err)
 	}
 	t, err := n.check(ctx, l.expect(during))
@@ -56,7 +57,7 @@ func (l *leg) cut(ctx context.Context) (err error) {
 	}
 	l.report.AtCuts.add(t)
 	if l.report.Cuts%3 == 0 { // not a divisor of the number of kinds
-		if err := n.empty(ctx); err != nil {
+		if err := empty(ctx, n); err != nil {
 			return fmt.Errorf("%s, everything removed: %w", when, err)
 		}
 	}
@@ -64,13 +65,13 @@ func (l *leg) cut(ctx context.Context) (err error) {
 }
 
 // empty removes all volumes and snapshots, and checks that nothing is left.
-func (n *node) empty(ctx context.Context) error {
+func empty(ctx context.Context, n *node) error {
 	c := n.driver.Load()
-	list, err := list(ctx, c)
+	all, err := list(ctx, c)
 	if err != nil {
 		return err
 	}
-	for _, l := range list { // try both kinds for each ID; removing an absent one is no error
+	for _, l := range all { // try both kinds for each ID; removing an absent one is no error
 		_, err := c.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: l.id})
 		if err == nil {
 			_, err = c.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: l.id})
@@ -133,7 +134,7 @@ func (l *leg) copyNow(image, index, when string) (window, string, error) {
 }
 
 // boot starts a driver on the copy after a power cut.
-func (n *node) boot(ctx context.Context, kind indexKind, torn, closed string) error {
+func boot(ctx context.Context, n *node, kind indexKind, torn, closed string) error {
 	if err := n.open(ctx); err != nil {
 		return err
 	}

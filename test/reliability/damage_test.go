@@ -188,10 +188,10 @@ func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	c := &counts{requests: map[string]*Answers{}, repairs: map[string]int{}}
+	c := newCounts()
 	l := &leg{
 		model: newModel(), gate: newGate(), report: &Report{counts: c}, random: rand.New(rand.NewPCG(1, 1)),
-		node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "pool.img"), quota, c),
+		node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "pool.img"), quota),
 	}
 	l.open(1)
 	t.Cleanup(func() {

@@ -58,7 +58,7 @@ func TestFlatLatencies(t *testing.T) {
 }
 
 func TestLatencies(t *testing.T) {
-	c := &counts{requests: map[string]*Answers{}}
+	c := newCounts()
 	c.time(time.Now())
 	for i := range 100 {
 		c.timings["A"] = append(c.timings["A"], timing{time.Second, time.Duration(100 - i)})

@@ -276,14 +276,7 @@ func (h *history) makeObject(ctx context.Context, o *object) (*object, error) {
 
 // askAgain returns a question that repeats a call.
 func (h *history) askAgain(what string, o *object) func(context.Context) error {
-	return func(ctx context.Context) error {
-		for _, q := range questions {
-			if q.what == what {
-				return h.askFor(ctx, []question{q}, o, o.sizes[len(o.sizes)-1].value)
-			}
-		}
-		return fmt.Errorf("nobody asks %q", what)
-	}
+	return func(ctx context.Context) error { return h.repeat(ctx, what, o) }
 }
 
 func expandOf(which func(*history) *object) func(context.Context, *history) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -94,16 +93,6 @@ func (w *worker) tasks() []task {
 		{weight: 5, fits: (*object).isMade, do: w.provoke},
 	}
 }
-
-func (o *object) isMade() bool            { return true }
-func (o *object) isVolume() bool          { return o.kind != meta.Committed }
-func (o *object) isSnapshot() bool        { return o.kind == meta.Committed }
-func (o *object) isView() bool            { return o.kind == meta.View }
-func (o *object) isWritable() bool        { return o.kind == meta.Active }
-func (o *object) isUnmounted() bool       { return o.isVolume() && o.staged == absent }
-func (o *object) isMounted() bool         { return o.isVolume() && o.staged == present }
-func (o *object) isMountedWritable() bool { return o.isWritable() && o.staged == present }
-func (o *object) isUnused() bool          { return o.staged == absent }
 
 // crowded reports whether there is more than enough of something.
 func (w *worker) crowded() bool {
@@ -290,14 +279,4 @@ func (w *worker) note(o *object, what string, err error) {
 		text += " " + status.Convert(err).Message()
 	}
 	w.record(o, text)
-}
-
-// Paths of the kubelet.
-
-func (n *node) staging(o *object) string { return n.Staging(o.id) }
-func (n *node) target(o *object) string  { return n.Target(o.id) }
-
-// subvolume is where an object is on disk.
-func (n *node) subvolume(o *object) string {
-	return filepath.Join(n.Pool(), string(o.kind), o.id, "fs")
 }

@@ -2,6 +2,7 @@ package reliability
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"sync"
 
@@ -103,6 +104,17 @@ type model struct {
 
 func newModel() *model { return &model{now: 1, all: map[string]*object{}} }
 
+// begun returns a model in which only a copy of a volume of another model exists, and that copy.
+func begun(volume *object) (*model, *object) {
+	m := newModel()
+	made := span{m.now, m.now}
+	o := &object{kind: volume.kind, name: volume.name, id: volume.id, parameters: volume.parameters, created: made}
+	o.sizes = timeline[int64]{{made, volume.sizes[len(volume.sizes)-1].value}}
+	o.contents = timeline[content]{{made, volume.contents[len(volume.contents)-1].value}}
+	m.all[o.id], m.living = o, []*object{o}
+	return m, o
+}
+
 // step goes on to the next position. The caller holds mu.
 func (m *model) step() {
 	m.now++
@@ -121,9 +133,11 @@ func (m *model) here() position {
 
 // instant is the window of the present, when nothing is under way.
 func (m *model) instant() window {
-	now := m.here()
-	return window{now, now}
+	return exactly(m.here())
 }
+
+// exactly returns the window of one position.
+func exactly(p position) window { return window{p, p} }
 
 // ask notes that a request is about to be sent.
 func (m *model) ask(o *object, s *span, format string, args ...any) {
@@ -329,6 +343,22 @@ func (m *model) expect(w window) map[string]expectation {
 	return expected
 }
 
+// identifier matches the IDs of objects.
+var identifier = regexp.MustCompile(`(pvc|snapshot)-[0-9a-f]+-[0-9]+-[0-9]+|sha256-[0-9a-f]+`)
+
+// stories returns what happened to each object that a text names.
+func (m *model) stories(text string) []string {
+	var stories []string
+	written := map[string]bool{}
+	for _, id := range identifier.FindAllString(text, -1) {
+		if !written[id] && m.all[id] != nil {
+			written[id] = true
+			stories = append(stories, m.story(id))
+		}
+	}
+	return stories
+}
+
 // story returns what happened to an object, for people.
 func (m *model) story(id string) string {
 	m.mu.Lock()
@@ -348,4 +378,22 @@ func (m *model) story(id string) string {
 		}
 	}
 	return text
+}
+
+func (o *object) isMade() bool            { return true }
+func (o *object) isVolume() bool          { return o.kind != meta.Committed }
+func (o *object) isSnapshot() bool        { return o.kind == meta.Committed }
+func (o *object) isView() bool            { return o.kind == meta.View }
+func (o *object) isWritable() bool        { return o.kind == meta.Active }
+func (o *object) isUnmounted() bool       { return o.isVolume() && o.staged == absent }
+func (o *object) isMounted() bool         { return o.isVolume() && o.staged == present }
+func (o *object) isMountedWritable() bool { return o.isWritable() && o.staged == present }
+func (o *object) isUnused() bool          { return o.staged == absent }
+
+// sourceID returns the ID of what the object is a copy of, or "".
+func (o *object) sourceID() string {
+	if o.source == nil {
+		return ""
+	}
+	return o.source.id
 }

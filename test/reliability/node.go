@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -34,7 +33,7 @@ type node struct {
 	image     string // of the pool
 	quota     btrfs.QuotaMode
 	flags     []string // of serve, beside the usual ones
-	counts    *counts
+	logged    *Logged
 
 	testkit.Node
 	process *testkit.Driver                // the last
@@ -44,8 +43,8 @@ type node struct {
 	logRead int                            // bytes
 }
 
-func newNode(binary, dir, image string, quota btrfs.QuotaMode, counts *counts) *node {
-	return &node{binary: binary, dir: dir, image: image, quota: quota, counts: counts, Node: testkit.NewNode(dir)}
+func newNode(binary, dir, image string, quota btrfs.QuotaMode) *node {
+	return &node{binary: binary, dir: dir, image: image, quota: quota, logged: newLogged(), Node: testkit.NewNode(dir)}
 }
 
 func (n *node) index() string { return filepath.Join(n.State, "index.db") }
@@ -179,31 +178,32 @@ func (n *node) findings(ctx context.Context) ([]snapshot.Finding, error) {
 	return findings, nil
 }
 
-// disaster is what no log may hold.
-var disaster = regexp.MustCompile(`(?m)^(panic:|fatal error:|WARNING: DATA RACE|unexpected fault|E.*\] "Panic").*`)
+// staging and target are where the kubelet mounts a volume.
+func (n *node) staging(o *object) string { return n.Staging(o.id) }
+func (n *node) target(o *object) string  { return n.Target(o.id) }
 
-// repair is how a driver that starts logs what it found half done.
-var repair = regexp.MustCompile(`"Reconciled".* problem="(\w+)".* repair="(\w*)"`)
+// subvolume is where an object is on disk.
+func (n *node) subvolume(o *object) string {
+	return filepath.Join(n.Pool(), string(o.kind), o.id, "fs")
+}
 
-// disturbance is how a driver logs that it was disturbed.
-var disturbance = regexp.MustCompile(`"Disturbed" .* commit=(true|false) wait="(\S+)"`)
-
-// readLog reads what the drivers have written since it was read last.
-func (n *node) readLog() error {
-	text, err := os.ReadFile(n.Log)
+// poolID reads that of the pool; empty where it cannot.
+func (n *node) poolID() string {
+	data, err := os.ReadFile(filepath.Join(n.Pool(), "pool.json"))
 	if err != nil {
-		return err
+		return ""
 	}
-	fresh := text[n.logRead:]
-	n.logRead = len(text)
-	for _, match := range repair.FindAllSubmatch(fresh, -1) {
-		n.counts.repair(fmt.Sprintf("%s, %s", match[1], match[2]))
+	var pool struct {
+		ID string `json:"id"`
 	}
-	for _, match := range disturbance.FindAllSubmatch(fresh, -1) {
-		n.counts.disturb(string(match[1]) == "true", string(match[2]) != "0s")
-	}
-	if at := disaster.FindIndex(fresh); at != nil {
-		return fmt.Errorf("driver: %s", fresh[at[0]:min(len(fresh), at[0]+8<<10)])
-	}
-	return nil
+	_ = json.Unmarshal(data, &pool)
+	return pool.ID
+}
+
+// poolSize is the size of a pool, sparse: many times what the load writes.
+const poolSize = 4 << 30
+
+// newPool makes an image of an empty pool.
+func newPool(ctx context.Context, image string) error {
+	return testkit.Loop{File: image}.Make(ctx, poolSize)
 }

@@ -9,11 +9,11 @@ import (
 // plotted are the requests whose latencies are drawn.
 var plotted = []string{"CreateVolume", "CreateSnapshot", "ControllerExpandVolume", "DeleteVolume", "DeleteSnapshot", "NodePublishVolume"}
 
-// plot draws how the driver that was left alone has been.
-func (r Report) plot() string {
+// Plot draws the process and the latencies of the driver that was left alone, as SVG.
+func (r SoakReport) Plot() string {
 	sampled := func(name string, of func(Sample) float64) plot.Line {
 		l := plot.Line{Name: name}
-		for _, s := range r.Samples {
+		for _, s := range r.Alone.Samples {
 			l.Points = append(l.Points, plot.Point{X: s.After.Minutes(), Y: of(s)})
 		}
 		return l
@@ -21,7 +21,7 @@ func (r Report) plot() string {
 	timed := func(of func(Latency) time.Duration) (lines []plot.Line) {
 		for _, what := range plotted {
 			l := plot.Line{Name: what}
-			for _, at := range r.Latencies[what] {
+			for _, at := range r.Alone.Latencies[what] {
 				l.Points = append(l.Points, plot.Point{X: at.After.Minutes(), Y: of(at).Seconds() * 1e3})
 			}
 			lines = append(lines, l)

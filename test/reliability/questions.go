@@ -2,12 +2,9 @@ package reliability
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/protobuf/proto"
@@ -41,6 +38,16 @@ func (w *worker) look(ctx context.Context, o *object) error {
 // lookAround asks something of the driver.
 func (w *worker) lookAround(ctx context.Context, _ *object) error {
 	return w.askFor(ctx, nodeQuestions, nil, 0)
+}
+
+// repeat asks one of the questions, by its name.
+func (w *worker) repeat(ctx context.Context, what string, o *object) error {
+	for _, q := range questions {
+		if q.what == what {
+			return w.askFor(ctx, []question{q}, o, o.sizes[len(o.sizes)-1].value)
+		}
+	}
+	return fmt.Errorf("nobody asks %q", what)
 }
 
 func (w *worker) askFor(ctx context.Context, questions []question, o *object, size int64) error {
@@ -216,19 +223,6 @@ func answers(err error, said, want proto.Message) error {
 // driverName is what the driver is known by, which never changes.
 const driverName = "btrfs-csi.github.io"
 
-// poolID reads that of the pool; empty where it cannot.
-func (n *node) poolID() string {
-	data, err := os.ReadFile(filepath.Join(n.Pool(), "pool.json"))
-	if err != nil {
-		return ""
-	}
-	var pool struct {
-		ID string `json:"id"`
-	}
-	_ = json.Unmarshal(data, &pool)
-	return pool.ID
-}
-
 func topologyOf(poolID string) *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{"topology." + driverName + "/" + poolID: "true"}}
 }
@@ -276,60 +270,4 @@ func (w *worker) list(ctx context.Context, _ *object) error {
 	expected := w.expect(during)
 	maps.DeleteFunc(expected, func(_ string, e expectation) bool { return !fits(e.object) })
 	return compareList(expected, found)
-}
-
-// listed is a volume or snapshot as the driver lists it.
-type listed struct {
-	id, source string
-	size       int64
-}
-
-// list returns all volumes and snapshots.
-func list(ctx context.Context, c *testkit.Driver) ([]listed, error) {
-	const page = 7
-	volumes, err := listVolumes(ctx, c, page)
-	if err != nil {
-		return nil, err
-	}
-	snapshots, err := listSnapshots(ctx, c, page, "")
-	return append(volumes, snapshots...), err
-}
-
-func listVolumes(ctx context.Context, c *testkit.Driver, page int32) ([]listed, error) {
-	return pages(page, func(token string) (all []listed, next string, err error) {
-		response, err := c.ListVolumes(ctx, &csi.ListVolumesRequest{MaxEntries: page, StartingToken: token})
-		for _, e := range response.GetEntries() {
-			v := e.GetVolume()
-			source := v.GetContentSource().GetVolume().GetVolumeId() + v.GetContentSource().GetSnapshot().GetSnapshotId()
-			all = append(all, listed{v.GetVolumeId(), source, v.GetCapacityBytes()})
-		}
-		return all, response.GetNextToken(), err
-	})
-}
-
-// listSnapshots lists those of a volume; of all where that is empty.
-func listSnapshots(ctx context.Context, c *testkit.Driver, page int32, of string) ([]listed, error) {
-	return pages(page, func(token string) (all []listed, next string, err error) {
-		response, err := c.ListSnapshots(ctx, &csi.ListSnapshotsRequest{MaxEntries: page, StartingToken: token, SourceVolumeId: of})
-		for _, e := range response.GetEntries() {
-			s := e.GetSnapshot()
-			all = append(all, listed{s.GetSnapshotId(), s.GetSourceVolumeId(), s.GetSizeBytes()})
-		}
-		return all, response.GetNextToken(), err
-	})
-}
-
-// pages asks for one page after the other. None may be longer than it was to be.
-func pages(most int32, ask func(token string) ([]listed, string, error)) (all []listed, err error) {
-	for token, first := "", true; first || token != ""; first = false {
-		var page []listed
-		if page, token, err = ask(token); err != nil {
-			return nil, err
-		}
-		if most > 0 && len(page) > int(most) {
-			return nil, fmt.Errorf("a page has %d entries, at most %d were asked for", len(page), most)
-		}
-		all = append(all, page...)
-	}
-	return all, nil
 }

@@ -43,7 +43,7 @@ type recorder struct {
 
 // newRecorder makes one in an empty directory.
 func newRecorder(ctx context.Context, dir string, quota btrfs.QuotaMode) (_ *recorder, err error) {
-	r := &recorder{quota: quota, dir: dir, counts: &counts{requests: map[string]*Answers{}, repairs: map[string]int{}}}
+	r := &recorder{quota: quota, dir: dir, counts: newCounts()}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=700"); err != nil {
 		return nil, fmt.Errorf("tmpfs at %s: %w", dir, err)
 	}
@@ -75,7 +75,7 @@ func (r *recorder) close() error {
 // node returns one with a directory of its own.
 func (r *recorder) node(image string) *node {
 	r.nodes++
-	return newNode(r.binary, filepath.Join(r.dir, fmt.Sprintf("n%d", r.nodes)), image, r.quota, r.counts)
+	return newNode(r.binary, filepath.Join(r.dir, fmt.Sprintf("n%d", r.nodes)), image, r.quota)
 }
 
 // makeBase makes a pool with one copy of its metadata, so that none makes up for what is
@@ -123,17 +123,6 @@ func (r *recorder) history(n *node, m *model) *history {
 	return &history{worker: l.worker(r.nodes), length: func() (int, error) { return 0, nil }}
 }
 
-// begun returns a model in which the volume of the base is there, and that volume.
-func (r *recorder) begun() (*model, *object) {
-	m := newModel()
-	made := span{m.now, m.now}
-	o := &object{kind: r.volume.kind, name: r.volume.name, id: r.volume.id, parameters: r.volume.parameters, created: made}
-	o.sizes = timeline[int64]{{made, r.volume.sizes[len(r.volume.sizes)-1].value}}
-	o.contents = timeline[content]{{made, r.volume.contents[len(r.volume.contents)-1].value}}
-	m.all[o.id], m.living = o, []*object{o}
-	return m, o
-}
-
 // recording is a history, with the log of the disk.
 type recording struct {
 	*history
@@ -151,7 +140,7 @@ func (r *recorder) record(ctx context.Context, sequence []call, i interference) 
 		return nil, err
 	}
 	n := r.node(rec.disk.Path())
-	m, volume := r.begun()
+	m, volume := begun(r.volume)
 	rec.history = r.history(n, m)
 	rec.volume, rec.interference, rec.length, rec.forgotten = volume, i, rec.disk.Length, r.forgotten
 	defer func() {
@@ -224,7 +213,7 @@ func (rec *recording) positions(from, to int) (first, last position) {
 func (rec *recording) judge(c writelog.Crash[sight]) error {
 	first, last := rec.positions(c.From, c.To)
 	for p := first; p <= last; p++ {
-		if _, err := c.Seen.compare(rec.expect(window{p, p})); err != nil {
+		if _, err := c.Seen.compare(rec.expect(exactly(p))); err != nil {
 			return errors.New(rec.explain(fmt.Errorf("at position %d of the journal: %w", p, err), c.From, c.To))
 		}
 	}
@@ -237,12 +226,8 @@ func (rec *recording) explain(err error, from, to int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%v\nthe log of the disk (the last call begins at %d):\n%s", err, rec.begin, writelog.Excerpt(rec.log, min(from-5, rec.begin), to+10))
 	fmt.Fprintf(&b, "the steps of the last call, each after so many requests to the disk:\n%s\n", strings.Join(rec.trace, "\n"))
-	written := map[string]bool{}
-	for _, id := range identifier.FindAllString(err.Error(), -1) {
-		if !written[id] && rec.all[id] != nil {
-			written[id] = true
-			b.WriteString(rec.story(id) + "\n")
-		}
+	for _, story := range rec.stories(err.Error()) {
+		b.WriteString(story + "\n")
 	}
 	fmt.Fprintf(&b, "positions of the journal are at these lengths of the log: %v", slices.Clone(rec.marks))
 	return b.String()

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -32,14 +31,7 @@ type Report struct {
 	Latencies map[string][]Latency `json:"latencies,omitempty"` // by kind of request
 
 	counts *counts
-}
-
-// Answers counts the requests of one kind.
-type Answers struct {
-	Sent         int `json:"sent"`
-	Acknowledged int `json:"acknowledged"`
-	Refused      int `json:"refused"`    // for good
-	Unanswered   int `json:"unanswered"` // broken off, or to be asked again
+	logged *Logged
 }
 
 func (t *InFlight) add(other InFlight) {
@@ -47,92 +39,10 @@ func (t *InFlight) add(other InFlight) {
 	t.Absent += other.Absent
 }
 
-// counts are what the workers add to.
-type counts struct {
-	mu       sync.Mutex // protects what follows
-	requests map[string]*Answers
-	repairs  map[string]int
-	foreign  int
-	delays   int
-	writes   int
-	began    time.Time // zero: requests are not timed
-	timings  map[string][]timing
-}
-
-// time has requests be timed from now on.
-func (c *counts) time(began time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.began, c.timings = began, map[string][]timing{}
-}
-
-func (c *counts) repair(what string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.repairs[what]++
-}
-
-func (c *counts) disturb(commit, wait bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if commit {
-		c.foreign++
-	}
-	if wait {
-		c.delays++
-	}
-}
-
-func (c *counts) write() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.writes++
-}
-
-// add counts a request that was sent at some time and has just been answered. What
-// provokes is for a request that is known by its name, which is no method, and is not timed.
-func (c *counts) add(what string, err error, sent time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	a := c.requests[what]
-	if a == nil {
-		a = &Answers{}
-		c.requests[what] = a
-	}
-	a.Sent++
-	switch {
-	case err == nil:
-		a.Acknowledged++
-		if !c.began.IsZero() && !strings.Contains(what, " ") {
-			c.timings[what] = append(c.timings[what], timing{sent.Sub(c.began), time.Since(sent)})
-		}
-	case final(err):
-		a.Refused++
-	default:
-		a.Unanswered++
-	}
-}
-
-// sent returns how many requests were sent so far.
-func (c *counts) sent() (n int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, a := range c.requests {
-		n += a.Sent
-	}
-	return n
-}
-
-// fill writes what the workers counted into a report.
-func (c *counts) fill(r *Report) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	r.Writes, r.Foreign, r.Delays = c.writes, c.foreign, c.delays
-	r.Repairs = maps.Clone(c.repairs)
-	r.Requests = map[string]Answers{}
-	for what, a := range c.requests {
-		r.Requests[what] = *a
-	}
+// fill writes what was counted into a report.
+func (r *Report) fill() {
+	r.Writes, r.Requests = r.counts.report()
+	r.Repairs, r.Foreign, r.Delays = maps.Clone(r.logged.Repairs), r.logged.Foreign, r.logged.Delays
 }
 
 // Total adds up all kinds of requests.
@@ -142,13 +52,6 @@ func (r Report) Total() Answers {
 		total.add(a)
 	}
 	return total
-}
-
-func (a *Answers) add(other Answers) {
-	a.Sent += other.Sent
-	a.Acknowledged += other.Acknowledged
-	a.Refused += other.Refused
-	a.Unanswered += other.Unanswered
 }
 
 // String returns a few lines for people.

@@ -2,10 +2,8 @@ package reliability
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"sync/atomic"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -314,39 +312,6 @@ func (w *worker) writeOne(ctx context.Context, o *object) error {
 		w.counts.write()
 		return nil
 	})
-}
-
-// compareList holds a list against what must and may be there.
-func compareList(expected map[string]expectation, found []listed) error {
-	var errs []error
-	have := map[string]bool{}
-	for _, l := range found {
-		e, ok := expected[l.id]
-		switch {
-		case !ok:
-			errs = append(errs, fmt.Errorf("%s is listed, and should not be there", l.id))
-		case have[l.id]:
-			errs = append(errs, fmt.Errorf("%s is listed twice", l.id))
-		case !slices.Contains(e.sizes, l.size):
-			errs = append(errs, fmt.Errorf("%s is listed with %d bytes, wanted is one of %v", l.id, l.size, e.sizes))
-		case l.source != sourceID(e.object):
-			errs = append(errs, fmt.Errorf("%s is listed with the source %q, wanted is %q", l.id, l.source, sourceID(e.object)))
-		}
-		have[l.id] = true
-	}
-	for id, e := range expected {
-		if e.must && !have[id] {
-			errs = append(errs, fmt.Errorf("%s is not listed", id))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func sourceID(o *object) string {
-	if o.source == nil {
-		return ""
-	}
-	return o.source.id
 }
 
 func sourceOf(o *object) *csi.VolumeContentSource {

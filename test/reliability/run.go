@@ -8,14 +8,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
-	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
 // Options say what to do to a driver.
@@ -40,14 +38,6 @@ type Options struct {
 	// Sample is how often to look at the driver's process and how long its answers take.
 	// Only for one that is left alone, without kills and cuts.
 	Sample time.Duration
-}
-
-// modes returns all kinds of quota that the kernel has.
-func modes() []btrfs.QuotaMode {
-	if !btrfstest.SimpleQuota.Holds() {
-		return []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaNone}
-	}
-	return []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple, btrfs.QuotaNone}
 }
 
 // leg is the part of a run that is done to one node.
@@ -77,7 +67,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 	if len(o.Quota) == 0 {
 		o.Quota = modes()
 	}
-	report := Report{Seed: o.Seed, counts: &counts{requests: map[string]*Answers{}, repairs: map[string]int{}}}
+	report := Report{Seed: o.Seed, counts: newCounts(), logged: newLogged()}
 	began := time.Now()
 	var errs []error
 	for i, quota := range o.Quota {
@@ -91,7 +81,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 		}
 	}
 	report.Elapsed = time.Since(began)
-	report.counts.fill(&report)
+	report.fill()
 	return report, errors.Join(errs...)
 }
 
@@ -115,9 +105,10 @@ func runLeg(ctx context.Context, o Options, quota btrfs.QuotaMode, report *Repor
 	}
 	l := &leg{
 		model: newModel(), gate: newGate(), options: o, report: report,
-		node:   newNode(o.Binary, filepath.Join(dir, "node"), image, quota, report.counts),
+		node:   newNode(o.Binary, filepath.Join(dir, "node"), image, quota),
 		random: rand.New(rand.NewPCG(o.Seed, 0)),
 	}
+	l.node.logged = report.logged
 	l.node.disturbed, l.node.seed = o.Disturbed, o.Seed
 	if err := newPool(ctx, image); err != nil {
 		return err
@@ -314,18 +305,9 @@ func (l *leg) finish(ctx context.Context, load *load) error {
 	return nil
 }
 
-// identifier finds the objects that a failure is about.
-var identifier = regexp.MustCompile(`(pvc|snapshot)-[0-9a-f]+-[0-9]+-[0-9]+|sha256-[0-9a-f]+`)
-
-// explain adds to a failure what happened to what it is about.
+// explain adds to a failure what happened to the objects that it names.
 func (l *leg) explain(err error) error {
-	var stories []string
-	written := map[string]bool{}
-	for _, id := range identifier.FindAllString(err.Error(), -1) {
-		if !written[id] && l.all[id] != nil && len(stories) < 4 {
-			written[id] = true
-			stories = append(stories, l.story(id))
-		}
-	}
+	stories := l.stories(err.Error())
+	stories = stories[:min(len(stories), 4)]
 	return fmt.Errorf("%w\n%s\nthe driver's last words:\n%s", err, strings.Join(stories, "\n"), l.node.LastWords())
 }

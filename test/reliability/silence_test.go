@@ -54,7 +54,7 @@ func newSilenceRig(t *testing.T, buffered bool) *silenceRig {
 	binary, _, err := build(t.Context())
 	no(t, err)
 	dir := t.TempDir()
-	r := &silenceRig{node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "default.img"), btrfs.QuotaFull, &counts{})}
+	r := &silenceRig{node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "default.img"), btrfs.QuotaFull)}
 	r.http = freeAddress(t)
 	r.flags = []string{"--pool-timeout=1s", "--http=" + r.http}
 	no(t, newPool(t.Context(), r.image))

@@ -2,17 +2,13 @@ package reliability
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
@@ -71,7 +67,7 @@ func Soak(ctx context.Context, o SoakOptions) (SoakReport, error) {
 	r := SoakReport{CPUs: runtime.NumCPU(), Began: time.Now().UTC(), Seed: o.Seed}
 	r.Wanted.Kills, r.Wanted.Cuts = o.Kills, o.Cuts
 	var err error
-	if r.Version, err = versionOf(ctx, o.Binary); err != nil {
+	if r.Version, err = version(ctx, o.Binary); err != nil {
 		return r, err
 	}
 	if r.Kernel, err = kernel(); err != nil {
@@ -116,7 +112,7 @@ func (r *SoakReport) run(ctx context.Context, o SoakOptions, disturbed string) e
 	} {
 		options := part.options()
 		options.Binary, options.Seed, options.Log = o.Binary, o.Seed, o.Log
-		err := InDirectory(o.Dir, part.name, func(dir string) (err error) {
+		err := testkit.InDirectory(o.Dir, part.name, func(dir string) (err error) {
 			options.Dir = dir
 			*part.report, err = Run(ctx, options)
 			return err
@@ -126,36 +122,6 @@ func (r *SoakReport) run(ctx context.Context, o SoakOptions, disturbed string) e
 		}
 	}
 	return nil
-}
-
-// InDirectory makes a directory for fn and takes it away, unless something is still
-// mounted there.
-func InDirectory(parent, name string, fn func(dir string) error) error {
-	dir, err := os.MkdirTemp(parent, "btrfs-csi-"+name+"-")
-	if err != nil {
-		return err
-	}
-	err = fn(dir)
-	points, tableErr := testkit.MountsIn(dir)
-	if tableErr != nil || len(points) > 0 {
-		return errors.Join(err, tableErr, fmt.Errorf("%s is left behind: %d mounts are below it", dir, len(points)))
-	}
-	return errors.Join(err, os.RemoveAll(dir))
-}
-
-func versionOf(ctx context.Context, binary string) (string, error) {
-	out, err := exec.CommandContext(ctx, binary, "version").Output()
-	if err != nil {
-		return "", fmt.Errorf("%s version: %w", binary, err)
-	}
-	return strings.Join(strings.Fields(string(out)), " "), nil
-}
-
-func kernel() (string, error) {
-	var name unix.Utsname
-	err := unix.Uname(&name)
-	version, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // what follows is the distributor's
-	return version, err
 }
 
 // Total adds up the requests of all parts.

@@ -83,3 +83,19 @@ func RemoveAll(dir string) error {
 	}
 	return os.RemoveAll(dir)
 }
+
+// InDirectory makes a directory for fn and takes it away, unless something is still
+// mounted there.
+func InDirectory(parent, name string, fn func(dir string) error) error {
+	dir, err := os.MkdirTemp(parent, "btrfs-csi-"+name+"-")
+	if err != nil {
+		return err
+	}
+	err = fn(dir)
+	points, tableErr := MountsIn(dir)
+	if tableErr != nil || len(points) > 0 {
+		return errors.Join(err, tableErr, fmt.Errorf("%s is left behind: %d mounts are below it", dir, len(points)))
+	}
+	return errors.Join(err, os.RemoveAll(dir))
+}
+

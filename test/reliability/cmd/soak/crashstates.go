@@ -8,6 +8,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability"
+	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 func newCrashStates() *cobra.Command {
@@ -32,14 +33,14 @@ should be. It wants root, and leaves nothing behind.`,
 				o.Log = progress(cmd.ErrOrStderr())
 				write := func(reliability.CrashReport) error { return nil }
 				if docs != "" {
-					document, err := reliability.OpenDocument(docs)
+					document, err := openDocument(docs)
 					if err != nil {
 						return err
 					}
-					write = document.WriteCrashStates
+					write = document.writeCrashStates
 				}
 				var report reliability.CrashReport
-				err := reliability.InDirectory(o.Dir, "crash-states", func(dir string) (err error) {
+				err := testkit.InDirectory(o.Dir, "crash-states", func(dir string) (err error) {
 					o.Dir = dir
 					report, err = reliability.CrashStates(cmd.Context(), o)
 					if err == nil && source != "" {
@@ -74,7 +75,7 @@ func newMutants() *cobra.Command {
 		Short: "Put faults into copies of the driver, and have the crash states find each",
 		Args:  cobra.NoArgs, SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return reliability.InDirectory("", "mutants", func(dir string) error {
+			return testkit.InDirectory("", "mutants", func(dir string) error {
 				_, err := reliability.Mutants(cmd.Context(), source, dir, only, func(format string, args ...any) { cmd.Printf(format+"\n", args...) })
 				return err
 			})
@@ -100,7 +101,7 @@ fsync that returned although a state after it lacks what it makes durable.`,
 				all, early := 0, 0
 				for range runs {
 					var r reliability.FsyncReport
-					err := reliability.InDirectory("", "fsyncs", func(dir string) (err error) {
+					err := testkit.InDirectory("", "fsyncs", func(dir string) (err error) {
 						o.Dir = dir
 						r, err = reliability.Fsyncs(cmd.Context(), o)
 						return err

@@ -80,11 +80,11 @@ It wants root, and leaves nothing behind.`,
 			o.Log = progress(cmd.ErrOrStderr())
 			write := func(reliability.SoakReport) error { return nil }
 			if docs != "" { // check now that it can be written, not after half an hour
-				document, err := reliability.OpenDocument(docs)
+				document, err := openDocument(docs)
 				if err != nil {
 					return err
 				}
-				write = document.Write
+				write = document.writeSoak
 			}
 			report, err := reliability.Soak(cmd.Context(), o)
 			if err := errors.Join(err, out.print(cmd.OutOrStdout(), report, report.String())); err != nil {

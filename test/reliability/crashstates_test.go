@@ -15,10 +15,8 @@ import (
 // calls, and of some of three. make crash-states takes all.
 func TestCrashStates(t *testing.T) {
 	btrfstest.RequireRoot(t)
-	binary, _, err := build(t.Context())
-	no(t, err)
 	report, err := CrashStates(t.Context(), CrashOptions{
-		Dir: t.TempDir(), Binary: binary, Seed: uint64(number(t, "RELIABILITY_SEED", 0)), Only: os.Getenv("RELIABILITY_HISTORY"),
+		Dir: t.TempDir(), Binary: builtDriver(t), Seed: uint64(number(t, "RELIABILITY_SEED", 0)), Only: os.Getenv("RELIABILITY_HISTORY"),
 		Triples: number(t, "RELIABILITY_TRIPLES", 50), Interferences: number(t, "RELIABILITY_INTERFERENCES", 1),
 	})
 	t.Log(report)

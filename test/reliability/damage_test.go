@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,12 +20,10 @@ import (
 
 // TestChecksFindDamage does by hand what a driver must never do. The checks must find it.
 func TestChecksFindDamage(t *testing.T) {
-	l := newLeg(t, btrfs.QuotaFull)
-	ctx := t.Context()
-	w := (&load{model: l.model, gate: l.gate, node: l.node, seed: 1, counts: l.report.counts}).worker(1)
+	w, ctx := newWorker(t, btrfs.QuotaFull), t.Context()
 	check := func() error {
-		_, err := l.node.check(ctx, l.expect(l.instant()))
-		return errors.Join(err, l.node.checkMounts(l.model))
+		_, err := w.node.check(ctx, w.expect(w.instant()))
+		return errors.Join(err, w.node.checkMounts(w.model))
 	}
 	for _, test := range []struct {
 		name   string
@@ -46,7 +43,7 @@ func TestChecksFindDamage(t *testing.T) {
 		}, "is lost"},
 		{"a limit is lost", func(_ *object, subvolume string) error {
 			info, err := btrfs.Info(subvolume)
-			return errors.Join(err, btrfs.LimitQgroup(l.node.Pool(), btrfs.NewQgroupID(0, info.ID), btrfs.NoLimit))
+			return errors.Join(err, btrfs.LimitQgroup(w.node.Pool(), btrfs.NewQgroupID(0, info.ID), btrfs.NoLimit))
 		}, "WrongLimit"},
 		{"a class is lost from a record", func(_ *object, subvolume string) error {
 			return changeRecord(filepath.Dir(subvolume), func(r *meta.Record) { r.Parameters.Compression += "lzo" })
@@ -58,7 +55,7 @@ func TestChecksFindDamage(t *testing.T) {
 			return btrfs.SetCompression(subvolume, "lzo")
 		}, "has the properties"},
 		{"an expansion is lost", func(o *object, _ string) error {
-			o.sizes = timeline[int64]{{o.created, 1 << 40}}
+			o.sizes = timeline[int64]{{span: o.created, value: 1 << 40}}
 			return nil
 		}, "bytes, wanted is one of [1099511627776]"},
 		{"a removed volume is back", func(o *object, _ string) error {
@@ -66,34 +63,34 @@ func TestChecksFindDamage(t *testing.T) {
 			w.gone(o)
 			return nil
 		}, "should not be there"},
-		{"a mount is lost", func(o *object, _ string) error { return btrfstest.Unmount(l.node.target(o)) }, "is not mounted"},
+		{"a mount is lost", func(o *object, _ string) error { return btrfstest.Unmount(w.node.target(o)) }, "is not mounted"},
 		{"a mount is there twice", func(o *object, subvolume string) error {
-			return unix.Mount(subvolume, l.node.target(o), "", unix.MS_BIND, "")
+			return unix.Mount(subvolume, w.node.target(o), "", unix.MS_BIND, "")
 		}, " and /active/"},
 		{"a mount for the kubelet is a stray", func(o *object, subvolume string) error {
-			stray := filepath.Join(l.node.Kubelet, "stray")
+			stray := filepath.Join(w.node.Kubelet, "stray")
 			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
 		}, "stray mount"},
 		{"a stray mount", func(_ *object, subvolume string) error { // not in the model
-			stray := filepath.Join(l.node.dir, "stray")
+			stray := filepath.Join(w.node.dir, "stray")
 			return errors.Join(os.Mkdir(stray, 0o700), unix.Mount(subvolume, stray, "", unix.MS_BIND, ""))
 		}, "stray mount of"},
-		{"a second loop device on the pool", func(*object, string) error { return attachLoop(t, l.node.image) },
-			fmt.Sprintf("%q %q", l.node.image, l.node.image)},
+		{"a second loop device on the pool", func(*object, string) error { return attachLoop(t, w.node.image) },
+			fmt.Sprintf("%q %q", w.node.image, w.node.image)},
 		{"a stray loop device", func(*object, string) error {
-			file := filepath.Join(l.node.State, "stray.img")
+			file := filepath.Join(w.node.State, "stray.img")
 			return errors.Join(testkit.Sparse(file, mib), attachLoop(t, file))
 		}, "stray.img"},
 		{"a subvolume is a stray", func(*object, string) error {
-			return btrfs.Create(filepath.Join(l.node.Pool(), "stray"))
+			return btrfs.Create(filepath.Join(w.node.Pool(), "stray"))
 		}, "are in no slot"},
 		{"the log has a race", func(*object, string) error {
-			return os.WriteFile(l.node.Log, append(make([]byte, l.node.logRead), "\nWARNING: DATA RACE\n"...), 0o600)
+			return appendTo(w.node.Log, "\nWARNING: DATA RACE\n")
 		}, "driver: WARNING: DATA RACE"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			o := mountedVolume(ctx, t, w)
-			if err := test.damage(o, l.node.subvolume(o)); err != nil {
+			if err := test.damage(o, w.node.subvolume(o)); err != nil {
 				t.Fatal(err)
 			}
 			err := check()
@@ -136,14 +133,14 @@ func attachLoop(t *testing.T, file string) error {
 func TestStaleQuotaIsFound(t *testing.T) {
 	for _, quota := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
 		t.Run(string(quota), func(t *testing.T) {
-			l := newLeg(t, quota)
-			if err := l.node.checkQuota(t.Context()); err != nil {
+			w := newWorker(t, quota)
+			if err := w.node.checkQuota(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if err := btrfs.CreateQgroup(l.node.Pool(), btrfs.NewQgroupID(1, 4711)); err != nil {
+			if err := btrfs.CreateQgroup(w.node.Pool(), btrfs.NewQgroupID(1, 4711)); err != nil {
 				t.Fatal(err)
 			}
-			if err := l.node.staleQuota(); err == nil || !strings.Contains(err.Error(), "1/4711") {
+			if err := w.node.staleQuota(); err == nil || !strings.Contains(err.Error(), "1/4711") {
 				t.Errorf("found %v, want 1/4711", err)
 			}
 		})
@@ -155,55 +152,55 @@ func TestStaleQuotaIsFound(t *testing.T) {
 func TestQuotaAfterAKill(t *testing.T) {
 	for _, quota := range []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaSimple} {
 		t.Run(string(quota), func(t *testing.T) {
-			l := newLeg(t, quota)
-			ctx := t.Context()
-			w := (&load{model: l.model, gate: l.gate, node: l.node, seed: 1, counts: l.report.counts}).worker(1)
+			w, ctx := newWorker(t, quota), t.Context()
 			for range 20 {
 				o := mountedVolume(ctx, t, w)
 				if err := errors.Join(w.unmount(ctx, o), w.remove(ctx, o)); err != nil {
 					t.Fatal(err)
 				}
 			}
-			if err := errors.Join(l.node.kill(), l.node.serve(ctx), l.node.settle(ctx)); err != nil {
+			if err := errors.Join(w.node.kill(), w.node.serve(ctx), w.node.settle(ctx)); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := l.node.check(ctx, nil); err != nil {
+			if _, err := w.node.check(ctx, nil); err != nil {
 				t.Error(err)
 			}
-			if err := l.node.checkQuota(ctx); err != nil {
+			if err := w.node.checkQuota(ctx); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-// newLeg returns a node with a driver, without load.
-func newLeg(t *testing.T, quota btrfs.QuotaMode) *leg {
+func appendTo(file, text string) error {
+	f, err := os.OpenFile(file, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+// newWorker returns the only worker of a node with a driver.
+func newWorker(t *testing.T, quota btrfs.QuotaMode) *worker {
 	if quota == btrfs.QuotaSimple {
 		btrfstest.SimpleQuota.Need(t)
 	}
 	btrfstest.RequireRoot(t)
-	binary, _, err := build(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
-	c := newCounts()
-	l := &leg{
-		model: newModel(), gate: newGate(), report: &Report{counts: c}, random: rand.New(rand.NewPCG(1, 1)),
-		node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "pool.img"), quota),
-	}
-	l.open(1)
+	n := newNode(builtDriver(t), filepath.Join(dir, "node"), filepath.Join(dir, "pool.img"), quota)
+	g := newGate()
+	g.open(1)
 	t.Cleanup(func() {
-		if err := l.node.close(); err != nil {
+		if err := n.close(); err != nil {
 			t.Error(err)
 		}
 	})
 	ctx := t.Context()
-	if err := errors.Join(newPool(ctx, l.node.image), l.node.open(ctx), l.node.serve(ctx)); err != nil {
+	if err := errors.Join(newPool(ctx, n.image), n.open(ctx), n.serve(ctx)); err != nil {
 		t.Fatal(err)
 	}
-	return l
+	return (&load{model: newModel(), gate: g, node: n, seed: 1, counts: newCounts()}).worker(1)
 }
 
 // mountedVolume creates and mounts a volume with one file.
@@ -216,10 +213,10 @@ func mountedVolume(ctx context.Context, t *testing.T, w *worker) *object {
 	if err := w.mount(ctx, o); err != nil {
 		t.Fatal(err)
 	}
-	known := change{"known", []byte("known")}
+	known := change{name: "known", data: []byte("known")}
 	if err := known.make(w.node.target(o)); err != nil {
 		t.Fatal(err)
 	}
-	o.contents = append(o.contents, &event[content]{span{w.here(), w.here()}, known.after("")})
+	o.contents = append(o.contents, &event[content]{span: span{asked: w.here(), answered: w.here()}, value: known.after("")})
 	return o
 }

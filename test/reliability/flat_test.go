@@ -57,19 +57,6 @@ func TestFlatLatencies(t *testing.T) {
 	wantError(t, flatLatencies(map[string][]Latency{"A": series(0), "B": series(200 * time.Millisecond)}), "for B")
 }
 
-func TestLatencies(t *testing.T) {
-	c := newCounts()
-	c.time(time.Now())
-	for i := range 100 {
-		c.timings["A"] = append(c.timings["A"], timing{time.Second, time.Duration(100 - i)})
-	}
-	c.timings["A"] = append(c.timings["A"], timing{50 * time.Second, 7})
-	got := c.latencies(time.Minute)["A"]
-	if len(got) != 2 || got[0] != (Latency{time.Second, 100, 51, 100}) || got[1] != (Latency{50 * time.Second, 1, 7, 7}) {
-		t.Errorf("got %v", got)
-	}
-}
-
 func wantError(t *testing.T, err error, want string) {
 	t.Helper()
 	if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {

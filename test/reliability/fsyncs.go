@@ -122,7 +122,9 @@ func readSubvolume(dir string) (string, error) {
 	return strconv.Itoa(len(entries)), err
 }
 
-func writeRenamed(dir, number string) error { return change{"number", []byte(number)}.make(dir) }
+func writeRenamed(dir, number string) error {
+	return change{name: "number", data: []byte(number)}.make(dir)
+}
 
 func readRenamed(dir string) (string, error) {
 	data, err := os.ReadFile(filepath.Join(dir, "number"))

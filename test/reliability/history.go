@@ -239,13 +239,10 @@ func (h *history) interfere(step string, dead *bool) (kill bool, err error) {
 
 // kill ends the driver so that its caller hears nothing, and starts the next.
 func (h *history) kill(ctx context.Context) {
-	in, restarts := h.node.inside, make(chan error, 1)
+	restarts := make(chan error, 1)
 	h.restarts = restarts // before the caller can see that there is no driver
-	h.node.driver.Store(nil)
-	_ = in.client.Close() // the request that is under way is broken off by this
-	go func() {
-		restarts <- errors.Join(in.close(), h.node.serveInside(ctx, h.around(ctx)))
-	}()
+	end := h.node.breakOff()
+	go func() { restarts <- errors.Join(end(), h.node.serveInside(ctx, h.around(ctx))) }()
 }
 
 // makeOther makes the other volume.

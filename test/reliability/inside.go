@@ -94,6 +94,14 @@ func (in *inside) await(ctx context.Context) error {
 	}
 }
 
+// breakOff breaks off the requests to the driver in this process. Their callers get no answer, as
+// when a driver is killed. The caller ends the driver by end.
+func (n *node) breakOff() (end func() error) {
+	n.driver.Store(nil)
+	_ = n.inside.client.Close()
+	return n.inside.close
+}
+
 // close ends the driver as SIGTERM does.
 func (in *inside) close() error {
 	in.cancel()

@@ -131,19 +131,19 @@ func (l *leg) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, l.end)
 	defer stop()
-	load := &load{model: l.model, gate: l.gate, node: l.node, seed: l.options.Seed, counts: l.report.counts}
+	workers := &load{model: l.model, gate: l.gate, node: l.node, seed: l.options.Seed, counts: l.report.counts}
 	for i := range l.options.Workers {
-		group.Go(func() error { return load.worker(i + 1).run(ctx) })
+		group.Go(func() error { return workers.worker(i + 1).run(ctx) })
 	}
 	group.Go(func() error {
 		defer l.end()
-		return l.rounds(ctx, load)
+		return l.rounds(ctx, workers)
 	})
 	return group.Wait()
 }
 
 // rounds do one thing after the other to the driver, in random order.
-func (l *leg) rounds(ctx context.Context, load *load) error {
+func (l *leg) rounds(ctx context.Context, workers *load) error {
 	stopWatching := l.watch(ctx)
 	for began := time.Now(); l.goesOn(time.Since(began)); {
 		if ctx.Err() != nil {
@@ -159,7 +159,7 @@ func (l *leg) rounds(ctx context.Context, load *load) error {
 	if err := stopWatching(); err != nil {
 		return err
 	}
-	return l.finish(ctx, load)
+	return l.finish(ctx, workers)
 }
 
 // goesOn reports whether there is more to do after some time.
@@ -272,7 +272,7 @@ func (l *leg) restart(ctx context.Context) error {
 }
 
 // finish checks what is there at the end, and that all of it can be removed.
-func (l *leg) finish(ctx context.Context, load *load) error {
+func (l *leg) finish(ctx context.Context, workers *load) error {
 	l.drain()
 	if ctx.Err() != nil {
 		return ctx.Err()
@@ -283,7 +283,7 @@ func (l *leg) finish(ctx context.Context, load *load) error {
 	if err := l.node.serve(ctx); err != nil {
 		return err
 	}
-	w := load.worker(0)
+	w := workers.worker(0)
 	for len(l.living) > 0 {
 		o := l.living[0]
 		if o.isMounted() {

@@ -51,14 +51,13 @@ type silenceRig struct {
 
 func newSilenceRig(t *testing.T, buffered bool) *silenceRig {
 	btrfstest.RequireRoot(t)
-	binary, _, err := build(t.Context())
-	no(t, err)
 	dir := t.TempDir()
-	r := &silenceRig{node: newNode(binary, filepath.Join(dir, "node"), filepath.Join(dir, "default.img"), btrfs.QuotaFull)}
+	r := &silenceRig{node: newNode(builtDriver(t), filepath.Join(dir, "node"), filepath.Join(dir, "default.img"), btrfs.QuotaFull)}
 	r.http = freeAddress(t)
 	r.flags = []string{"--pool-timeout=1s", "--http=" + r.http}
 	no(t, newPool(t.Context(), r.image))
 	no(t, os.Mkdir(filepath.Join(dir, "disk"), 0o700))
+	var err error
 	r.disk, err = disk.New(filepath.Join(dir, "disk"), 1<<30)
 	no(t, err)
 	no(t, testkit.Run(t.Context(), "mkfs.btrfs", "-q", "-K", r.disk.Below()))
@@ -85,13 +84,6 @@ func (r *silenceRig) end(t *testing.T) {
 	err = errors.Join(err, r.close(), r.disk.Stop())
 	if err != nil {
 		t.Errorf("left behind: %v", err)
-	}
-}
-
-func no(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 

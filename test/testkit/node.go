@@ -98,4 +98,3 @@ func InDirectory(parent, name string, fn func(dir string) error) error {
 	}
 	return errors.Join(err, os.RemoveAll(dir))
 }
-

@@ -16,7 +16,7 @@ import (
 )
 
 // disturbVariable contains a random seed. Between steps of such a driver, others commit or
-// steps wait. Package reliability starts these drivers.
+// steps wait. test/reliability/node starts these drivers.
 const disturbVariable = "BTRFS_CSI_TEST_DISTURB"
 
 const (

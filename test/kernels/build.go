@@ -31,7 +31,7 @@ var programs = []program{
 	{"driver", ".", "./pkg/driver", true},
 	{"snapshot", ".", "./pkg/snapshot", true},
 	{"command", ".", "./cmd/btrfs-csi", true},
-	{"reliability", "test/reliability", ".", true},
+	{"reliability", "test/reliability", "./soak", true},
 }
 
 // build builds the programs that the steps need into a directory. cc is the compiler for the

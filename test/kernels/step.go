@@ -38,7 +38,7 @@ func testOf(program, dir string) string {
 }
 
 func reliability(variable, test string) string {
-	return fmt.Sprintf("cd /tmp/src/test/reliability && RELIABILITY_BINARY=/job/bin/btrfs-csi %s /job/bin/reliability -test.v -test.timeout 90m -test.run '^%s$'", variable, test)
+	return fmt.Sprintf("cd /tmp/src/test/reliability/soak && RELIABILITY_BINARY=/job/bin/btrfs-csi %s /job/bin/reliability -test.v -test.timeout 90m -test.run '^%s$'", variable, test)
 }
 
 // script returns the job of a guest, with a pattern of the tests to run.

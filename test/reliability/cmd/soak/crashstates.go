@@ -7,12 +7,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
-	"github.com/btrfs-csi/btrfs-csi/test/reliability"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/crashstates"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/fsyncs"
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
 func newCrashStates() *cobra.Command {
-	o := reliability.CrashOptions{}
+	o := crashstates.Options{}
 	var docs, source string
 	var out output
 	cmd := &cobra.Command{
@@ -31,7 +32,7 @@ should be. It wants root, and leaves nothing behind.`,
 			}
 			return inNamespace(func() error {
 				o.Log = progress(cmd.ErrOrStderr())
-				write := func(reliability.CrashReport) error { return nil }
+				write := func(crashstates.Report) error { return nil }
 				if docs != "" {
 					document, err := openDocument(docs)
 					if err != nil {
@@ -39,12 +40,12 @@ should be. It wants root, and leaves nothing behind.`,
 					}
 					write = document.writeCrashStates
 				}
-				var report reliability.CrashReport
+				var report crashstates.Report
 				err := testkit.InDirectory(o.Dir, "crash-states", func(dir string) (err error) {
 					o.Dir = dir
-					report, err = reliability.CrashStates(cmd.Context(), o)
+					report, err = crashstates.Run(cmd.Context(), o)
 					if err == nil && source != "" {
-						report.Mutants, err = reliability.Mutants(cmd.Context(), source, dir, "", o.Log)
+						report.Mutants, err = crashstates.Mutants(cmd.Context(), source, dir, "", o.Log)
 					}
 					return err
 				})
@@ -76,7 +77,7 @@ func newMutants() *cobra.Command {
 		Args:  cobra.NoArgs, SilenceUsage: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return testkit.InDirectory("", "mutants", func(dir string) error {
-				_, err := reliability.Mutants(cmd.Context(), source, dir, only, func(format string, args ...any) { cmd.Printf(format+"\n", args...) })
+				_, err := crashstates.Mutants(cmd.Context(), source, dir, only, func(format string, args ...any) { cmd.Printf(format+"\n", args...) })
 				return err
 			})
 		},
@@ -87,7 +88,7 @@ func newMutants() *cobra.Command {
 }
 
 func newFsyncs() *cobra.Command {
-	o := reliability.FsyncOptions{}
+	o := fsyncs.Options{}
 	var runs int
 	cmd := &cobra.Command{
 		Use:   "fsyncs",
@@ -100,10 +101,10 @@ fsync that returned although a state after it lacks what it makes durable.`,
 			return inNamespace(func() error {
 				all, early := 0, 0
 				for range runs {
-					var r reliability.FsyncReport
+					var r fsyncs.Report
 					err := testkit.InDirectory("", "fsyncs", func(dir string) (err error) {
 						o.Dir = dir
-						r, err = reliability.Fsyncs(cmd.Context(), o)
+						r, err = fsyncs.Run(cmd.Context(), o)
 						return err
 					})
 					if err != nil {

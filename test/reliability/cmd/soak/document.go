@@ -6,7 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/btrfs-csi/btrfs-csi/test/reliability"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/crashstates"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/soak"
 )
 
 // section is a part of reliability.md that is written by a program, between two marks.
@@ -58,7 +59,7 @@ func (d document) write(s section, figures string) error {
 const plotName = "reliability.svg"
 
 // writeSoak writes the figures of a soak that has passed.
-func (d document) writeSoak(r reliability.SoakReport) error {
+func (d document) writeSoak(r soak.Report) error {
 	if err := os.WriteFile(filepath.Join(d.dir, plotName), []byte(r.Plot()), 0o644); err != nil {
 		return err
 	}
@@ -66,7 +67,7 @@ func (d document) writeSoak(r reliability.SoakReport) error {
 }
 
 // writeCrashStates writes the figures of crash states that have passed.
-func (d document) writeCrashStates(r reliability.CrashReport) error {
+func (d document) writeCrashStates(r crashstates.Report) error {
 	return d.write(crashSection, r.Figures())
 }
 

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/btrfs-csi/btrfs-csi/test/reliability"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/crashstates"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 )
 
@@ -18,8 +18,8 @@ func TestDocumentCrashStates(t *testing.T) {
 	no(t, os.WriteFile(filepath.Join(dir, "reliability.md"), text, 0o600))
 	document, err := openDocument(dir)
 	no(t, err)
-	r := reliability.CrashReport{Version: "btrfs-csi v9", Histories: 4711, Killed: 1, Of: [3]int{9, 74, 579}, Drawn: -1, Counts: writelog.Counts{Runs: 4712},
-		Mutants: []reliability.Found{{Name: "a fault", Histories: 1, Runs: 2, Message: "found"}}}
+	r := crashstates.Report{Version: "btrfs-csi v9", Histories: 4711, Killed: 1, Of: [3]int{9, 74, 579}, Drawn: -1, Counts: writelog.Counts{Runs: 4712},
+		Mutants: []crashstates.Found{{Name: "a fault", Histories: 1, Runs: 2, Message: "found"}}}
 	no(t, document.writeCrashStates(r))
 	next, err := os.ReadFile(filepath.Join(dir, "reliability.md"))
 	no(t, err)

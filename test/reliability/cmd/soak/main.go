@@ -1,4 +1,4 @@
-// Command soak runs all of package reliability on a driver for half an hour, and writes the figures into
+// Command soak kills a driver, cuts its power and leaves it alone, for half an hour, and writes the figures into
 // docs/reliability.md. make soak runs it.
 package main
 
@@ -16,7 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/btrfs-csi/btrfs-csi/test/reliability"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/fuzz"
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/soak"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 )
 
@@ -57,7 +58,7 @@ func (o *output) print(w io.Writer, data any, text string) error {
 }
 
 func newSoak() *cobra.Command {
-	o := reliability.SoakOptions{}
+	o := soak.Options{}
 	var docs string
 	var out output
 	cmd := &cobra.Command{
@@ -78,7 +79,7 @@ It wants root, and leaves nothing behind.`,
 				return err
 			}
 			o.Log = progress(cmd.ErrOrStderr())
-			write := func(reliability.SoakReport) error { return nil }
+			write := func(soak.Report) error { return nil }
 			if docs != "" { // check now that it can be written, not after half an hour
 				document, err := openDocument(docs)
 				if err != nil {
@@ -86,7 +87,7 @@ It wants root, and leaves nothing behind.`,
 				}
 				write = document.writeSoak
 			}
-			report, err := reliability.Soak(cmd.Context(), o)
+			report, err := soak.Run(cmd.Context(), o)
 			if err := errors.Join(err, out.print(cmd.OutOrStdout(), report, report.String())); err != nil {
 				return err
 			}
@@ -138,7 +139,7 @@ func newFuzz() *cobra.Command {
 			if err := out.check(); err != nil {
 				return err
 			}
-			done, err := reliability.Fuzz(cmd.Context(), source, each, progress(cmd.ErrOrStderr()))
+			done, err := fuzz.Run(cmd.Context(), source, each, progress(cmd.ErrOrStderr()))
 			return errors.Join(err, out.print(cmd.OutOrStdout(), done, done.String()))
 		},
 	}

@@ -1,0 +1,154 @@
+package crashstates
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
+)
+
+// mutant is the driver with a fault that is put in on purpose: some text of its source is
+// replaced, in a copy. It breaks a promise after a power cut, and nothing else shows it.
+type mutant struct {
+	name     string
+	file     string // in the driver's module
+	old, new string // old is there once
+}
+
+const inSlot = "pkg/slot/"
+
+var mutants = []mutant{
+	{"the properties of a volume are not durable before its record says ready", inSlot + "complete.go", `
+		if err := l.syncProperties(commit); err != nil {
+			return err
+		}`, ""},
+	{"a volume is acknowledged before its commit", inSlot + "complete.go", `
+	case commit:
+		return l.sync()`, ""},
+	{"a record says ready before the subvolume is made", inSlot + "make.go",
+		"l.Record.State = meta.Creating", "l.Record.State = meta.Ready"},
+	{"the commit of a snapshot lacks its record", inSlot + "make.go", `
+	if err := l.write(); err != nil {
+		return err
+	}
+	if from == nil {`, `
+	if from == nil {
+		if err := l.write(); err != nil {
+			return err
+		}
+	}
+	if from == nil {`},
+	{"a repeated request is answered without a commit", inSlot + "recover.go", `
+	if err := l.sync(); err != nil {
+		return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
+	}
+	return nil`, "\n\treturn nil"},
+	{"a removal is acknowledged before it is durable", inSlot + "erase.go", `
+	l.session.pool.stale.add(l.info.ID)
+	return l.sync()`, `
+	l.session.pool.stale.add(l.info.ID)
+	return nil`},
+	{"a removal destroys the subvolume before it renames the slot", inSlot + "remove.go",
+		"err := l.session.Move(at, to)", "var err error = unix.ENOSPC"},
+	{"an expansion is acknowledged before its record is durable", inSlot + "recover.go", `
+		err = l.session.Sync(l.At) // writes the log of the record only; there is no commit to share`, ""},
+	{"a copy keeps the limit of its source", inSlot + "complete.go",
+		"if l.Record.Kind == meta.Active {\n\t\tif err := l.setLimit()", "if l.Record.Kind == meta.Active && commit {\n\t\tif err := l.setLimit()"},
+}
+
+// write writes the mutant's file into a directory, and returns the overlay for go build that
+// puts it in the place of the original.
+func (m mutant) write(source, dir string) (overlay string, err error) {
+	original, err := filepath.Abs(filepath.Join(source, m.file))
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(original)
+	if err != nil {
+		return "", err
+	}
+	if n := strings.Count(string(text), m.old); n != 1 {
+		return "", fmt.Errorf("mutant %q: %s has %d times, wanted is once:\n%s", m.name, original, n, m.old)
+	}
+	mutated := filepath.Join(dir, "mutated.go")
+	replace, err := json.Marshal(map[string]map[string]string{"Replace": {original: mutated}})
+	if err != nil {
+		return "", err
+	}
+	overlay = filepath.Join(dir, "overlay.json")
+	return overlay, errors.Join(os.WriteFile(mutated, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o600), os.WriteFile(overlay, replace, 0o600))
+}
+
+// Found is a fault that was put in on purpose, and how much it took to find it.
+type Found struct {
+	Name      string `json:"name"`
+	Histories int    `json:"histories"`
+	Runs      int    `json:"runs"`
+	Message   string `json:"message"` // the first line
+}
+
+// foundBy finds how the failure of a state begins, or of the driver that goes on.
+var foundBy = regexp.MustCompile(writelog.PowerGoes + ".*|" + afterCalls + ".*")
+
+// Mutants puts faults into the driver, one after the other, and has the crash states find each.
+// source is the directory of the driver's module, only a regular expression for their names.
+func Mutants(ctx context.Context, source, dir, only string, log func(format string, args ...any)) ([]Found, error) {
+	wanted, err := regexp.Compile(only)
+	if err != nil {
+		return nil, err
+	}
+	var all []Found
+	for _, m := range mutants {
+		if !wanted.MatchString(m.name) {
+			continue
+		}
+		found, err := m.find(ctx, source, dir)
+		if err != nil {
+			return all, fmt.Errorf("%s: %w", m.name, err)
+		}
+		log("found after %d histories and %d states: %s", found.Histories, found.Runs, m.name)
+		all = append(all, found)
+	}
+	return all, nil
+}
+
+// find builds the mutant into the program that runs crash states, and runs it.
+func (m mutant) find(ctx context.Context, source, parent string) (f Found, err error) {
+	dir, err := os.MkdirTemp(parent, "mutant-")
+	if err != nil {
+		return f, err
+	}
+	defer os.RemoveAll(dir)
+	overlay, err := m.write(source, dir)
+	if err != nil {
+		return f, err
+	}
+	program := filepath.Join(dir, "crash-states")
+	build := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(source, "test", "reliability"), "-overlay", overlay, "-o", program, "./cmd/soak")
+	if out, err := build.CombinedOutput(); err != nil {
+		return f, fmt.Errorf("build: %w: %s", err, out)
+	}
+	var stderr strings.Builder
+	run := exec.CommandContext(ctx, program, "crash-states", "--triples=0", "--interferences=1", "--seed=1", "--output=json")
+	run.Stderr = &stderr
+	out, err := run.Output()
+	var report Report
+	if jsonErr := json.Unmarshal(out, &report); jsonErr != nil {
+		return f, fmt.Errorf("run: %w: %w: %s", err, jsonErr, stderr.String())
+	}
+	if err == nil {
+		return f, fmt.Errorf("was not found by %s", report)
+	}
+	message := foundBy.FindString(stderr.String())
+	if message == "" {
+		return f, fmt.Errorf("failed otherwise: %s", stderr.String())
+	}
+	return Found{m.name, report.Histories, report.Counts.Runs, message}, nil
+}

@@ -20,37 +20,36 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 )
 
-// all is every one, where a number says how many are drawn.
+// all means every one, in options that otherwise say how many to draw.
 const all = -1
 
-// Options say which histories to record. Those of one call are recorded with every
-// interference.
+// Options say which histories to record. Run records those of one call with every interference.
 type Options struct {
 	Dir    string            // an empty directory
-	Binary string            // btrfs-csi, which some states are started with; empty: all in this process
-	Quota  []btrfs.QuotaMode // all without it; they take turns on several CPUs
-	Seed   uint64            // a random one without it
+	Binary string            // btrfs-csi, to start on some states; "" to start all drivers in this process
+	Quota  []btrfs.QuotaMode // all at the same time; nil for every mode
+	Seed   uint64            // 0 for a random one
 	Log    func(format string, args ...any)
 
-	// Triples is how many histories of three calls are drawn in each mode; -1 for all.
+	// Triples is the number of histories of three calls to draw in each mode; -1 for all.
 	Triples int
-	// Interferences is how many are drawn for each history of more than one call, beside the
-	// undisturbed one; -1 for all.
+	// Interferences is the number to draw for each history of more than one call; -1 for all. The
+	// undisturbed history comes besides.
 	Interferences int
-	// Only is for the names of the histories to record, as failures have them; empty for all.
+	// Only is a regular expression for the names of the histories to record. Failures have these names.
 	Only string
 }
 
 const (
-	// mostRuns is how many states between two flushes are run at most.
+	// mostRuns is the largest number of states to run between two flushes.
 	mostRuns = 256
-	// oneInProcess is of how many states one is started with the binary.
+	// oneInProcess means that one in so many states gets the binary.
 	oneInProcess = 64
-	// oneSampled is of how many histories one has states run that are the same as others.
+	// oneSampled means that in one of so many histories a state runs that equals another to any reader.
 	oneSampled = 16
 )
 
-// Report has the figures of CrashStates.
+// Report has the figures of Run.
 type Report struct {
 	Version   string          `json:"version"` // of the driver
 	Kernel    string          `json:"kernel"`
@@ -58,7 +57,7 @@ type Report struct {
 	Seed      uint64          `json:"seed"`
 	Elapsed   time.Duration   `json:"elapsed"`
 	Sequences [3]int          `json:"sequences"` // of one, two and three calls
-	Of        [3]int          `json:"of"`        // how many there are
+	Of        [3]int          `json:"of"`        // the number of all such sequences
 	Drawn     int             `json:"drawn"`     // interferences for each sequence of more than one call; -1: all
 	Histories int             `json:"histories"` // sequences, by quota and interference
 	Committed int             `json:"committed"` // of these, with a commit of others between two steps
@@ -68,8 +67,8 @@ type Report struct {
 	Mutants   []Found         `json:"mutants,omitempty"`
 }
 
-// Run records histories, and starts a driver on every state that a power cut during
-// their last call leaves, and after it. It stops at the first that is not as it should be.
+// Run records histories, and starts a driver on every state that a power cut leaves during their
+// last call and after it. It stops at the first state that is wrong.
 func Run(ctx context.Context, o Options) (Report, error) {
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64() >> 32
@@ -125,7 +124,7 @@ func (r *Report) add(p *part) {
 	r.Counts.Add(p.counts)
 }
 
-// part is the part of CrashStates in one kind of quota.
+// part is the part of Run with one quota mode.
 type part struct {
 	Options
 	*recorder
@@ -165,7 +164,7 @@ func (p *part) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// draw draws so many of a list, in its order.
+// draw draws so many elements of a list, and keeps their order.
 func draw[T any](random *rand.Rand, from []T, most int) []T {
 	if most == all || most >= len(from) {
 		return from
@@ -179,8 +178,8 @@ func draw[T any](random *rand.Rand, from []T, most int) []T {
 	return drawn
 }
 
-// sequence records the histories of one sequence: undisturbed, which shows what can
-// interfere, and with interferences.
+// sequence records the histories of one sequence. The undisturbed one shows the steps at which others
+// can interfere.
 func (p *part) sequence(ctx context.Context, sequence []call) error {
 	interferences, err := p.one(ctx, sequence, interference{})
 	if err != nil {
@@ -197,7 +196,7 @@ func (p *part) sequence(ctx context.Context, sequence []call) error {
 	return nil
 }
 
-// one records one history, and explores it unless it is not wanted.
+// one records one history, and explores it if Only matches its name.
 func (p *part) one(ctx context.Context, sequence []call, i interference) ([]interference, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

@@ -19,8 +19,8 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// TestCrashStates: every state that a power cut leaves of all histories of one and of two
-// calls, and of some of three. make crash-states takes all.
+// TestCrashStates takes all histories of one and of two calls, and some of three. make crash-states
+// takes all.
 func TestCrashStates(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	report, err := Run(t.Context(), Options{
@@ -31,8 +31,8 @@ func TestCrashStates(t *testing.T) {
 	nodetest.No(t, err)
 }
 
-// TestCrashStatesFindFaults has the driver forget a step, and a power cut show it. make
-// mutants puts in faults that are no forgotten step.
+// TestCrashStatesFindFaults makes the driver forget a step. A state has to show it. The faults of make
+// mutants are others.
 func TestCrashStatesFindFaults(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	for _, test := range []struct {
@@ -81,7 +81,7 @@ func callOf(t *testing.T, name string) call {
 	return call{}
 }
 
-// TestSequences: each call is possible where it stands, and none is left out.
+// TestSequences checks that each call is possible at its place, and that no sequence is missing.
 func TestSequences(t *testing.T) {
 	seen := map[string]bool{}
 	for length := 1; length <= 3; length++ {
@@ -113,7 +113,7 @@ func TestSequences(t *testing.T) {
 	}
 }
 
-// TestPositions: what the journal may have been at, by the lengths of the log.
+// TestPositions maps lengths of the log to positions in the journal.
 func TestPositions(t *testing.T) {
 	rec := &recording{marks: []int{0, 0, 5, 5, 9, 20}}
 	for _, test := range []struct {
@@ -133,7 +133,7 @@ func TestPositions(t *testing.T) {
 	}
 }
 
-// TestMutants: each can be put in, and is another.
+// TestMutants checks that each fault can be put in, and that no two are equal.
 func TestMutants(t *testing.T) {
 	overlays := map[string]bool{}
 	for _, m := range mutants {

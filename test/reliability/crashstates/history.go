@@ -20,15 +20,15 @@ import (
 
 const mib = 1 << 20
 
-// shape is what there is between two calls of a history: the volume that it begins with,
-// one other volume, and one snapshot of the first.
+// shape says what exists between two calls of a history: the volume that it begins with, one other
+// volume, and one snapshot of the first.
 type shape struct {
 	volume, snapshot bool
-	other            meta.Kind // empty: none
-	repeatable       bool      // there was a call
+	other            meta.Kind // "" for none
+	repeatable       bool      // there was a call before
 }
 
-// call is one that a history consists of: a CSI call, or what a pod does.
+// call is a CSI call, or a write of a pod.
 type call struct {
 	name string
 	fits func(shape) bool
@@ -51,10 +51,10 @@ func ofOther(h *history) *model.Object  { return h.other }
 func ofSnap(h *history) *model.Object   { return h.snapshot }
 func none(*history) *model.Object       { return nil }
 
-// class is one that an empty volume and its copies do not have.
+// class has parameters that the first volume and its copies lack.
 var class = map[string]string{"compression": "zstd"}
 
-// calls are the alphabet of histories.
+// calls lists all calls that histories consist of.
 var calls = []call{
 	{"create", hasNoOther, withOther, makeOther(meta.Active, none, nil)},
 	{"create of a class", hasNoOther, withOther, makeOther(meta.Active, none, class)},
@@ -79,7 +79,7 @@ var calls = []call{
 	{"repeat", func(s shape) bool { return s.repeatable }, same, func(ctx context.Context, h *history) error { return h.again(ctx) }},
 }
 
-// sequences returns all sequences of so many calls.
+// sequences returns all possible sequences of so many calls.
 func sequences(length int) [][]call {
 	var all [][]call
 	var extend func(shape, []call)
@@ -100,7 +100,7 @@ func sequences(length int) [][]call {
 	return all
 }
 
-// nameOf names a sequence.
+// nameOf returns the name of a sequence.
 func nameOf(sequence []call) string {
 	var names []string
 	for _, c := range sequence {
@@ -109,10 +109,10 @@ func nameOf(sequence []call) string {
 	return strings.Join(names, ", ")
 }
 
-// interference is what others do during the last call of a history.
+// interference is a commit or a kill during the last call of a history.
 type interference struct {
 	kind interferenceKind
-	step int // before which it happens, from 1
+	step int // the step that it precedes, from 1
 }
 
 type interferenceKind string
@@ -130,25 +130,25 @@ func (i interference) String() string {
 	return fmt.Sprintf("%s before step %d of the last call", i.kind, i.step)
 }
 
-// history is a sequence of calls under way.
+// history is a sequence of calls in progress.
 type history struct {
 	*load.Worker
 	volume, other, snapshot *model.Object
 	again                   func(context.Context) error // the last call
-	byPod                   bool                        // the last call is one of a pod, which nobody kills
+	byPod                   bool                        // a pod makes the last call; there is no driver to kill
 	interference            interference
 	length                  func() (int, error) // of the log of the disk
 	forgotten               string              // a method of pool.Filesystem that the driver forgets in the last call
 
 	mu    sync.Mutex // protects what follows
-	last  bool       // the last call is under way
-	steps int        // that this has made
-	trace []string   // each with the length of the log before it
+	last  bool       // the last call is in progress
+	steps int        // of the last call so far
+	trace []string   // the steps, each with the length of the log before it
 
-	restarts chan error // of a driver that was killed; nil: none
+	restarts chan error // the result of the restart after a kill; nil without a kill
 }
 
-// run makes a call. What a kill cuts short is asked for again by it.
+// run makes a call. After a kill it repeats the request to the next driver.
 func (h *history) run(ctx context.Context, c call, last bool) error {
 	h.during(last)
 	defer h.during(false)
@@ -163,8 +163,8 @@ func (h *history) run(ctx context.Context, c call, last bool) error {
 	return err
 }
 
-// interferences returns all that others can do during the last call, once it is known how many
-// steps it has.
+// interferences returns all possible interferences. The last call must be over, since they depend on
+// its steps.
 func (h *history) interferences() []interference {
 	var all []interference
 	for step := 1; step <= h.steps; step++ {
@@ -176,17 +176,17 @@ func (h *history) interferences() []interference {
 	return all
 }
 
-// during notes whether the last call is under way.
+// during records whether the last call is in progress.
 func (h *history) during(last bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.last = last
 }
 
-// errKilled is what a driver that was killed gets from every step from then on.
+// errKilled is the result of every step of a driver that was killed.
 var errKilled = errors.New("this driver has been killed")
 
-// around returns what is called at each step of one driver.
+// around returns the function that a driver calls at each step.
 func (h *history) around(ctx context.Context) func(pooltest.Step, func() error) error {
 	dead := false // protected by mu
 	return func(s pooltest.Step, do func() error) error {
@@ -204,14 +204,14 @@ func (h *history) around(ctx context.Context) func(pooltest.Step, func() error) 
 	}
 }
 
-// forgets reports whether the driver forgets a step, as a fault that is put in on purpose.
+// forgets reports whether the driver leaves out a step, as a test demands.
 func (h *history) forgets(method string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.last && h.forgotten == method
 }
 
-// interfere does what others do before a step.
+// interfere records a step, and commits, or reports a kill, if the interference precedes it.
 func (h *history) interfere(step string, dead *bool) (kill bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -242,7 +242,7 @@ func (h *history) interfere(step string, dead *bool) (kill bool, err error) {
 	return false, nil
 }
 
-// kill ends the driver so that its caller hears nothing, and starts the next.
+// kill ends the driver without an answer to its caller, and starts the next.
 func (h *history) kill(ctx context.Context) {
 	restarts := make(chan error, 1)
 	h.restarts = restarts // before the caller can see that there is no driver
@@ -250,7 +250,7 @@ func (h *history) kill(ctx context.Context) {
 	go func() { restarts <- errors.Join(end(), h.Node.ServeInside(ctx, h.around(ctx))) }()
 }
 
-// makeOther makes the other volume.
+// makeOther returns a call that makes the other volume.
 func makeOther(kind meta.Kind, source func(*history) *model.Object, parameters map[string]string) func(context.Context, *history) error {
 	return func(ctx context.Context, h *history) error {
 		o, err := h.makeObject(ctx, &model.Object{Kind: kind, Source: source(h), Parameters: parameters})
@@ -276,7 +276,7 @@ func (h *history) makeObject(ctx context.Context, o *model.Object) (*model.Objec
 	return o, h.MakeVolume(ctx, o, size)
 }
 
-// askAgain returns a question that repeats a call.
+// askAgain returns a function that repeats the request for an object.
 func (h *history) askAgain(what string, o *model.Object) func(context.Context) error {
 	return func(ctx context.Context) error { return h.Repeat(ctx, what, o) }
 }
@@ -306,7 +306,7 @@ func removeOf(which func(*history) *model.Object) func(context.Context, *history
 	}
 }
 
-// writeTo publishes a volume, writes a file as a careful program does, and unpublishes it.
+// writeTo returns a call that publishes a volume, replaces a file durably, and unpublishes the volume.
 func writeTo(which func(*history) *model.Object) func(context.Context, *history) error {
 	var write func(ctx context.Context, h *history) error
 	write = func(ctx context.Context, h *history) error {
@@ -320,7 +320,7 @@ func writeTo(which func(*history) *model.Object) func(context.Context, *history)
 	return write
 }
 
-// writeFile replaces a file, with steps between which others can interfere.
+// writeFile replaces a file, in steps between which others can interfere.
 func (h *history) writeFile(o *model.Object) error {
 	before := o.Contents[len(o.Contents)-1].Value
 	c := files.RandomChange(h.Random, before)

@@ -14,12 +14,12 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 )
 
-// mutant is the driver with a fault that is put in on purpose: some text of its source is
-// replaced, in a copy. It breaks a promise after a power cut, and nothing else shows it.
+// mutant is a fault in a copy of the driver: some text of its source is replaced. It breaks a promise
+// that only a power cut shows.
 type mutant struct {
 	name     string
 	file     string // in the driver's module
-	old, new string // old is there once
+	old, new string // old occurs once in the file
 }
 
 const inSlot = "pkg/slot/"
@@ -63,8 +63,8 @@ var mutants = []mutant{
 		"if l.Record.Kind == meta.Active {\n\t\tif err := l.setLimit()", "if l.Record.Kind == meta.Active && commit {\n\t\tif err := l.setLimit()"},
 }
 
-// write writes the mutant's file into a directory, and returns the overlay for go build that
-// puts it in the place of the original.
+// write writes the changed file into a directory, and returns the overlay by which go build takes it
+// instead of the original.
 func (m mutant) write(source, dir string) (overlay string, err error) {
 	original, err := filepath.Abs(filepath.Join(source, m.file))
 	if err != nil {
@@ -86,19 +86,19 @@ func (m mutant) write(source, dir string) (overlay string, err error) {
 	return overlay, errors.Join(os.WriteFile(mutated, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o600), os.WriteFile(overlay, replace, 0o600))
 }
 
-// Found is a fault that was put in on purpose, and how much it took to find it.
+// Found is a mutant that was found, and the work that it took.
 type Found struct {
 	Name      string `json:"name"`
 	Histories int    `json:"histories"`
 	Runs      int    `json:"runs"`
-	Message   string `json:"message"` // the first line
+	Message   string `json:"message"` // the first line of the failure
 }
 
-// foundBy finds how the failure of a state begins, or of the driver that goes on.
+// foundBy matches the first line of the failure of a state, or of the driver without a power cut.
 var foundBy = regexp.MustCompile(writelog.PowerGoes + ".*|" + afterCalls + ".*")
 
-// Mutants puts faults into the driver, one after the other, and has the crash states find each.
-// source is the directory of the driver's module, only a regular expression for their names.
+// Mutants builds one mutant after the other, and runs the crash states until one finds it. source is
+// the directory of the driver's module, only a regular expression for the names of mutants.
 func Mutants(ctx context.Context, source, dir, only string, log func(format string, args ...any)) ([]Found, error) {
 	wanted, err := regexp.Compile(only)
 	if err != nil {
@@ -119,7 +119,7 @@ func Mutants(ctx context.Context, source, dir, only string, log func(format stri
 	return all, nil
 }
 
-// find builds the mutant into the program that runs crash states, and runs it.
+// find builds the command with the mutant, and runs its crash states.
 func (m mutant) find(ctx context.Context, source, parent string) (f Found, err error) {
 	dir, err := os.MkdirTemp(parent, "mutant-")
 	if err != nil {

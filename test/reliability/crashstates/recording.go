@@ -27,11 +27,11 @@ import (
 // smallPool is the size of a pool whose writes are recorded.
 const smallPool = 256 << 20
 
-// recorder records histories on disks that log what is written, and mounts the states that
-// a power cut leaves of them.
+// recorder records histories on disks that log every write, and mounts the states that a power cut
+// leaves of them.
 type recorder struct {
 	quota  btrfs.QuotaMode
-	dir    string // in memory
+	dir    string // a tmpfs
 	server *writelog.Server
 	base   string // image of a pool with one volume
 	volume *model.Object
@@ -39,12 +39,12 @@ type recorder struct {
 	nodes  int
 
 	forgotten string // a method of pool.Filesystem that the driver forgets in the last call of each history
-	binary    string // a driver to start now and then instead of one in this process; empty: never
+	binary    string // a driver to start on some states instead of one in this process; "" for none
 	booted    int    // states so far
 	processes int    // of these, with the binary
 }
 
-// newRecorder makes one in an empty directory.
+// newRecorder makes a recorder in an empty directory.
 func newRecorder(ctx context.Context, dir string, quota btrfs.QuotaMode) (_ *recorder, err error) {
 	r := &recorder{quota: quota, dir: dir, counts: load.NewCounts()}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=700"); err != nil {
@@ -75,14 +75,14 @@ func (r *recorder) close() error {
 	return errors.Join(err, btrfstest.Unmount(r.dir))
 }
 
-// node returns one with a directory of its own.
+// node returns a node with a new directory.
 func (r *recorder) node(image string) *node.Node {
 	r.nodes++
 	return node.New(r.binary, filepath.Join(r.dir, fmt.Sprintf("n%d", r.nodes)), image, r.quota)
 }
 
-// makeBase makes a pool with one copy of its metadata, so that none makes up for what is
-// lost of the other, and a volume in it.
+// makeBase makes a pool with a volume in it. Its metadata has one copy, because a second copy would
+// hide what is lost of the first.
 func (r *recorder) makeBase(ctx context.Context) (err error) {
 	if err := (testkit.Loop{File: r.base}).Make(ctx, smallPool, "-m", "single"); err != nil {
 		return err
@@ -113,12 +113,12 @@ func (r *recorder) makeBase(ctx context.Context) (err error) {
 	return n.Stop()
 }
 
-// afterCalls is how the failure of a driver begins that goes on.
+// afterCalls begins the failure of a driver whose power was not cut.
 const afterCalls = "after the last call, without a power cut"
 
 func undisturbedStep(_ pooltest.Step, do func() error) error { return do() }
 
-// history returns one that has not begun.
+// history returns a history that has not begun.
 func (r *recorder) history(n *node.Node, m *model.Model) *history {
 	g := load.NewGate()
 	g.Open(1)
@@ -126,7 +126,7 @@ func (r *recorder) history(n *node.Node, m *model.Model) *history {
 	return &history{Worker: l.Worker(r.nodes), length: func() (int, error) { return 0, nil }}
 }
 
-// recording is a history, with the log of the disk.
+// recording is a history and the log of its disk.
 type recording struct {
 	*history
 	sequence []call
@@ -179,7 +179,7 @@ func (r *recorder) record(ctx context.Context, sequence []call, i interference) 
 	return rec, errors.Join(err, markErr, n.Stop())
 }
 
-// runMarking runs the history, and notes where its last call begins.
+// runMarking runs the history, and records where its last call begins in the log.
 func (rec *recording) runMarking(ctx context.Context) (err error) {
 	last := len(rec.sequence) - 1
 	for i, c := range rec.sequence {
@@ -199,20 +199,20 @@ func (rec *recording) name() string {
 	return historyName(rec.Node.Quota, rec.sequence, rec.interference)
 }
 
-// historyName is what a history is known by.
+// historyName returns the name of a history.
 func historyName(quota btrfs.QuotaMode, sequence []call, i interference) string {
 	return fmt.Sprintf("quota %s: %s; %s", quota, nameOf(sequence), i)
 }
 
-// positions returns the first and the last position that the journal may have been at when
-// the log had a length between two.
+// positions returns the first and the last position that the journal may have had while the length of
+// the log was between from and to.
 func (rec *recording) positions(from, to int) (first, last model.Position) {
 	first = model.Position(sort.Search(len(rec.marks), func(p int) bool { return rec.marks[p] >= from })) - 1
 	last = model.Position(sort.Search(len(rec.marks), func(p int) bool { return rec.marks[p] > to })) - 1
 	return max(first, 1), max(last, 1)
 }
 
-// judge compares what was seen of a state with what was acknowledged by then.
+// judge compares a state with the journal at each position at which the cut may have happened.
 func (rec *recording) judge(c writelog.Crash[node.Sight]) error {
 	first, last := rec.positions(c.From, c.To)
 	for p := first; p <= last; p++ {
@@ -223,8 +223,8 @@ func (rec *recording) judge(c writelog.Crash[node.Sight]) error {
 	return nil
 }
 
-// explain adds to a failure the log of the disk, the steps of the driver, and what happened
-// to what the failure is about.
+// explain returns an error with the log of the disk, the steps of the driver, and the stories of the
+// objects that the error names.
 func (rec *recording) explain(err error, from, to int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%v\nthe log of the disk (the last call begins at %d):\n%s", err, rec.begin, writelog.Excerpt(rec.log, min(from-5, rec.begin), to+10))
@@ -236,7 +236,7 @@ func (rec *recording) explain(err error, from, to int) string {
 	return b.String()
 }
 
-// boot mounts a state, starts a driver on it, and returns what there is.
+// boot mounts a state, starts a driver on it, and returns the state of the node.
 func (r *recorder) boot(ctx context.Context, rec *recording, state writelog.State) (s node.Sight, reads []int64, err error) {
 	disk, err := rec.disk.Restore(state)
 	if err != nil {
@@ -273,8 +273,8 @@ func (r *recorder) bootNode(ctx context.Context, n *node.Node) (s node.Sight, er
 	return s, errors.Join(n.Stop(), n.ReadLog())
 }
 
-// explore mounts all states that a power cut leaves during the last call of a recording, and
-// after it, and compares each with what was acknowledged.
+// explore mounts all states that a power cut leaves during the last call of a recording and after it,
+// and compares each with the journal.
 func (r *recorder) explore(ctx context.Context, rec *recording, random *rand.Rand, most, samples int) (writelog.Counts, error) {
 	x := &writelog.Explorer[node.Sight]{Most: most, Samples: samples, Random: random}
 	x.Run = func(s writelog.State) (node.Sight, []int64, error) {

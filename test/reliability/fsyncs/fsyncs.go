@@ -27,15 +27,15 @@ import (
 const (
 	// smallPool is the size of the filesystem.
 	smallPool = 256 << 20
-	// mostRuns is how many states between two flushes are mounted at most.
+	// mostRuns is the largest number of states to mount between two flushes.
 	mostRuns = 256
 )
 
-// Options say how many fsyncs to ask for.
+// Options say how many fsyncs to test.
 type Options struct {
 	Dir     string // an empty directory
-	Writers int    // at a time
-	Rounds  int    // of each
+	Writers int    // at the same time
+	Rounds  int    // fsyncs of each writer
 	Seed    uint64
 
 	forget bool // the first writer syncs nothing
@@ -45,16 +45,15 @@ type Options struct {
 type Report struct {
 	Seed   uint64   `json:"seed"`
 	Fsyncs int      `json:"fsyncs"`
-	States int      `json:"states"` // that were mounted
-	Early  []string `json:"early"`  // each fsync that returned before the disk had what it makes durable, with the log of the disk
+	States int      `json:"states"` // mounted
+	Early  []string `json:"early"`  // each fsync that returned too early, with the log of the disk
 }
 
-// Run asks a btrfs without a driver for fsyncs of directories, while others commit, and
-// mounts every state that a power cut leaves. Whoever has a directory writes the next number,
-// and has an fsync of the directory return before it goes on: the first as an attribute of a
-// plain directory, as the driver writes a record; the second as a subvolume in one, as the driver
-// makes a volume; the others as a file that is renamed over the last one, in subvolumes of
-// their own, as pods do.
+// Run starts writers on a btrfs, while others commit, and mounts every state that a power cut leaves.
+// Each writer has a directory. It writes the next number, and syncs the directory before it goes on.
+// The first writes an attribute of the directory, as the driver writes a record. The second makes a
+// subvolume in it, as the driver makes a volume. The directories of the others are subvolumes, in which
+// they rename a file over the last one, as pods do.
 func Run(ctx context.Context, o Options) (r Report, err error) {
 	f := &fsyncs{Options: o, mnt: filepath.Join(o.Dir, "mnt")}
 	r.Seed = o.Seed
@@ -77,16 +76,16 @@ func Run(ctx context.Context, o Options) (r Report, err error) {
 	return r, err
 }
 
-// numbered is a directory with a number in it.
+// numbered is the directory of a writer, with a number in it.
 type numbered struct {
 	dir   string
-	asked []int // the lengths of the log when each number was asked for, and
-	done  []int // when its fsync had returned; 0 has both
+	asked []int // for each number from 0 on, the length of the log before it was written
+	done  []int // the same after its fsync had returned
 	write func(dir, number string) error
 	read  func(dir string) (string, error)
 }
 
-// make makes the directory of one of the writers.
+// make makes the directory of writer i.
 func (w *numbered) make(i int, forget bool) error {
 	switch i {
 	case 0:
@@ -142,7 +141,7 @@ func readRenamed(dir string) (string, error) {
 	return string(data), err
 }
 
-// fsyncs is a run of Fsyncs.
+// fsyncs is a run in progress.
 type fsyncs struct {
 	Options
 	mnt     string
@@ -155,7 +154,7 @@ type fsyncs struct {
 	trace []string
 }
 
-// record has all write at the same time.
+// record runs all writers at the same time.
 func (f *fsyncs) record(ctx context.Context) (err error) {
 	if err := (testkit.Loop{File: f.disk.Path()}).Mount(ctx, f.mnt); err != nil {
 		return err
@@ -215,7 +214,7 @@ func (f *fsyncs) note(from, to int, what string) {
 	f.trace = append(f.trace, fmt.Sprintf("%6d to %d %s", from, to, what))
 }
 
-// commit commits as others do, until ctx ends.
+// commit commits again and again, until ctx ends.
 func (f *fsyncs) commit(ctx context.Context) error {
 	random := rand.New(rand.NewPCG(f.Seed, 0))
 	for n := 0; ; n++ {
@@ -243,7 +242,7 @@ func (f *fsyncs) commit(ctx context.Context) error {
 	}
 }
 
-// explore mounts all states, and returns what each fsync that returned too early lacks.
+// explore mounts all states, and returns the story of each fsync that returned too early.
 func (f *fsyncs) explore(ctx context.Context, r *Report) ([]string, error) {
 	early := map[string]bool{}
 	var stories []string
@@ -251,7 +250,7 @@ func (f *fsyncs) explore(ctx context.Context, r *Report) ([]string, error) {
 	x.Run = func(s writelog.State) ([]string, []int64, error) { return f.boot(ctx, s) }
 	err := x.Explore(f.log, f.begin, func(c writelog.Crash[[]string]) error {
 		for i, w := range f.writers {
-			last := 0 // number whose fsync had returned
+			last := 0 // the last number whose fsync had returned
 			for n, done := range w.done {
 				if done <= c.To {
 					last = n

@@ -16,8 +16,8 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// TestFsyncs: one that was forgotten is found. What the kernel forgets by itself, now and then,
-// is logged: see docs/reliability.md.
+// TestFsyncs checks that a missing fsync is found. Some fsyncs of the kernel return too early, too (see
+// docs/reliability.md). The test only logs those.
 func TestFsyncs(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	for _, forget := range []bool{false, true} {

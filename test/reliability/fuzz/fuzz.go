@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// Result is what was done to one fuzz target.
+// Result is the fuzzing of one target.
 type Result struct {
 	Package string        `json:"package"` // import path
 	Target  string        `json:"target"`
@@ -22,11 +22,11 @@ type Result struct {
 	Inputs  int           `json:"inputs"`
 }
 
-// Report has what was done to all.
+// Report has the results of all targets.
 type Report []Result
 
-// Run runs every native fuzz target below pkg of a module, one after the other, each
-// for some time, and stops at the first that fails.
+// Run runs every native fuzz target below pkg of a module, one after the other, each for the same
+// time. It stops at the first that fails.
 func Run(ctx context.Context, source string, each time.Duration, log func(string, ...any)) (Report, error) {
 	targets, err := fuzzTargets(ctx, source)
 	if err != nil {
@@ -43,7 +43,7 @@ func Run(ctx context.Context, source string, each time.Duration, log func(string
 	return done, nil
 }
 
-// fuzzTargets lists them all.
+// fuzzTargets lists all targets.
 func fuzzTargets(ctx context.Context, source string) ([]Result, error) {
 	out, err := goTest(ctx, source, "-list", "^Fuzz", "./pkg/...")
 	if err != nil {
@@ -74,8 +74,8 @@ func parseTargets(list string) (targets []Result) {
 	return targets
 }
 
-// run fuzzes one target. What fails is not made smaller: that may take longer than the
-// fuzzing, and the input is kept by Go where the package is.
+// run fuzzes one target. It does not minimize an input that fails, because that may take longer than
+// the fuzzing. Go keeps the input in the directory of the package.
 func (f *Result) run(ctx context.Context, source string, each time.Duration) error {
 	out, err := goTest(ctx, source, "-run", "^$", "-fuzz", "^"+f.Target+"$", "-fuzztime", each.String(), "-fuzzminimizetime", "1x", f.Package)
 	f.Elapsed, f.Inputs = fuzzed(out)
@@ -104,15 +104,14 @@ func goTest(ctx context.Context, source string, args ...string) ([]byte, error) 
 	return out, err
 }
 
-// endedLate is what go test -fuzz says now and then when its time is over in the middle of
-// an input, and takes for a failure: one without an input that failed.
+// endedLate matches a failure without an input. go test -fuzz sometimes reports it when its time ends
+// in the middle of an input.
 var endedLate = regexp.MustCompile(`(?m)^--- FAIL: \S+ \(\S+\)\n    context deadline exceeded\nFAIL$`)
 
-// fuzzing is a line of go test -fuzz.
+// fuzzing matches a line of progress of go test -fuzz.
 var fuzzing = regexp.MustCompile(`(?m)^fuzz: elapsed: (\S+), execs: (\d+) `)
 
-// fuzzed returns for how long there was fuzzing by its last line, and how many inputs
-// were tried.
+// fuzzed returns the time and the number of inputs in the last line of progress.
 func fuzzed(out []byte) (elapsed time.Duration, inputs int) {
 	for _, match := range fuzzing.FindAllSubmatch(out, -1) {
 		elapsed, _ = time.ParseDuration(string(match[1]))
@@ -121,7 +120,7 @@ func fuzzed(out []byte) (elapsed time.Duration, inputs int) {
 	return elapsed, inputs
 }
 
-// Elapsed is for how long there was fuzzing.
+// Elapsed returns the time of all targets.
 func (r Report) Elapsed() (total time.Duration) {
 	for _, f := range r {
 		total += f.Elapsed
@@ -129,7 +128,7 @@ func (r Report) Elapsed() (total time.Duration) {
 	return total
 }
 
-// Inputs is how many were tried.
+// Inputs returns the number of all inputs.
 func (r Report) Inputs() (n int) {
 	for _, f := range r {
 		n += f.Inputs

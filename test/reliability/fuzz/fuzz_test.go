@@ -29,7 +29,7 @@ PASS
 	}
 }
 
-// TestEndedLate: a target that ends late is not taken for a failure.
+// TestEndedLate checks that a target that ends late does not count as failed.
 func TestEndedLate(t *testing.T) {
 	for name, c := range map[string]struct {
 		said string

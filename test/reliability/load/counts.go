@@ -10,23 +10,23 @@ import (
 type Answers struct {
 	Sent         int `json:"sent"`
 	Acknowledged int `json:"acknowledged"`
-	Refused      int `json:"refused"`    // for good
-	Unanswered   int `json:"unanswered"` // broken off, or to be asked again
+	Refused      int `json:"refused"`    // with a code after which nobody repeats a request
+	Unanswered   int `json:"unanswered"` // broken off, or to be repeated
 }
 
-// Counts are what the workers add to.
+// Counts counts the requests and writes of all workers.
 type Counts struct {
 	mu       sync.Mutex // protects what follows
 	requests map[string]*Answers
 	writes   int
-	began    time.Time // zero: requests are not timed
+	began    time.Time // zero if latencies are not measured
 	timings  map[string][]timing
 }
 
 // NewCounts returns counts of nothing.
 func NewCounts() *Counts { return &Counts{requests: map[string]*Answers{}} }
 
-// StartTiming has requests be timed from now on.
+// StartTiming makes Counts measure the latency of each request from now on.
 func (c *Counts) StartTiming(began time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -39,8 +39,8 @@ func (c *Counts) write() {
 	c.writes++
 }
 
-// add counts a request that was sent at some time and has just been answered. What
-// provokes is for a request that is known by its name, which is no method, and is not timed.
+// add counts a request that has just been answered. It measures only requests that are named by
+// their method alone; a longer name is for a repeated or a wrong request.
 func (c *Counts) add(what string, err error, sent time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -63,7 +63,7 @@ func (c *Counts) add(what string, err error, sent time.Time) {
 	}
 }
 
-// Sent returns how many requests were sent so far.
+// Sent returns the number of requests.
 func (c *Counts) Sent() (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -73,7 +73,7 @@ func (c *Counts) Sent() (n int) {
 	return n
 }
 
-// Add adds other requests.
+// Add adds the counts of other requests.
 func (a *Answers) Add(other Answers) {
 	a.Sent += other.Sent
 	a.Acknowledged += other.Acknowledged
@@ -81,7 +81,7 @@ func (a *Answers) Add(other Answers) {
 	a.Unanswered += other.Unanswered
 }
 
-// Report returns how many files were written, and the requests by kind.
+// Report returns the number of files that were written, and the requests by name.
 func (c *Counts) Report() (writes int, requests map[string]Answers) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// Gate admits the workers, or stops them between requests.
+// Gate stops the workers between two requests, and lets them go on.
 type Gate struct {
 	lock     sync.Mutex // protects what follows
 	changed  *sync.Cond
@@ -19,7 +19,7 @@ type gateState int
 
 const (
 	gateOpen  gateState = iota
-	gateDrain           // operations may be finished, but not begin
+	gateDrain           // operations in progress go on, no other may begin
 	gateShut            // no request may be sent
 	gateGone            // the run is over
 )
@@ -31,7 +31,7 @@ func NewGate() *Gate {
 	return g
 }
 
-// begin waits until an operation may begin; false if the run is over.
+// begin waits until an operation may begin. It returns false if the run is over.
 func (g *Gate) begin() bool {
 	g.lock.Lock()
 	defer g.lock.Unlock()
@@ -52,7 +52,7 @@ func (g *Gate) done() {
 	g.changed.Broadcast()
 }
 
-// touch runs fn, which sends a request or writes, when that is allowed.
+// touch waits until requests are allowed, and runs fn, which sends a request or writes a file.
 func (g *Gate) touch(ctx context.Context, fn func() error) error {
 	g.lock.Lock()
 	for g.state == gateShut {
@@ -72,7 +72,7 @@ func (g *Gate) touch(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
-// Open admits a number of operations at a time.
+// Open lets up to most operations run at a time.
 func (g *Gate) Open(most int) {
 	g.lock.Lock()
 	g.most = most
@@ -90,7 +90,7 @@ func (g *Gate) Shut() {
 	}
 }
 
-// Drain waits until every operation has been answered.
+// Drain waits until every operation has ended.
 func (g *Gate) Drain() {
 	g.set(gateDrain)
 	g.lock.Lock()

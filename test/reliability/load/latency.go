@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Latency is how long it took to acknowledge the requests of one kind.
+// Latency is the time until acknowledgement, of the requests of one kind in a part of a run.
 type Latency struct {
 	After time.Duration `json:"after"`
 	Count int           `json:"count"`
@@ -16,11 +16,11 @@ type Latency struct {
 // timing is one request that was acknowledged.
 type timing struct{ after, took time.Duration }
 
-// LatencySlots is how many parts of a run have latencies of their own.
+// LatencySlots is the number of parts of a run.
 const LatencySlots = 60
 
-// Latencies cuts a run into parts of equal length and returns those of each, by kind
-// of request. A part in which there was no such request is left out.
+// Latencies divides a run into parts of equal length, and returns the latencies of each part by
+// kind of request. A kind lacks the parts in which no request of it was acknowledged.
 func (c *Counts) Latencies(elapsed time.Duration) map[string][]Latency {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -47,7 +47,7 @@ func latencyOf(after time.Duration, took []time.Duration) Latency {
 	return Latency{After: after, Count: len(took), P50: quantile(took, 0.5), P99: quantile(took, 0.99)}
 }
 
-// quantile returns that of a sorted list, by the nearest rank.
+// quantile returns a quantile of a sorted list, by the nearest rank.
 func quantile[T any](sorted []T, q float64) T {
 	return sorted[min(int(q*float64(len(sorted))), len(sorted)-1)]
 }

@@ -18,20 +18,20 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// mostObjects is how many volumes, and how many snapshots, there are at a time, about.
+// mostObjects is about the number of volumes, and of snapshots, at a time.
 const mostObjects = 20
 
-// Load are the workers' means.
+// Load is what all workers of a node share.
 type Load struct {
 	*model.Model
 	*Gate
 	Node   *node.Node
 	Seed   uint64
 	Counts *Counts
-	Calm   bool // every request is sent once, and with patience
+	Calm   bool // no equal requests at once, and no short deadlines
 }
 
-// Worker asks one thing after the other.
+// Worker runs one operation after the other.
 type Worker struct {
 	*Load
 	Random   *rand.Rand
@@ -44,7 +44,7 @@ func (l *Load) Worker(number int) *Worker {
 	return &Worker{Load: l, number: number, Random: rand.New(rand.NewPCG(l.Seed, uint64(number)))}
 }
 
-// Run works until the gate says that it is over.
+// Run runs operations until the end of the gate.
 func (w *Worker) Run(ctx context.Context) error {
 	for w.begin() {
 		err := w.work(ctx)
@@ -56,11 +56,11 @@ func (w *Worker) Run(ctx context.Context) error {
 	return nil
 }
 
-// task is something to do with an object that the worker has for itself, or, where
-// it is shared, that others may write, expand and remove meanwhile.
+// task is a kind of operation. No other worker uses its object at the same time, unless the task is
+// shared: then others may write, expand and remove the object meanwhile.
 type task struct {
 	weight int
-	fits   func(*model.Object) bool // nil: it needs none
+	fits   func(*model.Object) bool // nil if the task needs no object
 	do     func(context.Context, *model.Object) error
 	shared bool
 }
@@ -70,8 +70,8 @@ func (w *Worker) tasks() []task {
 	if crowded {
 		removals = 20
 	}
-	// making is the weight of a task that makes an object: more are removed than made where
-	// there are too many.
+	// making returns the weight of a task that makes an object. Where there are too many objects,
+	// workers remove more than they make.
 	making := func(weight int) int {
 		if crowded {
 			return 1
@@ -97,7 +97,7 @@ func (w *Worker) tasks() []task {
 	}
 }
 
-// crowded reports whether there is more than enough of something.
+// crowded reports whether there are more than mostObjects volumes or snapshots.
 func (w *Worker) crowded() bool {
 	w.Mu.Lock()
 	defer w.Mu.Unlock()
@@ -110,14 +110,14 @@ func (w *Worker) crowded() bool {
 	return max(snapshots, len(w.Living)-snapshots) > mostObjects
 }
 
-// work draws a task and an object, and does it. Where no object fits it does nothing.
+// work draws a task and an object that fits it, and runs it. Without such an object it does nothing.
 func (w *Worker) work(ctx context.Context) error {
 	tasks := w.tasks()
 	total := 0
 	for _, t := range tasks {
 		total += t.weight
 	}
-	if w.Awaits(model.Configured) && w.Random.IntN(2) == 0 { // else it is rare
+	if w.Awaits(model.Configured) && w.Random.IntN(2) == 0 { // no other draw makes it likely
 		return w.Create(ctx, nil)
 	}
 	drawn := w.Random.IntN(total)
@@ -139,8 +139,8 @@ func (w *Worker) work(ctx context.Context) error {
 	return t.do(ctx, o)
 }
 
-// draw draws an object that was made. Unless it is shared nobody else has it, and the
-// worker has it from then on.
+// draw draws an object that fits the task. Unless the task is shared, draw takes an object that no
+// other worker has, and marks it as busy.
 func (w *Worker) draw(t task) *model.Object {
 	w.Mu.Lock()
 	defer w.Mu.Unlock()
@@ -157,8 +157,8 @@ func (w *Worker) draw(t task) *model.Object {
 	return o
 }
 
-// DeclareNext declares an object under a name of its own, which the worker has for
-// itself. Some names are not safe as the name of a directory.
+// DeclareNext gives an object a new name, and declares it as busy. Some names are not safe as the
+// name of a directory.
 func (w *Worker) DeclareNext(o *model.Object) *model.Object {
 	w.declared++
 	stem := map[bool]string{true: "snapshot", false: "pvc"}[o.IsSnapshot()]
@@ -173,7 +173,7 @@ func (w *Worker) DeclareNext(o *model.Object) *model.Object {
 	return o
 }
 
-// several is how many ask for the same at once: mostly one.
+// several returns how many equal requests to send at once, mostly one.
 func (w *Worker) several() int {
 	if !w.Calm && w.Random.IntN(8) == 0 {
 		return 3
@@ -181,7 +181,7 @@ func (w *Worker) several() int {
 	return 1
 }
 
-// together has several do the same at once, each with random numbers of its own.
+// together runs do several times at once, each time by a worker with random numbers of its own.
 func (w *Worker) together(ctx context.Context, several int, do func(context.Context, *Worker) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for range several {
@@ -191,13 +191,13 @@ func (w *Worker) together(ctx context.Context, several int, do func(context.Cont
 	return group.Wait()
 }
 
-// rivals are the answers to those who asked for the same at once.
+// rivals collects the answers to equal requests that were sent at once.
 type rivals[T any] struct {
 	mu    sync.Mutex // protects given
 	given []T
 }
 
-// add adds an answer, unless it is a refusal.
+// add adds an answer that is no error.
 func (r *rivals[T]) add(answer T, err error) {
 	if err != nil {
 		return
@@ -207,13 +207,13 @@ func (r *rivals[T]) add(answer T, err error) {
 	r.given = append(r.given, answer)
 }
 
-// Insist sends a request until it is answered for good: with success, or with a code
-// after which nobody asks again.
+// Insist repeats a request until its answer is final: success, or a code after which no sidecar
+// repeats it.
 func (w *Worker) Insist(ctx context.Context, what string, o *model.Object, send func(context.Context, *testkit.Driver) error) error {
 	return w.insistOn(ctx, what, o, final, send)
 }
 
-// insistOn is insist where something else counts as an answer.
+// insistOn is Insist with another condition for a final answer.
 func (w *Worker) insistOn(ctx context.Context, what string, o *model.Object, answered func(error) bool, send func(context.Context, *testkit.Driver) error) error {
 	began := time.Now()
 	for attempt := 0; ; attempt++ {
@@ -241,8 +241,8 @@ func (w *Worker) insistOn(ctx context.Context, what string, o *model.Object, ans
 	}
 }
 
-// send sends a request once. Some callers have no patience: their request goes on
-// behind their back, or is broken off somewhere.
+// send sends a request once. Some requests get a deadline of a few milliseconds. The driver then
+// breaks such a request off, or completes it after the caller has given up.
 func (w *Worker) send(ctx context.Context, what string, send func(context.Context, *testkit.Driver) error) error {
 	deadline := node.Patience
 	if !w.Calm && w.Random.IntN(12) == 0 {
@@ -260,8 +260,8 @@ func (w *Worker) send(ctx context.Context, what string, send func(context.Contex
 	return err
 }
 
-// final reports whether an answer is one. The others are those after which sidecars
-// and kubelet ask again.
+// final reports whether an answer is final. After the others, sidecars and kubelet repeat the
+// request.
 func final(err error) bool {
 	switch status.Code(err) {
 	case codes.Aborted, codes.Unavailable, codes.DeadlineExceeded, codes.Canceled:

@@ -17,7 +17,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// provocation has to be refused, or to do nothing.
+// provocation is a request that the driver has to refuse, or that has no effect.
 type provocation struct {
 	what string
 	want codes.Code
@@ -25,8 +25,8 @@ type provocation struct {
 	send func(ctx context.Context, c *testkit.Driver, n *node.Node, o *model.Object) error
 }
 
-// provoke asks for what has to be refused. That it has done nothing all the same is seen
-// by the next check: no object has such a name.
+// provoke sends a provocation. If it has an effect the next check finds it, because no object of
+// the model has such a name.
 func (w *Worker) provoke(ctx context.Context, o *model.Object) error {
 	w.Mu.Lock()
 	var fit []provocation
@@ -51,7 +51,7 @@ const (
 	otherVolume = "pvc-other"
 )
 
-// create asks for a volume that is never made.
+// create sends a wrong request for a new volume.
 func create(change func(r *csi.CreateVolumeRequest, o *model.Object)) func(context.Context, *testkit.Driver, *node.Node, *model.Object) error {
 	return func(ctx context.Context, c *testkit.Driver, _ *node.Node, o *model.Object) error {
 		r := &csi.CreateVolumeRequest{
@@ -64,7 +64,7 @@ func create(change func(r *csi.CreateVolumeRequest, o *model.Object)) func(conte
 	}
 }
 
-// createAgain asks for a volume that is there, otherwise.
+// createAgain repeats the request for a volume that exists, with a difference.
 func createAgain(change func(r *csi.CreateVolumeRequest, o *model.Object)) func(context.Context, *testkit.Driver, *node.Node, *model.Object) error {
 	return func(ctx context.Context, c *testkit.Driver, _ *node.Node, o *model.Object) error {
 		r := createRequest(o, nil)

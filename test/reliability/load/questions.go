@@ -16,14 +16,14 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// question changes nothing, and the model knows the answer.
+// question is a request that changes nothing and whose answer the model knows.
 type question struct {
 	what string
 	fits func(*model.Object) bool
 	ask  func(ctx context.Context, c *testkit.Driver, n *node.Node, o *model.Object, size int64) error
 }
 
-// look asks something of one volume or snapshot.
+// look asks a question about one volume or snapshot.
 func (w *Worker) look(ctx context.Context, o *model.Object) error {
 	w.Mu.Lock()
 	size := o.Sizes[len(o.Sizes)-1].Value
@@ -37,7 +37,7 @@ func (w *Worker) look(ctx context.Context, o *model.Object) error {
 	return w.askFor(ctx, fit, o, size)
 }
 
-// lookAround asks something of the driver.
+// lookAround asks a question about the driver.
 func (w *Worker) lookAround(ctx context.Context, _ *model.Object) error {
 	return w.askFor(ctx, nodeQuestions, nil, 0)
 }
@@ -61,8 +61,8 @@ func (w *Worker) askFor(ctx context.Context, questions []question, o *model.Obje
 	return err
 }
 
-// questions are asked of an object that nobody changes meanwhile. Those that are named by
-// more than their method repeat what was done already.
+// questions are about one object, which no one changes meanwhile. Those whose name is longer than
+// a method repeat an earlier request.
 var questions = []question{
 	{"ControllerGetVolume", (*model.Object).IsVolume, func(ctx context.Context, c *testkit.Driver, n *node.Node, o *model.Object, size int64) error {
 		response, err := c.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: o.ID})
@@ -157,7 +157,7 @@ var questions = []question{
 	}},
 }
 
-// nodeQuestions are asked of the driver. What it can do is compared by sanity.
+// nodeQuestions are about the driver. csi-sanity compares its capabilities.
 var nodeQuestions = []question{
 	{"Probe", nil, func(ctx context.Context, c *testkit.Driver, _ *node.Node, _ *model.Object, _ int64) error {
 		response, err := c.Probe(ctx, &csi.ProbeRequest{})
@@ -214,7 +214,7 @@ var nodeQuestions = []question{
 	}},
 }
 
-// answers fails unless the driver has said what is wanted, to the letter.
+// answers fails unless the answer of the driver equals the wanted one.
 func answers(err error, said, want proto.Message) error {
 	if err == nil && !proto.Equal(said, want) {
 		err = fmt.Errorf("the driver says %v, wanted is %v", said, want)
@@ -222,14 +222,14 @@ func answers(err error, said, want proto.Message) error {
 	return err
 }
 
-// driverName is what the driver is known by, which never changes.
+// driverName is the name of the CSI driver.
 const driverName = "btrfs-csi.github.io"
 
 func topologyOf(poolID string) *csi.Topology {
 	return &csi.Topology{Segments: map[string]string{"topology." + driverName + "/" + poolID: "true"}}
 }
 
-// volumeOf is what the driver has to say of a volume.
+// volumeOf returns the wanted description of a volume.
 func volumeOf(o *model.Object, size int64, poolID string) *csi.Volume {
 	return &csi.Volume{
 		VolumeId: o.ID, CapacityBytes: size, ContentSource: sourceOf(o),
@@ -237,15 +237,15 @@ func volumeOf(o *model.Object, size int64, poolID string) *csi.Volume {
 	}
 }
 
-// snapshotOf is what it has to say of a snapshot. When it was made the driver knows.
+// snapshotOf returns the wanted description of a snapshot. Only the driver knows its creation time.
 func snapshotOf(o *model.Object, size int64, when *timestamppb.Timestamp) *csi.Snapshot {
 	return &csi.Snapshot{SnapshotId: o.ID, SourceVolumeId: o.Source.ID, SizeBytes: size, CreationTime: when, ReadyToUse: when.GetSeconds() > 0}
 }
 
-// list asks for all volumes, all snapshots or those of one volume, in pages, while others
-// change them.
+// list lists all volumes, all snapshots or the snapshots of one volume, in pages, while other
+// workers change them.
 func (w *Worker) list(ctx context.Context, _ *model.Object) error {
-	page := int32(w.Random.IntN(12)) // 0 is all at once
+	page := int32(w.Random.IntN(12)) // 0 means all in one page
 	what, fits, of := "ListVolumes", (*model.Object).IsVolume, ""
 	if w.Random.IntN(2) == 0 {
 		what, fits = "ListSnapshots", (*model.Object).IsSnapshot

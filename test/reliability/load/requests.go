@@ -20,7 +20,7 @@ import (
 
 const mib = 1 << 20
 
-// classes are the parameters that volumes are made with.
+// classes are the parameters of StorageClasses. Create draws from them.
 var classes = []map[string]string{nil, nil, nil, {"compression": "zstd"}, {"nodatacow": "true"}}
 
 // Create makes an empty volume.
@@ -34,11 +34,11 @@ func (w *Worker) Create(ctx context.Context, _ *model.Object) error {
 	return w.MakeVolume(ctx, o, &csi.CapacityRange{RequiredBytes: size})
 }
 
-// copier makes a copy of an object: a snapshot, a clone or restore, or a view.
+// copier returns a task that copies an object: as a snapshot, a clone, a restore or a view.
 func (w *Worker) copier(kind meta.Kind) func(context.Context, *model.Object) error {
 	return func(ctx context.Context, source *model.Object) error {
 		o := &model.Object{Kind: kind, Source: source}
-		if kind == meta.Active { // else it has those of its source
+		if kind == meta.Active { // other kinds have no parameters
 			o.Parameters = classes[w.Random.IntN(len(classes))]
 		}
 		w.DeclareNext(o)
@@ -71,8 +71,8 @@ func (w *Worker) MakeSnapshot(ctx context.Context, o *model.Object) error {
 	})
 }
 
-// contend has several ask for a volume at once, under one name and of two sizes. One size
-// is made, for those who asked for it; the others hear that there is one already.
+// contend sends several requests for a volume at once, with one name and two sizes. The driver has
+// to make one of the sizes. The requests for the other size get ALREADY_EXISTS.
 func (w *Worker) contend(ctx context.Context, _ *model.Object) error {
 	sizes := []int64{64 * mib, 65 * mib}
 	o := &model.Object{Kind: meta.Active, Sizes: model.Timeline[int64]{{Value: sizes[0]}, {Value: sizes[1]}}, Contents: model.Timeline[files.Content]{{}}}
@@ -101,10 +101,10 @@ func (w *Worker) contend(ctx context.Context, _ *model.Object) error {
 	return w.settle(o, won.given[0])
 }
 
-// offspring is what the driver says that it has made.
+// offspring is the driver's answer to a request for a volume or a snapshot.
 type offspring struct {
 	size int64
-	said proto.Message // all of it
+	said proto.Message // the whole description
 	want func(o *model.Object, size int64, poolID string) proto.Message
 }
 
@@ -118,8 +118,8 @@ func madeSnapshot(s *csi.Snapshot) offspring {
 	}}
 }
 
-// make asks for an object, at times several times at once. Only for a copy whose source
-// is being removed may the answer be a refusal.
+// make requests an object, sometimes by several equal requests at once. The driver may refuse only
+// a copy whose source is being removed.
 func (w *Worker) make(ctx context.Context, o *model.Object, what string, send func(context.Context, *testkit.Driver) (offspring, error)) error {
 	var gotten rivals[offspring]
 	err := w.together(ctx, w.several(), func(ctx context.Context, w *Worker) error {
@@ -147,7 +147,7 @@ func (w *Worker) make(ctx context.Context, o *model.Object, what string, send fu
 	return w.settle(o, got[0].size)
 }
 
-// settle notes that an object was made, and what is in it.
+// settle records that an object was made, with its content.
 func (w *Worker) settle(o *model.Object, size int64) error {
 	now, err := files.Of(w.Node.SubvolumeOf(o))
 	if err != nil {
@@ -220,7 +220,7 @@ func expandTo(ctx context.Context, c *testkit.Driver, o *model.Object, n *node.N
 	return response.GetCapacityBytes(), err
 }
 
-// Mount stages and publishes a volume, and looks through the mount.
+// Mount stages and publishes a volume, and compares its content.
 func (w *Worker) Mount(ctx context.Context, o *model.Object) error {
 	err := w.place(ctx, "NodeStageVolume", o, &o.Staged, model.Present, func(ctx context.Context, c *testkit.Driver) error {
 		return c.Stage(ctx, o.ID, capabilityOf(o))
@@ -237,7 +237,7 @@ func (w *Worker) Mount(ctx context.Context, o *model.Object) error {
 	return w.touch(ctx, func() error { return w.peruse(o, w.Node.TargetOf(o)) })
 }
 
-// peruse looks at a volume as a pod does.
+// peruse compares the content of a published volume with the model. A read-only one must refuse writes.
 func (w *Worker) peruse(o *model.Object, target string) error {
 	now, err := files.Of(target)
 	if err != nil {
@@ -271,7 +271,7 @@ func (w *Worker) Unmount(ctx context.Context, o *model.Object) error {
 	return os.Remove(w.Node.StagingOf(o))
 }
 
-// place changes a mount.
+// place sends a request that makes or removes a mount.
 func (w *Worker) place(ctx context.Context, what string, o *model.Object, p *model.Presence, then model.Presence, send func(context.Context, *testkit.Driver) error) error {
 	set := func(to model.Presence) {
 		w.Mu.Lock()
@@ -286,10 +286,10 @@ func (w *Worker) place(ctx context.Context, what string, o *model.Object, p *mod
 	return nil
 }
 
-// longestBurst is how many files are written one after the other, at most.
+// longestBurst is the largest number of files that a task writes.
 const longestBurst = 8
 
-// write changes files by way of the mount, as a pod does.
+// write changes files of a published volume, as a pod does.
 func (w *Worker) write(ctx context.Context, o *model.Object) error {
 	for range 1 + w.Random.IntN(longestBurst) {
 		if err := w.writeOne(ctx, o); err != nil {

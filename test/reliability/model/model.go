@@ -13,20 +13,20 @@ import (
 // Position is a place in the journal, counted from 1.
 type Position int
 
-// Span is a request: when it was sent first, and when it was answered for good. 0 is
-// not yet.
+// Span is a request: the positions at which a worker sent it first and got its final answer.
+// 0 means not yet.
 type Span struct{ Asked, Answered Position }
 
-// Window holds an instant of which no more is known than that it lies in it.
+// Window is two positions, between which something happened at an unknown instant.
 type Window struct{ From, To Position }
 
-// surely reports whether what s asked for was done by then.
+// surely reports whether the request had been answered at the start of w.
 func (s Span) surely(w Window) bool { return s.Answered != 0 && s.Answered <= w.From }
 
-// maybe reports whether it may have been.
+// maybe reports whether the driver may have carried the request out before the end of w.
 func (s Span) maybe(w Window) bool { return s.Asked != 0 && s.Asked <= w.To }
 
-// Timeline is what a thing had one after the other, such as sizes.
+// Timeline is the values of one property of an object, such as its sizes, in order.
 type Timeline[T any] []*Event[T]
 
 // Event is one value of a Timeline, and the request for it.
@@ -35,8 +35,8 @@ type Event[T any] struct {
 	Value T
 }
 
-// during returns what it may have had: the last that it surely had, and all that may
-// have come after.
+// during returns the values that the property may have had in w: the last one that was surely
+// set, and all that may have been set after it.
 func (t Timeline[T]) during(w Window) []T {
 	first := 0
 	for i, e := range t {
@@ -53,29 +53,30 @@ func (t Timeline[T]) during(w Window) []T {
 	return values
 }
 
-// Object is a volume or a snapshot, from the first request for it on. Names are never
-// used again. model.mu protects what is not fixed.
+// Object is a volume or a snapshot, from the first request for it on. No two objects have the
+// same name. Model.Mu protects all fields but Name and ID.
 type Object struct {
 	Kind       meta.Kind
-	Name, ID   string // fixed
+	Name, ID   string
 	Source     *Object
 	Parameters map[string]string
 
 	Created, Removed Span
 	Sizes            Timeline[int64]
-	Contents         Timeline[files.Content] // empty for a copy that was not answered yet
+	Contents         Timeline[files.Content] // empty for a copy until its request is answered
 
-	Busy              bool // one worker at a time may do more than copy it
+	Busy              bool // a worker has it; others may only copy it
 	Staged, Published Presence
-	trail             []string // what happened to it
+	trail             []string // its requests, answers and writes
 }
 
-// Asked are the parameters that its record has.
+// Asked returns the parameters that its record must have.
 func (o *Object) Asked() meta.Parameters {
 	return meta.Parameters{Compression: o.Parameters["compression"], NoDataCow: o.Parameters["nodatacow"] == "true"}
 }
 
-// Properties are those that its root directory has: its own, or else its source's.
+// Properties returns the properties that its root directory must have: those of its own
+// parameters, or else of its source.
 func (o *Object) Properties() meta.Parameters {
 	if o.Source != nil && len(o.Parameters) == 0 {
 		return o.Source.Properties()
@@ -83,7 +84,7 @@ func (o *Object) Properties() meta.Parameters {
 	return o.Asked()
 }
 
-// Presence is that of a mount.
+// Presence says whether a mount exists.
 type Presence int
 
 // A mount is Unsure while a request that changes it is not answered.
@@ -93,16 +94,16 @@ const (
 	Present
 )
 
-// Model is what has been asked for and answered. Only a worker that has the object
-// busy changes it, so requests for one object come one after the other, or are the same
-// several times at once.
+// Model is the journal of all requests and answers. Only the worker that has marked an object
+// as busy sends requests that change it. So the requests for one object follow one another,
+// or are several equal ones at once.
 type Model struct {
 	Mu     sync.Mutex // protects what follows, and all objects
 	now    Position
 	All    map[string]*Object // by ID
-	Living []*Object          // those whose removal was not answered
-	moment *Moment            // nil: nobody waits for one
-	Passed func(Position)     // nil, or called at each position, with mu held
+	Living []*Object          // objects whose removal was not answered
+	moment *Moment            // nil if no one waits for one
+	Passed func(Position)     // called at each position, with Mu locked; may be nil
 }
 
 // New returns an empty model.
@@ -119,7 +120,7 @@ func Begun(volume *Object) (*Model, *Object) {
 	return m, o
 }
 
-// step goes on to the next position. The caller holds mu.
+// step goes on to the next position. The caller has locked Mu.
 func (m *Model) step() {
 	m.now++
 	if m.Passed != nil {
@@ -135,7 +136,7 @@ func (m *Model) Here() Position {
 	return m.now
 }
 
-// Instant is the window of the present, when nothing is under way.
+// Instant returns the window of the present position. It is for when no request is in flight.
 func (m *Model) Instant() Window {
 	return Exactly(m.Here())
 }
@@ -143,7 +144,7 @@ func (m *Model) Instant() Window {
 // Exactly returns the window of one position.
 func Exactly(p Position) Window { return Window{p, p} }
 
-// Ask notes that a request is about to be sent.
+// Ask records that a request is about to be sent.
 func (m *Model) Ask(o *Object, s *Span, format string, args ...any) {
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
@@ -152,7 +153,7 @@ func (m *Model) Ask(o *Object, s *Span, format string, args ...any) {
 	m.Record(o, "ask "+fmt.Sprintf(format, args...))
 }
 
-// Answer notes that it was answered.
+// Answer records that a request was answered.
 func (m *Model) Answer(o *Object, s *Span, what Deed) {
 	m.Mu.Lock()
 	m.step()
@@ -162,30 +163,30 @@ func (m *Model) Answer(o *Object, s *Span, what Deed) {
 	m.pause(what)
 }
 
-// Deed is something that was acknowledged.
+// Deed is a kind of change that was acknowledged.
 type Deed string
 
 // The kinds of deeds.
 const (
 	Made       Deed = "made"
-	Configured Deed = "made with properties" // and from nothing: no ioctl has committed it
+	Configured Deed = "made with properties" // an empty volume, so that no snapshot ioctl has committed it
 	Removed    Deed = "removed"
 	Expanded   Deed = "expanded"
 	Written    Deed = "written"
 )
 
-// Deeds are all kinds.
+// Deeds lists all kinds.
 var Deeds = []Deed{Made, Configured, Removed, Expanded, Written}
 
-// Moment is the one right after a deed was acknowledged. Who has it acknowledged waits
-// until the moment has passed.
+// Moment is the time right after a deed was acknowledged. The worker that got the answer waits
+// until Passed is closed.
 type Moment struct {
 	deed   Deed
-	Came   chan struct{} // closed when it has come
-	Passed chan struct{} // closed when it may go on
+	Came   chan struct{} // closed at the acknowledgement
+	Passed chan struct{} // closed by the one that called Await
 }
 
-// Await waits for the next deed of a kind, from now on.
+// Await returns the Moment of the next deed of a kind.
 func (m *Model) Await(d Deed) *Moment {
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
@@ -193,14 +194,14 @@ func (m *Model) Await(d Deed) *Moment {
 	return m.moment
 }
 
-// Awaits reports whether somebody waits for a deed of a kind.
+// Awaits reports whether Await was called for a deed of a kind that has not happened yet.
 func (m *Model) Awaits(d Deed) bool {
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
 	return m.moment != nil && m.moment.deed == d
 }
 
-// pause holds the caller while the moment is that of its deed.
+// pause stops the caller if Await was called for its deed, until that Moment has passed.
 func (m *Model) pause(d Deed) {
 	m.Mu.Lock()
 	now := m.moment
@@ -214,18 +215,18 @@ func (m *Model) pause(d Deed) {
 	<-now.Passed
 }
 
-// longestTrail is how much of what happened to an object is kept.
+// longestTrail is the number of lines that the trail of an object keeps.
 const longestTrail = 60
 
-// Record adds to the trail of an object. The caller holds mu.
+// Record adds a line to the trail of an object. The caller has locked Mu.
 func (m *Model) Record(o *Object, what string) {
 	if len(o.trail) == longestTrail {
-		o.trail = slices.Delete(o.trail, 1, 2) // the first line says what it is
+		o.trail = slices.Delete(o.trail, 1, 2) // the first line names the object's kind and source
 	}
 	o.trail = append(o.trail, fmt.Sprintf("%d %s", m.now, what))
 }
 
-// Declare begins the life of an object. The caller holds mu.
+// Declare records the first request for an object. The caller has locked Mu.
 func (m *Model) Declare(o *Object) {
 	m.step()
 	o.Created.Asked = m.now
@@ -245,8 +246,7 @@ func (m *Model) Declare(o *Object) {
 	m.Record(o, fmt.Sprintf("ask create %s%s %v", o.Kind, from, o.Parameters))
 }
 
-// Exists notes that an object was made, with the size and content that it turned out
-// to have.
+// Exists records that an object was made, with the size in the answer and the content on disk.
 func (m *Model) Exists(o *Object, size int64, c files.Content) error {
 	if err := m.confirm(o, size, c); err != nil {
 		return err
@@ -276,7 +276,7 @@ func (m *Model) confirm(o *Object, size int64, c files.Content) error {
 	return nil
 }
 
-// Refused notes that an object will not be made.
+// Refused records that an object will not be made.
 func (m *Model) Refused(o *Object) {
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
@@ -286,7 +286,7 @@ func (m *Model) Refused(o *Object) {
 	m.bury(o)
 }
 
-// Gone notes that the removal of an object was answered.
+// Gone records that the removal of an object was answered.
 func (m *Model) Gone(o *Object) {
 	m.Answer(o, &o.Removed, Removed)
 	m.Mu.Lock()
@@ -294,19 +294,19 @@ func (m *Model) Gone(o *Object) {
 	m.bury(o)
 }
 
-// bury takes an object out of the living. The caller holds mu.
+// bury takes an object out of Living. The caller has locked Mu.
 func (m *Model) bury(o *Object) {
 	m.Living = slices.DeleteFunc(m.Living, func(other *Object) bool { return other == o })
 }
 
-// Release lets other workers have the object.
+// Release marks an object as no longer busy.
 func (m *Model) Release(o *Object) {
 	m.Mu.Lock()
 	defer m.Mu.Unlock()
 	o.Busy = false
 }
 
-// sizesDuring returns the sizes that it may have had. The caller holds mu.
+// sizesDuring returns the sizes that the object may have had in w. The caller has locked Mu.
 func (o *Object) sizesDuring(w Window) []int64 {
 	if len(o.Sizes) > 0 {
 		return o.Sizes.during(w)
@@ -314,8 +314,8 @@ func (o *Object) sizesDuring(w Window) []int64 {
 	return o.Source.sizesDuring(Window{o.Created.Asked, w.To})
 }
 
-// contentsDuring is the same for what was in it. What is a copy of a volume that is
-// being written has what that had at one instant.
+// contentsDuring returns the contents that the object may have had in w. A copy of a volume that
+// a pod writes has the content of one instant. The caller has locked Mu.
 func (o *Object) contentsDuring(w Window) []files.Content {
 	if len(o.Contents) > 0 {
 		return o.Contents.during(w)
@@ -323,15 +323,15 @@ func (o *Object) contentsDuring(w Window) []files.Content {
 	return o.Source.contentsDuring(Window{o.Created.Asked, w.To})
 }
 
-// Expectation is what can be said of an object at one instant.
+// Expectation is what the model knows of an object at one instant.
 type Expectation struct {
 	Object   *Object
-	Must     bool // it may be there, or else is not in the list
+	Must     bool // it has to exist; otherwise it may
 	Sizes    []int64
 	Contents []files.Content
 }
 
-// Expect returns all that may be there, by ID.
+// Expect returns all objects that may exist in w, by ID.
 func (m *Model) Expect(w Window) map[string]Expectation {
 	m.Mu.Lock()
 	defer m.Mu.Unlock()

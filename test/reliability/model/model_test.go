@@ -30,8 +30,8 @@ func TestTimeline(t *testing.T) {
 	}
 }
 
-// TestExpect: a volume is made at 2, written from 5 on, copied from 6 on and removed
-// from 8 to 9.
+// TestExpect expects a volume that is made at position 2, written from 5 on, copied from 6 on, and
+// removed from 8 to 9.
 func TestExpect(t *testing.T) {
 	volume := &Object{ID: "volume", Kind: meta.Active, Created: Span{1, 2}, Removed: Span{8, 9}}
 	volume.Sizes = Timeline[int64]{{volume.Created, 10}}

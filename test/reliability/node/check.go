@@ -24,7 +24,7 @@ type InFlight struct {
 	Absent int `json:"absent"`
 }
 
-// Add adds what became of others.
+// Add adds the counts of another check.
 func (t *InFlight) Add(other InFlight) {
 	t.Whole += other.Whole
 	t.Absent += other.Absent
@@ -45,7 +45,7 @@ func (n *Node) Check(ctx context.Context, expected map[string]model.Expectation)
 type Sight struct {
 	findings   []snapshot.Finding
 	slots      map[string]slot // by area and name
-	subvolumes []uint64        // the IDs of all
+	subvolumes []uint64        // IDs
 	listed     []Listed
 }
 
@@ -56,7 +56,7 @@ type slot struct {
 	record     meta.Record
 	properties meta.Parameters
 	content    files.Content
-	err        error // the error of what could not be read
+	err        error // of reading the slot
 }
 
 // See reads the state of a node.

@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// TestChecksFindDamage does by hand what a driver must never do. The checks must find it.
+// TestChecksFindDamage damages a node by hand. The checks must find each damage.
 func TestChecksFindDamage(t *testing.T) {
 	w, ctx := newWorker(t, btrfs.QuotaFull), t.Context()
 	check := func() error {

@@ -21,19 +21,18 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// inside is a driver in this process. It starts within milliseconds, and others can act
-// between its steps.
+// inside is a driver in this process.
 type inside struct {
 	engine *snapshot.Engine
 	client *testkit.Client
 	cancel context.CancelFunc
-	ended  chan struct{} // closed when Serve has returned; nil: it was not called
+	ended  chan struct{} // closed when Serve has returned; nil if it was not called
 	served error         // what Serve has returned
 	log    *os.File
 }
 
-// ServeInside starts a driver in this process, and waits until it serves. around is called
-// instead of each step; see pooltest.Around.
+// ServeInside starts a driver in this process, and waits until it serves. The driver calls around
+// instead of each step of an operation; see pooltest.Around.
 func (n *Node) ServeInside(ctx context.Context, around func(pooltest.Step, func() error) error) error {
 	unix.Umask(0o022)
 	log, err := os.OpenFile(n.Log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -77,7 +76,7 @@ func (in *inside) open(ctx context.Context, n *Node, around func(pooltest.Step, 
 	return driver.New(in.engine, driver.Options{NodeID: testkit.NodeID, Version: "inside", KubeletDir: n.Kubelet})
 }
 
-// await waits until the driver serves, or has ended.
+// await waits until the driver serves. It fails if the driver ends.
 func (in *inside) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, testkit.Patience)
 	defer cancel()

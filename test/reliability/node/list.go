@@ -12,7 +12,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// Listed is a volume or snapshot as the driver lists it.
+// Listed is a volume or snapshot in a list of the driver.
 type Listed struct {
 	ID, source string
 	size       int64
@@ -42,7 +42,7 @@ func ListVolumes(ctx context.Context, c *testkit.Driver, page int32) ([]Listed, 
 	})
 }
 
-// ListSnapshots lists those of a volume; of all where that is empty.
+// ListSnapshots returns the snapshots of a volume, or all where its ID is empty.
 func ListSnapshots(ctx context.Context, c *testkit.Driver, page int32, of string) ([]Listed, error) {
 	return pages(page, func(token string) (all []Listed, next string, err error) {
 		response, err := c.ListSnapshots(ctx, &csi.ListSnapshotsRequest{MaxEntries: page, StartingToken: token, SourceVolumeId: of})
@@ -54,7 +54,7 @@ func ListSnapshots(ctx context.Context, c *testkit.Driver, page int32, of string
 	})
 }
 
-// pages asks for one page after the other. None may be longer than it was to be.
+// pages asks for one page after the other. It fails if a page has more than most entries.
 func pages(most int32, ask func(token string) ([]Listed, string, error)) (all []Listed, err error) {
 	for token, first := "", true; first || token != ""; first = false {
 		var page []Listed
@@ -69,7 +69,7 @@ func pages(most int32, ask func(token string) ([]Listed, string, error)) (all []
 	return all, nil
 }
 
-// CompareList holds a list against what must and may be there.
+// CompareList compares a list with the objects that must and may exist.
 func CompareList(expected map[string]model.Expectation, found []Listed) error {
 	var errs []error
 	have := map[string]bool{}

@@ -6,27 +6,27 @@ import (
 	"regexp"
 )
 
-// Logged counts what drivers have logged. Several nodes may share one, if they are not used at
-// the same time.
+// Logged counts the events in the logs of drivers. Several nodes may share one, if no two of them
+// are used at the same time.
 type Logged struct {
-	Repairs map[string]int // what drivers that started found half done, and did about it
-	Foreign int            // commits of others between two steps of an operation
+	Repairs map[string]int // by the problem that a starting driver found and the repair that it made
+	Foreign int            // commits of others between two steps
 	Delays  int            // steps that were made to wait
 }
 
-// NewLogged returns one that has counted nothing.
+// NewLogged returns empty counts.
 func NewLogged() *Logged { return &Logged{Repairs: map[string]int{}} }
 
-// disaster is what no log may hold.
+// disaster matches lines that no log may contain.
 var disaster = regexp.MustCompile(`(?m)^(panic:|fatal error:|WARNING: DATA RACE|unexpected fault|E.*\] "Panic").*`)
 
-// repair is how a driver that starts logs what it found half done.
+// repair matches the line by which a starting driver logs a problem and its repair.
 var repair = regexp.MustCompile(`"Reconciled".* problem="(\w+)".* repair="(\w*)"`)
 
-// disturbance is how a driver logs that it was disturbed.
+// disturbance matches the line by which a disturbed driver logs a commit or a wait.
 var disturbance = regexp.MustCompile(`"Disturbed" .* commit=(true|false) wait="(\S+)"`)
 
-// ReadLog reads what the drivers have written since it was read last.
+// ReadLog counts the events since the last call. It fails if a driver has panicked or had a race.
 func (n *Node) ReadLog() error {
 	text, err := os.ReadFile(n.Log)
 	if err != nil {

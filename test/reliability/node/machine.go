@@ -25,11 +25,11 @@ func Version(ctx context.Context, binary string) (string, error) {
 func Kernel() (string, error) {
 	var name unix.Utsname
 	err := unix.Uname(&name)
-	version, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // what follows is the distributor's
+	version, _, _ := strings.Cut(unix.ByteSliceToString(name.Release[:]), "-") // the distribution's suffix follows
 	return version, err
 }
 
-// Modes returns all kinds of quota that the kernel has.
+// Modes returns all quota modes of the kernel.
 func Modes() []btrfs.QuotaMode {
 	if !btrfstest.SimpleQuota.Holds() {
 		return []btrfs.QuotaMode{btrfs.QuotaFull, btrfs.QuotaNone}

@@ -69,8 +69,8 @@ func (n *Node) checkLoops() error {
 	return nil
 }
 
-// mountedBelow returns what is mounted below a directory: the root within its filesystem,
-// by path. A path that is mounted twice has both.
+// mountedBelow returns the mounts below a directory: the root of each within its filesystem, by
+// mount point. A mount point with two mounts has both roots.
 func mountedBelow(dir string) (map[string]string, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	points := map[string]string{}
@@ -83,7 +83,7 @@ func mountedBelow(dir string) (map[string]string, error) {
 	return points, err
 }
 
-// loops returns the files that loop devices are on, each as often as one is.
+// loops returns the backing file of each loop device of the machine.
 func loops() ([]string, error) {
 	devices, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
@@ -93,7 +93,7 @@ func loops() ([]string, error) {
 	for _, device := range devices {
 		file, err := os.ReadFile(device)
 		if err != nil {
-			continue // it was freed
+			continue // the device was freed meanwhile
 		}
 		files = append(files, strings.TrimSpace(string(file)))
 	}

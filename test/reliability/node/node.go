@@ -22,26 +22,26 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// Node is a machine with one pool: what survives its driver, and the driver.
+// Node is a machine with one pool and one driver at a time.
 type Node struct {
 	Binary string
-	// disturbed is the binary of BuildDisturbed, which is started twice out of three times; empty:
-	// never. seed is for what happens in it.
+	// Disturbed is the binary of BuildDisturbed, or "". Two of three starts take it instead of
+	// Binary. Seed determines its commits and waits.
 	Disturbed string
 	Seed      uint64
 	launches  int
 	Dir       string
 	Image     string // of the pool
 	Quota     btrfs.QuotaMode
-	Flags     []string // of serve, beside the usual ones
+	Flags     []string // more flags of serve
 	Logged    *Logged
 
 	testkit.Node
-	Process *testkit.Driver                // the last
-	inside  *inside                        // the last of serveInside; nil: none
-	Driver  atomic.Pointer[testkit.Driver] // the same, while it serves
+	Process *testkit.Driver                // the last that was started
+	inside  *inside                        // the last of ServeInside; nil if there is none
+	Driver  atomic.Pointer[testkit.Driver] // the client of either, while it serves; else nil
 	Ready   time.Duration                  // how long the last start took
-	logRead int                            // bytes
+	logRead int                            // bytes of the log that ReadLog has read
 }
 
 // New returns a node whose files are below dir. Image is a btrfs, or NewPool makes it.
@@ -59,7 +59,7 @@ func (n *Node) Open(ctx context.Context) error {
 	return testkit.Loop{File: n.Image}.Mount(ctx, n.Pool())
 }
 
-// Close takes everything away: the driver, what is mounted, the files.
+// Close kills the driver, unmounts everything, and removes all files.
 func (n *Node) Close() error {
 	if err := n.Clear(); err != nil {
 		return err
@@ -67,7 +67,7 @@ func (n *Node) Close() error {
 	return os.Remove(n.Image)
 }
 
-// Clear takes everything away but the image.
+// Clear is Close without the removal of the image.
 func (n *Node) Clear() error { return errors.Join(n.Kill(), testkit.RemoveAll(n.Dir)) }
 
 // nextCommand returns the command that runs a driver.
@@ -81,11 +81,11 @@ func (n *Node) nextCommand() *exec.Cmd {
 	return cmd
 }
 
-// environment has the race detector, where it is built in, end the driver at the first
-// race, and not wait for a second at every end.
+// environment returns the environment of a driver. A race detector ends the driver at the first
+// race, and does not wait for a second when a driver ends.
 func environment() []string { return append(os.Environ(), "GORACE=halt_on_error=1 atexit_sleep_ms=0") }
 
-// Begin starts a driver, and does not wait for it to serve.
+// Begin starts a driver without waiting until it serves.
 func (n *Node) Begin() (err error) {
 	n.Process, err = n.Launch(n.nextCommand())
 	return err
@@ -112,10 +112,10 @@ func (n *Node) Fell() error {
 // Patience is how long a request may take to be answered.
 const Patience = 2 * time.Minute
 
-// Kill ends the driver as the kernel does when there is no memory left.
+// Kill ends the driver by SIGKILL, as the kernel does when it is out of memory.
 func (n *Node) Kill() error { return n.end(syscall.SIGKILL) }
 
-// Stop ends it as a DaemonSet does.
+// Stop ends the driver by SIGTERM, as the kubelet does.
 func (n *Node) Stop() error { return n.end(syscall.SIGTERM) }
 
 func (n *Node) end(signal syscall.Signal) error {
@@ -137,11 +137,11 @@ func (n *Node) end(signal syscall.Signal) error {
 	return err
 }
 
-// Goroutines returns what the driver is at. No connection stays behind, which would be
-// one of the driver's descriptors.
+// Goroutines returns the stacks of the driver's goroutines. It closes its connection, which would
+// count as one of the driver's descriptors.
 func (n *Node) Goroutines() (string, error) { return n.Admin("/debug/pprof/goroutine?debug=1") }
 
-// Admin asks the driver by its socket for administrators.
+// Admin returns the answer of the driver's admin socket to a GET of a path.
 func (n *Node) Admin(path string) (string, error) {
 	client := http.Client{Timeout: Patience, Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -158,8 +158,8 @@ func (n *Node) Admin(path string) (string, error) {
 	return string(text), err
 }
 
-// Findings asks the binary for all that is wrong. Beside a running driver it asks
-// that, else it looks itself. A driver in this process is asked directly.
+// Findings returns what btrfs-csi check finds. A driver in this process has no command, so
+// Findings asks its engine.
 func (n *Node) Findings(ctx context.Context) ([]snapshot.Finding, error) {
 	if n.inside != nil {
 		return n.inside.engine.Plan(ctx)
@@ -180,16 +180,16 @@ func (n *Node) Findings(ctx context.Context) ([]snapshot.Finding, error) {
 	return findings, nil
 }
 
-// StagingOf and target are where the kubelet mounts a volume.
+// StagingOf and TargetOf return the mount points of a volume.
 func (n *Node) StagingOf(o *model.Object) string { return n.Staging(o.ID) }
 func (n *Node) TargetOf(o *model.Object) string  { return n.Target(o.ID) }
 
-// SubvolumeOf is where an object is on disk.
+// SubvolumeOf returns the path of an object's subvolume.
 func (n *Node) SubvolumeOf(o *model.Object) string {
 	return filepath.Join(n.Pool(), string(o.Kind), o.ID, "fs")
 }
 
-// PoolID reads that of the pool; empty where it cannot.
+// PoolID returns the ID of the pool, or "" if it cannot be read.
 func (n *Node) PoolID() string {
 	data, err := os.ReadFile(filepath.Join(n.Pool(), "pool.json"))
 	if err != nil {
@@ -202,7 +202,7 @@ func (n *Node) PoolID() string {
 	return pool.ID
 }
 
-// PoolSize is the size of a pool, sparse: many times what the load writes.
+// PoolSize is the size of a pool, in a sparse file. The load writes much less.
 const PoolSize = 4 << 30
 
 // NewPool makes an image of an empty pool.

@@ -9,8 +9,9 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
-// Sweep restarts the driver after the kernel's cleaner is done. Then no stale qgroups may be left, except, in
-// simple mode, those of data that a snapshot still has. A running driver sweeps only every 30 s.
+// Sweep waits for the kernel's cleaner, restarts the driver, and fails if stale qgroups are left. In
+// simple mode those whose data a snapshot still has may stay. Sweep restarts the driver because a running one
+// removes stale qgroups only every 30 s.
 func (n *Node) Sweep(ctx context.Context) error {
 	if err := n.Settle(ctx); err != nil {
 		return err

@@ -34,7 +34,7 @@ import (
 
 const mib = 1 << 20
 
-// slowVolumes is how many volumes the silent pool has: more than a few blocks of its trees.
+// slowVolumes is the number of volumes of the silent pool. Its trees need more than a few blocks.
 const slowVolumes = 600
 
 func TestMain(m *testing.M) {
@@ -42,9 +42,8 @@ func TestMain(m *testing.M) {
 	os.Exit(btrfstest.Main(m.Run))
 }
 
-// TestSilentDisk: a disk that does not answer stops what is on it. The other pool of the
-// node is served, whatever reports on pools reports, and when the disk answers nothing is lost
-// and nothing has to be restarted.
+// TestSilentDisk silences the disk of one of two pools. The driver has to serve the other pool and to
+// report the state of both. When the disk answers again nothing is lost, and nothing has to be restarted.
 func TestSilentDisk(t *testing.T) {
 	for _, buffered := range []bool{false, true} {
 		t.Run(fmt.Sprintf("buffered=%v", buffered), func(t *testing.T) { newSilenceRig(t, buffered).run(t) })
@@ -82,7 +81,7 @@ func newSilenceRig(t *testing.T, buffered bool) *silenceRig {
 
 func (r *silenceRig) slow() string { return filepath.Join(r.State, "pools", "slow") }
 
-// end leaves nothing behind, whatever has happened.
+// end unmounts and removes everything, also after a failure.
 func (r *silenceRig) end(t *testing.T) {
 	if err := r.disk.Answer(); err != nil && !errors.Is(err, disk.ErrLate) {
 		t.Log(err)
@@ -128,11 +127,11 @@ func (r *silenceRig) createIn(ctx context.Context, pool, name, from string) erro
 	return err
 }
 
-// attempts is how often a request may be asked again because the silence ended before
-// anybody found the time to ask it.
+// attempts is the largest number of silences. On a busy machine a silence may end before all requests
+// were sent.
 const attempts = 5
 
-// fill makes what there is when the disk falls silent.
+// fill makes the volumes and mounts that exist before the disk falls silent.
 func (r *silenceRig) fill(t *testing.T) {
 	ctx, c := t.Context(), r.Driver.Load()
 	g, grouped := errgroup.WithContext(ctx)
@@ -169,13 +168,13 @@ func (r *silenceRig) fill(t *testing.T) {
 	}
 }
 
-// inquiry is made while the disk is silent. It fails for any but the right answer.
+// inquiry is a request during the silence. ask fails unless the answer is right.
 type inquiry struct {
 	what string
 	ask  func(ctx context.Context, attempt int) error
 }
 
-// served are those that have nothing to do with the silent pool, or report it.
+// served returns requests to the other pool, and requests that report on pools.
 func (r *silenceRig) served(t *testing.T) []inquiry {
 	c := r.Driver.Load()
 	id := func(kind string, attempt int) string { return fmt.Sprintf("%s-%d", kind, attempt) }
@@ -266,7 +265,7 @@ func (r *silenceRig) served(t *testing.T) []inquiry {
 	}
 }
 
-// refused are those that the silent pool would have to answer.
+// refused returns requests that need the silent pool.
 func (r *silenceRig) refused() []inquiry {
 	c := r.Driver.Load()
 	refuse := func(what string, ask func(ctx context.Context) error) inquiry {
@@ -320,7 +319,7 @@ func (r *silenceRig) get(path string) (string, error) {
 	return string(text), err
 }
 
-// forget has the kernel read from the disk what it is asked next.
+// forget drops the page cache, so that the next look-up reads from the disk.
 func (r *silenceRig) forget(t *testing.T) {
 	for _, pool := range []string{r.Pool(), r.slow()} {
 		dir, err := os.Open(pool)
@@ -330,9 +329,9 @@ func (r *silenceRig) forget(t *testing.T) {
 	nodetest.No(t, os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0))
 }
 
-// duringSilence asks all questions at once while the disk is silent. Each has to be
-// answered before the silence ends. One that the end overtook is asked again, on a machine
-// that had too much else to do; one that waits for the end is so each time.
+// duringSilence sends all requests at once while the disk is silent. The driver has to answer each
+// before the silence ends. On a busy machine some are late for no other reason, so they are sent again
+// in another silence. A request that waits for the disk is late each time.
 func (r *silenceRig) duringSilence(t *testing.T, questions []inquiry) {
 	for attempt := range attempts {
 		r.forget(t)
@@ -353,10 +352,10 @@ func (r *silenceRig) duringSilence(t *testing.T, questions []inquiry) {
 	}
 }
 
-// askAll returns the questions that were not answered in time.
+// askAll returns the requests that were not answered in time.
 func (r *silenceRig) askAll(ctx context.Context, t *testing.T, questions []inquiry, attempt int) (late []inquiry) {
-	end := time.Now().Add(disk.MostSilence - time.Second) // the server's own end is to come later
-	// Who asks first finds that the disk is silent. What reports that is asked behind.
+	end := time.Now().Add(disk.MostSilence - time.Second) // the server ends the silence later
+	// The first request makes the driver find the silence, which the others expect it to report.
 	first, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
 	_, err := r.Driver.Load().ControllerGetVolume(first, &csi.ControllerGetVolumeRequest{VolumeId: "slow-300"})
@@ -384,7 +383,7 @@ func (r *silenceRig) askAll(ctx context.Context, t *testing.T, questions []inqui
 	return late
 }
 
-// back: the pool is served again, and nothing of it is lost.
+// back checks that the driver serves the pool again and that nothing is lost.
 func (r *silenceRig) back(t *testing.T) {
 	r.until(t, "the pool is back", func() bool {
 		var pools []pool.Status
@@ -423,9 +422,9 @@ func (r *silenceRig) until(t *testing.T, what string, is func() bool) {
 	}
 }
 
-// restartsDuringSilence: a driver that is to stop does not wait for the disk, and the next
-// one serves the other pool. The first one's process does wait: the kernel lets no thread
-// go that waits for a disk.
+// restartsDuringSilence checks that a driver stops during the silence, and that the next one serves the
+// other pool. Only the process of the first one stays until the disk answers, because the kernel cannot
+// end a thread that waits for a disk.
 func (r *silenceRig) restartsDuringSilence(t *testing.T) {
 	for attempt := range attempts {
 		r.forget(t)
@@ -445,7 +444,7 @@ func (r *silenceRig) restartsDuringSilence(t *testing.T) {
 	t.Error("no driver was restarted while the disk was silent")
 }
 
-// restart has the driver end with requests that wait for the disk, and starts another.
+// restart stops a driver while its requests wait for the disk, and starts another one.
 func (r *silenceRig) restart(ctx context.Context, attempt int) error {
 	ctx, cancel := context.WithTimeout(ctx, disk.MostSilence)
 	defer cancel()
@@ -456,7 +455,7 @@ func (r *silenceRig) restart(ctx context.Context, attempt int) error {
 	if err := first.Signal(unix.SIGTERM); err != nil {
 		return err
 	}
-	for r.held() {
+	for r.locked() {
 		if ctx.Err() != nil {
 			return errors.New("the driver does not stop")
 		}
@@ -469,8 +468,8 @@ func (r *silenceRig) restart(ctx context.Context, attempt int) error {
 	return r.createIn(ctx, "default", fmt.Sprintf("restarted-%d", attempt), "")
 }
 
-// held reports whether a driver has the state directory for itself.
-func (r *silenceRig) held() bool {
+// locked reports whether a driver has locked the state directory.
+func (r *silenceRig) locked() bool {
 	lock, err := os.Open(filepath.Join(r.State, "lock"))
 	if err != nil {
 		return false

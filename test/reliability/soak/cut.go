@@ -60,7 +60,7 @@ func (l *leg) cut(ctx context.Context) (err error) {
 		return fmt.Errorf("%s: %w\nits driver's last words:\n%s", when, err, n.LastWords())
 	}
 	l.report.AtCuts.Add(t)
-	if l.report.Cuts%3 == 0 { // not a divisor of the number of kinds
+	if l.report.Cuts%3 == 0 { // 3 does not divide the number of kinds of an index
 		if err := empty(ctx, n); err != nil {
 			return fmt.Errorf("%s, everything removed: %w", when, err)
 		}
@@ -90,7 +90,7 @@ func empty(ctx context.Context, n *node.Node) error {
 	return n.CheckQuota(ctx)
 }
 
-// again kills the driver and starts the next.
+// again kills the driver and starts another one.
 func (l *leg) again(ctx context.Context) error {
 	if err := l.node.Kill(); err != nil {
 		return err

@@ -8,7 +8,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/load"
 )
 
-// Figures returns the figures as Markdown. Plot is in a file called plotName beside them.
+// Figures returns the figures as Markdown, with a link to the plot.
 func (r Report) Figures(plotName string) string {
 	var b strings.Builder
 	row := func(what, format string, args ...any) {
@@ -39,7 +39,7 @@ func (r Report) Figures(plotName string) string {
 	return b.String()
 }
 
-// writeFlat writes how one driver that was left alone has been, and links its picture.
+// writeFlat writes the figures of the driver that was left alone, and links the plot.
 func (r PartReport) writeFlat(b *strings.Builder, plotName string) {
 	fmt.Fprintf(b, "\nOne driver was left alone for %v, after which each bound held. The median of the second quarter of that time and of the last:\n\n",
 		r.Elapsed.Round(time.Second))

@@ -30,10 +30,10 @@ var bounds = []bound{
 	{"descriptors", func(s Sample) float64 { return float64(s.Descriptors) }, 1, 10},
 }
 
-// leastSamples is how many samples can be judged.
+// leastSamples is the smallest number of samples that flat accepts.
 const leastSamples = 40
 
-// flat fails if something still grows after the driver has warmed up.
+// flat fails if the memory, goroutines or descriptors of a driver grow after it has warmed up.
 func flat(samples []Sample) error {
 	if len(samples) < leastSamples {
 		return fmt.Errorf("%d samples are too few to see whether anything grows, wanted are %d: let it run for longer", len(samples), leastSamples)

@@ -9,11 +9,10 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/load"
 )
 
-// TestFlat: what swings, warms up, or falls is flat; what leaks is not, however it
-// swings.
+// TestFlat checks that flat accepts noise, a warm-up and a fall, and finds a leak in noise.
 func TestFlat(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 1))
-	// at is how far the run is, from 0 to 1.
+	// at is the elapsed part of the run, from 0 to 1.
 	series := func(change func(at float64, s *Sample)) []Sample {
 		all := make([]Sample, samples)
 		for i := range all {

@@ -21,31 +21,29 @@ import (
 
 const mib = 1 << 20
 
-// partOptions say what to do to a driver.
+// partOptions are the options of runPart.
 type partOptions struct {
 	Binary string // btrfs-csi
-	// Disturbed is the binary of BuildDisturbed, which takes turns with the other where there
-	// are kills or cuts; empty for none.
+	// Disturbed is the binary of node.BuildDisturbed, or "". It takes turns with Binary.
 	Disturbed string
 	Dir       string // an empty directory for the pools, not on btrfs
 	Kills     int
 	Cuts      int
-	// Duration is how long to go on at least. Kills and cuts go on for as long, or, where
-	// there are to be none, the load alone.
+	// Duration is the least time. Until its end there are more kills and cuts, or, where none are
+	// wanted, there is load alone.
 	Duration time.Duration
-	// Limit is how long to go on at most, whatever kills and cuts are left then. 0 is as
-	// long as it takes.
+	// Limit is the longest time, even if kills and cuts are left then. 0 means no limit.
 	Limit   time.Duration
-	Quota   []btrfs.QuotaMode // that take turns; all without it
-	Workers int               // 12 without it
-	Seed    uint64            // a random one without it
+	Quota   []btrfs.QuotaMode // one after the other; nil for all
+	Workers int               // 0 for 12
+	Seed    uint64            // 0 for a random one
 	Log     func(format string, args ...any)
-	// Sample is how often to look at the driver's process and how long its answers take.
-	// Only for one that is left alone, without kills and cuts.
+	// Sample is the time between two samples of the driver's process, for a part without kills and
+	// cuts. Such a part also measures latencies. 0 means no samples.
 	Sample time.Duration
 }
 
-// leg is the part of a run that is done to one node.
+// leg is what happens to one node.
 type leg struct {
 	*model.Model
 	*load.Gate
@@ -53,14 +51,13 @@ type leg struct {
 	report  *PartReport
 	node    *node.Node
 	random  *rand.Rand
-	closed  string // a copy of the index as the driver left it when it was last stopped; empty for none
-	kills   int    // rounds that began with one
+	closed  string // a copy of the index after the last orderly stop; "" before that
+	kills   int    // rounds that were a kill
 	cuts    int
 }
 
-// runPart puts drivers under load, each with its own pool and kind of quota, kills them
-// and cuts their power. It returns at the first thing that is not as it should be.
-// Whatever comes of it, all is unmounted and taken away.
+// runPart puts one driver for each quota mode under load, kills it and cuts its power. It returns
+// the first error, and always unmounts and removes everything.
 func runPart(ctx context.Context, o partOptions) (PartReport, error) {
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64() >> 32
@@ -90,10 +87,10 @@ func runPart(ctx context.Context, o partOptions) (PartReport, error) {
 	return report, errors.Join(errs...)
 }
 
-// share divides n among so many that each gets about the same.
+// share returns the part of n that number i of so many gets, about the same for each.
 func share(n, i, among int) int { return n*(i+1)/among - n*i/among }
 
-// runLeg makes a node, does everything to it, and takes it away.
+// runLeg makes a node, runs a leg on it, and removes it.
 func runLeg(ctx context.Context, o partOptions, quota btrfs.QuotaMode, report *PartReport) (err error) {
 	dir := filepath.Join(o.Dir, string(quota))
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -128,7 +125,7 @@ func runLeg(ctx context.Context, o partOptions, quota btrfs.QuotaMode, report *P
 	return nil
 }
 
-// run starts the driver and the workers, and ends with an empty pool.
+// run starts the driver and the workers, and runs rounds. At the end the pool is empty.
 func (l *leg) run(ctx context.Context) error {
 	if err := l.node.Serve(ctx); err != nil {
 		return err
@@ -147,7 +144,7 @@ func (l *leg) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// rounds do one thing after the other to the driver, in random order.
+// rounds runs kills, cuts, restarts and rests in random order.
 func (l *leg) rounds(ctx context.Context, workers *load.Load) error {
 	stopWatching := l.watch(ctx)
 	for began := time.Now(); l.goesOn(time.Since(began)); {
@@ -167,7 +164,7 @@ func (l *leg) rounds(ctx context.Context, workers *load.Load) error {
 	return l.finish(ctx, workers)
 }
 
-// goesOn reports whether there is more to do after some time.
+// goesOn reports whether another round follows.
 func (l *leg) goesOn(after time.Duration) bool {
 	if l.options.Limit > 0 && after >= l.options.Limit {
 		return false
@@ -175,10 +172,10 @@ func (l *leg) goesOn(after time.Duration) bool {
 	return l.kills < l.options.Kills || l.cuts < l.options.Cuts || after < l.options.Duration
 }
 
-// draw draws what to do next.
+// draw draws the next round.
 func (l *leg) draw() func(context.Context) error {
 	kills, cuts := max(0, l.options.Kills-l.kills), max(0, l.options.Cuts-l.cuts)
-	if kills+cuts == 0 { // there is time left
+	if kills+cuts == 0 { // all are done, but Duration has not passed
 		kills, cuts = l.options.Kills, l.options.Cuts
 	}
 	switch {
@@ -192,7 +189,7 @@ func (l *leg) draw() func(context.Context) error {
 	return l.cut
 }
 
-// rest lets the load go on, and then checks.
+// rest lets the load go on for a while, and then checks the node.
 func (l *leg) rest(ctx context.Context) error {
 	l.work(ctx, 2*time.Second)
 	return l.settled(ctx, "in the midst of the load")
@@ -207,8 +204,8 @@ func (l *leg) work(ctx context.Context, most time.Duration) {
 	}
 }
 
-// kill kills the driver at a random instant, at times the next one too while it
-// starts, and checks what is left, before and after everything is asked for again.
+// kill kills the driver at a random instant, and sometimes the next one while it starts. It checks
+// the node before the workers repeat their requests, and after.
 func (l *leg) kill(ctx context.Context) error {
 	l.work(ctx, 600*time.Millisecond)
 	if err := l.node.Kill(); err != nil {
@@ -242,7 +239,7 @@ func (l *leg) kill(ctx context.Context) error {
 	return l.settled(ctx, fmt.Sprintf("after kill %d, and all was asked for again", l.report.Kills))
 }
 
-// settled has everything answered, and checks that the node is exactly as the model.
+// settled waits until every request is answered, and checks that the node is as the model says.
 func (l *leg) settled(ctx context.Context, when string) error {
 	if err := l.node.CheckMounts(l.Model); err != nil {
 		return fmt.Errorf("%s: %w", when, err)
@@ -258,7 +255,7 @@ func (l *leg) settled(ctx context.Context, when string) error {
 	return nil
 }
 
-// restart stops the driver and starts the next, as an upgrade does, under load.
+// restart stops the driver under load and starts another one, as an upgrade does.
 func (l *leg) restart(ctx context.Context) error {
 	l.work(ctx, 300*time.Millisecond)
 	if err := l.node.Stop(); err != nil {
@@ -276,7 +273,7 @@ func (l *leg) restart(ctx context.Context) error {
 	return l.settled(ctx, "after a restart")
 }
 
-// finish checks what is there at the end, and that all of it can be removed.
+// finish checks the node at the end of the rounds, removes all objects, and checks again.
 func (l *leg) finish(ctx context.Context, workers *load.Load) error {
 	l.Drain()
 	if ctx.Err() != nil {
@@ -310,7 +307,7 @@ func (l *leg) finish(ctx context.Context, workers *load.Load) error {
 	return nil
 }
 
-// explain adds to a failure what happened to the objects that it names.
+// explain adds the stories of the objects that an error names.
 func (l *leg) explain(err error) error {
 	stories := l.Stories(err.Error())
 	stories = stories[:min(len(stories), 4)]

@@ -7,7 +7,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit/plot"
 )
 
-// plotted are the requests whose latencies are drawn.
+// plotted lists the requests whose latencies are drawn.
 var plotted = []string{"CreateVolume", "CreateSnapshot", "ControllerExpandVolume", "DeleteVolume", "DeleteSnapshot", "NodePublishVolume"}
 
 // Plot draws the process and the latencies of the driver that was left alone, as SVG.

@@ -11,7 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/node"
 )
 
-// PartReport has the figures of a run.
+// PartReport has the figures of a part.
 type PartReport struct {
 	Seed         uint64                  `json:"seed"`
 	Elapsed      time.Duration           `json:"elapsed"`
@@ -19,17 +19,17 @@ type PartReport struct {
 	KillsAtStart int                     `json:"killsAtStart"` // of these, before the driver served
 	Cuts         int                     `json:"cuts"`
 	Restarts     int                     `json:"restarts"`
-	AtKills      node.InFlight           `json:"atKills"` // what had been in flight
+	AtKills      node.InFlight           `json:"atKills"` // requests that had been in flight
 	AtCuts       node.InFlight           `json:"atCuts"`
 	Foreign      int                     `json:"foreign"`    // commits of others between two steps of an operation
 	Delays       int                     `json:"delays"`     // steps that were made to wait
-	Repairs      map[string]int          `json:"repairs"`    // what drivers that started found half done, and did about it
-	LongestCut   time.Duration           `json:"longestCut"` // how long a copy of the image took
-	Objects      int                     `json:"objects"`    // volumes and snapshots that were asked for
+	Repairs      map[string]int          `json:"repairs"`    // by the problem that a starting driver found and the repair that it made
+	LongestCut   time.Duration           `json:"longestCut"` // time to copy the image
+	Objects      int                     `json:"objects"`    // volumes and snapshots that were requested
 	Requests     map[string]load.Answers `json:"requests"`
 	Writes       int                     `json:"writes"` // files written and fsynced
 
-	// Of a driver that was left alone.
+	// These are of a driver that was left alone.
 	Samples   []Sample                  `json:"samples,omitempty"`
 	Latencies map[string][]load.Latency `json:"latencies,omitempty"` // by kind of request
 
@@ -37,7 +37,7 @@ type PartReport struct {
 	logged *node.Logged
 }
 
-// fill writes what was counted into a report.
+// fill copies the counts into the report.
 func (r *PartReport) fill() {
 	r.Writes, r.Requests = r.counts.Report()
 	r.Repairs, r.Foreign, r.Delays = maps.Clone(r.logged.Repairs), r.logged.Foreign, r.logged.Delays
@@ -77,7 +77,7 @@ func (r PartReport) String() string {
 	return b.String()
 }
 
-// methods are the requests by method, and apart from them those that repeat or provoke.
+// methods returns the requests by method. Repeated and wrong requests are apart.
 func (r PartReport) methods() map[string]load.Answers {
 	methods := map[string]load.Answers{}
 	for what, a := range r.Requests {

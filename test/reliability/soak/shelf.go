@@ -13,13 +13,13 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// shelfSize is the size of the filesystem that pools and their copies lie on, sparse.
+// shelfSize is the size of the filesystem of the pools and their copies, in a sparse file.
 const shelfSize = 12 << 30
 
 // shelf is an XFS in a sparse file, on which the images of pools lie.
 type shelf struct{ image, dir string }
 
-// newShelf makes one in a directory.
+// newShelf makes a shelf in a directory.
 func newShelf(ctx context.Context, dir string) (*shelf, error) {
 	s := &shelf{image: filepath.Join(dir, "xfs.img"), dir: filepath.Join(dir, "xfs")}
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
@@ -36,8 +36,7 @@ func (s *shelf) close() error {
 	return errors.Join(btrfstest.Unmount(s.dir), os.Remove(s.image))
 }
 
-// reflink copies a file as it is at one instant: XFS lets nobody write to it
-// meanwhile.
+// reflink copies the state of a file at one instant: XFS blocks writes to it meanwhile.
 func reflink(from, to string) error {
 	source, err := os.Open(from)
 	if err != nil {

@@ -17,30 +17,30 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// Options say how long to soak a driver, and in what.
+// Options are the options of a soak.
 type Options struct {
 	Binary string // btrfs-csi
-	Dir    string // where to make a directory for the pools, which is taken away; not on btrfs
+	Dir    string // for a temporary directory with the pools; not on btrfs
 	Time   time.Duration
-	Kills  int // at most, as the time suffices
+	Kills  int // at most; the time may suffice for fewer
 	Cuts   int
-	Seed   uint64 // a random one without it
+	Seed   uint64 // 0 for a random one
 	Log    func(format string, args ...any)
 
-	Fuzz   time.Duration // for each target, after Time; 0: none is fuzzed
-	Source string        // directory of the driver's module, which has the targets, and a driver that is disturbed
+	Fuzz   time.Duration // for each target, after Time; 0 for no fuzzing
+	Source string        // directory of the driver's module, for the fuzz targets and the disturbed driver
 }
 
-// Shares of the time. One driver that is left alone has what the others leave.
+// These are shares of the time. The driver that is left alone gets the rest.
 const (
 	shareOfKills = 0.40
 	shareOfCuts  = 0.35
 )
 
 const (
-	// leastAlone is how long a driver is left alone, however little time there is.
+	// leastAlone is the least time for the driver that is left alone.
 	leastAlone = 30 * time.Second
-	// samples is how often that is looked at.
+	// samples is the number of samples of that driver.
 	samples = 300
 )
 
@@ -56,13 +56,13 @@ type Report struct {
 		Cuts  int `json:"cuts"`
 	} `json:"wanted"`
 	Kills PartReport  `json:"kills"` // drivers that were killed
-	Cuts  PartReport  `json:"cuts"`  // and whose power was cut
+	Cuts  PartReport  `json:"cuts"`  // drivers whose power was cut
 	Alone PartReport  `json:"alone"` // one driver that was left alone
 	Fuzz  fuzz.Report `json:"fuzz"`
 }
 
-// Run kills drivers, cuts their power, leaves one alone, and fuzzes. It stops at the
-// first thing that is not as it should be. The report has what was done until then.
+// Run kills drivers, cuts their power, leaves one alone, and fuzzes. It stops at the first error.
+// The report covers what was done until then.
 func Run(ctx context.Context, o Options) (Report, error) {
 	if o.Seed == 0 {
 		o.Seed = rand.Uint64() >> 32
@@ -95,7 +95,7 @@ func Run(ctx context.Context, o Options) (Report, error) {
 	return r, err
 }
 
-// run does all that takes a node, one part after the other.
+// run runs all parts but the fuzzing, one after the other.
 func (r *Report) run(ctx context.Context, o Options, disturbed string) error {
 	for _, part := range []struct {
 		name    string
@@ -108,7 +108,7 @@ func (r *Report) run(ctx context.Context, o Options, disturbed string) error {
 		{"power-cut", func() partOptions {
 			return partOptions{Cuts: o.Cuts, Disturbed: disturbed, Limit: time.Duration(shareOfCuts * float64(o.Time))}
 		}, &r.Cuts},
-		{"left-alone", func() partOptions { // with the quota that most have
+		{"left-alone", func() partOptions { // with the default quota mode
 			left := max(o.Time-r.Kills.Elapsed-r.Cuts.Elapsed, leastAlone)
 			return partOptions{Duration: left, Sample: left / samples, Quota: []btrfs.QuotaMode{btrfs.QuotaFull}}
 		}, &r.Alone},
@@ -153,5 +153,5 @@ func (r Report) String() string {
 	return b.String()
 }
 
-// TotalKills counts those between power cuts too.
+// TotalKills also counts the kills between power cuts.
 func (r Report) TotalKills() int { return r.Kills.Kills + r.Cuts.Kills }

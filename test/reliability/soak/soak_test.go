@@ -9,22 +9,22 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/node/nodetest"
 )
 
-// TestKilledDriver: RELIABILITY_KILLS is how often.
+// TestKilledDriver kills drivers RELIABILITY_KILLS times.
 func TestKilledDriver(t *testing.T) {
 	run(t, partOptions{Kills: nodetest.Number(t, "RELIABILITY_KILLS", 25)})
 }
 
-// TestPowerCut: RELIABILITY_CUTS is how often.
+// TestPowerCut cuts the power RELIABILITY_CUTS times.
 func TestPowerCut(t *testing.T) {
 	run(t, partOptions{Cuts: nodetest.Number(t, "RELIABILITY_CUTS", 20)})
 }
 
-// TestLoadAlone: nothing happens to the driver.
+// TestLoadAlone checks a driver under load that nothing happens to.
 func TestLoadAlone(t *testing.T) {
 	run(t, partOptions{Duration: 3 * time.Second})
 }
 
-// run runs, with RELIABILITY_SEED for one that has failed before.
+// run runs a part, with the seed in RELIABILITY_SEED.
 func run(t *testing.T, o partOptions) {
 	btrfstest.RequireRoot(t)
 	o.Binary, o.Dir, o.Log = nodetest.Driver(t), t.TempDir(), t.Logf

@@ -11,7 +11,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/node"
 )
 
-// Sample is what a driver's process had at one time.
+// Sample is the use of resources of a driver's process at one time.
 type Sample struct {
 	After       time.Duration `json:"after"`
 	Memory      int64         `json:"memory"` // resident, in bytes
@@ -19,8 +19,8 @@ type Sample struct {
 	Descriptors int           `json:"descriptors"`
 }
 
-// watch looks at the driver every so often until stop is called, which also holds
-// what was seen against what is flat.
+// watch samples the driver until the caller calls stop. stop fails if the driver has grown or become
+// slow.
 func (l *leg) watch(ctx context.Context) (stop func() error) {
 	if l.options.Sample == 0 {
 		return func() error { return nil }
@@ -59,7 +59,7 @@ func (l *leg) look(ctx context.Context, began time.Time) error {
 	}
 }
 
-// sample looks at a driver's process.
+// sample samples a driver's process.
 func sample(n *node.Node) (s Sample, err error) {
 	proc := fmt.Sprintf("/proc/%d", n.Process.Cmd.Process.Pid)
 	descriptors, err := os.ReadDir(proc + "/fd")

@@ -13,7 +13,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/testkit"
 )
 
-// Number returns the number in an environment variable, or the standard without it.
+// Number returns the number in an environment variable, or standard if that is not set.
 func Number(t *testing.T, variable string, standard int) int {
 	text := os.Getenv(variable)
 	if text == "" {
@@ -26,7 +26,7 @@ func Number(t *testing.T, variable string, standard int) int {
 	return n
 }
 
-// source is the directory of the driver's module, from that of a test.
+// source is the directory of the driver's module, relative to that of a test.
 const source = "../../.."
 
 var (
@@ -55,8 +55,7 @@ func Disturbed(t *testing.T) string {
 	return binary
 }
 
-// build builds a driver, with the race detector if the test has it. It goes with the tests'
-// temporary files.
+// build builds a driver into the tests' temporary directory, with the race detector if the test has it.
 func build(name string, build func(ctx context.Context, source, binary string, flags ...string) error) (string, error) {
 	dir, err := os.MkdirTemp("", "btrfs-csi-")
 	if err != nil {

@@ -16,12 +16,12 @@ import (
 
 // Names in the directory of a disk.
 const (
-	belowName = "below" // the file that holds what is on the disk
+	belowName = "below" // the file with the content of the disk
 	mountName = "fuse"
 	fileName  = "disk"
 )
 
-// Disk is one that is served by a child of this process.
+// Disk is a disk that a child of this process serves.
 type Disk struct {
 	dir     string
 	server  *exec.Cmd
@@ -29,7 +29,7 @@ type Disk struct {
 	replies *bufio.Scanner
 }
 
-// ErrLate is returned by Answer when the server had ended the silence before.
+// ErrLate is the error of Answer if the server has ended the silence before.
 var ErrLate = fmt.Errorf("the disk was not silent any more: its server ends that after %v", MostSilence)
 
 // New makes an empty disk of a size in bytes, sparse, in an empty directory.
@@ -42,13 +42,13 @@ func New(dir string, size int64) (*Disk, error) {
 	return &Disk{dir: dir}, err
 }
 
-// Below is the file that holds what is on the disk, to be written before Start.
+// Below returns the path of the file with the content of the disk. It may be written before Start.
 func (d *Disk) Below() string { return filepath.Join(d.dir, belowName) }
 
-// Path is the disk, between Start and Stop.
+// Path returns the path of the disk. It exists between Start and Stop.
 func (d *Disk) Path() string { return filepath.Join(d.dir, mountName, fileName) }
 
-// Start has this program serve the disk in a process of its own: see Main.
+// Start serves the disk in another process of this program; see Main.
 func (d *Disk) Start() (err error) {
 	d.server = exec.Command("/proc/self/exe")
 	d.server.Env = append(os.Environ(), environment+"="+d.dir)
@@ -68,10 +68,10 @@ func (d *Disk) Start() (err error) {
 	return d.expect(answers)
 }
 
-// Silence has the disk answer nothing, until Answer, but not for longer than MostSilence.
+// Silence makes the disk answer nothing until Answer, but not for longer than MostSilence.
 func (d *Disk) Silence() error { return d.command(silence, silent) }
 
-// Answer ends the silence; ErrLate if that was over.
+// Answer ends the silence. It returns ErrLate if the server has ended it before.
 func (d *Disk) Answer() error { return d.command(answer, answers) }
 
 func (d *Disk) command(line, wanted string) error {
@@ -95,7 +95,7 @@ func (d *Disk) expect(wanted string) error {
 	}
 }
 
-// Stop ends the server. Nothing may be mounted of the disk any more.
+// Stop ends the server. The disk may not be mounted any more.
 func (d *Disk) Stop() error {
 	if d.server == nil || d.server.Process == nil {
 		return nil

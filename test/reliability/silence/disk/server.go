@@ -17,23 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MostSilence is how long a disk is silent before its server ends that.
+// MostSilence is the time after which the server of a silent disk ends the silence.
 const MostSilence = 8 * time.Second
 
-// The orders to the server, a line each, and its replies.
+// These are the orders to the server and its replies, a line each.
 const (
 	silence = "silence"
 	answer  = "answer"
 	silent  = "silent"
 	answers = "answers"
-	late    = "late" // it was not silent any more
+	late    = "late" // the silence had ended before
 )
 
-// environment names the directory to serve in, for a process that is to be a server.
+// environment is the variable by which a server learns the directory to serve in.
 const environment = "RELIABILITY_DISK"
 
-// Main makes the process the server of a disk, if Start has started it for that, and
-// returns otherwise. TestMain calls it first.
+// Main serves a disk and exits, if Start has started the process. Otherwise it returns. TestMain calls
+// it first.
 func Main() {
 	dir := os.Getenv(environment)
 	if dir == "" {
@@ -84,13 +84,13 @@ func serve(dir string, commands io.Reader, replies io.Writer) error {
 		}
 	}
 	g.open()
-	return server.Unmount() // what is left when that fails ends with the process
+	return server.Unmount() // if that fails the mount ends with the process
 }
 
-// gate is where requests wait while the disk is silent.
+// gate stops requests while the disk is silent.
 type gate struct {
 	mu     sync.Mutex    // protects what follows
-	opened chan struct{} // nil: it is open
+	opened chan struct{} // nil if the gate is open
 	guard  *time.Timer
 }
 
@@ -103,7 +103,7 @@ func (g *gate) shut() {
 	}
 }
 
-// open returns whether the gate was shut.
+// open reports whether the gate was shut.
 func (g *gate) open() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -23,23 +23,23 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 )
 
-// operation is something that users wait for.
+// operation is an operation for which users wait.
 type operation struct {
 	name  string
-	steps []step   // in this order; it is done when all of them are
-	rpcs  []string // of the driver, which are part of it
+	steps []step   // in this order
+	rpcs  []string // of the driver, as a part of it
 }
 
 // step is the part of an operation that ends with a milestone.
 type step struct{ milestone, whose string }
 
-// of is the operation, of a kind.
+// of returns the operation for another kind of object.
 func (o operation) of(kind string) operation {
 	o.name += ", " + kind
 	return o
 }
 
-// numbers measures operations and reports what it found.
+// numbers measures operations and reports the results.
 type numbers struct {
 	*space
 	seen    *recorder
@@ -47,16 +47,16 @@ type numbers struct {
 	floor   []line
 }
 
-// result is what was measured of an operation.
+// result has the measurements of one operation.
 type result struct {
 	operation
-	once  bool            // all were started at once
+	once  bool            // all samples were started at once
 	all   time.Duration   // from the first start to the last end
 	total []time.Duration // of each sample
 	parts [][]time.Duration
-	spent map[string]rpc           // in the driver
-	cpu   map[string]time.Duration // of all processes, where all were started at once
-	after map[string]time.Duration // of all processes, from then until nothing is written any more
+	spent map[string]rpc           // in the driver, by method
+	cpu   map[string]time.Duration // of all processes, if all samples were started at once
+	after map[string]time.Duration // of all processes, from the last end until nothing is written any more
 }
 
 // line is a row of durations.
@@ -65,8 +65,7 @@ type line struct {
 	took []time.Duration
 }
 
-// oneByOne measures an operation for each of several names, one after the other.
-// Called again it adds to the result.
+// oneByOne measures an operation for each name, one after the other. Another call adds to the result.
 func (n *numbers) oneByOne(o operation, names []string, begin func(string)) {
 	n.Helper()
 	r := n.result(o, false)
@@ -77,8 +76,8 @@ func (n *numbers) oneByOne(o operation, names []string, begin func(string)) {
 	r.spend(before, n.rpcs())
 }
 
-// atOnce measures it for all of them at the same time, and what there is to do when
-// nobody waits any more. It returns when that is done, too.
+// atOnce measures an operation for all names at the same time, and then the processor time of the work that
+// remains. It returns when that work is done.
 func (n *numbers) atOnce(o operation, names []string, begin func(string)) {
 	n.Helper()
 	r := n.result(o, true)
@@ -103,7 +102,7 @@ func (n *numbers) atOnce(o operation, names []string, begin func(string)) {
 	r.after = since(done, n.cpu())
 }
 
-// since is the processor time from one moment to another.
+// since returns the processor time between two moments.
 func since(before, after map[string]time.Duration) map[string]time.Duration {
 	used := map[string]time.Duration{}
 	for program, time := range after {
@@ -129,9 +128,8 @@ func (n *numbers) result(o operation, once bool) *result {
 	return r
 }
 
-// note waits for the end of a sample, adds it to a result and returns its end.
-// Watches of different kinds overtake each other: a milestone that is seen before
-// the one that precedes it counts as seen with that.
+// note waits for the end of a sample, adds it to a result and returns its end. The watches of two kinds are not in
+// step. A milestone that is seen before the preceding one counts as seen at the same time as that.
 func (n *numbers) note(r *result, name string, began time.Time) time.Time {
 	n.Helper()
 	last := began
@@ -150,13 +148,13 @@ func (n *numbers) note(r *result, name string, began time.Time) time.Time {
 	return last
 }
 
-// recorder knows when milestones were reached.
+// recorder records the times of milestones.
 type recorder struct {
 	mu      sync.Mutex
 	reached map[milestone]*moment
 }
 
-// milestone is what an object of a name can reach.
+// milestone is a state that an object reaches.
 type milestone struct{ what, name string }
 
 type moment struct {
@@ -166,7 +164,7 @@ type moment struct {
 
 func newRecorder() *recorder { return &recorder{reached: map[milestone]*moment{}} }
 
-// watch follows what the test makes, for as long as that takes.
+// watch watches the objects of the test until its end.
 func (r *recorder) watch(t *testing.T, namespace string) {
 	record(t, r, api().CoreV1().PersistentVolumeClaims(namespace), claimGone, claimMilestones)
 	record(t, r, api().CoreV1().PersistentVolumes(), volumeGone, volumeMilestones)
@@ -175,8 +173,8 @@ func (r *recorder) watch(t *testing.T, namespace string) {
 	record(t, r, lab.snapshots.SnapshotV1().VolumeSnapshotContents(), contentGone, contentMilestones)
 }
 
-// record takes down what objects of one kind reach. The API server ends a watch
-// that it cannot serve in time, as in a burst; the next goes on where it was.
+// record records the milestones of objects of one kind. The API server ends a watch that it cannot serve in time,
+// as in a burst. The next watch goes on at the same place.
 func record[T object, L kruntime.Object](t *testing.T, r *recorder, client watched[L], gone string, of func(T) (string, map[string]bool)) {
 	t.Helper()
 	list, err := client.List(t.Context(), metav1.ListOptions{})
@@ -192,7 +190,7 @@ func record[T object, L kruntime.Object](t *testing.T, r *recorder, client watch
 		for t.Context().Err() == nil {
 			events, err := client.Watch(t.Context(), metav1.ListOptions{ResourceVersion: version})
 			if err != nil {
-				return // whoever waits says for what
+				return // wait reports the missing milestone
 			}
 			for event := range events.ResultChan() {
 				now := time.Now()
@@ -227,7 +225,7 @@ func (r *recorder) moment(m milestone) *moment {
 	return at
 }
 
-// note takes down when a milestone was reached first.
+// note records the first time at which a milestone was reached.
 func (r *recorder) note(m milestone, now time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -237,7 +235,7 @@ func (r *recorder) note(m milestone, now time.Time) {
 	}
 }
 
-// wait waits until a milestone is reached, with patience, and returns when it was.
+// wait waits until a milestone is reached, and returns that time.
 func (r *recorder) wait(m milestone) (time.Time, bool) {
 	r.mu.Lock()
 	moment := r.moment(m)
@@ -250,16 +248,16 @@ func (r *recorder) wait(m milestone) (time.Time, bool) {
 	}
 }
 
-// rpc is how often a method of the driver was called, and what that took together.
+// rpc has the number of calls of a method of the driver, and their total time.
 type rpc struct {
 	count int
 	took  time.Duration
 }
 
-// operationMetric is a line of the driver's metrics.
+// operationMetric matches a line of the driver's metrics.
 var operationMetric = regexp.MustCompile(`(?m)^btrfs_csi_operation_duration_seconds_(sum|count)\{.*method="(\w+)".*\} (\S+)$`)
 
-// rpcs returns what the drivers of all nodes have done until now.
+// rpcs returns the calls of the drivers of all nodes until now.
 func (n *numbers) rpcs() map[string]rpc {
 	n.Helper()
 	done := map[string]rpc{}
@@ -283,7 +281,7 @@ func (n *numbers) rpcs() map[string]rpc {
 	return done
 }
 
-// spend adds what the driver did from one moment to another.
+// spend adds the calls of the drivers between two moments.
 func (r *result) spend(before, after map[string]rpc) {
 	for method, now := range after {
 		spent := r.spent[method]
@@ -293,10 +291,10 @@ func (r *result) spend(before, after map[string]rpc) {
 	}
 }
 
-// cpu returns the time that all processes of the lab have had of the processors,
-// by program. On few of them that is what a crowd waits for.
+// cpu returns the processor time of all processes of the lab, by program. With few processors, many users at
+// once wait for that.
 func (n *numbers) cpu() map[string]time.Duration {
-	const ticks = 100 // in a second, on all architectures
+	const ticks = 100 // a second, on all architectures
 	used := map[string]time.Duration{}
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, file := range stats {
@@ -316,7 +314,7 @@ func (n *numbers) cpu() map[string]time.Duration {
 	return used
 }
 
-// title names a result.
+// title returns the title of a result.
 func (r *result) title() string {
 	if r.once {
 		return fmt.Sprintf("%d at once: %s", len(r.total), r.name)
@@ -324,10 +322,10 @@ func (r *result) title() string {
 	return r.name
 }
 
-// table is rows of cells, the first its head.
+// table has rows of cells. The first row is the head.
 type table [][]string
 
-// waits is how long users wait.
+// waits returns the table of the times that users wait.
 func (n *numbers) waits() table {
 	t := table{{"what", "samples", "median", "p99", "all done"}}
 	for _, r := range n.results {
@@ -340,7 +338,7 @@ func (n *numbers) waits() table {
 	return t
 }
 
-// shares is whom they wait for.
+// shares returns the table of the parts of these times.
 func (n *numbers) shares() table {
 	t := table{{"what", "until", "whose", "median", "p99"}}
 	for _, r := range n.results {
@@ -359,7 +357,7 @@ func (n *numbers) shares() table {
 	return t
 }
 
-// work is what the processors do meanwhile, and afterwards.
+// work returns the table of processor time, meanwhile and afterwards.
 func (n *numbers) work() table {
 	t := table{{"what", "processor time"}}
 	for _, r := range n.results {
@@ -370,7 +368,7 @@ func (n *numbers) work() table {
 	return t
 }
 
-// spread is processor time together, and of each program that has much of it.
+// spread returns the total processor time, and that of each program with much of it.
 func spread(cpu map[string]time.Duration) string {
 	var all time.Duration
 	var programs []string
@@ -387,7 +385,7 @@ func spread(cpu map[string]time.Duration) string {
 	return show(all) + ": " + strings.Join(programs, ", ")
 }
 
-// bottom is what btrfs takes.
+// bottom returns the table of the times of btrfs alone.
 func (n *numbers) bottom() table {
 	t := table{{"btrfs alone", "samples", "median", "p99"}}
 	for _, f := range n.floor {
@@ -396,7 +394,7 @@ func (n *numbers) bottom() table {
 	return t
 }
 
-// text is all of it for a terminal.
+// text returns all tables for a terminal.
 func (n *numbers) text() string {
 	var b strings.Builder
 	for _, t := range []table{n.waits(), n.shares(), n.work(), n.bottom()} {
@@ -410,10 +408,10 @@ func (n *numbers) text() string {
 	return b.String()
 }
 
-// markdown is all of it for the documentation.
+// markdown returns all tables for the documentation.
 func (n *numbers) markdown() string {
 	release, _ := os.ReadFile("/proc/sys/kernel/osrelease")
-	kernel := strings.SplitN(string(release), ".", 3) // what a distribution adds says nothing to others
+	kernel := strings.SplitN(string(release), ".", 3) // without the suffix of the distribution
 	var b strings.Builder
 	fmt.Fprintf(&b, numbersIntroduction, runtime.NumCPU(), strings.Join(kernel[:min(2, len(kernel))], "."))
 	for _, part := range []struct {
@@ -446,7 +444,7 @@ when nothing is written any more of what was before. What is
 mean from its metric ` + "`btrfs_csi_operation_duration_seconds`" + `.
 `
 
-// quantile returns the least duration that a share of all does not exceed.
+// quantile returns the duration that a share of all does not exceed.
 func quantile(all []time.Duration, share float64) time.Duration {
 	if len(all) == 0 {
 		return 0
@@ -455,7 +453,7 @@ func quantile(all []time.Duration, share float64) time.Duration {
 	return sorted[min(int(share*float64(len(sorted))), len(sorted)-1)]
 }
 
-// show rounds to what can be read.
+// show returns a duration, rounded.
 func show(d time.Duration) string {
 	switch {
 	case d < 10*time.Millisecond:

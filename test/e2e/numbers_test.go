@@ -20,12 +20,12 @@ import (
 )
 
 const (
-	samples = 30  // one at a time
-	crowd   = 100 // at once
-	pods    = 20  // they take more than a second each
+	samples = 30  // of operations one at a time
+	crowd   = 100 // of operations at once
+	pods    = 20  // fewer, because each takes more than a second
 )
 
-// Who does a part of an operation.
+// These do parts of an operation.
 const (
 	byAPIServer          = "kube-apiserver"
 	byManager            = "kube-controller-manager"
@@ -80,9 +80,8 @@ var (
 	}
 )
 
-// TestNumbers measures how long users wait, and for whom: from before a request is
-// sent until the event of a watch is here. It prints that, and fails only where
-// something does not work: how long it takes is the machine's matter too.
+// TestNumbers measures how long users wait, and for which component: from before a request is sent until the event
+// of a watch has arrived. It prints the times. It fails only for an error, because times depend on the machine.
 func TestNumbers(t *testing.T) {
 	s := newSpace(t)
 	n := &numbers{space: s, seen: newRecorder()}
@@ -102,7 +101,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// measureVolumes measures, one at a time, volumes of both nodes.
+// measureVolumes measures operations on volumes of both nodes, one at a time.
 func (n *numbers) measureVolumes() {
 	of := map[*cluster.Node][]string{}
 	for _, node := range lab.Nodes {
@@ -120,7 +119,7 @@ func (n *numbers) measureVolumes() {
 	n.oneByOne(deleteVolume, of[lab.Nodes[0]], n.dropClaim)
 }
 
-// measureSnapshots measures what costs the same whatever the volume holds.
+// measureSnapshots measures snapshots and copies, whose cost does not depend on the size of the data.
 func (n *numbers) measureSnapshots() {
 	node := lab.Nodes[0]
 	for _, data := range []struct{ name, size, bytes, command string }{
@@ -153,7 +152,7 @@ func (n *numbers) measureSnapshots() {
 	}
 }
 
-// measureCrowd measures what comes at once.
+// measureCrowd measures many operations at once.
 func (n *numbers) measureCrowd() {
 	node := lab.Nodes[0]
 	n.rest()
@@ -180,8 +179,7 @@ func (n *numbers) measurePods() {
 	}
 }
 
-// measureFloor measures btrfs alone, in the pool of a node and on a volume in it:
-// no driver can be faster.
+// measureFloor measures btrfs alone, in the pool of a node and on a volume in it. No driver can be faster.
 func (n *numbers) measureFloor(node *cluster.Node, volume string) {
 	pool := filepath.Join(filepath.Dir(lab.Kubeconfig()), node.Name, "disk/btrfs-csi/pools/default")
 	dir, err := os.MkdirTemp(pool, "numbers-")
@@ -236,7 +234,7 @@ func (n *numbers) dropSnapshot(name string) {
 
 func noVolume(p *corev1.Pod) { p.Spec.Volumes, p.Spec.Containers[0].VolumeMounts = nil, nil }
 
-// resizer returns the node whose csi-resizer is elected.
+// resizer returns the node with the elected csi-resizer.
 func (n *numbers) resizer() string {
 	n.Helper()
 	lease := await(n.T, api().CoordinationV1().Leases(driverNamespace), "external-resizer-btrfs-csi-github-io", "be held", func(l *coordinationv1.Lease) bool {
@@ -247,10 +245,10 @@ func (n *numbers) resizer() string {
 	return holder.Spec.NodeName
 }
 
-// grown is what volumes of the default size are expanded to.
+// grown is the size to which the test expands volumes.
 const grown = "128Mi"
 
-// Milestones, of an object of a name or of what belongs to it.
+// These are milestones of an object, or of an object that belongs to it.
 const (
 	claimSeen      = "PVC is there"
 	nodeSelected   = "node is selected"
@@ -272,7 +270,7 @@ const (
 	contentGone    = "content is gone"
 )
 
-// claimMilestones are those that a claim has reached, and so on.
+// claimMilestones returns the milestones that a claim has reached; the others are for other kinds.
 func claimMilestones(c *corev1.PersistentVolumeClaim) (string, map[string]bool) {
 	return c.Name, map[string]bool{
 		claimSeen:    true,

@@ -23,23 +23,24 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
 
-// searchPath is PATH in a node, after the components.
+// searchPath follows the components in PATH of a node.
 const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// pidFile is where a node has the process number of a service.
+// pidFile is the path, in a node, of the process ID of a service.
 func pidFile(service string) string { return "/run/" + service + ".pid" }
 
-// importImages loads an archive of images into containerd: the last argument.
+// importImages is the command that loads an archive of images into containerd. The archive is its last
+// argument.
 var importImages = []string{"ctr", "--namespace", "k8s.io", "images", "import"}
 
-// boot is what a node does when it starts. It is what the lab writes down for it.
+// boot is what a node does when it starts. The lab writes it into boot.json.
 type boot struct {
 	Name, IP   string
-	ID         string // of this boot, as the kernel makes one for a machine's
+	ID         string // of this boot, like the kernel's boot_id
 	Dir        string // of the node
 	LogDir     string
 	Bin        string
-	Images     []string // archives that are not loaded yet
+	Images     []string // archives to load
 	KubeletDir string
 	Cgroup     string
 	PodCIDR    string
@@ -48,11 +49,10 @@ type boot struct {
 
 type route struct{ To, Via string }
 
-// PauseImage is what holds a pod's namespaces: for the templates.
+// PauseImage returns the name of the pause image, for the templates.
 func (b *boot) PauseImage() string { return components.PauseImage }
 
-// nodeMain boots a node, and keeps its services running. It returns only if the boot
-// fails.
+// nodeMain boots a node and keeps its services running. It returns only if the boot fails.
 func nodeMain(plan string) int {
 	var b boot
 	data, err := os.ReadFile(plan)
@@ -91,7 +91,7 @@ func (b *boot) run() error {
 		}
 		fmt.Fprintf(os.Stderr, "%6.2f s  %s\n", time.Since(began).Seconds(), step.what)
 	}
-	select {} // the services are kept running
+	select {} // service keeps them running
 }
 
 func (b *boot) setUpNetwork(ctx context.Context) error {
@@ -101,7 +101,7 @@ func (b *boot) setUpNetwork(ctx context.Context) error {
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return err
 	}
-	for { // the lab plugs it in
+	for { // until the lab has plugged it in
 		if _, err := net.InterfaceByName("eth0"); err == nil {
 			break
 		}
@@ -153,8 +153,8 @@ func (b *boot) configure(ctx context.Context) error {
 	return writeFile(b.config("container.json"), spec)
 }
 
-// config returns the path of a configuration file. That of CNI is in a directory,
-// of which containerd takes all files.
+// config returns the path of a configuration file. The file of CNI is in a directory of its own,
+// because containerd reads all files there.
 func (b *boot) config(name string) string {
 	if strings.HasSuffix(name, ".conflist") {
 		name = filepath.Join("cni", name)
@@ -169,12 +169,12 @@ func writeFile(path string, content []byte) error {
 	return os.WriteFile(path, content, 0o600)
 }
 
-// bootIDFile is where a container finds the ID of the boot, like any process.
+// bootIDFile is the path of the boot ID for every process.
 const bootIDFile = "proc/sys/kernel/random/boot_id"
 
-// containerSpec is what all containers begin with: containerd's default, and the
-// boot ID of the node instead of the machine's. Every container has a /proc of its
-// own, hence the hook, which runs in the container's root before that is entered.
+// containerSpec returns the base of every container: the default of containerd, with the boot ID of
+// the node instead of the machine's. Every container has a /proc of its own, so a hook mounts the ID there
+// before the container starts.
 func containerSpec(ctx context.Context) ([]byte, error) {
 	out, err := exec.CommandContext(ctx, "ctr", "oci", "spec").Output()
 	if err != nil {
@@ -194,9 +194,8 @@ func containerSpec(ctx context.Context) ([]byte, error) {
 	return json.Marshal(spec)
 }
 
-// masks are the files of the kernel that a node has of its own. The kubelet sets
-// those of them that it finds otherwise, for the whole machine: here it finds them
-// as it wants them.
+// masks lists kernel files of which a node has its own version. The kubelet would set some of them for
+// the whole machine. In a node they already have the values that it wants.
 func (b *boot) masks() map[string]string {
 	return map[string]string{
 		bootIDFile:                           b.ID,
@@ -209,12 +208,12 @@ func (b *boot) masks() map[string]string {
 	}
 }
 
-// maskOf returns where a node has its own version of a file.
+// maskOf returns the path of the node's version of a file.
 func maskOf(file string) string { return "run/masks/" + strings.ReplaceAll(file, "/", "-") }
 
-// makeRoot gives the node a root of its own: the machine's, with what the node
-// writes in memory, and with the node's disk where it keeps things. A path on the
-// node is then nothing that another node sees, as for a pod's hostPath.
+// makeRoot makes the root of the node: an overlay over the root of the machine, whose upper layer is in
+// memory, with the disk of the node mounted at the directories that outlive a reboot. So a hostPath of a
+// pod is on one node only.
 func (b *boot) makeRoot() error {
 	root, upper := filepath.Join(b.Dir, "root"), filepath.Join(b.Dir, "upper")
 	for _, dir := range []string{root, upper} {
@@ -273,16 +272,16 @@ type mount struct {
 	data                 string
 }
 
-// mounts are those of a node's root, below others the later.
+// mounts returns the mounts of a node's root, in the order of mounting.
 func (b *boot) mounts() []mount {
 	mounts := []mount{
 		{"/dev", "/dev", "", unix.MS_BIND | unix.MS_REC, ""},
 		{"proc", "/proc", "proc", 0, ""},
-		{"sysfs", "/sys", "sysfs", 0, ""}, // a new one shows this network
+		{"sysfs", "/sys", "sysfs", 0, ""}, // a new sysfs shows the network namespace of the node
 		{cgroupMount, cgroupMount, "", unix.MS_BIND | unix.MS_REC, ""},
 		{"run", "/run", "tmpfs", 0, "mode=755"},
 		{"tmp", "/tmp", "tmpfs", 0, "mode=1777"},
-		// They may be on filesystems of their own, which an overlay does not show.
+		// They may be on filesystems of their own. An overlay does not show other filesystems.
 		{b.Bin, b.Bin, "", unix.MS_BIND, ""},
 		{b.Dir, b.Dir, "", unix.MS_BIND, ""},
 		{b.LogDir, b.LogDir, "", unix.MS_BIND, ""},
@@ -299,14 +298,14 @@ func (b *boot) mounts() []mount {
 		"cni":        "/var/lib/cni",
 		driverDir:    "/var/lib/btrfs-csi",
 	} {
-		// With what is mounted below: the pools.
+		// MS_REC includes the pools, which are mounted below.
 		mounts = append(mounts, mount{filepath.Join(b.Dir, "disk", name), target, "", unix.MS_BIND | unix.MS_REC, ""})
 	}
 	return mounts
 }
 
-// enterRoot makes a directory the root of all processes here. A chroot would not do:
-// runc has to be able to do the same.
+// enterRoot makes a directory the root of this mount namespace. It uses pivot_root, not chroot, because
+// runc cannot pivot_root inside a chroot.
 func enterRoot(root string) error {
 	if err := os.Chdir(root); err != nil {
 		return err
@@ -314,22 +313,22 @@ func enterRoot(root string) error {
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return fmt.Errorf("pivot_root: %w", err)
 	}
-	// The old root is on top of the new one now.
+	// pivot_root has mounted the old root over the new one.
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount the old root: %w", err)
 	}
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	// What pods mount with Bidirectional propagation is to be seen here.
+	// Mounts of pods with Bidirectional propagation have to appear in the node.
 	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("share the mounts: %w", err)
 	}
 	return nil
 }
 
-// service starts a program, waits until a probe of it succeeds, and from then on
-// starts it again whenever it ends, as the init system of a machine does.
+// service starts a program and waits until a probe of it succeeds. From then on it starts the program
+// again whenever it ends, as an init system does.
 func (b *boot) service(ctx context.Context, probe func(context.Context) error, name string, args ...string) error {
 	p, err := b.startService(name, args...)
 	if err == nil {
@@ -342,19 +341,19 @@ func (b *boot) service(ctx context.Context, probe func(context.Context) error, n
 		for {
 			<-p.done
 			fmt.Fprintf(os.Stderr, "%s ended (%s) and is started again\n", name, p.cmd.ProcessState)
-			// RestartKubelet counts on this being a second or more.
+			// RestartKubelet needs a second or more here.
 			time.Sleep(time.Second)
 			if again, err := b.startService(name, args...); err == nil {
 				p = again
 			} else {
-				fmt.Fprintln(os.Stderr, "Error:", err) // and tried again: p has ended
+				fmt.Fprintln(os.Stderr, "Error:", err) // the loop tries again, since p has ended
 			}
 		}
 	}()
 	return nil
 }
 
-// startService starts a program and notes its process number.
+// startService starts a program and writes its process ID into the pidFile.
 func (b *boot) startService(name string, args ...string) (*process, error) {
 	p, err := startProcess(name, filepath.Join(b.LogDir, b.Name+"-"+name+".log"), exec.Command(name, args...))
 	if err != nil {
@@ -383,8 +382,8 @@ func (b *boot) startKubelet(ctx context.Context) error {
 		"--hostname-override="+b.Name, "--node-ip="+b.IP, "--root-dir="+b.KubeletDir)
 }
 
-// waitForAPIServer is for the kubelet: one that does not find it tries again after a
-// while, and then after a longer one.
+// waitForAPIServer waits until the API server can be reached. A kubelet that starts before that would
+// retry at longer and longer intervals.
 func (b *boot) waitForAPIServer(ctx context.Context) error {
 	ca, err := os.ReadFile(filepath.Join(b.Dir, "ca.crt"))
 	if err != nil {

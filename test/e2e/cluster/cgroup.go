@@ -18,11 +18,11 @@ const (
 	cgroupPrefix = "btrfs-csi-e2e-"
 )
 
-// cgroup is where a node's pods and services are, in every hierarchy. Names of labs
-// have no dot: no lab's cgroups are taken for another's.
+// cgroup returns the cgroup of the pods and services of a node, the same in every hierarchy. Names of labs
+// have no dot, so the cgroups of two labs cannot be confused.
 func (s *state) cgroup(node string) string { return cgroupPrefix + s.name() + "." + node }
 
-// makeCgroup makes a cgroup in every hierarchy, as the kubelet wants to find it.
+// makeCgroup makes a cgroup in every hierarchy, as the kubelet requires.
 func makeCgroup(name string) error {
 	if unified, err := isUnified(); err != nil {
 		return err
@@ -34,7 +34,7 @@ func makeCgroup(name string) error {
 		return err
 	}
 	for _, hierarchy := range hierarchies {
-		if !hierarchy.IsDir() { // a link: cpu to cpu,cpuacct
+		if !hierarchy.IsDir() { // a link, such as cpu to cpu,cpuacct
 			continue
 		}
 		parent := filepath.Join(cgroupMount, hierarchy.Name())
@@ -42,7 +42,7 @@ func makeCgroup(name string) error {
 		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make a cgroup: %w", err)
 		}
-		// No process can be in a cpuset that has no processors or memory.
+		// A cpuset without processors or memory accepts no process.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if err := inherit(parent, dir, file); err != nil {
 				return err
@@ -52,7 +52,7 @@ func makeCgroup(name string) error {
 	return nil
 }
 
-// inherit copies a setting of a cgroup's parent, if it has that.
+// inherit copies a setting of the parent cgroup, if the parent has it.
 func inherit(parent, dir, file string) error {
 	value, err := os.ReadFile(filepath.Join(parent, file))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -72,8 +72,7 @@ func isUnified() (bool, error) {
 	return st.Type == unix.CGROUP2_SUPER_MAGIC, nil
 }
 
-// makeUnified makes a cgroup of version 2, with the controllers that the kubelet
-// wants of those that there are.
+// makeUnified makes a cgroup of version 2, with those controllers of the kubelet that the machine has.
 func makeUnified(name string) error {
 	data, err := os.ReadFile(filepath.Join(cgroupMount, "cgroup.controllers"))
 	if err != nil {
@@ -93,8 +92,8 @@ func makeUnified(name string) error {
 	return nil
 }
 
-// joinCgroup puts this process, and what it starts, into a cgroup of version 1. In
-// version 2 one that has children can have no processes.
+// joinCgroup moves this process and its future children into a cgroup of version 1. It does nothing with
+// version 2, where a cgroup with children can have no processes.
 func joinCgroup(name string) error {
 	if unified, err := isUnified(); err != nil || unified {
 		return err
@@ -118,8 +117,8 @@ func cgroupDirs(pattern string) []string {
 	return dirs
 }
 
-// removeCgroups removes cgroups and all below them. They outlive their processes,
-// and a kubelet that finds those of its predecessor waits for them 45 seconds.
+// removeCgroups removes cgroups and all below them. Cgroups outlive their processes, and a kubelet that
+// finds those of an earlier kubelet waits 45 seconds for them.
 func removeCgroups(pattern string) (err error) {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		err = nil
@@ -152,7 +151,7 @@ func removeCgroup(dir string) error {
 	return err
 }
 
-// removeStrayCgroups removes those of labs that have no directory any more.
+// removeStrayCgroups removes the cgroups of labs that no longer have a directory.
 func removeStrayCgroups() error {
 	var errs []error
 	for _, dir := range cgroupDirs(cgroupPrefix + "*.*") {

@@ -23,21 +23,21 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
 
-// startTimeout ends the start of a cluster or of a node that hangs. It takes about ten
-// seconds, and longer on a busy machine.
+// startTimeout is the longest time for the start of a cluster or a node. A start takes about ten seconds,
+// or longer on a busy machine.
 const startTimeout = 10 * time.Minute
 
-// patience ends a wait for the kernel, which takes a moment.
+// patience is the longest wait for the kernel, which normally takes a moment.
 const patience = 2 * time.Minute
 
-// Options say what a cluster is to be like.
+// Options describe a cluster.
 type Options struct {
-	Nodes  []NodeOptions // two with the defaults if nil; where there are none, an API server is all that runs
-	Images []string      // archives to load into every node, besides the components'
-	Log    io.Writer     // what is done and how long it takes; nil for none
+	Nodes  []NodeOptions // nil for two with the defaults; empty for an API server without nodes
+	Images []string      // archives to load into every node, besides those of the components
+	Log    io.Writer     // gets each step and its time; may be nil
 }
 
-// Cluster is a Kubernetes that is up.
+// Cluster is a running Kubernetes.
 type Cluster struct {
 	Nodes []*Node // node1 first
 
@@ -52,8 +52,8 @@ type Cluster struct {
 	processes  []*process // of the control plane, in the order of their start
 }
 
-// Start starts a cluster in the lab that this process is in, and returns when all
-// of its nodes are ready and pods can be made.
+// Start starts a cluster in the lab of this process, and returns when all nodes are ready and pods can be
+// created.
 func Start(ctx context.Context, o Options) (*Cluster, error) {
 	if inside.state == nil {
 		return nil, errors.New("a cluster starts in a lab: call cluster.Main from TestMain")
@@ -108,10 +108,10 @@ func (c *Cluster) connect() (err error) {
 	if c.config, err = clientcmd.BuildConfigFromFlags("", c.Kubeconfig()); err != nil {
 		return err
 	}
-	// The default, 5 a second, is for programs that share a cluster.
+	// The default of 5 requests a second is for clusters that others use, too.
 	c.config.QPS, c.config.Burst = 300, 600
-	// In what all parts of Kubernetes speak, too: the API server writes each event of a
-	// watch once in every format that somebody wants.
+	// All parts of Kubernetes use this format. The API server encodes each event of a watch once for
+	// each format in use.
 	core := rest.CopyConfig(c.config)
 	core.ContentType = runtime.ContentTypeProtobuf
 	core.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -140,7 +140,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	return nil
 }
 
-// waitForServiceAccount waits for what pods need that name none.
+// waitForServiceAccount waits for the default service account, which pods need.
 func (c *Cluster) waitForServiceAccount(ctx context.Context) error {
 	manager := c.processes[2]
 	return manager.ready(ctx, func(ctx context.Context) error {
@@ -149,16 +149,15 @@ func (c *Cluster) waitForServiceAccount(ctx context.Context) error {
 	})
 }
 
-// report logs what has happened, and when after the start.
+// report logs a step, with the time since the start.
 func (c *Cluster) report(format string, args ...any) {
 	c.log.Printf("%6.2f s  %s", time.Since(c.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// Kubeconfig returns the path of an administrator's kubeconfig. It is of use in the
-// lab only.
+// Kubeconfig returns the path of an administrator's kubeconfig. It works in the lab only.
 func (c *Cluster) Kubeconfig() string { return c.kubeconfig() }
 
-// Began returns when the start of the cluster began.
+// Began returns the time at which Start was called.
 func (c *Cluster) Began() time.Time { return c.began }
 
 // RESTConfig returns an administrator's access to the API server.
@@ -167,16 +166,15 @@ func (c *Cluster) RESTConfig() *rest.Config { return rest.CopyConfig(c.config) }
 // Client returns an administrator's client.
 func (c *Cluster) Client() kubernetes.Interface { return c.client }
 
-// Program returns the path of a program of the components: kubectl, ctr, ...
+// Program returns the path of a program of the components, such as kubectl or ctr.
 func (c *Cluster) Program(name string) string { return filepath.Join(c.components.Bin, name) }
 
-// LogDir returns where the logs are as long as the cluster is.
+// LogDir returns the directory of the logs. It exists as long as the cluster.
 func (c *Cluster) LogDir() string { return filepath.Join(c.dir, "log") }
 
 func (c *Cluster) logFile(name string) string { return filepath.Join(c.LogDir(), name+".log") }
 
-// Load loads an archive of images into every node, those that are off when they are
-// started.
+// Load loads an archive of images into every node. A node that is off loads it when it starts.
 func (c *Cluster) Load(ctx context.Context, archive string) error {
 	path, err := filepath.Abs(archive)
 	if err != nil {
@@ -191,7 +189,7 @@ func (c *Cluster) Load(ctx context.Context, archive string) error {
 	return err
 }
 
-// Stop ends the cluster and all that ran in it. Another may be started then.
+// Stop ends the cluster and everything in it. Start may be called again then.
 func (c *Cluster) Stop() error {
 	var errs []error
 	for _, node := range c.Nodes {
@@ -201,7 +199,7 @@ func (c *Cluster) Stop() error {
 		c.processes[i].kill()
 	}
 	c.processes = nil
-	// There may be none, if it did not get that far.
+	// If the start failed early there may be none.
 	_ = run(context.Background(), "ip", "link", "delete", bridge)
 	_ = unix.Unmount(filepath.Join(c.dir, "etcd"), unix.MNT_DETACH)
 	for _, name := range []string{"etcd", "pki", disksDir, "kubeconfig"} {
@@ -213,7 +211,7 @@ func (c *Cluster) Stop() error {
 	return nil
 }
 
-// isReady reports whether a node said, since a time, that it is ready.
+// isReady reports whether a node has reported since a time that it is ready.
 func isReady(node *corev1.Node, since time.Time) bool {
 	for _, condition := range node.Status.Conditions {
 		if condition.Type == corev1.NodeReady {

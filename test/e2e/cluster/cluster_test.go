@@ -25,8 +25,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
 
-// labVariable has the name of the lab, which is to be gone at the end, for the
-// processes in it.
+// labVariable passes the name of the lab to the processes in it.
 const labVariable = "BTRFS_CSI_E2E_TEST_LAB"
 
 var lab = os.Getenv(labVariable)
@@ -44,7 +43,7 @@ func TestMain(m *testing.M) {
 	}
 	before := kernelSettings()
 	code := (&cluster.Lab{Name: lab}).Main(m.Run)
-	// Main has returned: this is the outermost process, and all is to be gone.
+	// Main returns only in the outermost process, after it has removed the lab.
 	left := leftBy(lab)
 	for setting, now := range kernelSettings() {
 		if now != before[setting] {
@@ -58,7 +57,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// kernelSettings are those of the machine that a kubelet sets, if it is let.
+// kernelSettings are the machine's settings that a kubelet changes outside of a lab.
 func kernelSettings() map[string]string {
 	settings := map[string]string{}
 	for _, name := range []string{
@@ -74,7 +73,7 @@ func kernelSettings() map[string]string {
 	return settings
 }
 
-// leftBy returns what a lab left on the machine.
+// leftBy lists the mounts, devices, cgroups and files of a lab that are left on the machine.
 func leftBy(lab string) (left []string) {
 	dir := "/var/tmp/btrfs-csi-e2e/" + lab
 	if _, err := os.Lstat(dir); err == nil {
@@ -102,13 +101,13 @@ func leftBy(lab string) (left []string) {
 	return left
 }
 
-// patience ends a wait for something that does not come.
+// patience is the longest wait of a test.
 const patience = 5 * time.Minute
 
-// marker is part of the name of what a test makes that its lab may leave.
+// marker is part of the names of all that a test makes and a lab might leave behind.
 func marker(lab string) string { return "left-by-" + lab }
 
-// start starts a cluster, to be stopped when the test ends.
+// start starts a cluster and stops it when the test ends.
 func start(t *testing.T, o cluster.Options) *cluster.Cluster {
 	t.Helper()
 	o.Log = t.Output()
@@ -124,7 +123,7 @@ func start(t *testing.T, o cluster.Options) *cluster.Cluster {
 	return c
 }
 
-// TestCluster takes one cluster through everything, in order.
+// TestCluster tests everything on one cluster, in order.
 func TestCluster(t *testing.T) {
 	began := time.Now()
 	c := start(t, cluster.Options{})
@@ -175,8 +174,7 @@ func runPod(t *testing.T, c *cluster.Cluster, name string, node *cluster.Node) {
 	waitForPod(t, c, name, 0)
 }
 
-// waitForPod waits until a pod runs that has been restarted a number of times or
-// more.
+// waitForPod waits until a pod runs and has been restarted so often, or more often.
 func waitForPod(t *testing.T, c *cluster.Cluster, name string, restarts int32) *corev1.Pod {
 	t.Helper()
 	var pod *corev1.Pod
@@ -223,7 +221,7 @@ func testPods(t *testing.T, c *cluster.Cluster) {
 		if out, want := kubectl(t, c, "logs", podName(i)), "here is "+podName(i)+"\n"; out != want {
 			t.Errorf("log of %s: %q, want %q", podName(i), out, want)
 		}
-		// From one node's pod to the other's, and to the API server at its ClusterIP.
+		// A pod reaches the pod of the other node, and the API server at its ClusterIP.
 		other := waitForPod(t, c, podName(1-i), 0)
 		kubectl(t, c, "exec", podName(i), "--", "ping", "-c", "1", "-W", "5", other.Status.PodIP)
 		kubectl(t, c, "exec", podName(i), "--", "sh", "-c", "nc -w 5 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null")
@@ -248,7 +246,7 @@ func testOwnFiles(t *testing.T, c *cluster.Cluster) {
 	}
 }
 
-// testOwnKernelSettings is about what the kubelet would set for the whole machine.
+// testOwnKernelSettings checks that the kubelet has not changed the settings of the machine.
 func testOwnKernelSettings(t *testing.T, c *cluster.Cluster) {
 	kubelet := on(t, c.Nodes[0], "cat /proc/sys/kernel/panic_on_oops /proc/sys/vm/overcommit_memory")
 	if kubelet != "1\n1\n" {
@@ -345,11 +343,11 @@ func testPools(t *testing.T, c *cluster.Cluster) {
 		t.Errorf("the pool on node1 is %q, want a btrfs with compress=zstd", out)
 	}
 	on(t, one, "echo moves > /var/lib/btrfs-csi/pools/fast/file")
-	// A pod that runs since before sees it.
+	// A pod that has been running before sees the pool.
 	if out := kubectl(t, c, "exec", podName(0), "--", "cat", "/pools/fast/file"); out != "moves\n" {
 		t.Errorf("the file in the pool is %q in a pod", out)
 	}
-	// Who moves a disk that is in use is refused, and loses nothing.
+	// RemovePool refuses a disk that is in use.
 	on(t, one, "mkdir /mnt/bound; mount --bind /var/lib/btrfs-csi/pools/fast /mnt/bound")
 	if _, err := one.RemovePool(t.Context(), "fast"); err == nil {
 		t.Fatal("a pool of which a part is mounted elsewhere was removed, want an error")
@@ -368,8 +366,8 @@ func testPools(t *testing.T, c *cluster.Cluster) {
 	}
 }
 
-// testPowerCut is about what a node has afterwards, and that loop devices are not
-// among what it has: they would keep its filesystems.
+// testPowerCut checks which data a node has after a power cut. It also checks that no loop device of the node
+// is left, since one would keep a filesystem of the node alive.
 func testPowerCut(t *testing.T, c *cluster.Cluster) {
 	node, pool := c.Nodes[0], "/var/lib/btrfs-csi/pools/default"
 	restarts, untouched := restartsOf(t, c, podName(0)), restartsOf(t, c, podName(1))
@@ -397,9 +395,9 @@ func testPowerCut(t *testing.T, c *cluster.Cluster) {
 	}
 }
 
-// cutPower kills a node right after it wrote two files to a pool: one, synced, that
-// is synced, and one that is not, which it returns. Somebody on this machine may call
-// sync in between, which nobody can forbid: then it does it all again.
+// cutPower kills a node right after it has written two files to a pool, and returns the name of the second.
+// The file "synced" is synced, the second is not. If the pool was committed in between, as by a sync(1)
+// on this machine, cutPower does it all again.
 func cutPower(t *testing.T, node *cluster.Node, pool string) (lost string) {
 	t.Helper()
 	device := strings.TrimSpace(on(t, node, "findmnt --noheadings --output SOURCE "+pool))
@@ -425,7 +423,7 @@ func cutPower(t *testing.T, node *cluster.Node, pool string) (lost string) {
 	return ""
 }
 
-// transaction returns the number of a disk's last one, as its superblock has it.
+// transaction returns the number of the last transaction in a disk's superblock.
 func transaction(t *testing.T, disk string) string {
 	t.Helper()
 	out, err := exec.Command("btrfs", "inspect-internal", "dump-super", disk).Output()
@@ -441,9 +439,8 @@ func transaction(t *testing.T, disk string) string {
 	return ""
 }
 
-// loopCommands do what raw block volumes do: a loop device on a file in a subvolume
-// of a pool, and one on that. And what the driver does to have a pool in a file: one on
-// a file in its directory.
+// loopCommands set up loop devices as raw block volumes do, on a file in a subvolume of a pool and on that
+// device. They also set up one as the driver does for a pool in a file, on a file in its state directory.
 func loopCommands(lab string) string {
 	return `cd /var/lib/btrfs-csi; truncate -s 64M ` + marker(lab) + `.img; losetup --find ` + marker(lab) + `.img
 		cd pools/default
@@ -451,7 +448,7 @@ func loopCommands(lab string) string {
 		truncate -s 64M ` + marker(lab) + `; losetup --find $(losetup --find --show ` + marker(lab) + `)`
 }
 
-// TestAgain starts a cluster in a lab that has had one, of another kind.
+// TestAgain starts a second cluster, with other nodes, in the same lab.
 func TestAgain(t *testing.T) {
 	const kubeletDir = "/data/kubelet"
 	c := start(t, cluster.Options{Nodes: []cluster.NodeOptions{{KubeletDir: kubeletDir, PoolSize: -1}}})
@@ -472,7 +469,7 @@ func TestAgain(t *testing.T) {
 	}
 }
 
-// TestStartFails expects an error that says why a cluster does not start.
+// TestStartFails expects an error with the reason when a cluster does not start.
 func TestStartFails(t *testing.T) {
 	broken := filepath.Join(t.TempDir(), "broken.tar")
 	if err := os.WriteFile(broken, []byte("no archive"), 0o600); err != nil {
@@ -483,7 +480,7 @@ func TestStartFails(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), broken) || !strings.Contains(err.Error(), "/log/node") {
 		t.Errorf("start with a broken image: %v, want an error that names it, and the log", err)
 	}
-	if took := time.Since(began); took > patience { // the start ends by itself after ten minutes
+	if took := time.Since(began); took > patience { // startTimeout would end it after ten minutes
 		t.Errorf("that was said after %s, want as soon as it failed", took)
 	}
 }

@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Addresses. See doc.go.
+// These are the addresses; see doc.go.
 const (
 	labIP        = "10.250.0.1"
-	kubernetesIP = "10.96.0.1" // of the Service "kubernetes": the first of serviceCIDR
+	kubernetesIP = "10.96.0.1" // the Service "kubernetes", the first address of serviceCIDR
 	serviceCIDR  = "10.96.0.0/16"
 	podCIDR      = "10.244.0.0/16"
 	bridge       = "lab0"
@@ -27,20 +27,20 @@ const (
 func nodeIP(index int) string      { return "10.250.0." + strconv.Itoa(10+index) }
 func nodePodCIDR(index int) string { return fmt.Sprintf("10.244.%d.0/24", index) }
 
-// makeNetwork makes the bridge that the nodes are plugged into.
+// makeNetwork makes the bridge of the nodes.
 func (c *Cluster) makeNetwork(ctx context.Context) error {
-	// A network namespace is made with the default of the kernel, which is 0.
+	// In a new network namespace the kernel sets this to 0.
 	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
 		return err
 	}
 	for _, args := range [][]string{
 		{"link", "set", "lo", "up"},
-		// With an address of its own, else it takes one of its ports', and when a node
-		// goes or comes the others look for the API server at the old one.
+		// Without a hardware address of its own the bridge takes that of a port. It would change with the
+		// nodes, and the others would send to the old one.
 		{"link", "add", bridge, "address", bridgeMAC, "type", "bridge"},
 		{"address", "add", labIP + "/24", "dev", bridge},
-		// The API server answers at its ClusterIP itself, so that clients in pods
-		// need no kube-proxy.
+		// The ClusterIP of the API server is an address of the bridge, so that clients in pods need no
+		// kube-proxy.
 		{"address", "add", kubernetesIP + "/32", "dev", bridge},
 		{"link", "set", bridge, "up"},
 	} {
@@ -56,7 +56,7 @@ func (c *Cluster) makeNetwork(ctx context.Context) error {
 	return nil
 }
 
-// makePKI issues what the control plane and its clients identify themselves with.
+// makePKI issues the certificates of the control plane and its clients.
 func (c *Cluster) makePKI() (err error) {
 	if c.pki, err = newPKI(filepath.Join(c.dir, "pki")); err != nil {
 		return err
@@ -82,8 +82,8 @@ func (c *Cluster) makePKI() (err error) {
 	return c.pki.kubeconfig("admin", c.Kubeconfig())
 }
 
-// component starts a part of the control plane. It shares few cores with all nodes and
-// has memory, so that it collects garbage more rarely than Go does by default.
+// component starts a part of the control plane. Cores are scarce and memory is not, so its garbage
+// collector runs less often than Go's default.
 func (c *Cluster) component(name string, args ...string) (*process, error) {
 	cmd := exec.Command(filepath.Join(c.components.Bin, name), args...)
 	cmd.Env = append(os.Environ(), "GOGC=400")
@@ -121,11 +121,11 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 		"--allow-privileged",
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
 		"--client-ca-file="+file("ca.crt"),
-		// Nobody speaks for others, but without these the components log errors
-		// about it all the time.
+		// No aggregated API server uses these, but without them the components log errors all the
+		// time.
 		"--requestheader-client-ca-file="+file("ca.crt"), "--requestheader-allowed-names=nobody",
 		"--tls-cert-file="+file("kube-apiserver.crt"), "--tls-private-key-file="+file("kube-apiserver.key"),
-		// There is no DNS that knows the names of nodes.
+		// No DNS has the names of nodes.
 		"--kubelet-preferred-address-types=InternalIP",
 		"--kubelet-certificate-authority="+file("ca.crt"),
 		"--kubelet-client-certificate="+file("kube-apiserver-kubelet.crt"), "--kubelet-client-key="+file("kube-apiserver-kubelet.key"),
@@ -139,9 +139,9 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 	})
 }
 
-// startControllers starts what needs the API server. There is one of each: no need
-// to elect. The limits of requests are those of large clusters, since tests make as
-// many objects, of which nobody should wait for a client that holds itself back.
+// startControllers starts the parts of the control plane that need the API server. Each has one instance, so
+// there is no leader election. Their request limits are those of large clusters, because tests create as many
+// objects and should not wait for a client's own limit.
 func (c *Cluster) startControllers() error {
 	config := c.pki.file("kube-controller-manager.kubeconfig")
 	_, err := c.component("kube-controller-manager",
@@ -160,7 +160,7 @@ func (c *Cluster) startControllers() error {
 	return err
 }
 
-// get succeeds if a GET does.
+// get fails unless a GET succeeds.
 func get(ctx context.Context, client *http.Client, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
 	if err != nil {

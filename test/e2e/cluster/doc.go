@@ -1,7 +1,6 @@
-// Package cluster is a real Kubernetes of several nodes on one machine, without
-// containers around it and without a registry: etcd, the control plane and, for
-// each node, containerd and kubelet. It needs root, and what package components
-// builds.
+// Package cluster runs a real Kubernetes of several nodes on one machine, without containers around it and
+// without a registry: etcd, the control plane and, for each node, containerd and kubelet. It needs root,
+// and the programs of package components.
 //
 // # Processes
 //
@@ -14,11 +13,10 @@
 //	    │   └── kubelet
 //	    └── node2, pid 1 ...
 //
-// The lab and each node have network, mount, pid, ipc and uts namespaces of their
-// own. So the end of the first process ends them all, with their mounts and
-// networks, whether it returned, panicked or was killed. What the kernel leaves are
-// loop devices of block volumes, cgroups and files: the outermost process removes
-// them, or the next one to start where that was killed, or Clean.
+// The lab and each node have network, mount, pid, ipc and uts namespaces of their own. When the first process
+// of one ends, in whatever way, the kernel ends all its processes, mounts and networks. It does not remove
+// loop devices of block volumes, cgroups and files. The outermost process removes them. If that was killed, the
+// next one does when it starts, or Clean.
 //
 // # Network
 //
@@ -27,22 +25,22 @@
 //	10.250.0.11        node1, whose pods have 10.244.1.0/24
 //	10.250.0.12        node2, whose pods have 10.244.2.0/24
 //
-// There is no kube-proxy and no DNS: pods reach the API server and each other by
-// address, and no Service but that one. Nothing reaches the world outside.
+// There is no kube-proxy and no DNS. Pods reach each other by address, and of all Services only
+// "kubernetes". No packet leaves the machine.
 //
 // # Files
 //
 //	/var/tmp/btrfs-csi-e2e/<lab>/
-//	  lock              held by the outermost process as long as it lives
-//	  pids              of that process and of the lab's first
-//	  components.json   what was built
+//	  lock              locked by the outermost process as long as it lives
+//	  pids              of that process and of pid 1 of the lab
+//	  components.json   the paths of what was built
 //	  kubeconfig        of an administrator
 //	  pki/              certificates, keys, kubeconfigs of the control plane
 //	  log/              of all components, and of the pods of each node
 //	  etcd/             a tmpfs
 //	  disks/<n>.img     a disk with a btrfs filesystem, sparse
 //	  node1/            its certificate and kubeconfig
-//	    boot.json       what it does when it boots
+//	    boot.json       its boot, as the lab plans it
 //	    config/         of its services
 //	    root/           its root: an overlay over the machine's, ...
 //	    upper/          ... where it writes: a tmpfs
@@ -51,10 +49,9 @@
 //
 // Beside them, .log/ has the logs of labs that failed. "cluster clean" removes it.
 //
-// The lab mounts the pools, and the mounts propagate into the node. So the
-// filesystem stays mounted when all of the node is killed, and what had reached its
-// device by then is copied before anything is written back: a power cut. Every boot
-// has an ID of its own, in containers too, as a machine's has.
+// The lab mounts the pools, and the mounts propagate into the node. So a pool stays mounted when its node is
+// killed. For a power cut the lab then copies the disk, before the kernel writes back what it has in memory.
+// Every boot has an ID of its own, also in containers.
 //
 // # Tests
 //
@@ -65,12 +62,11 @@
 //		...
 //		defer c.Stop()
 //
-// Those of this repository have the build tag e2e, since they want all that is built
-// for them: make e2e runs them, and make test says that there are no test files.
+// The tests of this repository have the build tag e2e, because they need everything that make e2e builds.
+// For make test there are no test files.
 //
 // # Caveats
 //
-// The nodes share the machine's kernel: its clock, its /dev, its loop devices and
-// its page cache. A power cut loses what a pool had not written, but not what
-// kubelet, containerd or the driver's index had not.
+// The nodes share the kernel of the machine: its clock, its /dev, its loop devices and its page cache. A
+// power cut loses the unwritten data of a pool, but not that of kubelet, containerd or the driver's index.
 package cluster

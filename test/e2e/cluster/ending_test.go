@@ -19,15 +19,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/cluster"
 )
 
-// endingVariable makes this program, instead of its tests, run a cluster that ends
-// in a certain way, in a lab of its own.
+// endingVariable makes this program run a cluster that ends in a certain way, in another lab, instead of its
+// tests.
 const endingVariable = "BTRFS_CSI_E2E_TEST_ENDING"
 
 const isUp = "the cluster is up"
 
 func endingLab() string { return lab + "-ending" }
 
-// runEnding is that program.
+// runEnding runs such a cluster.
 func runEnding(ending string) int {
 	return (&cluster.Lab{Name: endingLab()}).Main(func() int {
 		c, err := cluster.Start(context.Background(), cluster.Options{Nodes: make([]cluster.NodeOptions, 1)})
@@ -46,7 +46,7 @@ func runEnding(ending string) int {
 	})
 }
 
-// TestEndings expects that nothing is left of a cluster however its process ends.
+// TestEndings checks that a cluster leaves nothing behind, in whatever way its process ends.
 func TestEndings(t *testing.T) {
 	send := func(signal os.Signal) func(*exec.Cmd) error {
 		return func(cmd *exec.Cmd) error { return cmd.Process.Signal(signal) }
@@ -55,7 +55,7 @@ func TestEndings(t *testing.T) {
 		end       func(outermost *exec.Cmd) error
 		keepsLogs bool
 	}{
-		"panic":       {func(*exec.Cmd) error { return nil }, true}, // by itself
+		"panic":       {func(*exec.Cmd) error { return nil }, true}, // the program panics without a signal
 		"interrupted": {send(unix.SIGINT), true},
 		"killed":      {send(unix.SIGKILL), false},
 		"down":        {func(*exec.Cmd) error { return cluster.Down(endingLab()) }, true},
@@ -72,7 +72,7 @@ func TestEndings(t *testing.T) {
 				t.Error("exit code 0, want another")
 			}
 			if name == "killed" {
-				// What the next one that starts does.
+				// The next lab that starts would do this.
 				if err := cluster.Clean(); err != nil {
 					t.Fatal(err)
 				}
@@ -87,7 +87,7 @@ func TestEndings(t *testing.T) {
 	}
 }
 
-// checkEntries runs something from outside in the lab, and on a node of it.
+// checkEntries runs commands in the lab and on a node of it, from outside.
 func checkEntries(t *testing.T) {
 	t.Helper()
 	kubectl, err := cluster.Enter(t.Context(), endingLab(), "kubectl", "get", "nodes", "--output", "name")
@@ -134,7 +134,7 @@ func startEnding(t *testing.T, ending string) (*exec.Cmd, *bytes.Buffer) {
 	return cmd, stderr
 }
 
-// checkKeptLogs expects the output to say where logs are, and removes them.
+// checkKeptLogs checks that the output has the directory of the logs, and removes that.
 func checkKeptLogs(t *testing.T, output string) {
 	t.Helper()
 	_, after, _ := strings.Cut(output, "The logs of the cluster are in ")

@@ -12,8 +12,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
 
-// Enter returns a command for a lab that another process runs: it runs there as the
-// tests do, with the cluster's kubeconfig and with the components in its path.
+// Enter returns a command that runs in a lab of another process, like its tests, with the kubeconfig of the
+// cluster and with the components in PATH.
 func Enter(ctx context.Context, lab, program string, args ...string) (*exec.Cmd, error) {
 	s, err := openState(lab)
 	if err != nil {
@@ -22,7 +22,7 @@ func Enter(ctx context.Context, lab, program string, args ...string) (*exec.Cmd,
 	return s.enter(ctx, append([]string{program}, args...)...)
 }
 
-// EnterNode returns a command for a node of such a lab.
+// EnterNode returns a command that runs in a node of such a lab.
 func EnterNode(ctx context.Context, lab, node, program string, args ...string) (*exec.Cmd, error) {
 	s, err := openState(lab)
 	if err != nil {
@@ -32,11 +32,11 @@ func EnterNode(ctx context.Context, lab, node, program string, args ...string) (
 	if err != nil {
 		return nil, fmt.Errorf("no node %q is running in the cluster %q", node, lab)
 	}
-	// The node's first process has another number in the lab than it has here.
+	// The ID of pid 1 of the node differs between the lab and this process.
 	return s.enter(ctx, append(nsenter(string(pid), program), args...)...)
 }
 
-// openState returns the state of a lab that is up.
+// openState returns the state of a running lab.
 func openState(lab string) (*state, error) {
 	if !labName.MatchString(lab) {
 		return nil, fmt.Errorf("no cluster is named %q", lab)
@@ -66,7 +66,7 @@ func nsenter(pid string, command ...string) []string {
 
 func (s *state) kubeconfig() string { return filepath.Join(s.dir, "kubeconfig") }
 
-// nodePidFile holds the number, in the lab, of a running node's first process.
+// nodePidFile contains the ID that pid 1 of a running node has in the lab.
 func (s *state) nodePidFile(node string) string { return filepath.Join(s.dir, node, "pid") }
 
 func (s *state) writeComponents(set components.Set) error {

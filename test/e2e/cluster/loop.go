@@ -13,16 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop is a loop device that is in use, and what it is on.
+// loop is a loop device in use, and its backing file.
 type loop struct {
 	path   string
 	number uint64 // of the device itself
 	file   fileID
-	device uint64 // the number of the device that it is on, if that is one
+	device uint64 // the number of the device below it, if it is on one
 }
 
-// fileID is that of one file alone. A path does not: the kernel shows that of a
-// device of a node that is gone without the directory that it was mounted at.
+// fileID identifies one file. A path does not: for a loop device of a node that is gone, the kernel shows it
+// without the mount point.
 type fileID struct{ filesystem, inode uint64 }
 
 func identify(path string) (fileID, error) {
@@ -33,15 +33,14 @@ func identify(path string) (fileID, error) {
 	return fileID{st.Dev, st.Ino}, nil
 }
 
-// detachLoops detaches the loop devices on disk images, and those on the files in
-// the filesystems of these, and those on such devices: what raw block volumes need
-// is on loop devices that nobody detaches once their node is gone. None that is not
-// of these images is touched.
+// detachLoops detaches the loop devices on disk images, on files in the filesystems of these images, and on
+// such devices. Raw block volumes use them, and when their node is gone nothing else detaches them.
+// detachLoops touches no other device.
 func detachLoops(images ...string) (err error) {
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		var loops []loop
-		// Fails for a device that is just being detached, as that of a pool that the
-		// driver made in a file is with its last mount.
+		// It fails for a device that is being detached, such as that of a pool in a file after the last
+		// unmount.
 		loops, err = loopsOn(images)
 		if err == nil && len(loops) == 0 {
 			return nil
@@ -53,7 +52,7 @@ func detachLoops(images ...string) (err error) {
 	return errors.Join(errors.New("loop devices are still in use"), err)
 }
 
-// loopsOn returns the loop devices that are on images, those below first.
+// loopsOn returns the loop devices on images, the lower ones first.
 func loopsOn(images []string) ([]loop, error) {
 	all, err := allLoops()
 	if err != nil {
@@ -136,9 +135,8 @@ func (l *loop) detach() error {
 	return nil
 }
 
-// filesystemsOn returns what stat calls the filesystems of a btrfs: every subvolume
-// has a number of its own, which lasts as long as a file of it is in use. They are
-// looked for where pools have subvolumes. What is no btrfs has none.
+// filesystemsOn returns the device numbers of a btrfs in stat. Every subvolume has one of its own, as long as
+// a file of it is in use. filesystemsOn looks where pools have subvolumes. Another filesystem has none.
 func filesystemsOn(device string) (map[uint64]bool, error) {
 	mount, err := mountBtrfs(device)
 	if errors.Is(err, unix.EINVAL) {
@@ -163,7 +161,7 @@ func filesystemsOn(device string) (map[uint64]bool, error) {
 	return found, nil
 }
 
-// mountBtrfs mounts a btrfs where nobody sees it, until it is closed.
+// mountBtrfs mounts a btrfs at no path, until the returned file is closed.
 func mountBtrfs(device string) (*os.File, error) {
 	context, err := unix.Fsopen("btrfs", unix.FSOPEN_CLOEXEC)
 	if err != nil {

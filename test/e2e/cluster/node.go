@@ -19,11 +19,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// NodeOptions say what a node is to be like.
+// NodeOptions describe a node.
 type NodeOptions struct {
 	KubeletDir string // /var/lib/kubelet if empty
-	// PoolSize is that of the pool "default", in bytes: 10 GiB if 0, no pool if
-	// negative. Its disk is a sparse file.
+	// PoolSize is the size of the pool "default" in bytes. 0 means 10 GiB, a negative size no pool. Its
+	// disk is a sparse file.
 	PoolSize int64
 }
 
@@ -39,7 +39,7 @@ type Node struct {
 	index   int
 	dir     string
 	pools   map[string]pool
-	loaded  int      // how many of the cluster's images it has
+	loaded  int      // number of images of the cluster that the node has
 	boot    boot     // the current or last one
 	process *process // nil while the power is off
 }
@@ -58,12 +58,12 @@ func newNode(c *Cluster, index int, options NodeOptions) *Node {
 	}
 }
 
-// create makes what outlives reboots, and starts the node.
+// create makes the files that outlive a reboot, and starts the node.
 func (n *Node) create(ctx context.Context) error {
 	if err := os.MkdirAll(n.disk(), 0o755); err != nil {
 		return err
 	}
-	// A shared mount: what is mounted below it is mounted in the node too.
+	// In a shared mount, mounts below it propagate into the node.
 	if err := unix.Mount(n.disk(), n.disk(), "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount %s: %w", n.disk(), err)
 	}
@@ -85,7 +85,7 @@ func (n *Node) create(ctx context.Context) error {
 	return n.Start(ctx)
 }
 
-// identify issues what the kubelet identifies itself with, as client and server.
+// identify issues the certificate of the kubelet, as client and server.
 func (n *Node) identify() error {
 	c := n.cluster
 	err := c.pki.issue(identity{
@@ -107,13 +107,13 @@ func (n *Node) identify() error {
 	return c.pki.kubeconfig(n.Name, filepath.Join(n.dir, "kubeconfig"))
 }
 
-// disk is what the node has on its own disk.
+// disk returns the directory of the node's own disk.
 func (n *Node) disk() string { return filepath.Join(n.dir, "disk") }
 
-// cable is the network interface of the lab that leads to the node.
+// cable returns the lab's end of the network interface of the node.
 func (n *Node) cable() string { return "to-" + n.Name }
 
-// logFile is that of a service of the node; of its boot if that is empty.
+// logFile returns the path of the log of a service, or with "" of the boot.
 func (n *Node) logFile(service string) string {
 	return n.cluster.logFile(strings.TrimSuffix(n.Name+"-"+service, "-"))
 }
@@ -121,8 +121,8 @@ func (n *Node) logFile(service string) string {
 // Running reports whether the power is on.
 func (n *Node) Running() bool { return n.process != nil }
 
-// Start turns the power on, and returns when the node is ready. It has the disk that
-// it had; the rest of its root, and /run, is as new.
+// Start turns the power on, and returns when the node is ready. The node has its old disk. The rest of its
+// root, and /run, is new.
 func (n *Node) Start(ctx context.Context) error {
 	if n.Running() {
 		return fmt.Errorf("start %s: it is running", n.Name)
@@ -155,7 +155,7 @@ func (n *Node) Start(ctx context.Context) error {
 	return nil
 }
 
-// plan writes down what the node is to do when it boots, and returns where.
+// plan writes boot.json, and returns its path.
 func (n *Node) plan() (string, error) {
 	n.boot = boot{
 		Name: n.Name, IP: n.IP, ID: uuid.NewString(),
@@ -175,7 +175,7 @@ func (n *Node) plan() (string, error) {
 	return plan, os.WriteFile(plan, data, 0o600)
 }
 
-// plugIn gives a node that boots its network.
+// plugIn connects a booting node to the network.
 func (n *Node) plugIn(ctx context.Context) error {
 	pid := strconv.Itoa(n.process.cmd.Process.Pid)
 	if err := os.WriteFile(n.cluster.nodePidFile(n.Name), []byte(pid), 0o600); err != nil {
@@ -187,8 +187,7 @@ func (n *Node) plugIn(ctx context.Context) error {
 	return run(ctx, "ip", "link", "set", n.cable(), "master", bridge, "up")
 }
 
-// waitReady waits until the node says that it is ready, in this boot and since a
-// time.
+// waitReady waits until the node reports that it is ready, in this boot and since a time.
 func (n *Node) waitReady(ctx context.Context, since time.Time) error {
 	return n.process.ready(ctx, func(ctx context.Context) error {
 		node, err := n.cluster.client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
@@ -202,9 +201,8 @@ func (n *Node) waitReady(ctx context.Context, since time.Time) error {
 	})
 }
 
-// Kill cuts the power: all that runs on the node ends at once, and the filesystems
-// of its pools are as their disks were at that moment. A pool that the driver made
-// in a file of its own is unmounted instead.
+// Kill cuts the power. All processes of the node end at once, and its pools have the state that their disks had
+// at that moment. A pool that the driver made in a file is unmounted instead.
 func (n *Node) Kill(ctx context.Context) error {
 	if !n.Running() {
 		return fmt.Errorf("kill %s: it is not running", n.Name)
@@ -218,9 +216,9 @@ func (n *Node) Kill(ctx context.Context) error {
 	return errors.Join(append(errs, n.cleanUp())...)
 }
 
-// cleanUp removes what the kernel keeps of a node that has ended.
+// cleanUp removes what the kernel keeps of a node after its end.
 func (n *Node) cleanUp() error {
-	// It goes with the other end, which the kernel removes in its own time.
+	// The kernel removes it with the other end, but only after a while.
 	_ = run(context.Background(), "ip", "link", "delete", n.cable())
 	_ = os.Remove(n.cluster.nodePidFile(n.Name))
 	return errors.Join(detachLoops(n.loopFiles()...), removeCgroups(n.cluster.cgroup(n.Name)))
@@ -235,16 +233,15 @@ func (n *Node) discard() error {
 		errs = append(errs, n.unmountPool(name))
 	}
 	errs = append(errs, n.cleanUp())
-	_ = unix.Unmount(n.disk(), unix.MNT_DETACH) // not mounted, if it did not get that far
+	_ = unix.Unmount(n.disk(), unix.MNT_DETACH) // it fails if the node has ended before the mount
 	return errors.Join(append(errs, os.RemoveAll(n.dir))...)
 }
 
-// RestartKubelet ends the kubelet, which is started again as by an init system, and
-// returns when the node is ready.
+// RestartKubelet ends the kubelet, and returns when the node has started it again and is ready.
 func (n *Node) RestartKubelet(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	// Kubernetes has times in full seconds.
+	// Times of Kubernetes are in full seconds.
 	began := time.Now().Truncate(time.Second).Add(time.Second)
 	if _, err := n.Exec(ctx, "sh", "-c", "kill $(cat "+pidFile("kubelet")+")"); err != nil {
 		return fmt.Errorf("restart the kubelet: %w", err)
@@ -252,7 +249,7 @@ func (n *Node) RestartKubelet(ctx context.Context) error {
 	return n.waitReady(ctx, began)
 }
 
-// load loads the images that the node does not have yet.
+// load loads the images that the node lacks.
 func (n *Node) load(ctx context.Context) error {
 	for ; n.loaded < len(n.cluster.images); n.loaded++ {
 		archive := n.cluster.images[n.loaded]
@@ -277,9 +274,9 @@ func (n *Node) loadArchive(ctx context.Context, archive string) error {
 	return nil
 }
 
-// Command returns a command that runs in the node, as root, outside of all pods.
+// Command returns a command that runs in the node as root, outside of all pods.
 func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	pid := "0" // there is none
+	pid := "0" // without power no process has this ID
 	if n.Running() {
 		pid = strconv.Itoa(n.process.cmd.Process.Pid)
 	}
@@ -289,8 +286,7 @@ func (n *Node) Command(ctx context.Context, name string, args ...string) *exec.C
 	return cmd
 }
 
-// Exec runs a command in the node and returns its standard output. Its standard
-// error is part of the error.
+// Exec runs a command in the node and returns its standard output. The error contains its standard error.
 func (n *Node) Exec(ctx context.Context, name string, args ...string) ([]byte, error) {
 	if !n.Running() {
 		return nil, fmt.Errorf("run %s on %s: the node is not running", name, n.Name)

@@ -26,12 +26,12 @@ type pki struct {
 	next int64 // serial number
 }
 
-// identity is who a certificate is for.
+// identity is the subject of a certificate.
 type identity struct {
-	name   string   // of its files
-	user   string   // the common name: what Kubernetes takes for the user
-	groups []string // the organisations: what it takes for the groups
-	ips    []net.IP // of a server, what it answers at
+	name   string   // of the files
+	user   string   // the common name, which is Kubernetes' user
+	groups []string // the organisations, which are Kubernetes' groups
+	ips    []net.IP // the addresses of a server
 	hosts  []string
 }
 
@@ -56,7 +56,7 @@ func newPKI(dir string) (*pki, error) {
 
 func (p *pki) file(name string) string { return filepath.Join(p.dir, name) }
 
-// template is valid from an hour ago: the clock may be set back a little.
+// template returns a certificate that is valid since an hour ago, in case the clock is set back a little.
 func (p *pki) template(name string) *x509.Certificate {
 	p.next++
 	return &x509.Certificate{
@@ -67,8 +67,7 @@ func (p *pki) template(name string) *x509.Certificate {
 	}
 }
 
-// issue writes a certificate and its key: name.crt and name.key. One with addresses
-// is for a server too.
+// issue writes a certificate and its key to name.crt and name.key. With addresses it is for a server, too.
 func (p *pki) issue(id identity) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -99,7 +98,7 @@ func (p *pki) sign(name string, c *x509.Certificate, key *ecdsa.PrivateKey) erro
 	return nil
 }
 
-// serviceAccountKey makes what tokens of service accounts are signed with.
+// serviceAccountKey makes the key that signs the tokens of service accounts.
 func (p *pki) serviceAccountKey() error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -127,8 +126,7 @@ func (p *pki) write(file, kind string, der []byte) error {
 	return os.WriteFile(p.file(file), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600)
 }
 
-// kubeconfig writes a kubeconfig for an identity that was issued a certificate. It
-// holds all it needs.
+// kubeconfig writes a kubeconfig for an identity with a certificate. It contains the certificate and the key.
 func (p *pki) kubeconfig(name, path string) error {
 	const only = "btrfs-csi-e2e"
 	config := clientcmdapi.Config{

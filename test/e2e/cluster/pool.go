@@ -18,21 +18,21 @@ import (
 
 const disksDir = "disks"
 
-// driverDir is the driver's state directory, in the node and below its disk.
+// driverDir is the path of the driver's state directory, in the node and on the node's disk.
 const driverDir = "btrfs-csi"
 
-// Disk is a disk with a btrfs filesystem, which can be in one node at a time.
+// Disk is a disk with a btrfs. It can be in one node at a time.
 type Disk struct {
 	image string
 }
 
-// pool is where a node has a disk.
+// pool is a disk in a node.
 type pool struct {
 	disk    *Disk
-	options []string // of its mount
+	options []string // of the mount
 }
 
-// NewDisk makes a disk of a size in bytes, of which it takes what is written.
+// NewDisk makes a disk of a size in bytes, in a sparse file.
 func (c *Cluster) NewDisk(ctx context.Context, size int64, mkfsArgs ...string) (*Disk, error) {
 	dir := filepath.Join(c.dir, disksDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -49,8 +49,7 @@ func (c *Cluster) NewDisk(ctx context.Context, size int64, mkfsArgs ...string) (
 	return &Disk{f.Name()}, run(ctx, "mkfs.btrfs", append(append([]string{"-q", "-K"}, mkfsArgs...), f.Name())...)
 }
 
-// CopyDisk makes a copy of a disk as it is at this moment, in use or not, with all of
-// the IDs that are on it.
+// CopyDisk copies the present state of a disk, whether it is in use or not. The copy has the same IDs.
 func (c *Cluster) CopyDisk(ctx context.Context, disk *Disk) (*Disk, error) {
 	f, err := os.CreateTemp(filepath.Join(c.dir, disksDir), "*.img")
 	if err != nil {
@@ -60,8 +59,8 @@ func (c *Cluster) CopyDisk(ctx context.Context, disk *Disk) (*Disk, error) {
 	return &Disk{f.Name()}, copyDisk(ctx, disk.image, f.Name())
 }
 
-// AddPool mounts a disk as a pool of the node, with mount options, and again at each
-// boot. It must not be in use as another pool.
+// AddPool mounts a disk as a pool of the node, with mount options, now and at each boot. The disk must not be
+// in use as another pool.
 func (n *Node) AddPool(ctx context.Context, name string, disk *Disk, options ...string) error {
 	if other, ok := n.pools[name]; ok {
 		return fmt.Errorf("%s has a pool %q, on %s; remove that first", n.Name, name, other.disk.image)
@@ -75,14 +74,14 @@ func (n *Node) AddPool(ctx context.Context, name string, disk *Disk, options ...
 	}
 	n.pools[name] = pool{disk, options}
 	if !n.Running() && n.boot.ID != "" {
-		return nil // Start will
+		return nil // Start will mount it
 	}
 	return n.mountPool(ctx, name)
 }
 
-// RemovePool unmounts a pool and returns its disk, for another node. It fails, and the
-// pool stays, while anything has a part of the filesystem mounted or open: mounted
-// elsewhere as well, it would be damaged. The directory stays, as on any machine.
+// RemovePool unmounts a pool and returns its disk, for another node. While a part of the filesystem is mounted
+// or open anywhere, RemovePool fails and the pool stays: a second mount elsewhere would damage it. The
+// directory stays.
 func (n *Node) RemovePool(ctx context.Context, name string) (*Disk, error) {
 	p, ok := n.pools[name]
 	if !ok {
@@ -98,7 +97,7 @@ func (n *Node) RemovePool(ctx context.Context, name string) (*Disk, error) {
 	return p.disk, nil
 }
 
-// waitForDisk waits until the kernel is done with a filesystem that was unmounted.
+// waitForDisk waits until the kernel has released the disk of an unmounted filesystem.
 func waitForDisk(disk *Disk) error {
 	id, err := identify(disk.image)
 	if err != nil {
@@ -115,7 +114,7 @@ func waitForDisk(disk *Disk) error {
 	}
 }
 
-// poolDir is where the lab mounts a pool, to be seen in the node.
+// poolDir returns the mount point of a pool in the lab. The mount propagates into the node.
 func (n *Node) poolDir(name string) string {
 	return filepath.Join(n.disk(), driverDir, "pools", name)
 }
@@ -129,7 +128,7 @@ func (n *Node) mountPool(ctx context.Context, name string) (err error) {
 		return err
 	}
 	options := strings.Join(append([]string{"loop"}, p.options...), ",")
-	for range 50 { // others may take the free loop device that mount saw first
+	for range 50 { // mount fails if another process takes the loop device that mount has found free
 		if err = run(ctx, "mount", "-t", "btrfs", "-o", options, p.disk.image, dir); err == nil {
 			return nil
 		}
@@ -138,7 +137,7 @@ func (n *Node) mountPool(ctx context.Context, name string) (err error) {
 	return fmt.Errorf("pool %q of %s: %w", name, n.Name, err)
 }
 
-// unmountPool waits a while for descriptors that are closed late.
+// unmountPool unmounts a pool. It waits a while for open descriptors.
 func (n *Node) unmountPool(name string) (err error) {
 	dir := n.poolDir(name)
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
@@ -156,7 +155,7 @@ func (n *Node) unmountPool(name string) (err error) {
 	return nil
 }
 
-// isMounted reports whether something is mounted at a directory.
+// isMounted reports whether a directory is a mount point.
 func isMounted(dir string) (bool, error) {
 	var st, parent unix.Stat_t
 	switch err := unix.Stat(dir, &st); {
@@ -171,7 +170,7 @@ func isMounted(dir string) (bool, error) {
 	return st.Dev != parent.Dev, nil
 }
 
-// loopFiles are the files of which the node may have loop devices.
+// loopFiles returns the files on which the node may have loop devices.
 func (n *Node) loopFiles() []string {
 	files := driverFiles(n.dir)
 	for p := range maps.Values(n.pools) {
@@ -180,17 +179,17 @@ func (n *Node) loopFiles() []string {
 	return files
 }
 
-// driverFiles are those that the driver has on the disks of nodes, a pattern: it can
-// make pools in files.
+// driverFiles returns the files of the driver on the disks of nodes. Some may contain pools. nodes is a
+// pattern for the directories of the nodes.
 func driverFiles(nodes string) []string {
 	above, _ := filepath.Glob(filepath.Join(nodes, "disk", driverDir, "*"))
 	below, _ := filepath.Glob(filepath.Join(nodes, "disk", driverDir, "*", "*"))
 	return append(above, below...)
 }
 
-// cutPool leaves a pool's disk as a power cut leaves it, with what has reached it
-// and without what the kernel holds in memory. No process may use it any more. The
-// filesystem is still mounted here: unmounted, it would have written all of that.
+// cutPool gives a pool's disk the state after a power cut, without the data that the kernel has only in
+// memory. No process may use the pool any more. The filesystem is still mounted in the lab, because an unmount would have
+// written that data.
 func (n *Node) cutPool(ctx context.Context, name string) error {
 	image := n.pools[name].disk.image
 	cut := image + ".cut"
@@ -199,7 +198,7 @@ func (n *Node) cutPool(ctx context.Context, name string) error {
 		err = n.unmountPool(name)
 	}
 	if err == nil {
-		// What is on files of it keeps the filesystem going.
+		// Loop devices on its files keep the filesystem alive.
 		err = detachLoops(image)
 	}
 	if err == nil {
@@ -211,9 +210,8 @@ func (n *Node) cutPool(ctx context.Context, name string) error {
 	return nil
 }
 
-// copyDisk copies a disk as it is at one moment. The kernel may still commit a
-// transaction: then what was copied before and after may not fit, and it is copied
-// again.
+// copyDisk copies the state of a disk at one moment. If the kernel commits a transaction meanwhile, the parts
+// may not fit together, and copyDisk starts again.
 func copyDisk(ctx context.Context, from, to string) error {
 	for range 5 {
 		before, err := generation(from)
@@ -230,7 +228,7 @@ func copyDisk(ctx context.Context, from, to string) error {
 	return fmt.Errorf("%s: transactions are committed all the time, though no process is left", from)
 }
 
-// generation returns the number of a btrfs' last transaction, from its superblock.
+// generation returns the number of the last transaction in the superblock of a btrfs.
 func generation(image string) (uint64, error) {
 	const superblock, offset = 64 << 10, 72
 	f, err := os.Open(image)

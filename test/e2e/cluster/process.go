@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// process is a component that was started.
+// process is a started component.
 type process struct {
 	name string
 	log  string
@@ -33,7 +33,7 @@ func startProcess(name, log string, cmd *exec.Cmd) (*process, error) {
 	}
 	p := &process{name, log, cmd, make(chan struct{})}
 	go func() {
-		_ = cmd.Wait() // ended says how
+		_ = cmd.Wait() // method ended reports the result
 		close(p.done)
 	}()
 	return p, nil
@@ -42,12 +42,12 @@ func startProcess(name, log string, cmd *exec.Cmd) (*process, error) {
 // kill ends the process, and returns when it has ended.
 func (p *process) kill() {
 	if p != nil {
-		_ = p.cmd.Process.Kill() // it may have ended
+		_ = p.cmd.Process.Kill() // it fails if the process has ended
 		<-p.done
 	}
 }
 
-// ended is the error that a process has ended which should not have.
+// ended returns the error for a process that has ended too early.
 func (p *process) ended() error {
 	return fmt.Errorf("%s ended (%s); the end of %s:\n%s", p.name, p.cmd.ProcessState, p.log, tail(p.log))
 }
@@ -92,7 +92,7 @@ func tail(path string) string {
 	return "  " + strings.Join(last[max(0, len(last)-lines):], "\n  ")
 }
 
-// run runs a command to its end. Its output is part of the error.
+// run runs a command and waits for it. The error contains its output.
 func run(ctx context.Context, name string, args ...string) error {
 	if out, err := exec.CommandContext(ctx, name, args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, bytes.TrimSpace(out))

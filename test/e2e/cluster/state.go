@@ -13,24 +13,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// root holds the directories of all labs. It is on a disk where /tmp may be memory.
+// root is the parent of the directories of all labs. It is on a disk, where /tmp may be in memory.
 const root = "/var/tmp/btrfs-csi-e2e"
 
-// Entries of root that are no lab.
+// These are entries of root other than labs.
 const (
-	rootLock = ".lock" // held by who makes or cleans up labs
+	rootLock = ".lock" // locked by a process that makes or cleans up labs
 	keptLogs = ".log"
 )
 
 const componentsFile = "components.json"
 
-// Names become parts of paths and of cgroups.
+// Names of labs become parts of paths and of cgroups.
 var labName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,30}$`)
 
-// state is what a lab has outside of its namespaces.
+// state is the part of a lab outside of its namespaces.
 type state struct {
 	dir  string
-	lock *os.File // nil in other processes than the one that made it
+	lock *os.File // nil in processes other than the outermost one
 }
 
 func (s *state) name() string { return filepath.Base(s.dir) }
@@ -69,7 +69,7 @@ func claim(name string) (*state, error) {
 	return s, nil
 }
 
-// tryLock reports whether no process uses the lab, and keeps others from it if so.
+// tryLock locks the lab. It returns false if another process uses it.
 func (s *state) tryLock() (bool, error) {
 	f, err := os.OpenFile(filepath.Join(s.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -86,7 +86,7 @@ func (s *state) tryLock() (bool, error) {
 	return true, nil
 }
 
-// withRoot calls do while no other process makes or cleans up labs.
+// withRoot calls do while no other process can make or clean up labs.
 func withRoot(do func() error) error {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return err
@@ -102,8 +102,8 @@ func withRoot(do func() error) error {
 	return do()
 }
 
-// writePids remembers the outermost process and the lab's first, as this process
-// numbers them, and when that one started: its number may be used again.
+// writePids writes the process IDs of the outermost process and of pid 1 of the lab, as seen by this process.
+// It adds the start of the latter, because the kernel may give the ID to another process.
 func (s *state) writePids(lab int) error {
 	started, err := startOf(lab)
 	if err != nil {
@@ -120,14 +120,14 @@ func (s *state) pids() (outermost, lab int, started string, err error) {
 	return outermost, lab, started, err
 }
 
-// startOf returns when a process started, in ticks since the machine did. It fails if
-// the process has ended, also before its parent has taken notice.
+// startOf returns the start of a process, in ticks since the boot of the machine. It fails if the process has
+// ended, even if its parent has not waited for it yet.
 func startOf(pid int) (string, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return "", err
 	}
-	// The name, in parentheses, may hold anything. The start is the 20th field after.
+	// The name in parentheses may contain anything. The start is the 20th field after it.
 	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
 	if len(fields) < 20 {
 		return "", fmt.Errorf("/proc/%d/stat has %d fields after the name, want 20 or more", pid, len(fields))
@@ -138,7 +138,7 @@ func startOf(pid int) (string, error) {
 	return fields[19], nil
 }
 
-// labPid returns pid 1 of a lab that is up, as this process numbers it.
+// labPid returns the process ID of pid 1 of a running lab, as seen by this process.
 func (s *state) labPid() (int, error) {
 	_, lab, started, err := s.pids()
 	if err != nil {
@@ -150,27 +150,27 @@ func (s *state) labPid() (int, error) {
 	return lab, nil
 }
 
-// keepLogs moves the logs away from what is removed, and returns where to.
+// keepLogs moves the logs out of the directory of the lab, and returns their new directory.
 func (s *state) keepLogs() string {
 	kept := filepath.Join(root, keptLogs, s.name()+time.Now().Format("-20060102-150405"))
 	if err := os.MkdirAll(filepath.Dir(kept), 0o700); err != nil {
 		return ""
 	}
-	// A directory of another lab's would be in the way, and an empty one no help.
+	// Remove succeeds only if the directory is empty.
 	if os.Remove(filepath.Join(s.dir, "log")) == nil || os.Rename(filepath.Join(s.dir, "log"), kept) != nil {
 		return ""
 	}
 	return kept
 }
 
-// remove undoes what the lab did to the machine and did not take with it: to be
-// called when its processes have ended. What is gone already is no error.
+// remove removes everything that the processes of the lab have left. They have to have ended. remove may be
+// called again.
 func (s *state) remove() error {
 	files, _ := filepath.Glob(filepath.Join(s.dir, disksDir, "*"))
 	files = append(files, driverFiles(filepath.Join(s.dir, "*"))...)
 	err := errors.Join(detachLoops(files...), removeCgroups(s.cgroup("*")))
 	if err == nil {
-		// Last, and only then: it says what else there is to remove.
+		// The directory is last, because it names what else has to be removed.
 		err = os.RemoveAll(s.dir)
 	}
 	if s.lock != nil {
@@ -182,7 +182,7 @@ func (s *state) remove() error {
 	return nil
 }
 
-// Clean removes what labs left whose processes were killed, but not kept logs.
+// Clean removes everything of labs whose processes were killed, except kept logs.
 func Clean() error {
 	return withRoot(func() error {
 		entries, err := os.ReadDir(root)
@@ -205,11 +205,10 @@ func Clean() error {
 	})
 }
 
-// CleanLogs removes the logs that were kept of failed runs.
+// CleanLogs removes the kept logs of failed runs.
 func CleanLogs() error { return os.RemoveAll(filepath.Join(root, keptLogs)) }
 
-// waitForEnd waits for the lab of an outermost process that was killed: the kernel
-// takes a moment to end all of it.
+// waitForEnd waits until the kernel has ended the lab of a killed outermost process.
 func (s *state) waitForEnd() error {
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		pid, err := s.labPid()
@@ -222,7 +221,7 @@ func (s *state) waitForEnd() error {
 	}
 }
 
-// Down ends a lab that another process runs, and waits until it has cleaned up.
+// Down ends a lab of another process, and waits until that has cleaned up.
 func Down(name string) error {
 	s, err := openState(name)
 	if err != nil {

@@ -16,37 +16,35 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/e2e/components"
 )
 
-// SkipVariable is the environment variable that, set to 1, skips what needs root.
+// SkipVariable is the environment variable that, set to 1, skips tests that need root.
 const SkipVariable = "BTRFS_CSI_SKIP_ROOT_TESTS"
 
-// What a process that this package starts from its own executable is called, and
-// thereby is.
+// These are the values of argv[0] that make this executable the first process of a lab or a node.
 const (
 	initProcess = "btrfs-csi-e2e-init" // pid 1 of the lab or of a node
-	nodeProcess = "btrfs-csi-e2e-node" // what boots a node
+	nodeProcess = "btrfs-csi-e2e-node" // the process that boots a node
 )
 
-// labVariable names the lab that a process runs in.
+// labVariable is the environment variable with the name of the lab of a process.
 const labVariable = "BTRFS_CSI_E2E_LAB"
 
-// namespaces are those that the lab and every node have of their own.
+// namespaces are the kinds of namespaces that the lab and every node have of their own.
 const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 
-// Lab is where clusters run: one at a time.
+// Lab is a set of namespaces in which clusters run, one at a time.
 type Lab struct {
-	Name string    // of its directory and cgroups; one that is free if empty
-	Log  io.Writer // os.Stderr if nil
-	// Build makes what clusters are of; components.Build if nil. It is called
-	// outside, where there is a network. Images that it adds are loaded into all
-	// nodes.
+	Name string    // of its directory and cgroups; "" for a free one
+	Log  io.Writer // nil for os.Stderr
+	// Build builds the programs and images of clusters; nil for components.Build. Main calls it outside
+	// of the lab, where there is a network. All nodes load its images.
 	Build func(ctx context.Context, log io.Writer) (components.Set, error)
 }
 
 // Main runs the tests of a package in a lab: os.Exit(cluster.Main(m.Run)).
 func Main(run func() int) int { return (&Lab{}).Main(run) }
 
-// Init is to be the first call of a program that parses its arguments before it
-// calls Main: in the first processes of a lab and of a node it does not return.
+// Init has to be the first call of a program that parses its arguments before it calls Main. In the first
+// processes of a lab and of a node it does not return.
 func Init() {
 	switch os.Args[0] {
 	case initProcess:
@@ -56,9 +54,9 @@ func Init() {
 	}
 }
 
-// Main builds the components, starts the program again in a lab, where run is
-// called, and returns run's exit code once all that the lab made is gone. Only in
-// the outermost process does it return. The logs are kept if run fails.
+// Main builds the components, and starts the program again in a lab, where Main calls run. When everything of
+// the lab is removed it returns the exit code of run. It returns only in the outermost process. If run
+// fails it keeps the logs.
 func (l *Lab) Main(run func() int) int {
 	Init()
 	if dir := os.Getenv(labVariable); dir != "" {
@@ -88,7 +86,7 @@ func (l *Lab) supervise() (code int, err error) {
 	if os.Geteuid() != 0 {
 		return 0, fmt.Errorf("a cluster needs root; run it as root, or set %s=1 to skip what needs it", SkipVariable)
 	}
-	// From here to the end, so that no signal keeps it from cleaning up.
+	// From here on no signal can prevent the clean-up.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer signal.Stop(signals)
@@ -97,7 +95,7 @@ func (l *Lab) supervise() (code int, err error) {
 		return 0, fmt.Errorf("build the components: %w", err)
 	}
 	if err := Clean(); err != nil {
-		fmt.Fprintln(l.Log, "Error:", err) // of others, and in nobody's way
+		fmt.Fprintln(l.Log, "Error:", err) // labs of others are no reason to stop
 	}
 	s, err := newState(l.Name)
 	if err != nil {
@@ -130,14 +128,14 @@ func (l *Lab) build(signals <-chan os.Signal) (components.Set, error) {
 
 // run starts this program again as pid 1 of a lab, and waits for its end.
 func (s *state) run(signals <-chan os.Signal) (int, error) {
-	// The kernel sends Pdeathsig when the thread ends that started the process.
+	// The kernel sends Pdeathsig when the starting thread ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	cmd := initCommand(os.Args...)
 	cmd.Env = append(os.Environ(), labVariable+"="+s.dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr.Pdeathsig = unix.SIGKILL
-	// In a process group of its own, the lab gets a terminal's Ctrl-C only from here.
+	// In another process group the lab gets Ctrl-C of a terminal only from passOn.
 	cmd.SysProcAttr.Setpgid = true
 	if err := cmd.Start(); err != nil {
 		return 0, fmt.Errorf("start a process in namespaces of its own: %w", err)
@@ -158,7 +156,7 @@ func (s *state) run(signals <-chan os.Signal) (int, error) {
 	return 1, fmt.Errorf("the lab ended: %s", cmd.ProcessState)
 }
 
-// passOn passes signals on. Who asks twice for the end need not wait for it.
+// passOn passes signals on. The second signal kills the process.
 func passOn(signals <-chan os.Signal, to *os.Process, done <-chan struct{}) {
 	asked := false
 	for {
@@ -170,12 +168,12 @@ func passOn(signals <-chan os.Signal, to *os.Process, done <-chan struct{}) {
 				s = unix.SIGKILL
 			}
 			asked = true
-			_ = to.Signal(s) // it may just have ended
+			_ = to.Signal(s) // it fails if the process has ended
 		}
 	}
 }
 
-// initCommand is this program, called args, in namespaces of its own.
+// initCommand returns a command that runs this program with other arguments in new namespaces.
 func initCommand(args ...string) *exec.Cmd {
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Args = append([]string{initProcess}, args...)
@@ -183,8 +181,8 @@ func initCommand(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// initMain is pid 1 of its namespaces: it runs this program once more, reaps what is
-// left to it, and returns the exit code. With it the kernel ends all the rest.
+// initMain is the main function of pid 1 of new namespaces. It runs this program once more, reaps orphaned
+// processes, and returns the exit code. When pid 1 ends, the kernel ends all other processes there.
 func initMain(args []string) int {
 	fail := func(err error) int {
 		fmt.Fprintln(os.Stderr, "Error: first process of new namespaces:", err)
@@ -192,7 +190,7 @@ func initMain(args []string) int {
 	}
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
-	// What is mounted outside is mounted here too, but not the other way round.
+	// Mounts outside propagate into this namespace, but not the other way round.
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fail(fmt.Errorf("keep its mounts to itself: %w", err))
 	}
@@ -204,7 +202,7 @@ func initMain(args []string) int {
 		return fail(err)
 	}
 	pid := child.Pid
-	_ = os.Chdir("/") // the directory is the child's matter, and may be unmounted
+	_ = os.Chdir("/") // otherwise the directory could not be unmounted
 	go func() {
 		for s := range signals {
 			_ = unix.Kill(pid, s.(syscall.Signal))
@@ -224,20 +222,20 @@ func initMain(args []string) int {
 	}
 }
 
-// inside is the lab that this process runs in.
+// inside is the lab of this process.
 var inside struct {
 	*state
 	components components.Set
 }
 
-// Components returns what the clusters of the lab that this process is in are made of.
+// Components returns the programs and images of the lab of this process.
 func Components() components.Set { return inside.components }
 
-// enter is Main in the process that runs in a lab.
+// enter is the part of Main in a lab.
 func enter(dir string, run func() int) int {
-	// Not for what the tests start. And no proxy is of use where there is no way out.
+	// Processes that the tests start must not have the variable, and a proxy cannot be reached from here.
 	for _, variable := range []string{labVariable, "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} {
-		_ = os.Unsetenv(variable) // fails for no name but an empty one
+		_ = os.Unsetenv(variable) // it fails only for an empty name
 	}
 	var err error
 	inside.state = &state{dir: dir}

@@ -35,7 +35,7 @@ func (b *builder) buildAll(ctx context.Context, components []component) error {
 	return nil
 }
 
-// build builds the programs of a component, unless they are there.
+// build builds the programs of a component that are not in the cache.
 func (b *builder) build(ctx context.Context, c component) error {
 	module := filepath.Join(b.source, c.dir)
 	versions, err := required(filepath.Join(module, "go.mod"))
@@ -95,8 +95,8 @@ func stamped(stamp, version string) string {
 	return strings.NewReplacer("VERSION", version, "MAJOR", major, "MINOR", minor).Replace(stamp)
 }
 
-// required returns the versions that a go.mod requires, or none where there is no
-// go.mod, since the program is part of this module.
+// required returns the versions that a go.mod requires. A program of this module has no go.mod, and no
+// versions.
 func required(file string) (map[string]string, error) {
 	content, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
@@ -115,8 +115,8 @@ func required(file string) (map[string]string, error) {
 	return versions, nil
 }
 
-// componentKey is of all that the bytes of the programs come from. Modules are in
-// it by their hashes in go.sum.
+// componentKey returns a hash of everything that determines the bytes of the programs. The hashes in go.sum stand
+// for the modules.
 func componentKey(ctx context.Context, module string, c component) (hash.Hash, error) {
 	toolchain, err := run(ctx, module, "go", "env", "GOVERSION")
 	if err != nil {
@@ -127,7 +127,7 @@ func componentKey(ctx context.Context, module string, c component) (hash.Hash, e
 	return key, hashFiles(key, module)
 }
 
-// hashFiles adds the files of a directory to a key, but not those below it.
+// hashFiles adds the files of a directory to a key, without those of subdirectories.
 func hashFiles(key hash.Hash, dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -146,12 +146,11 @@ func hashFiles(key hash.Hash, dir string) error {
 	return nil
 }
 
-// environment makes programs that run anywhere and depend on no setting of the one
-// who builds.
+// environment returns an environment in which go builds static programs, whatever the settings of the user.
 var environment = []string{"CGO_ENABLED=0", "GOFLAGS=-mod=readonly -trimpath -buildvcs=false", "GOWORK=off", "GOOS=linux", "GOARCH=" + runtime.GOARCH}
 
-// run runs a command in a directory and returns its output. An interrupted go
-// removes what it made, if it has the time.
+// run runs a command in a directory and returns its output. At the end of ctx it interrupts the command, so that
+// go can remove its temporary files.
 func run(ctx context.Context, dir, name string, args ...string) (string, error) {
 	command := exec.CommandContext(ctx, name, args...)
 	command.Dir = dir
@@ -167,7 +166,7 @@ func run(ctx context.Context, dir, name string, args ...string) (string, error) 
 	return string(out), nil
 }
 
-// complaint leaves out the progress that go prints.
+// complaint returns the output of go without its lines of progress.
 func complaint(stderr string) string {
 	var lines []string
 	for line := range strings.Lines(stderr) {

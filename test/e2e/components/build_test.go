@@ -23,7 +23,7 @@ func newTestBuilder(t *testing.T, log *strings.Builder) *builder {
 	return b
 }
 
-// The other components are built the same way, and take longer.
+// TestBuildPause builds only pause, because the other components take longer.
 func TestBuildPause(t *testing.T) {
 	var log strings.Builder
 	b := newTestBuilder(t, &log)
@@ -52,7 +52,7 @@ func TestBuildPause(t *testing.T) {
 	}
 }
 
-// A pod that does not end when it is asked to is killed half a minute later.
+// stopsWhenAsked checks that pause ends at SIGTERM. Otherwise each pod would end half a minute later, by SIGKILL.
 func stopsWhenAsked(t *testing.T, pause string) {
 	t.Helper()
 	command := exec.Command(pause)
@@ -66,7 +66,7 @@ func stopsWhenAsked(t *testing.T, pause string) {
 	if err := command.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	// The signal may come before the handler is there, and ends it then too.
+	// A signal before the handler is set ends the program, too.
 	err := command.Wait()
 	if status := command.ProcessState.Sys().(syscall.WaitStatus); err != nil && status.Signal() != syscall.SIGTERM {
 		t.Error(err)
@@ -93,8 +93,8 @@ func TestBuildNamesWhatFailed(t *testing.T) {
 	}
 }
 
-// What is built of a module is named in its go.mod, so that `go mod tidy` keeps the
-// sums it needs, and its version with it; and no module is built of nothing.
+// TestModules checks that each go.mod lists its programs under tool, so that `go mod tidy` keeps their versions and
+// sums, and that each module has a program.
 func TestModules(t *testing.T) {
 	files, err := filepath.Glob("*/go.mod")
 	if err != nil || len(files) == 0 {

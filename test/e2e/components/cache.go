@@ -13,16 +13,16 @@ import (
 	"time"
 )
 
-// cache is the directory of what was built. See doc.go.
+// cache is the directory of the cache; see doc.go.
 type cache struct {
 	dir string
 	log io.Writer
 }
 
 const (
-	// unfinished begins the names of entries that are being made.
+	// unfinished is the prefix of the names of entries that are being made.
 	unfinished = ".unfinished-"
-	// unusedFor is how long an entry stays that nobody asks for.
+	// unusedFor is the time after which prune removes an unused entry.
 	unusedFor = 30 * 24 * time.Hour
 )
 
@@ -35,8 +35,7 @@ func openCache(log io.Writer) (cache, error) {
 	return c, os.MkdirAll(c.dir, 0o755)
 }
 
-// entry returns the directory of what has a name and a key, made if it is not there
-// by a function that fills a new directory.
+// entry returns the directory of the entry with a name and a key. If it does not exist, fill fills a new one.
 func (c cache) entry(ctx context.Context, name string, key hash.Hash, fill func(dir string) error) (string, error) {
 	dir := filepath.Join(c.dir, fmt.Sprintf("%s-%.12x", name, key.Sum(nil)))
 	if used(dir) {
@@ -47,7 +46,7 @@ func (c cache) entry(ctx context.Context, name string, key hash.Hash, fill func(
 		return "", err
 	}
 	defer unlock()
-	if used(dir) { // made while we waited
+	if used(dir) { // another process has made it meanwhile
 		return dir, nil
 	}
 	if err := c.prune(); err != nil {
@@ -57,21 +56,20 @@ func (c cache) entry(ctx context.Context, name string, key hash.Hash, fill func(
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(made) //nolint:errcheck // gone already, if all went well; else prune removes it
+	defer os.RemoveAll(made) //nolint:errcheck // it is renamed if all went well; otherwise prune removes it
 	if err := errors.Join(fill(made), os.Chmod(made, 0o755)); err != nil {
 		return "", err
 	}
 	return dir, os.Rename(made, dir)
 }
 
-// used reports whether an entry is there, and notes that it is of use: its time is
-// what prune goes by.
+// used reports whether an entry exists, and sets its time, by which prune decides.
 func used(dir string) bool {
 	now := time.Now()
 	return os.Chtimes(dir, now, now) == nil
 }
 
-// lock waits until nobody else builds. The kernel gives it back if we die.
+// lock waits until no other process builds. The kernel unlocks when this process ends.
 func (c cache) lock(ctx context.Context) (unlock func(), err error) {
 	file, err := os.OpenFile(filepath.Join(c.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
@@ -98,8 +96,8 @@ func (c cache) lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-// prune removes what a killed build left, and what was not used for long. The
-// caller holds the lock, so nothing unfinished is anybody's.
+// prune removes the entries of killed builds, and those that were not used for long. The caller has locked the
+// cache, so no unfinished entry is in use.
 func (c cache) prune() error {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {

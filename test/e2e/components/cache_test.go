@@ -23,7 +23,7 @@ func keyOf(text string) hash.Hash {
 
 func filled(dir string) error { return os.WriteFile(filepath.Join(dir, "file"), nil, 0o644) }
 
-// names returns what is in the cache, apart from the lock.
+// names returns the names of the entries of the cache.
 func (c cache) names(t *testing.T) (names []string) {
 	t.Helper()
 	entries, err := os.ReadDir(c.dir)

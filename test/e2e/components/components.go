@@ -11,27 +11,26 @@ import (
 	"slices"
 )
 
-// A Set is what a cluster is made of, built and complete. Its files may be mounted
-// or copied elsewhere, but are not to be written to.
+// A Set has all programs and images of a cluster. Its files may be mounted or copied elsewhere, but must not be
+// changed.
 type Set struct {
-	// Bin is a directory with all programs under their usual names. None is a
-	// symbolic link, none needs a library, so it may be mounted anywhere.
+	// Bin is a directory with all programs under their usual names. They need no libraries, and none is a
+	// symbolic link, so it may be mounted anywhere.
 	Bin string
-	// Images are archives for `ctr images import`, one for each image and called
-	// after it.
+	// Images are archives for `ctr images import`, one for each image, with its name.
 	Images []string
-	// Repositories is the file for KUBE_TEST_REPO_LIST, which makes Kubernetes'
-	// tests ask for our images. Only BuildSuite sets it.
+	// Repositories is the file for KUBE_TEST_REPO_LIST, by which Kubernetes' tests use our images. Only
+	// BuildSuite sets it.
 	Repositories string
 }
 
-// Build builds what is missing of what a cluster runs, and reports it in the
-// log. Where nothing is missing it returns at once. It is safe for many at once.
+// Build builds the components of a cluster that are not in the cache, and logs each. If none is missing it
+// returns at once. Concurrent calls are safe.
 func Build(ctx context.Context, log io.Writer) (Set, error) {
 	return build(ctx, log, false)
 }
 
-// BuildControlPlane builds what is missing of a cluster without nodes.
+// BuildControlPlane is Build for a cluster without nodes.
 func BuildControlPlane(ctx context.Context, log io.Writer) (set Set, err error) {
 	b, err := newBuilder(ctx, log)
 	if err != nil {
@@ -44,8 +43,7 @@ func BuildControlPlane(ctx context.Context, log io.Writer) (set Set, err error) 
 	return set, err
 }
 
-// BuildSuite builds what Build does, and also e2e.test and ginkgo, and the images
-// that the storage tests of the first run.
+// BuildSuite is Build with e2e.test, ginkgo, and the images of the storage tests in e2e.test.
 func BuildSuite(ctx context.Context, log io.Writer) (Set, error) {
 	return build(ctx, log, true)
 }
@@ -84,12 +82,12 @@ func build(ctx context.Context, log io.Writer, withSuite bool) (set Set, err err
 	return set, nil
 }
 
-// builder is the work of one Build.
+// builder is the state of one Build.
 type builder struct {
 	cache
 	source   string            // the directory of this package
-	programs map[string]string // the file of each program that is built, by its name
-	versions map[string]string // of each program, as its go.mod has it
+	programs map[string]string // the file of each program, by its name
+	versions map[string]string // of each program, from its go.mod
 }
 
 func newBuilder(ctx context.Context, log io.Writer) (*builder, error) {
@@ -101,7 +99,7 @@ func newBuilder(ctx context.Context, log io.Writer) (*builder, error) {
 	return &builder{store, source, map[string]string{}, map[string]string{}}, err
 }
 
-// link gathers all programs in one directory.
+// link links all programs into one directory.
 func (b *builder) link(ctx context.Context) (string, error) {
 	key := sha256.New()
 	names := slices.Sorted(maps.Keys(b.programs))

@@ -23,35 +23,34 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/build/image/archive"
 )
 
-// Images that tests may run. Their registry is nowhere, so that a node which has
-// not got them says so at once.
+// These are images for tests. Their registry does not exist, so that a node without them fails at once.
 const (
 	PauseImage   = registry + "/pause:1" // containerd is configured with it
 	BusyboxImage = registry + "/busybox:1"
-	// ExampleImage is busybox, as the examples and the chart's test name it.
+	// ExampleImage is the name of busybox in the examples and in the test of the chart.
 	ExampleImage = "docker.io/library/busybox:1.37"
 
 	registry = "localhost/e2e"
 )
 
-// sidecarRegistry is where the chart has its sidecars from.
+// sidecarRegistry is the registry of the sidecars in the chart.
 const sidecarRegistry = "registry.k8s.io/sig-storage"
 
-// image is what an image is made of.
+// image has the name and the files of an image.
 type image struct {
 	names  []string
 	config v1.Config
 	files  fstest.MapFS
 }
 
-// images returns what a cluster and its tests run. Where wanted has the names that
-// Kubernetes' storage tests ask for, it returns what those run, too.
+// images returns the images of a cluster and its tests. If wanted has the names in Kubernetes' storage tests, it
+// returns their images, too.
 func (b *builder) images(wanted map[string][]string) ([]image, error) {
 	shell, err := busybox()
 	if err != nil {
 		return nil, err
 	}
-	// The tests want a shell of nginx, and nothing that it serves.
+	// The tests use only the shell of nginx.
 	images := []image{{
 		names:  slices.Concat([]string{BusyboxImage, ExampleImage}, wanted["busybox"], wanted["nginx"]),
 		config: v1.Config{Cmd: []string{"sh"}, Env: searchPath},
@@ -100,10 +99,10 @@ func (b *builder) images(wanted map[string][]string) ([]image, error) {
 	), nil
 }
 
-// searchPath is that of Debian: an image without one has none.
+// searchPath is Debian's PATH. Without it an image has no PATH.
 var searchPath = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
-// joined returns the files of all. Of two with one name the later counts.
+// joined returns the union of several sets of files. Later sets override earlier ones.
 func joined(all ...fstest.MapFS) fstest.MapFS {
 	files := fstest.MapFS{}
 	for _, some := range all {
@@ -112,13 +111,13 @@ func joined(all ...fstest.MapFS) fstest.MapFS {
 	return files
 }
 
-// program returns what was built as a file of an image, in its root directory.
+// program returns a built program as a file in the root directory of an image.
 func (b *builder) program(name string) (fstest.MapFS, error) {
 	file, err := executable(b.programs[name])
 	return fstest.MapFS{name: file}, err
 }
 
-// executable returns a copy of a file, which any user may run, whatever the umask was.
+// executable returns a file of an image that any user may run, whatever the umask was.
 func executable(source string) (*fstest.MapFile, error) {
 	content, err := os.ReadFile(source)
 	return &fstest.MapFile{Data: content, Mode: 0o755}, err
@@ -128,8 +127,8 @@ func link(to string) *fstest.MapFile {
 	return &fstest.MapFile{Data: []byte(to), Mode: fs.ModeSymlink | 0o777}
 }
 
-// sidecar returns the image of a CSI sidecar, which has nothing but the program and
-// runs as the user that the original has.
+// sidecar returns the image of a CSI sidecar. It contains only the program, and runs as the same user as the
+// original.
 func (b *builder) sidecar(name string) (image, error) {
 	program, err := b.program(name)
 	return image{
@@ -139,7 +138,7 @@ func (b *builder) sidecar(name string) (image, error) {
 	}, err
 }
 
-// users are the files that name users and groups, and the directory all may use.
+// users returns /etc/passwd, /etc/group, and a directory that all users may write.
 func users() fstest.MapFS {
 	return fstest.MapFS{
 		"etc/passwd": {Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\nnonroot:x:65532:65532:nonroot:/:/bin/false\n"), Mode: 0o644},
@@ -148,7 +147,7 @@ func users() fstest.MapFS {
 	}
 }
 
-// busybox returns the files of an image with busybox under all names it goes by.
+// busybox returns the files of an image with busybox under the names of all its applets.
 func busybox() (fstest.MapFS, error) {
 	file, err := exec.LookPath("busybox")
 	if err != nil {
@@ -165,14 +164,14 @@ func busybox() (fstest.MapFS, error) {
 	for _, applet := range strings.Fields(string(applets)) {
 		files["bin/"+applet] = link("busybox")
 	}
-	files["usr/bin/env"] = link("/bin/busybox") // of scripts' first lines
+	files["usr/bin/env"] = link("/bin/busybox") // for the first lines of scripts
 	files["root"] = &fstest.MapFile{Mode: fs.ModeDir | 0o700}
 	files["var/tmp"] = &fstest.MapFile{Mode: fs.ModeDir | fs.ModeSticky | 0o777}
 	files["bin/busybox"], err = executable(file)
 	return files, err
 }
 
-// checkStatic returns an error unless a program works where there are no libraries.
+// checkStatic fails unless a program works without libraries.
 func checkStatic(file string) error {
 	content, err := os.Open(file)
 	if err != nil {
@@ -190,9 +189,8 @@ func checkStatic(file string) error {
 	return err
 }
 
-// dash returns the files that make of busybox what the tests that write without the
-// page cache want: dd of GNU, which knows nocache, and a shell that calls it, where
-// that of busybox would call its own.
+// dash returns the files that busybox lacks for tests that write without the page cache: GNU's dd, which has
+// nocache, and a shell that calls it. The shell of busybox would call its own dd.
 func dash() (fstest.MapFS, error) {
 	files := fstest.MapFS{"bin/sh": link("dash")}
 	for _, program := range []string{"dash", "dd"} {
@@ -216,9 +214,8 @@ func dash() (fstest.MapFS, error) {
 	return files, nil
 }
 
-// askSuite returns the file that makes Kubernetes' tests ask for images of our
-// registry instead of those they have by default, and the names they then ask for,
-// by the last part of each without its tag.
+// askSuite returns the file by which Kubernetes' tests take their images from our registry, and the names of the
+// images that they then use, by the last part of each without its tag.
 func (b *builder) askSuite(ctx context.Context) (repositories string, wanted map[string][]string, err error) {
 	const file, list = "repositories.yaml", "images.txt"
 	content := fmt.Sprintf("promoterE2eRegistry: %[1]s\ngcRegistry: %[1]s\n", registry)
@@ -242,7 +239,7 @@ func (b *builder) askSuite(ctx context.Context) (repositories string, wanted map
 	return filepath.Join(dir, file), ours(string(names)), err
 }
 
-// ours returns those of many names that are of our registry.
+// ours returns the names that are of our registry.
 func ours(names string) map[string][]string {
 	found := map[string][]string{}
 	for _, name := range strings.Fields(names) {
@@ -251,18 +248,18 @@ func ours(names string) map[string][]string {
 		}
 	}
 	for _, names := range found {
-		slices.Sort(names) // each time the tests list them in another order
+		slices.Sort(names) // the tests list them in a random order
 	}
 	return found
 }
 
-// shortName returns the part of an image's name that says what it is.
+// shortName returns the last part of an image's name, without its tag.
 func shortName(image string) string {
 	name, _, _ := strings.Cut(path.Base(image), ":")
 	return name
 }
 
-// archive writes an image, unless there is one of the same files.
+// archive writes an image, unless the cache has one of the same files.
 func (b *builder) archive(ctx context.Context, image image) (string, error) {
 	made, err := archive.Image(image.files, gzip.NoCompression, v1.ConfigFile{Architecture: runtime.GOARCH, Config: image.config})
 	if err != nil {

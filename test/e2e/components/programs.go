@@ -5,22 +5,22 @@ import (
 	"slices"
 )
 
-// component is what is built from one module, kept as one entry of the cache.
+// component is the programs of one module. It is one entry of the cache.
 type component struct {
 	name     string
-	dir      string // of the module, below this one
-	takes    string // from nothing on 2 cores, for who waits
+	dir      string // of the module, below that of this package
+	takes    string // time with empty caches on 2 cores, for the log
 	programs []program
 }
 
-// program is a file that a component has.
+// program is one program of a component.
 type program struct {
-	names  []string // many, if it goes by the name it is called by
+	names  []string // several if the program acts by its name
 	pkg    string
-	module string // whose version it has; none if it is ours
-	stamp  string // for the linker, with VERSION, MAJOR and MINOR to be filled in
+	module string // the module whose version it has; "" if it is ours
+	stamp  string // linker flags, with the placeholders VERSION, MAJOR and MINOR
 	tags   string
-	test   bool // it is that of the package's tests
+	test   bool // the program is the package's test binary
 }
 
 const (
@@ -38,7 +38,7 @@ const (
 	snapshotter = "github.com/kubernetes-csi/external-snapshotter/v8"
 )
 
-// controlPlane is what a cluster runs beside its nodes.
+// controlPlane are the components of a cluster without nodes.
 var controlPlane = []component{
 	{name: "kubernetes", dir: "kubernetes", takes: "8 min", programs: []program{{
 		names:  []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl"},
@@ -51,7 +51,7 @@ var controlPlane = []component{
 	}},
 }
 
-// cluster is what a cluster runs.
+// cluster are the components of a cluster.
 var cluster = slices.Concat(controlPlane, []component{
 	{name: "containerd", dir: "containerd", takes: "2 min", programs: []program{
 		containerdProgram("containerd"), containerdProgram("containerd-shim-runc-v2"), containerdProgram("ctr"),
@@ -70,7 +70,7 @@ var cluster = slices.Concat(controlPlane, []component{
 	}},
 })
 
-// suite is what Kubernetes' end-to-end tests are run with.
+// suite are the components of Kubernetes' end-to-end tests.
 var suite = []component{
 	{name: "kubernetes-e2e", dir: "kubernetes", takes: "5 min", programs: []program{
 		{names: []string{"e2e.test"}, pkg: kubernetesModule + "/test/e2e", module: kubernetesModule, stamp: kubernetesStamp, test: true},
@@ -79,7 +79,7 @@ var suite = []component{
 	}},
 }
 
-// containerdProgram leaves out the snapshotters that want a device or a filesystem.
+// containerdProgram leaves out the snapshotters that need a device or a certain filesystem.
 func containerdProgram(name string) program {
 	return program{
 		names: []string{name}, pkg: containerd + "/cmd/" + name, module: containerd,

@@ -15,7 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// change is one that somebody makes to one field of an object.
+// change is a change of one field of an object.
 type change struct {
 	what string // "add", "change" or "remove", and the path of the field
 	make func(object map[string]any)
@@ -37,7 +37,7 @@ const (
 	contentFinalizer    = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
-// Annotations of the driver; see api/v1alpha1/annotations.go.
+// These are annotations of the driver; see api/v1alpha1/annotations.go.
 const (
 	parentKey                 = driver + "/parent"
 	uuidKey                   = driver + "/uuid"
@@ -55,7 +55,7 @@ const (
 
 var lineage = []string{parentKey, uuidKey, parentUUIDKey, receivedUUIDKey, subvolumeIDKey, transidKey}
 
-// known are annotations, labels and finalizers that mean something to somebody.
+// known are annotations, labels and finalizers with a meaning for the driver, a sidecar or Kubernetes.
 var known = map[string]map[string]string{
 	"annotations": {
 		"e2e.example.org/x": "y", driver + "/x": "y",
@@ -79,8 +79,7 @@ var known = map[string]map[string]string{
 
 var knownFinalizers = []string{"e2e.example.org/x", volumeFinalizer, cloneFinalizer, sourceFinalizer, contentFinalizer, "kubernetes.io/pv-protection", "kubernetes.io/pvc-protection", "foregroundDeletion"}
 
-// changes returns one for everything that is in an object, and for what could be
-// added to it.
+// changes returns a change and a removal of every field of an object, and additions to it.
 func changes(object map[string]any) (all []change) {
 	all = metadataChanges(object)
 	for _, field := range slices.Sorted(maps.Keys(object)) {
@@ -138,7 +137,7 @@ var (
 	isUUID = regexp.MustCompile(`^[0-9a-f]{8}-`)
 )
 
-// fieldChanges changes and removes a field and all that is below it.
+// fieldChanges returns the changes and removals of a field and of all fields below it.
 func fieldChanges(path []any, value any) (all []change) {
 	name := strings.ReplaceAll(strings.Trim(fmt.Sprintf("%v", path), "[]"), " ", ".")
 	changed := func(to any) {
@@ -172,8 +171,8 @@ func fieldChanges(path []any, value any) (all []change) {
 	return all
 }
 
-// otherThan is another text of the same form: what the API server would refuse by
-// itself proves nothing.
+// otherThan returns another valid value of the same form. A value that the API server would refuse by itself
+// proves nothing.
 func otherThan(v string) string {
 	switch {
 	case isTime.MatchString(v):
@@ -194,7 +193,7 @@ func otherThan(v string) string {
 	return v + "x"
 }
 
-// differing is another element of a list.
+// differing returns another element of a list.
 func differing(element any) any {
 	switch v := element.(type) {
 	case string:
@@ -211,7 +210,7 @@ func differing(element any) any {
 	return element
 }
 
-// set writes a value at a path, of names and of numbers in lists.
+// set writes a value at a path of field names and indexes.
 func set(value any, path ...any) func(map[string]any) {
 	return func(object map[string]any) {
 		var at any = object
@@ -239,7 +238,7 @@ func set(value any, path ...any) func(map[string]any) {
 	}
 }
 
-// remove removes what is at a path.
+// remove removes the value at a path.
 func remove(path ...any) func(map[string]any) {
 	return func(object map[string]any) {
 		var at any = object
@@ -255,8 +254,8 @@ func remove(path ...any) func(map[string]any) {
 	}
 }
 
-// effective reports whether anything is left of a change. The API server sees to
-// some fields itself, whatever is written.
+// effective reports whether a change has an effect. The API server sets some fields itself, whatever a client
+// writes.
 func effective(before, after map[string]any) bool {
 	strip := func(object map[string]any) map[string]any {
 		object = runtime.DeepCopyJSON(object)

@@ -13,20 +13,20 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// step is a patch that somebody tries who has the token of the driver on node1.
+// step is a patch that an attacker tries with the token of the driver on node1.
 type step struct {
 	what    string
 	patch   string
-	because string // what the policy that refuses it says; "" where it may be done
+	because string // the message of the policy that refuses it; "" if it is allowed
 }
 
-// try tries steps on an object, without anything being kept.
+// try tries steps on an object by dry runs.
 func try(t *testing.T, k kind, object *unstructured.Unstructured, steps ...step) {
 	t.Helper()
 	objects := k.objects(attacker, object.GetNamespace())
 	for _, s := range steps {
 		var err error
-		if k == pools { // there is no right to patch
+		if k == pools { // the roles have no right to patch them
 			changed := object.DeepCopy()
 			var patch map[string]any
 			no(t, json.Unmarshal([]byte(s.patch), &patch))
@@ -58,7 +58,7 @@ func newWorld(t *testing.T) *world {
 	return &world{T: t}
 }
 
-// TestSnapshotsOfOthers: one patch would have every snapshot of the cluster deleted.
+// TestSnapshotsOfOthers tries patches, one of which would delete every snapshot of the cluster.
 func TestSnapshotsOfOthers(t *testing.T) {
 	w := newWorld(t)
 	managed := func(node string) string { return ", " + managedBy + ": " + node }
@@ -94,8 +94,8 @@ func TestSnapshotsOfOthers(t *testing.T) {
 	try(t, contentsStatus, static, step{"the handle of its spec", give("backup"), ""}, step{"another one", give("snapshot-" + snapUID), handle})
 }
 
-// TestVolumesOfOthers: a PersistentVolume that is made would have another driver
-// delete a volume, with a Secret of the cluster.
+// TestVolumesOfOthers tries to create a PersistentVolume, for which another driver would delete a volume with a
+// Secret of the cluster.
 func TestVolumesOfOthers(t *testing.T) {
 	w := newWorld(t)
 	const uid = "aaaaaaaa-aaaa-4aaa-8aaa-00000000000a"
@@ -138,13 +138,13 @@ func TestVolumesOfOthers(t *testing.T) {
 		step{"with a Secret", secretRef("controllerExpandSecretRef"), grows})
 }
 
-// secretRef has a volume refer to a Secret, which the kubelet of its node could read.
+// secretRef makes a volume refer to a Secret, which the kubelet of the volume's node could then read.
 func secretRef(field string) string {
 	return fmt.Sprintf(`{"spec":{"csi":{%q:{"namespace":"kube-system","name":"x"}}}}`, field)
 }
 
-// TestPoolsOfOthers: who takes a Pool names the node that had it, which thereby can
-// take it back.
+// TestPoolsOfOthers checks that a driver that takes a Pool has to name the previous owner, so that this one can take
+// it back.
 func TestPoolsOfOthers(t *testing.T) {
 	w := newWorld(t)
 	const own, names = "may change nothing of what is on node", "has to name it in the annotation"
@@ -156,7 +156,7 @@ func TestPoolsOfOthers(t *testing.T) {
 		return fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}},"spec":{"nodeName":%q}}`, takenFromKey, value, node)
 	}
 	for i, c := range []struct {
-		node, from string // as it is
+		node, from string // of the Pool before
 		steps      []step
 	}{
 		{theirs, "", []step{
@@ -192,7 +192,7 @@ func TestPoolsOfOthers(t *testing.T) {
 		step{"larger, and more", `{"spec":{"size":"1Gi","pool":"x"}}`, own})
 }
 
-// TestClaimsOfOthers: what users wrote in their claims stays.
+// TestClaimsOfOthers checks that a driver cannot change what users wrote into their claims.
 func TestClaimsOfOthers(t *testing.T) {
 	w := newWorld(t)
 	claim := w.turned(claims, w.put(claims, victims, claimText, "finding", provisioner(driver), ""), "phase: Pending")
@@ -210,7 +210,7 @@ func TestClaimsOfOthers(t *testing.T) {
 		step{"for another node", fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, selectedNode, theirs), "may select that node only"})
 }
 
-// TestFreeSpaceOfOthers: a node reports its own pools only.
+// TestFreeSpaceOfOthers checks that a driver can report the space of its own pools only.
 func TestFreeSpaceOfOthers(t *testing.T) {
 	w := newWorld(t)
 	for _, s := range []step{

@@ -26,17 +26,17 @@ import (
 
 const (
 	driver    = "btrfs-csi.github.io"
-	release   = "btrfs-csi" // of the chart, and so the name of the service account
+	release   = "btrfs-csi" // name of the release of the chart and of the service account
 	namespace = "btrfs-csi"
 	victims   = "victims" // the namespace of the claims
-	mine      = "node1"   // the node whose token is in the wrong hands
+	mine      = "node1"   // the node whose token the attacker has
 	theirs    = "node2"
 )
 
 var (
 	ctx = context.Background()
-	// admin is the API as an administrator reaches it, and attacker as the driver on
-	// the node mine does. unbound has a token of no pod.
+	// admin is the client of an administrator. attacker has the token of the driver on the node mine.
+	// unbound has a token that is not bound to a pod.
 	admin, attacker, unbound dynamic.Interface
 	core                     kubernetes.Interface
 )
@@ -94,7 +94,7 @@ func setUp() (*cluster.Cluster, error) {
 	return lab, awaitPolicies()
 }
 
-// awaitPolicies waits until the API server has taken notice of them.
+// awaitPolicies waits until the API server enforces the policies.
 func awaitPolicies() error {
 	var err error
 	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
@@ -106,7 +106,7 @@ func awaitPolicies() error {
 	return fmt.Errorf("the policies are not in force: %w", err)
 }
 
-// makePod has the driver run on a node, as far as the API server knows.
+// makePod makes a pod of the driver on a node. It does not run.
 func makePod(node string) (*corev1.Pod, error) {
 	return core.CoreV1().Pods(namespace).Create(ctx, &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "driver-" + node},
@@ -117,7 +117,7 @@ func makePod(node string) (*corev1.Pod, error) {
 	}, metav1.CreateOptions{})
 }
 
-// asDriver is the API with a token of the driver that is bound to a pod, if there is one.
+// asDriver returns a client with a token of the driver, which is bound to a pod unless that is nil.
 func asDriver(admin *rest.Config, pod *corev1.Pod) (dynamic.Interface, error) {
 	request := &authenticationv1.TokenRequest{}
 	if pod != nil {

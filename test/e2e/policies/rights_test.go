@@ -13,11 +13,11 @@ import (
 
 // right is one verb on one resource.
 type right struct {
-	verb, group, resource string // with its subresource behind a slash
-	names                 string // of the objects, empty for all
+	verb, group, resource string // a subresource follows after a slash
+	names                 string // of the objects; "" for all
 }
 
-// reads says why the driver has to read what it may read.
+// reads has the reason for each right to read.
 var reads = map[string]string{
 	"nodes":                  "whether another node is alive",
 	"persistentvolumes":      "which volumes the cluster knows of",
@@ -33,7 +33,7 @@ var reads = map[string]string{
 	"pools":                  "which node has a pool",
 }
 
-// rights are those that the roles give to the driver's service account.
+// rights returns the rights of the driver's service account in the roles.
 func rights(t *testing.T) (found []right) {
 	t.Helper()
 	var rules []rbacv1.PolicyRule
@@ -82,7 +82,7 @@ func rights(t *testing.T) (found []right) {
 	return found
 }
 
-// TestRights uses each right of the driver for all that it should not be good for.
+// TestRights uses each right of the driver for changes that it must not make.
 func TestRights(t *testing.T) {
 	objects := makeVictims(t)
 	tried := map[right]bool{}

@@ -19,20 +19,20 @@ import (
 	"k8s.io/client-go/dynamic"
 )
 
-// victim is an object that somebody attacks, or makes.
+// victim is an object that the attacker changes or makes.
 type victim struct {
 	what string
 	kind
 	namespace, name string
-	// made is what the driver may make, for a victim that is not there yet.
+	// made is the object that the driver may make, for a victim that does not exist yet.
 	made map[string]any
-	// may lists the changes that the driver may make: patterns of change.what.
+	// may lists the allowed changes as patterns of change.what.
 	may []string
-	// mayDelete says that the driver may delete it.
+	// mayDelete means that the driver may delete it.
 	mayDelete bool
 }
 
-// kind is a resource, with its subresource behind a slash.
+// kind is a resource. A subresource follows after a slash.
 type kind struct {
 	schema.GroupVersion
 	resource string
@@ -46,7 +46,7 @@ var (
 	ours      = schema.GroupVersion{Group: driver, Version: "v1alpha1"}
 )
 
-// objects are those of a kind, as somebody reaches them.
+// objects returns the objects of a kind, for a client.
 func (k kind) objects(as dynamic.Interface, namespace string) dynamic.ResourceInterface {
 	resource, _, _ := strings.Cut(k.resource, "/")
 	return as.Resource(k.WithResource(resource)).Namespace(namespace)
@@ -59,14 +59,14 @@ func (k kind) subresources() []string {
 	return nil
 }
 
-// is reports whether a right reaches the victim.
+// is reports whether a right is for the victim.
 func (v victim) is(r right) bool {
 	return r.group == v.Group && r.resource == v.resource && (r.verb == "create") == (v.made != nil)
 }
 
 var dry = []string{metav1.DryRunAll}
 
-// attack does to the victim, without that being kept, whatever a verb can do.
+// attack tries everything on the victim that a verb can do, by dry runs.
 func (v victim) attack(t *testing.T, verb string) {
 	if verb == "delete" {
 		err := v.objects(attacker, v.namespace).Delete(ctx, v.name, metav1.DeleteOptions{DryRun: dry})
@@ -79,7 +79,7 @@ func (v victim) attack(t *testing.T, verb string) {
 	}
 	if verb == "create" {
 		v.makeRoom(t)
-		// As the driver makes it, else nothing is proved by what is refused.
+		// The driver has to be able to make it. Otherwise a refusal proves nothing.
 		_, err := v.write(attacker, verb, before, before)
 		v.judge(t, "make", err == nil, true, err)
 		_, err = v.write(unbound, verb, before, before)
@@ -93,14 +93,14 @@ func (v victim) attack(t *testing.T, verb string) {
 	}
 	for _, c := range changes(before) {
 		if v.made == nil {
-			before = v.get(t) // Kubernetes looks after some of it, too
+			before = v.get(t) // Kubernetes changes some fields, too
 		}
 		changed := runtime.DeepCopyJSON(before)
 		c.make(changed)
 		after, err := v.write(attacker, verb, before, changed)
 		done := err == nil && (verb == "create" || effective(before, after))
 		if verb == "create" && done && !effective(v.madeAs(t), after) {
-			continue // the API server sees to it
+			continue // the API server sets the field itself
 		}
 		v.judge(t, c.what, done, v.allows(c.what), err)
 		count(err)
@@ -115,7 +115,7 @@ func (v victim) attack(t *testing.T, verb string) {
 	}
 }
 
-// makeRoom has the name be free for as long as the test runs.
+// makeRoom removes an object of this name until the end of the test.
 func (v victim) makeRoom(t *testing.T) {
 	t.Helper()
 	objects, name := v.objects(admin, v.namespace), v.made["metadata"].(map[string]any)["name"].(string)
@@ -133,7 +133,7 @@ func (v victim) makeRoom(t *testing.T) {
 	})
 }
 
-// get returns the victim as it is.
+// get returns the present victim.
 func (v victim) get(t *testing.T) map[string]any {
 	t.Helper()
 	object, err := v.objects(admin, v.namespace).Get(ctx, v.name, metav1.GetOptions{})
@@ -141,7 +141,7 @@ func (v victim) get(t *testing.T) map[string]any {
 	return object.Object
 }
 
-// madeAs is what becomes of made when nothing of it is changed.
+// madeAs returns the object that the API server makes of an unchanged made.
 func (v victim) madeAs(t *testing.T) map[string]any {
 	t.Helper()
 	after, err := v.write(attacker, "create", nil, v.made)
@@ -149,7 +149,7 @@ func (v victim) madeAs(t *testing.T) map[string]any {
 	return after
 }
 
-// write writes what an object shall be, without that being kept.
+// write updates or creates an object by a dry run.
 func (v victim) write(as dynamic.Interface, verb string, before, object map[string]any) (map[string]any, error) {
 	objects := v.objects(as, v.namespace)
 	var after *unstructured.Unstructured
@@ -183,7 +183,7 @@ func mergePatch(before, after map[string]any) ([]byte, error) {
 	return jsonmergepatch.CreateThreeWayJSONMergePatch(was, is, was)
 }
 
-// allows reports whether the driver may make a change.
+// allows reports whether a change is allowed.
 func (v victim) allows(what string) bool {
 	return slices.ContainsFunc(v.may, func(pattern string) bool {
 		ok, err := path.Match(pattern, strings.ReplaceAll(what, "/", "|"))
@@ -191,8 +191,8 @@ func (v victim) allows(what string) bool {
 	})
 }
 
-// judge fails for what was done and may not be done, and the reverse. Who may not
-// gets that as the error: any other is one of the test.
+// judge fails if a change succeeded that is not allowed, or the reverse. A refusal is the error Forbidden,
+// Invalid or BadRequest. Any other error is a fault of the test.
 func (v victim) judge(t *testing.T, what string, done, may bool, err error) {
 	t.Helper()
 	switch {

@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// anything allows a field to be changed, removed and added to.
+// anything allows every change of a field.
 func anything(fields ...string) (patterns []string) {
 	for _, field := range fields {
 		patterns = append(patterns, "* "+strings.ReplaceAll(field, "/", "|"))
@@ -31,7 +31,7 @@ func annotations(keys ...string) (patterns []string) {
 	return patterns
 }
 
-// pattern is a change that may be made.
+// pattern is an allowed change.
 func pattern(what string) string { return strings.ReplaceAll(what, "/", "|") }
 
 func both(lists ...[]string) (all []string) {
@@ -41,8 +41,7 @@ func both(lists ...[]string) (all []string) {
 	return all
 }
 
-// world makes the objects of the cluster, as an administrator and what Kubernetes
-// runs would.
+// world makes the objects of the cluster, in the place of an administrator and of Kubernetes' controllers.
 type world struct {
 	*testing.T
 	victims []victim
@@ -69,14 +68,14 @@ func makeNamespace(t *testing.T) {
 	}
 }
 
-// parse returns an object of YAML.
+// parse returns the object in a YAML text.
 func (w *world) parse(text string, args ...any) (fields map[string]any) {
 	w.Helper()
 	no(w.T, yaml.Unmarshal(fmt.Appendf(nil, text, args...), &fields))
 	return normal(fields)
 }
 
-// put makes an object, with its status, and returns it.
+// put creates an object with its status, and returns it.
 func (w *world) put(k kind, namespace, text string, args ...any) *unstructured.Unstructured {
 	w.Helper()
 	object := &unstructured.Unstructured{Object: w.parse(text, args...)}
@@ -91,7 +90,7 @@ func (w *world) put(k kind, namespace, text string, args ...any) *unstructured.U
 	return made
 }
 
-// normal has the numbers that JSON of Kubernetes has.
+// normal converts numbers to the types that the JSON decoder of Kubernetes uses.
 func normal(fields map[string]any) map[string]any {
 	for key, value := range fields {
 		fields[key] = normalValue(value)
@@ -113,21 +112,21 @@ func normalValue(value any) any {
 	return value
 }
 
-// attacked adds an object of a kind to what is attacked.
+// attacked adds an object to the victims.
 func (w *world) attacked(what string, k kind, object *unstructured.Unstructured, may ...string) {
 	w.victims = append(w.victims, victim{what: what, kind: k, namespace: object.GetNamespace(), name: object.GetName(), may: may})
 }
 
-// deletable says so of the last one.
+// deletable allows that the driver deletes the last victim.
 func (w *world) deletable() { w.victims[len(w.victims)-1].mayDelete = true }
 
-// makeable adds what the driver may make.
+// makeable adds an object that the driver may make.
 func (w *world) makeable(what string, k kind, namespace string, may []string, text string, args ...any) {
 	w.Helper()
 	w.victims = append(w.victims, victim{what: what, kind: k, namespace: namespace, made: w.parse(text, args...), may: may})
 }
 
-// turned has an object have a status, as Kubernetes' controllers would.
+// turned sets the status of an object, in the place of Kubernetes' controllers.
 func (w *world) turned(k kind, object *unstructured.Unstructured, status string) *unstructured.Unstructured {
 	w.Helper()
 	object.Object["status"] = w.parse("%s", status)
@@ -179,7 +178,7 @@ metadata: {name: %s, annotations: {%s}, labels: {app: x}}
 spec: {accessModes: [ReadWriteOnce], storageClassName: btrfs, resources: {requests: {storage: 64Mi}}%s}
 `
 
-// volumeText is a PersistentVolume as the provisioner makes it.
+// volumeText is the PersistentVolume that csi-provisioner makes.
 const volumeText = `
 apiVersion: v1
 kind: PersistentVolume
@@ -208,7 +207,7 @@ func provisioner(name string) string {
 	return fmt.Sprintf("volume.kubernetes.io/storage-provisioner: %[1]s, volume.beta.kubernetes.io/storage-provisioner: %[1]s", name)
 }
 
-// volumeMay is what may be changed of any volume of the driver.
+// volumeMay are the allowed changes of every volume of the driver.
 var volumeMay = both(annotations(lineage...), []string{"change spec.capacity.storage"})
 
 func (w *world) claimsAndVolumes() {
@@ -224,7 +223,7 @@ func (w *world) claimsAndVolumes() {
 		claim = w.turned(claims, claim, "{phase: Bound, accessModes: [ReadWriteOnce], capacity: {storage: 64Mi}}")
 		w.attacked("a bound volume on "+node, volumes, volume, volumeMay...)
 		may := []string{pattern("add metadata.finalizers." + cloneFinalizer)}
-		if node == mine { // as one that has no room
+		if node == mine { // the driver of a node without room does this
 			may = append(may, pattern("remove metadata.annotations."+selectedNode))
 		}
 		w.attacked("a bound claim on "+node, claims, claim, may...)
@@ -310,7 +309,7 @@ func (w *world) snapshots() {
 		w.attacked(name, contents, object)
 		w.attacked(name, contentsStatus, object)
 	}
-	// The driver's mirror takes it, as one that nobody manages.
+	// No driver manages it, so the mirror of the driver may take it.
 	nobodys := w.put(contents, "", contentText, "content-nobodys", "", driver, snapUID, readyStatus)
 	w.attacked("nobody's content", contents, nobodys, pattern("add metadata.labels."+managedBy))
 	w.attacked("nobody's content", contentsStatus, nobodys)

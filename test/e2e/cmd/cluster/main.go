@@ -21,7 +21,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	err := newCommand(runInside).ExecuteContext(ctx)
 	stop()
-	// A command that was run inside has said itself what failed.
+	// A command in the lab has printed its own error.
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
 		os.Exit(exit.ExitCode())
 	}
@@ -33,7 +33,7 @@ func main() {
 
 const defaultName = "default"
 
-// name is that of the cluster.
+// name is the name of the cluster.
 var name string
 
 // inside runs a program of the components in the lab of a cluster.
@@ -50,7 +50,7 @@ Its network is its own: the API server is reached with "cluster kubectl" or from
 "cluster exec", not from the machine.`,
 		SilenceUsage:     true,
 		SilenceErrors:    true,
-		TraverseChildren: true, // parses the flags before a command whose own are not parsed
+		TraverseChildren: true, // parse the flags of this command also before a subcommand that parses none
 	}
 	root.PersistentFlags().StringVar(&name, "name", defaultName, "name of the cluster, if there are several")
 	root.AddCommand(newUp(), newDown(), newClean(), newKubectl(run), newHelm(run), newExec())
@@ -81,7 +81,7 @@ when the next cluster starts, but for the logs.`,
 	}
 }
 
-// newKubectl leaves everything after its name to kubectl, flags too.
+// newKubectl passes all arguments after its name, also flags, to kubectl.
 func newKubectl(run inside) *cobra.Command {
 	return &cobra.Command{
 		Use:   "kubectl ARGUMENT...",
@@ -93,7 +93,7 @@ func newKubectl(run inside) *cobra.Command {
 	}
 }
 
-// newHelm leaves everything after its name to helm.
+// newHelm passes all arguments after its name to helm.
 func newHelm(run inside) *cobra.Command {
 	return &cobra.Command{
 		Use:   "helm ARGUMENT...",
@@ -126,7 +126,7 @@ func newExec() *cobra.Command {
 	return cmd
 }
 
-// runInside is inside, for real.
+// runInside is inside outside of tests.
 func runInside(ctx context.Context, program string, args ...string) error {
 	cmd, err := cluster.Enter(ctx, name, program, args...)
 	if err != nil {
@@ -135,8 +135,8 @@ func runInside(ctx context.Context, program string, args ...string) error {
 	return attached(cmd)
 }
 
-// helm returns the path of helm. It is no part of a cluster: make puts it, with its
-// version in its name, where it puts this program.
+// helm returns the path of helm. It is no component of a cluster. make builds it into the directory of this
+// program, with its version in its name.
 func helm() string {
 	if path := os.Getenv("HELM"); path != "" {
 		return path
@@ -149,7 +149,7 @@ func helm() string {
 	return "helm"
 }
 
-// attached runs a command with this one's input and output.
+// attached runs a command with the input and output of this program.
 func attached(cmd *exec.Cmd) error {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	return cmd.Run()

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestArgumentsOfOthers: all that follows the name of a program is that program's, and
-// what comes before it is ours.
+// TestArgumentsOfOthers checks that arguments after the name of a program go to it, and arguments before it do
+// not.
 func TestArgumentsOfOthers(t *testing.T) {
 	t.Setenv("HELM", "helm")
 	for _, c := range []struct {

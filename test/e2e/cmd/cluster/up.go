@@ -39,7 +39,7 @@ until Ctrl-C or "cluster down". Then all of it is gone, the volumes too.`,
 				return fmt.Errorf("--nodes: want 1 to 200, have %d", o.nodes)
 			}
 			lab := cluster.Lab{Name: name}
-			// Here and, once more, in the lab, where it does not return.
+			// This runs once more in the lab, where Main does not return.
 			code := lab.Main(func() int {
 				if err := o.up(cmd.Context()); err != nil {
 					fmt.Fprintln(os.Stderr, "Error:", err)
@@ -87,7 +87,7 @@ func (o *upOptions) node() cluster.NodeOptions {
 	return cluster.NodeOptions{PoolSize: o.poolGiB << 30}
 }
 
-// releaseName is that of the chart once it is installed.
+// releaseName is the name of the release of the chart.
 const releaseName = "btrfs-csi"
 
 // install installs the chart.

@@ -1,6 +1,5 @@
-// Command kubernetes is the Kubernetes a test cluster runs, in one binary: it
-// is the component whose name it is called by. Linked apart, the five of them
-// take three times the room and five times the linking.
+// Command kubernetes is Kubernetes in one binary, for test clusters. Its name selects the component. As five
+// binaries the components would take three times the space and five times the linking.
 package main
 
 import (

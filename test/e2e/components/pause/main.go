@@ -1,5 +1,5 @@
-// Command pause is the first process of a pod: it holds the pod's namespaces
-// and reaps the children that its containers leave behind.
+// Command pause is the first process of a pod. It keeps the namespaces of the pod alive, and reaps the orphaned
+// processes of its containers.
 package main
 
 import (
@@ -19,7 +19,7 @@ func main() {
 	}
 }
 
-// One signal may stand for many children.
+// One signal may be for several children.
 func reap() {
 	for {
 		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)

@@ -20,7 +20,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
-	"github.com/btrfs-csi/btrfs-csi/internal/wiring"
+	"github.com/btrfs-csi/btrfs-csi/cmd/btrfs-csi/wiring"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"

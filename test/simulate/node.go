@@ -17,7 +17,7 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 	"k8s.io/klog/v2"
 
-	"github.com/btrfs-csi/btrfs-csi/internal/wiring"
+	"github.com/btrfs-csi/btrfs-csi/cmd/btrfs-csi/wiring"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/clustertest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/orphans"

@@ -21,8 +21,7 @@ type Server struct {
 	client *rpc.Client
 }
 
-// Start has this program serve disks in a process of its own: see Main. The directory has to
-// be empty.
+// Start serves disks in another process of this program; see Main. The directory has to be empty.
 func Start(dir string) (*Server, error) {
 	if err := os.Mkdir(filepath.Join(dir, mountName), 0o700); err != nil {
 		return nil, err
@@ -52,7 +51,7 @@ func Start(dir string) (*Server, error) {
 	return s, nil
 }
 
-// Stop ends the server. No loop device may be on a disk any more.
+// Stop ends the server. No loop device may use a disk any more.
 func (s *Server) Stop() error {
 	err := errors.Join(s.client.Close(), s.child.Wait())
 	if gone := unix.Unmount(filepath.Join(s.dir, mountName), unix.MNT_DETACH); gone != nil && !errors.Is(gone, unix.EINVAL) {
@@ -61,7 +60,7 @@ func (s *Server) Stop() error {
 	return err
 }
 
-// Open makes a disk that holds what is in a file, which must not change. Its log is empty.
+// Open makes a disk with the content of a file, which must not change. Its log is empty.
 func (s *Server) Open(path string) (*Disk, error) {
 	d := &Disk{server: s}
 	return d, s.client.Call("Disks.Open", path, &d.id)
@@ -73,7 +72,7 @@ type Disk struct {
 	id     int
 }
 
-// Path is the file of the disk.
+// Path returns the path of the disk.
 func (d *Disk) Path() string {
 	return filepath.Join(d.server.dir, mountName, strconv.Itoa(d.id))
 }
@@ -90,17 +89,16 @@ func (d *Disk) Log() (log []Entry, err error) {
 	return log, err
 }
 
-// Reads returns the pages, by number, that were read and that nobody had written to this disk
-// before.
+// Reads returns the numbers of the pages that were read before they were written to this disk.
 func (d *Disk) Reads() (pages []int64, err error) {
 	err = d.ask("Reads", &pages)
 	return pages, err
 }
 
-// Drop removes the disk. Disks that hold a state of it stay.
+// Drop removes the disk. Disks that were restored from it stay.
 func (d *Disk) Drop() error { return d.ask("Drop", &struct{}{}) }
 
-// Restore makes a disk that holds a state of this one. Its log is empty.
+// Restore makes a disk with a state of this one. Its log is empty.
 func (d *Disk) Restore(state State) (*Disk, error) {
 	restored := &Disk{server: d.server}
 	return restored, d.server.client.Call("Disks.Restore", Restore{d.id, state}, &restored.id)

@@ -25,7 +25,7 @@ func no(t testing.TB, err error) {
 	}
 }
 
-// newDisk returns a disk over so many pages, each full of its own number plus 'a'.
+// newDisk returns a disk of so many pages. Each byte of a page is 'a' plus its number.
 func newDisk(t *testing.T, pages int) *Disk {
 	btrfstest.RequireRoot(t)
 	var image []byte
@@ -55,8 +55,8 @@ func open(t *testing.T, d *Disk) *os.File {
 	return f
 }
 
-// holds returns the first byte of each page, and fails if one is torn.
-func holds(t *testing.T, d *Disk, pages int) string {
+// content returns the first byte of each page, and fails if one is torn.
+func content(t *testing.T, d *Disk, pages int) string {
 	t.Helper()
 	f := open(t, d)
 	data := make([]byte, pages*Page)
@@ -75,7 +75,7 @@ func holds(t *testing.T, d *Disk, pages int) string {
 	return string(text)
 }
 
-// TestLogAndStates writes, flushes and discards, and goes back to every state.
+// TestLogAndStates writes, flushes and discards, and restores every state.
 func TestLogAndStates(t *testing.T) {
 	d := newDisk(t, 4)
 	f := open(t, d)
@@ -101,7 +101,7 @@ func TestLogAndStates(t *testing.T) {
 	if length, err := d.Length(); err != nil || length != len(want) {
 		t.Errorf("got the length %d: %v", length, err)
 	}
-	if got := holds(t, d, 4); got != "PSR\x00" {
+	if got := content(t, d, 4); got != "PSR\x00" {
 		t.Errorf("it contains %q", got)
 	}
 	for want, state := range map[string]State{
@@ -116,13 +116,13 @@ func TestLogAndStates(t *testing.T) {
 	} {
 		restored, err := d.Restore(state)
 		no(t, err)
-		if got := holds(t, restored, 4); got != want {
+		if got := content(t, restored, 4); got != want {
 			t.Errorf("%+v contains %q, want %q", state, got, want)
 		}
 	}
 }
 
-// TestStateOfAState: what is written to a disk that was restored is in its own log alone.
+// TestStateOfAState checks that writes to a restored disk are only in its own log.
 func TestStateOfAState(t *testing.T) {
 	d := newDisk(t, 3)
 	_, err := open(t, d).WriteAt(page('P'), 0)
@@ -134,10 +134,10 @@ func TestStateOfAState(t *testing.T) {
 	third, err := second.Restore(State{Kept: map[int64]int{1: 0}})
 	no(t, err)
 	no(t, second.Drop())
-	if got := holds(t, third, 3); got != "PQc" {
+	if got := content(t, third, 3); got != "PQc" {
 		t.Errorf("the third contains %q", got)
 	}
-	if got := holds(t, d, 3); got != "Pbc" {
+	if got := content(t, d, 3); got != "Pbc" {
 		t.Errorf("the first contains %q", got)
 	}
 	if _, err := os.Stat(second.Path()); err == nil {
@@ -145,13 +145,13 @@ func TestStateOfAState(t *testing.T) {
 	}
 }
 
-// TestReads: what was written first is not what the disk held.
+// TestReads checks that Reads leaves out pages that were written before.
 func TestReads(t *testing.T) {
 	d := newDisk(t, 5)
 	f := open(t, d)
 	_, err := f.WriteAt(page('P'), 0)
 	no(t, err)
-	_, err = f.WriteAt([]byte("part of a page"), 3*Page+100) // which is read for the rest
+	_, err = f.WriteAt([]byte("part of a page"), 3*Page+100) // the disk reads the rest of the page
 	no(t, err)
 	_, err = f.ReadAt(make([]byte, Page+1), 0)
 	no(t, err)
@@ -169,8 +169,8 @@ func TestReads(t *testing.T) {
 	}
 }
 
-// TestFlushesOfBtrfs: a commit is what the superblock points to, a flush, the superblock, and
-// a flush, which is what a FUA write is on a disk without it.
+// TestFlushesOfBtrfs checks the log of a commit: the new blocks, a flush, the superblock, and a flush. The last two are
+// a FUA write on a disk without FUA.
 func TestFlushesOfBtrfs(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	image := filepath.Join(t.TempDir(), "image")
@@ -196,7 +196,7 @@ func TestFlushesOfBtrfs(t *testing.T) {
 	}
 }
 
-// TestServerDies: nothing waits for its disks then.
+// TestServerDies checks that nothing waits for the disks of a dead server.
 func TestServerDies(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	image := filepath.Join(t.TempDir(), "image")

@@ -7,7 +7,7 @@ import (
 	"slices"
 )
 
-// Crash is a state, and what was seen of it when it was run.
+// Crash is a state, and the result of running it.
 type Crash[T any] struct {
 	State
 	// From and To are the lengths of the log between which a power cut leaves the state.
@@ -15,15 +15,14 @@ type Crash[T any] struct {
 	Seen     T
 }
 
-// Explorer finds all that power cuts can leave of a disk.
+// Explorer runs all states that power cuts can leave of a disk.
 type Explorer[T any] struct {
-	// Run uses a disk in a state, and returns what is there, and the pages that it read before
-	// it wrote them.
+	// Run uses a disk in a state. It returns its result, and the pages that it read before it wrote them.
 	Run func(State) (seen T, reads []int64, err error)
-	// Most is how many states are run between two flushes at most. Beyond it they are drawn.
+	// Most is the largest number of states to run between two flushes. If there are more, the Explorer draws.
 	Most int
-	// Samples is how many states between two flushes are drawn at random and run although
-	// Explorer knows a run that is the same to any reader.
+	// Samples is the number of random states between two flushes that run although they are equal to any
+	// reader to one that has run.
 	Samples int
 	Random  *rand.Rand
 
@@ -33,19 +32,19 @@ type Explorer[T any] struct {
 	runs     []run[T]
 }
 
-// Counts say what an Explorer did.
+// Counts counts the work of an Explorer.
 type Counts struct {
 	Writes   int `json:"writes"`   // in the part of the log that was explored
 	Flushes  int `json:"flushes"`  //
-	Pages    int `json:"pages"`    // that these writes consist of
+	Pages    int `json:"pages"`    // of these writes
 	Instants int `json:"instants"` // after each page of each write, and after each flush
-	Widest   int `json:"widest"`   // pages between two flushes, at most
+	Widest   int `json:"widest"`   // the most pages between two flushes
 	Runs     int `json:"runs"`     // states that were run
-	Samples  int `json:"samples"`  // of these, drawn at random from those that are the same to any run
+	Samples  int `json:"samples"`  // of these, drawn at random although equal to another
 	LeftOut  int `json:"leftOut"`  // branches beyond Most
 }
 
-// Add adds the counts of another one.
+// Add adds the counts of another Explorer.
 func (c *Counts) Add(other Counts) {
 	c.Writes += other.Writes
 	c.Flushes += other.Flushes
@@ -57,14 +56,14 @@ func (c *Counts) Add(other Counts) {
 	c.LeftOut += other.LeftOut
 }
 
-// run is what was seen of a state, and the versions of the pages that were read.
+// run is the result of a state, and the versions of the pages that were read.
 type run[T any] struct {
 	seen  T
 	pages map[int64]int
 }
 
-// Explore calls visit for all states that a power cut leaves at or after a length of the log.
-// States that are the same to any reader are one.
+// Explore calls visit for all states that a power cut leaves at or after a length of the log. It takes states that are
+// equal to any reader as one.
 func (x *Explorer[T]) Explore(log []Entry, after int, visit func(Crash[T]) error) error {
 	x.log, x.versions, x.runs = log, versions{}, nil
 	for i, e := range log {
@@ -85,7 +84,7 @@ func (x *Explorer[T]) Explore(log []Entry, after int, visit func(Crash[T]) error
 	return nil
 }
 
-// between visits what is left by power cuts after one flush and before the next.
+// between visits the states that power cuts leave after one flush and before the next.
 func (x *Explorer[T]) between(from, to, after int, visit func(Crash[T]) error) error {
 	pending := x.count(from, to, after)
 	visitState := func(s State, again bool) ([]int64, error) {
@@ -140,7 +139,7 @@ func (x *Explorer[T]) count(from, to, after int) versions {
 	return pending
 }
 
-// draw takes one of the states: the first while all can be run, else any.
+// draw takes the first of the states while all can be run, and a random one otherwise.
 func (x *Explorer[T]) draw(left *[]State) State {
 	at := 0
 	if len(*left) > x.Most {
@@ -151,8 +150,8 @@ func (x *Explorer[T]) draw(left *[]State) State {
 	return s
 }
 
-// branches returns the states that differ from one in pages that were read in it and that it
-// does not decide. Each stands for those that differ besides in pages after the first.
+// branches returns states with another version of a page that the run has read and that its state has not fixed. Each
+// also stands for states that differ in later pages.
 func (x *Explorer[T]) branches(s State, pending versions, reads []int64) []State {
 	var all []State
 	decided := maps.Clone(s.Kept)
@@ -173,7 +172,7 @@ func (x *Explorer[T]) branches(s State, pending versions, reads []int64) []State
 	return all
 }
 
-// sample draws any state between two flushes.
+// sample draws a random state between two flushes.
 func (x *Explorer[T]) sample(from int, pending versions) State {
 	s := State{Durable: from, Kept: map[int64]int{}}
 	for _, page := range slices.Sorted(maps.Keys(pending)) {
@@ -184,7 +183,7 @@ func (x *Explorer[T]) sample(from int, pending versions) State {
 	return s
 }
 
-// look returns a run that is the same to any reader as one in a state, or else runs it.
+// look returns an earlier run that is equal to any reader, or runs the state.
 func (x *Explorer[T]) look(s State, again bool) (run[T], error) {
 	for _, r := range x.runs {
 		if !again && x.same(s, r) {
@@ -204,7 +203,7 @@ func (x *Explorer[T]) look(s State, again bool) (run[T], error) {
 	return r, nil
 }
 
-// same reports whether whoever ran r had read the same in state s.
+// same reports whether run r would read the same in state s.
 func (x *Explorer[T]) same(s State, r run[T]) bool {
 	for page, version := range r.pages {
 		if s.version(x.versions, page) != version {
@@ -214,10 +213,10 @@ func (x *Explorer[T]) same(s State, r run[T]) bool {
 	return true
 }
 
-// PowerGoes is how a description begins.
+// PowerGoes begins every description.
 const PowerGoes = "the power goes when the disk"
 
-// Describe returns what a state consists of, with the log around it.
+// Describe returns the versions in a state, with the log around it.
 func (x *Explorer[T]) Describe(c Crash[T]) string {
 	text := fmt.Sprintf(PowerGoes+" has got %d to %d of %d requests; the first %d are on it", c.From, c.To, len(x.log), c.Durable)
 	if len(c.Kept) > 0 {
@@ -231,7 +230,7 @@ func (x *Explorer[T]) Describe(c Crash[T]) string {
 	return text
 }
 
-// Excerpt lists the entries of a log from one to another, for people.
+// Excerpt lists a part of the log, for people.
 func Excerpt(log []Entry, from, to int) string {
 	var text string
 	for i := max(from, 0); i < min(to, len(log)); i++ {

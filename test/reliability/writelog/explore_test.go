@@ -10,10 +10,10 @@ import (
 	"testing"
 )
 
-// program is one that mounts a disk: what it reads next depends on what it has read.
+// program stands for the user of a disk. The page that it reads next depends on those before.
 type program func(read func(page int64) int) string
 
-// randomProgram reads up to so many pages, each chosen by the versions of those before.
+// randomProgram returns a program that reads up to so many pages.
 func randomProgram(random *rand.Rand, pages, most int) program {
 	seed := random.Uint64()
 	return func(read func(int64) int) string {
@@ -43,8 +43,8 @@ func randomLog(random *rand.Rand, pages, length int) []Entry {
 	return log
 }
 
-// everything returns what a program can see after any power cut, by brute force: any length of
-// the log, and for each page that was written since the last flush any of the writes, or none.
+// everything returns the results of a program after every power cut, by brute force: for each length of the log, and
+// each choice of a version for each page that was written since the last flush.
 func everything(log []Entry, after int, run program) map[string]bool {
 	seen := map[string]bool{}
 	for length := after; length <= len(log); length++ {
@@ -89,7 +89,7 @@ func choose(pages []int64, choices map[int64][]int, disk map[int64]int, do func(
 	}
 }
 
-// explore returns the same by an Explorer, and how often it ran the program.
+// explore returns the same results by an Explorer, and the number of runs.
 func explore(t *testing.T, log []Entry, after int, run program) (map[string]bool, Counts) {
 	t.Helper()
 	all := versions{}
@@ -118,7 +118,7 @@ func explore(t *testing.T, log []Entry, after int, run program) (map[string]bool
 	return seen, x.Counts
 }
 
-// TestExploreFindsEverything holds it against brute force.
+// TestExploreFindsEverything compares an Explorer with brute force.
 func TestExploreFindsEverything(t *testing.T) {
 	for seed := range uint64(400) {
 		random := rand.New(rand.NewPCG(seed, 0))
@@ -134,7 +134,7 @@ func TestExploreFindsEverything(t *testing.T) {
 	}
 }
 
-// TestExploreRunsFew: pages that nobody reads cost nothing.
+// TestExploreRunsFew checks that pages that are not read cost no run.
 func TestExploreRunsFew(t *testing.T) {
 	log := []Entry{{Write, 0, 1000 * Page}, {Kind: Flush}, {Write, 2000 * Page, Page}, {Kind: Flush}}
 	_, counts := explore(t, log, 0, func(read func(int64) int) string { return fmt.Sprint(read(2000)) })
@@ -144,7 +144,7 @@ func TestExploreRunsFew(t *testing.T) {
 	}
 }
 
-// TestExploreSaysWhatItLeavesOut: where there are too many it draws.
+// TestExploreSaysWhatItLeavesOut checks that an Explorer counts the states that it leaves out.
 func TestExploreSaysWhatItLeavesOut(t *testing.T) {
 	log := []Entry{{Write, 0, 8 * Page}}
 	x := Explorer[int]{Most: 10, Samples: 3, Random: rand.New(rand.NewPCG(1, 1)), Run: func(s State) (int, []int64, error) {

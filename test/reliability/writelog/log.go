@@ -2,13 +2,13 @@ package writelog
 
 import "slices"
 
-// Page is the unit in which a disk tears writes, in bytes.
+// Page is the unit in bytes that a disk never tears.
 const Page = 4096
 
 // Kind is the kind of an entry of the log.
 type Kind string
 
-// The kinds.
+// These are the kinds of entries.
 const (
 	Write Kind = "write"
 	Zero  Kind = "zero" // a discard, after which zeros are read
@@ -22,7 +22,7 @@ type Entry struct {
 	Length int64 // in bytes, a multiple of Page; 0 for a flush
 }
 
-// pages returns the numbers of the first page and of the one after the last.
+// pages returns the number of the first page, and that of the page after the last.
 func (e Entry) pages() (from, to int64) {
 	return e.Offset / Page, (e.Offset + e.Length) / Page
 }
@@ -30,7 +30,7 @@ func (e Entry) pages() (from, to int64) {
 // below is the version of a page that no entry has written.
 const below = -1
 
-// versions are the entries that wrote each page, in order.
+// versions has, for each page, the entries that wrote it, in order.
 type versions map[int64][]int
 
 func (v versions) add(index int, e Entry) {
@@ -39,7 +39,7 @@ func (v versions) add(index int, e Entry) {
 	}
 }
 
-// before returns the last entry before one that wrote a page, or below.
+// before returns the last entry before another one that wrote a page, or below.
 func (v versions) before(page int64, index int) int {
 	all := v[page]
 	at, _ := slices.BinarySearch(all, index)
@@ -49,10 +49,10 @@ func (v versions) before(page int64, index int) int {
 	return all[at-1]
 }
 
-// State is what a power cut leaves of a disk.
+// State is a state that a power cut leaves of a disk.
 type State struct {
-	Durable int           // every entry before this one is there
-	Kept    map[int64]int // of the pages that were written since: the entry whose write is there
+	Durable int           // the disk has every entry before this one
+	Kept    map[int64]int // for each page that was written since: the entry whose write the disk has
 }
 
 // version returns the entry that wrote a page last, or below.

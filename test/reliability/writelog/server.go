@@ -19,14 +19,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// environment names the directory to serve in, for a process that is to be a server.
+// environment is the variable by which a server learns the directory to serve in.
 const environment = "RELIABILITY_WRITELOG"
 
 // mountName is the directory of the disks.
 const mountName = "disks"
 
-// Main makes the process the server of disks, if Start has started it for that, and returns
-// otherwise. The program calls it first.
+// Main serves disks and exits, if Start has started the process. Otherwise it returns. The program calls it first.
 func Main() {
 	dir := os.Getenv(environment)
 	if dir == "" {
@@ -39,7 +38,7 @@ func Main() {
 	os.Exit(0)
 }
 
-// stdio is a connection with whoever has started this process.
+// stdio is the connection to the parent process.
 type stdio struct {
 	io.Reader
 	io.WriteCloser
@@ -59,10 +58,10 @@ func serve(at string, client io.ReadWriteCloser) error {
 		return errors.Join(err, server.Unmount())
 	}
 	requests.ServeConn(client)
-	return server.Unmount() // what is left when that fails ends with the process
+	return server.Unmount() // if that fails the mount ends with the process
 }
 
-// disks are the disks of a server, as Server and Disk ask for them.
+// disks are the disks of a server. Server and Disk call its methods.
 type disks struct {
 	root *fs.Inode
 
@@ -71,13 +70,13 @@ type disks struct {
 	stores map[int]*store
 }
 
-// Restore is a request for a disk in the state of another one.
+// Restore is the request for a disk with a state of another one.
 type Restore struct {
 	Of int
 	State
 }
 
-// Ready answers when the disks can be served.
+// Ready returns when the server can serve disks.
 func (d *disks) Ready(struct{}, *struct{}) error { return nil }
 
 // Open makes a disk over a file.
@@ -125,7 +124,7 @@ func (d *disks) get(id int) (*store, error) {
 	return s, nil
 }
 
-// locked runs fn on a disk while nobody writes or reads it.
+// locked runs fn on a disk without concurrent reads and writes.
 func (d *disks) locked(id int, fn func(*store)) error {
 	s, err := d.get(id)
 	if err != nil {
@@ -152,7 +151,7 @@ func (d *disks) Reads(id int, pages *[]int64) error {
 	return d.locked(id, func(s *store) { *pages = slices.AppendSeq(*pages, maps.Keys(s.reads)) })
 }
 
-// Drop removes a disk. Those that are states of it stay.
+// Drop removes a disk. Disks that were restored from it stay.
 func (d *disks) Drop(id int, _ *struct{}) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// image is what a disk holds before anything is written to it.
+// image is the first content of a disk.
 type image interface {
 	page(number int64, to []byte) error
 }
@@ -19,7 +19,7 @@ func (f file) page(number int64, to []byte) error {
 	return err
 }
 
-// view is an image that is a state of a disk.
+// view is an image with a state of a disk.
 type view struct {
 	of *store
 	State
@@ -36,7 +36,7 @@ type store struct {
 	image image
 	size  int64
 
-	mu       sync.Mutex // protects what follows; that of the disk of a view is taken after it
+	mu       sync.Mutex // protects what follows; locked before that of the disk of a view
 	log      []Entry
 	data     [][]byte // of the writes, by entry
 	versions versions
@@ -47,7 +47,7 @@ func newStore(image image, size int64) *store {
 	return &store{image: image, size: size, versions: versions{}, reads: map[int64]bool{}}
 }
 
-// pageOf copies a version of a page. The caller holds mu.
+// pageOf copies a version of a page. The caller has locked mu.
 func (s *store) pageOf(version int, number int64, to []byte) error {
 	switch {
 	case version == below:
@@ -60,7 +60,7 @@ func (s *store) pageOf(version int, number int64, to []byte) error {
 	return nil
 }
 
-// current copies a page as it is now. The caller holds mu.
+// current copies the present version of a page. The caller has locked mu.
 func (s *store) current(number int64, to []byte) error {
 	version := s.versions.before(number, len(s.log))
 	if version == below {
@@ -83,7 +83,7 @@ func (s *store) readAt(to []byte, offset int64) error {
 	return nil
 }
 
-// writeAt writes whole pages. What it is given of the first and the last is completed.
+// writeAt writes whole pages. It completes the first and the last from their present version.
 func (s *store) writeAt(from []byte, offset int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -120,7 +120,7 @@ func (s *store) flush() {
 	s.add(Entry{Kind: Flush}, nil)
 }
 
-// add appends to the log. The caller holds mu.
+// add appends to the log. The caller has locked mu.
 func (s *store) add(e Entry, data []byte) {
 	s.versions.add(len(s.log), e)
 	s.log = append(s.log, e)

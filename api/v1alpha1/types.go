@@ -127,8 +127,8 @@ type PoolSpec struct {
 
 // PoolStatus is the state of the pool on its node.
 type PoolStatus struct {
-	// State is Away, Silent, Unusable, ReadOnly, DeviceMissing, BackingFull, QuotaInconsistent,
-	// DeviceErrors, or Ready: the first of these that applies.
+	// State is Away, Silent, Unusable, ReadOnly, DeviceMissing, BackingFull, MetadataFull,
+	// QuotaInconsistent, DeviceErrors, or Ready: the first of these that applies.
 	// +optional
 	State string `json:"state,omitempty"`
 	// Message explains the state.

@@ -59,7 +59,7 @@ func TestPoolMetrics(t *testing.T) {
 		{"roomy", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 10000 * mib, Available: 5000 * mib, Metadata: 500 * mib}}},
 			map[string]float64{"capacity_bytes": 4900 * mib, "metadata_available_bytes": 500 * mib, "metadata_headroom_bytes": 64 * mib}},
 		{"without metadata", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 1024 * mib, Available: 500 * mib, Metadata: 31 * mib}}},
-			map[string]float64{"capacity_bytes": 0, "metadata_available_bytes": 31 * mib, "metadata_headroom_bytes": 32 * mib}},
+			map[string]float64{"capacity_bytes": 0, "metadata_available_bytes": 31 * mib, "metadata_headroom_bytes": 32 * mib, "condition MetadataFull": 1}},
 		{"at the headroom", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 1024 * mib, Available: 64 * mib, Metadata: 33 * mib}}},
 			map[string]float64{"capacity_bytes": 0}},
 		{"read-only", pool.Status{Space: btrfs.Space{Room: btrfs.Room{Size: 1024 * mib, Available: 500 * mib, Metadata: 33 * mib, ReadOnly: true}}},

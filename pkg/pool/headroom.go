@@ -30,10 +30,17 @@ func backingFull(room btrfs.Room) bool {
 	return room.Backing != nil && room.Backing.Available < backingHeadroom(room)
 }
 
+// metadataFull reports whether less than the headroom is left for metadata. For a pool whose sparse
+// file has no room, backingFull is the cause.
+func metadataFull(room btrfs.Room) bool {
+	_, metadata := headroom(room.Size)
+	return room.Metadata < metadata && !backingFull(room)
+}
+
 // beyondHeadroom returns how much may be promised to new volumes, in bytes.
 func beyondHeadroom(room btrfs.Room) int64 {
-	data, metadata := headroom(room.Size)
-	if room.ReadOnly || room.Metadata < metadata || backingFull(room) {
+	data, _ := headroom(room.Size)
+	if room.ReadOnly || metadataFull(room) || backingFull(room) {
 		return 0
 	}
 	return max(0, room.Available-data)

@@ -98,9 +98,8 @@ func (s *Session) CheckRoom(growth int64) error {
 	case room.Backing != nil && (backingFull(room) || growth > room.Available-data):
 		return fmt.Errorf("pool %q: %w: the filesystem of the file %s, which the pool lies in, has %d bytes left, of which %d have to stay free, and %d are wanted: free space there",
 			s.Name, ErrNoSpace, room.Backing.Path, room.Backing.Available, backingHeadroom(room), growth)
-	case room.Metadata < metadata:
-		return fmt.Errorf("pool %q: %w for metadata: %d bytes have to stay free, %d are: delete volumes, snapshots or files, "+
-			"add a device, or free chunks by btrfs balance start -dusage=20", s.Name, ErrNoSpace, metadata, room.Metadata)
+	case metadataFull(room):
+		return fmt.Errorf("pool %q: %w for metadata: %d bytes have to stay free, %d are: %s", s.Name, ErrNoSpace, metadata, room.Metadata, freeMetadata)
 	case growth > room.Available-data:
 		return fmt.Errorf("pool %q: %w: %d bytes wanted, and %d that have to stay free, of %d it has %d left: delete volumes, snapshots or files, or add a device",
 			s.Name, ErrNoSpace, growth, data, room.Size, room.Available)

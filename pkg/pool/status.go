@@ -26,6 +26,9 @@ const (
 	// BackingFull is a pool in a sparse file whose filesystem is nearly full. When that is full,
 	// the kernel stops the pool.
 	BackingFull Problem = "BackingFull"
+	// MetadataFull is a pool that has too little space for metadata, for which the kernel allocates
+	// chunks of their own. Nothing is created or expanded in it.
+	MetadataFull Problem = "MetadataFull"
 	// DeviceErrors is a pool whose devices have had errors.
 	DeviceErrors Problem = "DeviceErrors"
 )
@@ -85,6 +88,7 @@ func (s Status) Conditions() []Condition {
 	add(s.Space.ReadOnly, ReadOnly, "%s", whyReadOnly(s.Space.Room, failing))
 	add(missing != "", DeviceMissing, "devices are missing: %s: replace them", missing)
 	add(backingFull(s.Space.Room), BackingFull, "%s", s.backingDetail())
+	add(metadataFull(s.Space.Room), MetadataFull, "%s", s.metadataDetail())
 	add(s.Quota.Inconsistent, QuotaInconsistent, "sizes are not enforced until the driver has rescanned the quota")
 	add(failing != "", DeviceErrors, "devices had errors: %s: check them, then reset the counters with btrfs device stats --reset", failing)
 	return all
@@ -159,6 +163,13 @@ func (s Status) backingDetail() string {
 	}
 	return fmt.Sprintf("the filesystem of the file %s, which the pool lies in, has less than %d bytes left: free space there, "+
 		"before the kernel finds none and stops the pool", s.Space.Backing.Path, backingHeadroom(s.Space.Room))
+}
+
+// freeMetadata is what gives space back to metadata.
+const freeMetadata = "delete volumes, snapshots or files, add a device, or free chunks by btrfs balance start -dusage=20"
+
+func (s Status) metadataDetail() string {
+	return fmt.Sprintf("less than %d bytes are left for metadata, and nothing is created or expanded: %s", s.MetadataHeadroom(), freeMetadata)
 }
 
 func (s Status) missingDevices() string {

@@ -196,7 +196,7 @@ func metricsOf(t *testing.T, text string) map[string]labels {
 			known[series] = of
 		}
 	}
-	for _, problem := range []pool.Problem{pool.Silent, pool.Unusable, pool.ReadOnly, pool.DeviceMissing, pool.BackingFull, pool.QuotaInconsistent, pool.DeviceErrors} {
+	for _, problem := range []pool.Problem{pool.Silent, pool.Unusable, pool.ReadOnly, pool.DeviceMissing, pool.BackingFull, pool.MetadataFull, pool.QuotaInconsistent, pool.DeviceErrors} {
 		known["btrfs_csi_pool_condition"].add("condition", string(problem)) // only those that a pool has are scraped
 	}
 	for name, names := range ofOthers {

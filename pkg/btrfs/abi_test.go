@@ -82,6 +82,10 @@ var abi = map[string]uint64{
 	"offsetof(struct btrfs_ioctl_fs_info_args, flags)":      uint64(unsafe.Offsetof(fsInfoArgs{}.flags)),
 	"offsetof(struct btrfs_ioctl_fs_info_args, generation)": uint64(unsafe.Offsetof(fsInfoArgs{}.generation)),
 
+	"sizeof(struct btrfs_ioctl_feature_flags)":                   uint64(unsafe.Sizeof(features{})),
+	"offsetof(struct btrfs_ioctl_feature_flags, incompat_flags)": uint64(unsafe.Offsetof(features{}.incompat)),
+	"BTRFS_FEATURE_INCOMPAT_EXTENDED_IREF":                       extendedIref,
+
 	"sizeof(struct btrfs_ioctl_quota_ctl_args)":                    uint64(unsafe.Sizeof(quotaCtlArgs{})),
 	"sizeof(struct btrfs_ioctl_quota_rescan_args)":                 uint64(unsafe.Sizeof(quotaRescanArgs{})),
 	"sizeof(struct btrfs_ioctl_qgroup_assign_args)":                uint64(unsafe.Sizeof(qgroupAssignArgs{})),
@@ -90,6 +94,9 @@ var abi = map[string]uint64{
 	"offsetof(struct btrfs_ioctl_qgroup_limit_args, lim.flags)":    uint64(unsafe.Offsetof(qgroupLimitArgs{}.flags)),
 	"offsetof(struct btrfs_ioctl_qgroup_limit_args, lim.max_rfer)": uint64(unsafe.Offsetof(qgroupLimitArgs{}.maxRfer)),
 
+	"BTRFS_IOC_GET_FEATURES":        uint64(iocGetFeatures),
+	"BTRFS_IOC_SET_FEATURES":        uint64(iocSetFeatures),
+	"BTRFS_IOC_SYNC":                uint64(iocSync),
 	"BTRFS_IOC_RESIZE":              uint64(iocResize),
 	"BTRFS_IOC_TREE_SEARCH_V2":      uint64(iocTreeSearchV2),
 	"BTRFS_IOC_INO_LOOKUP":          uint64(iocInoLookup),

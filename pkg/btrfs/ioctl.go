@@ -178,6 +178,13 @@ type fsInfoArgs struct {
 	_              [944]byte
 }
 
+// features is struct btrfs_ioctl_feature_flags.
+type features struct {
+	compat   uint64
+	compatRO uint64
+	incompat uint64
+}
+
 // quotaCtlArgs is struct btrfs_ioctl_quota_ctl_args.
 type quotaCtlArgs struct {
 	cmd    uint64
@@ -242,6 +249,9 @@ const (
 	iocGetSubvolInfo   = iocRead | iocMagic | 60 | unsafe.Sizeof(subvolInfoArgs{})<<16
 	iocGetSubvolRefs   = iocRead | iocWrite | iocMagic | 61 | unsafe.Sizeof(rootRefArgs{})<<16
 	iocInoLookupUser   = iocRead | iocWrite | iocMagic | 62 | unsafe.Sizeof(inoLookupUserArgs{})<<16
+	iocGetFeatures     = iocRead | iocMagic | 57 | unsafe.Sizeof(features{})<<16
+	iocSetFeatures     = iocWrite | iocMagic | 57 | 2*unsafe.Sizeof(features{})<<16
+	iocSync            = iocMagic | 8
 	iocSnapCreateV2    = iocWrite | iocMagic | 23 | unsafe.Sizeof(volArgsV2{})<<16
 	iocSnapDestroyV2   = iocWrite | iocMagic | 63 | unsafe.Sizeof(volArgsV2{})<<16
 )

@@ -37,7 +37,6 @@ var noCommits = btrfstest.MountOptions("commit=86400")
 
 // syncFilesystem is sync -f. Its ioctl also wakes the cleaner, and syncfs(2) does not.
 func syncFilesystem(path string) error {
-	const iocSync = iocMagic | 8
 	return withDir("sync filesystem of", path, func(fd int) error {
 		_, err := ioctl(fd, iocSync, nil)
 		return err
@@ -59,7 +58,7 @@ func absent(t testing.TB, path string) bool {
 	return err != nil
 }
 
-func TestKernelCreateAndDestroyDoNotCommitAndSyncCommitsOnce(t *testing.T) {
+func TestKernelCreateAndDestroyDoNotCommitAndSyncAndCommitDo(t *testing.T) {
 	t.Parallel()
 	btrfstest.CreateWithoutSync.Need(t)
 	mnt := btrfstest.Mount(t, noCommits)
@@ -79,6 +78,10 @@ func TestKernelCreateAndDestroyDoNotCommitAndSyncCommitsOnce(t *testing.T) {
 		{"create", func() error { return Create(dir + "/fs") }, 2},
 		{"snapshot", func() error { return Snapshot(dir+"/s", dir+"/fs", true) }, 3},
 		{"sync", func() error { return Sync(dir) }, 3},
+		{"attribute", func() error { return unix.Setxattr(dir, "trusted.test", []byte("value"), 0) }, 3},
+		{"sync", func() error { return Sync(dir) }, 3},
+		{"commit", func() error { return Commit(dir) }, 4},
+		{"commit again", func() error { return Commit(dir) }, 5},
 	} {
 		must(t, step.do())
 		if got := commits(t, mnt) - base; got != step.want {
@@ -87,29 +90,34 @@ func TestKernelCreateAndDestroyDoNotCommitAndSyncCommitsOnce(t *testing.T) {
 	}
 }
 
-func TestKernelSyncsShareOneCommit(t *testing.T) {
+// TestKernelShareOneCommit: callers that come at the same time share a commit.
+func TestKernelShareOneCommit(t *testing.T) {
 	t.Parallel()
 	btrfstest.CreateWithoutSync.Need(t) // else nothing is left to commit
-	mnt := btrfstest.Mount(t, noCommits)
-	got := fewestCommits(t, mnt, func(round int) func() {
-		dirs := make([]string, 32)
-		for i := range dirs {
-			dirs[i] = mkdir(t, mnt, fmt.Sprintf("%d-%d", round, i))
-			must(t, Create(dirs[i]+"/fs"))
-		}
-		return func() {
-			results := make(chan error)
-			for _, dir := range dirs {
-				go func() { results <- Sync(dir) }()
+	for name, call := range map[string]func(string) error{"sync": Sync[string], "commit": Commit[string]} {
+		t.Run(name, func(t *testing.T) {
+			mnt := btrfstest.Mount(t, noCommits)
+			got := fewestCommits(t, mnt, func(round int) func() {
+				dirs := make([]string, 32)
+				for i := range dirs {
+					dirs[i] = mkdir(t, mnt, fmt.Sprintf("%d-%d", round, i))
+					must(t, Create(dirs[i]+"/fs"))
+				}
+				return func() {
+					results := make(chan error)
+					for _, dir := range dirs {
+						go func() { results <- call(dir) }()
+					}
+					for range dirs {
+						must(t, <-results)
+					}
+				}
+			})
+			// One commit is the minimum. Without sharing there would be 32.
+			if got < 1 || got > 16 {
+				t.Errorf("%d commits for 32 directories", got)
 			}
-			for range dirs {
-				must(t, <-results)
-			}
-		}
-	})
-	// One commit is the minimum. Without sharing there would be 32.
-	if got < 1 || got > 16 {
-		t.Errorf("%d commits for 32 directories", got)
+		})
 	}
 }
 

@@ -111,6 +111,35 @@ func AwaitThaw[D Dir](dir D) error {
 	})
 }
 
+// Commit commits the running transaction: all changes that were made to the filesystem of dir
+// before the call are durable, but for data of files that was not synced. Concurrent calls share
+// commits. It needs CAP_SYS_ADMIN.
+//
+// No ioctl is for that alone. Sync writes a log, which Linux up to 7.2 at least may leave unwritten
+// (docs/reliability.md). BTRFS_IOC_SYNC waits until the data of all files is written, and
+// START_SYNC may sleep for the commit interval. But SET_FEATURES commits whatever it sets. So
+// Commit sets a feature that the filesystem has.
+func Commit[D Dir](dir D) error {
+	return withDir("commit", dir, func(fd int) error {
+		var has features
+		if _, err := ioctl(fd, iocGetFeatures, unsafe.Pointer(&has)); err != nil {
+			return err
+		}
+		if has.incompat&extendedIref == 0 {
+			_, err := ioctl(fd, iocSync, nil)
+			return err
+		}
+		extended := features{incompat: extendedIref}
+		change := [2]features{extended, extended} // what to change, and to what
+		_, err := ioctl(fd, iocSetFeatures, unsafe.Pointer(&change))
+		return err
+	})
+}
+
+// extendedIref is the feature of more hard links in a directory: mkfs.btrfs has set it since
+// 2013, and a mounted filesystem may get it.
+const extendedIref = 1 << 6
+
 // Sync makes every subvolume created or destroyed in dir before the call durable. It is
 // fsync(2): btrfs commits if an entry of a subvolume in dir has changed since the last
 // commit, and else does nothing. So concurrent calls share one commit. START_SYNC and

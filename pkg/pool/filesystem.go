@@ -131,11 +131,13 @@ type Ledger interface {
 	// Move renames a slot with its contents; fs.ErrExist if to exists.
 	Move(from, to Slot) error
 	SetRecord(Slot, []byte) error
-	// Sync makes slots durable, with their records and the creation or removal of their
-	// subvolumes, each by a step of its own. A Slot without a name stands for the list of slots in
-	// its area, the zero Slot for the pool's directory. Limits and properties lie in other trees, which Sync makes durable only by
-	// chance.
-	Sync(...Slot) error
+	// Sync makes the creation or removal of the slot's subvolume durable, by a commit with all that
+	// was changed before. If others have committed since, it writes the log of the slot with its
+	// record, which Linux may leave unwritten (see docs/reliability.md).
+	Sync(Slot) error
+	// Commit makes all durable that was changed before: slots, records, subvolumes, limits and
+	// properties. Concurrent calls share commits.
+	Commit() error
 }
 
 // Contents is what a slot contains.

@@ -149,13 +149,13 @@ func (r *root) SetRecord(s Slot, record []byte) error {
 	return nil
 }
 
-func (r *root) Sync(slots ...Slot) (err error) {
-	for _, s := range slots {
-		if s == (Slot{}) {
-			err = errors.Join(err, btrfs.Sync(r.dir))
-			continue
-		}
-		err = errors.Join(err, btrfs.Sync(r.slot(s)))
+// Commit has nothing to do on a read-only filesystem, unless an error made it so: then Sync fails.
+func (r *root) Commit() error {
+	err := btrfs.Commit(r.dir)
+	if errors.Is(err, unix.EROFS) {
+		return btrfs.Sync(r.dir)
 	}
 	return err
 }
+
+func (r *root) Sync(s Slot) error { return btrfs.Sync(r.slot(s)) }

@@ -192,8 +192,12 @@ func (s *Session) SetRecord(at Slot, record []byte) error {
 	return s.step("SetRecord", at, func() error { return s.directory.SetRecord(at, record) })
 }
 
-func (s *Session) Sync(slots ...Slot) error {
-	return s.step("Sync", slots[0], func() error { return s.directory.Sync(slots...) })
+func (s *Session) Sync(at Slot) error {
+	return s.step("Sync", at, func() error { return s.directory.Sync(at) })
+}
+
+func (s *Session) Commit() error {
+	return s.step("Commit", Slot{}, s.directory.Commit)
 }
 
 func (s *Session) Create(at Slot) (info btrfs.SubvolumeInfo, err error) {

@@ -45,7 +45,7 @@ func (l *Slot) resume() error {
 	return unfinished(err)
 }
 
-// EnsureDurable corrects the limit and syncs before a repeated request is answered. The process
+// EnsureDurable corrects the limit and commits before a repeated request is answered. The process
 // of the first request may have died just before its commit, or its undo failed after it lifted
 // the limit.
 func (l *Slot) EnsureDurable() error {
@@ -54,7 +54,7 @@ func (l *Slot) EnsureDurable() error {
 			return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
 		}
 	}
-	if err := l.sync(); err != nil {
+	if err := l.session.Commit(); err != nil {
 		return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
 	}
 	return nil
@@ -65,7 +65,7 @@ func (l *Slot) Resize(size int64) (meta.Entry, error) {
 	l.Record.Size = size
 	err := l.complete(false)
 	if err == nil {
-		err = l.session.Sync(l.At) // writes the log of the record only; there is no commit to share
+		err = l.session.Commit()
 	}
 	if err != nil {
 		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))

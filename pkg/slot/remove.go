@@ -60,7 +60,7 @@ func (l *Slot) remove(ctx context.Context) error {
 		if o, found, _ := l.findOutside(); found {
 			klog.FromContext(ctx).Info("What is deleted was lost. Its data is outside of the pool, and stays", "of", l.Record.Ref(), "path", o.Path)
 		}
-		return l.sync()
+		return l.session.Commit()
 	})
 	if errors.Is(err, pool.ErrInUse) {
 		return l.putBack(at, err)
@@ -74,7 +74,7 @@ func (l *Slot) putBack(at pool.Slot, inUse error) error {
 	err := l.session.Move(l.At, at)
 	if err == nil {
 		l.At = at
-		err = l.sync()
+		err = l.session.Commit()
 	}
 	if err != nil {
 		return unfinished(errors.Join(inUse, err))
@@ -89,13 +89,13 @@ func (l *Slot) removeInPlace() error {
 	if err := l.erase(func() error { return nil }); err != nil {
 		return err
 	}
-	return l.session.syncErased(true)
+	return l.session.commitErased(true)
 }
 
 // FinishRemovals completes an earlier removal of a volume or snapshot that was interrupted, so
 // that "it is gone" is a true answer. It reports whether there was one.
 func (s *Session) FinishRemovals(ref meta.Ref) (finished bool, err error) {
-	if err := s.syncErased(false); err != nil {
+	if err := s.commitErased(false); err != nil {
 		return false, unfinished(fmt.Errorf("%s: %w: %w", ref, pool.ErrAway, err))
 	}
 	at := pool.SlotsOf(ref)

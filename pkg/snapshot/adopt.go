@@ -67,7 +67,7 @@ func (e *Engine) adopt(ctx context.Context, p *servedPool) error {
 		return err
 	}
 	defer s.Close()
-	if err := s.SyncDirectories(); err != nil {
+	if err := s.CommitErased(); err != nil {
 		klog.FromContext(ctx).Error(err, "The pool's directories cannot be synced, what was deleted before may not be gone durably", "pool", p.Name)
 	}
 	if err := e.repairAndIndex(ctx, p, s); err != nil {

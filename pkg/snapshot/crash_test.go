@@ -110,7 +110,7 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	}
 	must(t, w.fs.PlantSlot(active("damaged"), []byte("noise")))
 	must(t, w.fs.PlantSubvolume(active("damaged"), "still there"))
-	w.fs.Commit()
+	w.fs.PeriodicCommit()
 	return w
 }
 
@@ -176,10 +176,10 @@ type event struct {
 }
 
 // foreigns are what others do at any time. The kernel (every 30 s) or another operation commits.
-// A removal in place syncs the areas.
+// The kernel leaves a log unwritten.
 var foreigns = []event{
-	{"a commit", (*pooltest.Filesystem).Commit},
-	{"an fsync of the areas", (*pooltest.Filesystem).SyncAreas},
+	{"a commit", (*pooltest.Filesystem).PeriodicCommit},
+	{"a commit, and no log from then on", (*pooltest.Filesystem).Unlogged},
 }
 
 // interfere makes a foreign event happen before the n-th step from now on.

@@ -424,18 +424,18 @@ func TestErasedInPlace(t *testing.T) {
 	ctx := t.Context()
 	n := newNode(t, btrfs.QuotaNone)
 	n.AddPool(t, "fast")
-	var stuck atomic.Bool // areas cannot be synced
-	var synced atomic.Int32
+	var stuck atomic.Bool // nothing is committed
+	var committed atomic.Int32
 	host := pooltest.Around(n.host, func(s pooltest.Step, do func() error) error {
 		switch {
 		case s.Pool != pool.Default:
 		case s.Method == "Move":
 			return unix.ENOSPC // as if metadata were full
-		case s.Method == "Sync" && s.Slot.Name == "":
+		case s.Method == "Commit":
 			if stuck.Load() {
 				return unix.EIO
 			}
-			synced.Add(1)
+			committed.Add(1)
 		}
 		return do()
 	})
@@ -451,9 +451,9 @@ func TestErasedInPlace(t *testing.T) {
 	must(t, e.Remove(ctx, meta.Volume("other")))
 	must(t, e.Close())
 	stuck.Store(false)
-	synced.Store(0)
+	committed.Store(0)
 	e = open(t, host, index)
-	if synced.Load() == 0 {
+	if committed.Load() == 0 {
 		t.Error("not made durable at the start")
 	}
 	must(t, e.Remove(ctx, meta.Volume("erased")))
@@ -556,7 +556,7 @@ func TestCost(t *testing.T) {
 			step := func(name string, want int, do func(id string) error) {
 				t.Helper()
 				for i := range 5 {
-					n.Pool("default").Commit()
+					n.Pool("default").PeriodicCommit()
 					before := commits(t, n.state)
 					must(t, do(fmt.Sprintf("pvc-%d", i)))
 					if got := commits(t, n.state) - before; got != want {
@@ -616,7 +616,7 @@ func TestPowerCut(t *testing.T) {
 			steps, foreign := 0, 0
 			e := open(t, pooltest.Around(n.host, func(_ pooltest.Step, do func() error) error {
 				if steps++; steps == foreign {
-					n.Pool("default").Commit()
+					n.Pool("default").PeriodicCommit()
 				}
 				return do()
 			}), filepath.Join(n.state, "index.db"))
@@ -651,7 +651,7 @@ func (n *node) populate(t *testing.T, e *snapshot.Engine) {
 		must(t, err)
 		must(t, n.Pool("default").Vanish(active("lost")))
 	}
-	n.Pool("default").Commit()
+	n.Pool("default").PeriodicCommit()
 }
 
 // clear removes what an operation made or changed.
@@ -739,7 +739,7 @@ func TestFullPool(t *testing.T) {
 		err = n.fill("large", mib)
 	}
 	wants(t, err, unix.ENOSPC)
-	n.Pool("default").Commit()
+	n.Pool("default").PeriodicCommit()
 	_, err = e.Prepare(ctx, sized("new", 64*mib), meta.Ref{})
 	wants(t, err, pool.ErrNoSpace)
 	wants(t, second(e.Stat(ctx, meta.Volume("new"))), snapshot.ErrNotFound)
@@ -773,7 +773,7 @@ func TestInspect(t *testing.T) {
 			for i := range 5 {
 				must(t, e.Remove(ctx, meta.Volume(fmt.Sprintf("pvc-%d", i))))
 			}
-			n.Pool("default").Commit()
+			n.Pool("default").PeriodicCommit()
 			inspect, err := snapshot.Inspect(ctx, n.state)
 			must(t, err)
 			for range 20 {
@@ -827,7 +827,7 @@ func TestDamagedSubvolume(t *testing.T) {
 	must(t, err)
 	must(t, second(e.Prepare(ctx, sized("other", mib), meta.Ref{})))
 	must(t, e.Close())
-	n.Pool("default").Commit()
+	n.Pool("default").PeriodicCommit()
 	n.damageRoot(t, damaged.SubvolumeID)
 
 	e = n.start(t)
@@ -992,7 +992,7 @@ func TestKilledBeforeItSynced(t *testing.T) {
 	for _, path := range []string{identity, known} {
 		must(t, os.Rename(path, path+".away"))
 	}
-	n.Pool("default").Commit()
+	n.Pool("default").PeriodicCommit()
 	for _, path := range []string{identity, known} {
 		must(t, os.Rename(path+".away", path))
 	}

@@ -142,7 +142,7 @@ func TestIndexThatCannotBeWritten(t *testing.T) {
 	w := newWorld(t, btrfs.QuotaFull)
 	ctx := t.Context()
 	must(t, w.e.Close()) // every access fails from now on
-	w.fs.Commit()
+	w.fs.PeriodicCommit()
 	list := func() (ids []string) {
 		must(t, w.e.Walk(ctx, meta.Volumes, "", func(e meta.Entry) bool { ids = append(ids, e.ID); return true }))
 		return ids

@@ -160,7 +160,7 @@ func testFull(t *testing.T, n *node, kind string, fill func(dir string) error) {
 	foreign := filepath.Join(n.state, "foreign")
 	must(t, os.Mkdir(foreign, 0o700))
 	must(t, fill(foreign))
-	n.Pool("default").Commit()
+	n.Pool("default").PeriodicCommit()
 
 	before := n.traces(t)
 	capacity, err := e.Capacity(ctx, "")
@@ -256,7 +256,7 @@ func TestFillingUp(t *testing.T) {
 			ctx := t.Context()
 			must(t, second(e.Prepare(ctx, sized("base", 16*mib), meta.Ref{})))
 			must(t, n.fill("base", mib))
-			n.Pool("default").Commit()
+			n.Pool("default").PeriodicCommit()
 			before := n.traces(t)
 			foreign := filepath.Join(n.state, "foreign")
 			must(t, os.Mkdir(foreign, 0o700))

@@ -181,7 +181,7 @@ func (h hands) SetReadOnly(readOnly bool) {
 	}
 }
 
-func (h hands) Commit() {
+func (h hands) PeriodicCommit() {
 	dir, err := os.Open(h.pool)
 	if err == nil {
 		defer dir.Close()

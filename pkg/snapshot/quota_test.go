@@ -108,7 +108,7 @@ func TestOverrun(t *testing.T) {
 			must(t, err)
 			total, err := overrun(mount.Source, write)
 			wants(t, err, unix.EDQUOT)
-			n.Pool("default").Commit()
+			n.Pool("default").PeriodicCommit()
 			usage, err := e.Usage(ctx, meta.Volume(name))
 			must(t, err)
 			if total > size || size-total > short || usage.Used > size {
@@ -116,7 +116,7 @@ func TestOverrun(t *testing.T) {
 			}
 			// At the limit, files can be removed, but not always truncated.
 			must(t, os.Remove(filepath.Join(mount.Source, "file-0")))
-			n.Pool("default").Commit()
+			n.Pool("default").PeriodicCommit()
 			f, err := os.Create(filepath.Join(mount.Source, "again"))
 			must(t, err)
 			_, err = f.Write(make([]byte, mib))
@@ -142,7 +142,7 @@ func TestLimitsSurvive(t *testing.T) {
 				wants(t, n.fill(volume, 6*mib), unix.EDQUOT)
 				must(t, os.Remove(filepath.Join(n.path("default"), "active", volume, "fs/data")))
 				eventually(t, func() bool { // the space is free after a commit
-					n.Pool("default").Commit()
+					n.Pool("default").PeriodicCommit()
 					return n.fill(volume, mib) == nil
 				})
 			}
@@ -236,7 +236,7 @@ func TestInconsistentQuotaIsRescanned(t *testing.T) {
 			wants(t, n.fill("pvc", mib), unix.EDQUOT)
 			must(t, os.Remove(filepath.Join(n.path("default"), "active/pvc/fs/data")))
 			eventually(t, func() bool { // the space is free after the kernel has dropped the file and committed
-				n.Pool("default").Commit()
+				n.Pool("default").PeriodicCommit()
 				return n.fill("pvc", 4*mib) == nil
 			})
 			wants(t, n.fill("pvc", 8*mib), unix.EDQUOT)
@@ -479,7 +479,7 @@ func TestNestedIsBounded(t *testing.T) {
 		must(t, btrfs.Create(filepath.Join(n.state, "foreign")))
 		must(t, btrfs.Create(filepath.Join(n.state, "foreign/nested")))
 		must(t, os.WriteFile(nested+"/deeper/early", make([]byte, 8*mib), 0o600))
-		n.Pool("default").Commit()
+		n.Pool("default").PeriodicCommit()
 		go e.Run(ctx)
 		eventually(t, func() bool { return e.Pools(ctx)[0].Nesting == 1 })
 		if paths, err := e.Nested(ctx, "pvc"); err != nil || len(paths) != 1 || paths[0] != "dir/nested" {
@@ -544,7 +544,7 @@ func TestAtTheLimit(t *testing.T) {
 			must(t, second(e.Prepare(ctx, snapshot.Spec{Name: copied, Parameters: spec.Parameters}, source)))
 		}
 		must(t, second(e.Resize(ctx, "pvc", snapshot.Range{Required: 32 * mib})))
-		n.Pool("default").Commit()
+		n.Pool("default").PeriodicCommit()
 		must(t, n.fill("pvc", 8*mib))
 		usage, err := e.Usage(ctx, meta.Volume("pvc"))
 		if must(t, err); usage.Limit != 32*mib {

@@ -42,7 +42,7 @@ func (s *simulation) detach(d *disk) bool {
 	}
 	s.plugging.Lock()
 	defer s.plugging.Unlock()
-	d.fs.Commit()
+	d.fs.PeriodicCommit()
 	d.node.host.Detach(d.name)
 	d.node, d.mount = nil, ""
 	return true
@@ -120,7 +120,7 @@ func (s *simulation) writeContent(n *node, handle string) {
 	for _, d := range s.disks {
 		if content, ok := d.has(handle); ok && d.node == n && content == "" && !d.silent {
 			if d.fs.Write(pool.SlotOf(meta.Active, handle), handle) == nil {
-				d.fs.Commit()
+				d.fs.PeriodicCommit()
 				s.facts.wrote(handle)
 			}
 		}

@@ -2,7 +2,6 @@ package pooltest
 
 import (
 	"context"
-	"errors"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -82,11 +81,12 @@ func (p *aroundPool) SetRecord(s pool.Slot, record []byte) error {
 	return p.step("SetRecord", s, func() error { return p.Directory.SetRecord(s, record) })
 }
 
-func (p *aroundPool) Sync(slots ...pool.Slot) (err error) {
-	for _, s := range slots {
-		err = errors.Join(err, p.step("Sync", s, func() error { return p.Directory.Sync(s) }))
-	}
-	return err
+func (p *aroundPool) Sync(s pool.Slot) error {
+	return p.step("Sync", s, func() error { return p.Directory.Sync(s) })
+}
+
+func (p *aroundPool) Commit() error {
+	return p.step("Commit", pool.Slot{}, p.Directory.Commit)
 }
 
 func (p *aroundPool) Create(s pool.Slot) (info btrfs.SubvolumeInfo, err error) {

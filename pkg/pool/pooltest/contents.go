@@ -164,16 +164,6 @@ func (f *Filesystem) SetReadOnly(readOnly bool) {
 	f.readOnly = readOnly
 }
 
-// SyncAreas syncs all areas, as a removal in place does. It may log slots that another operation
-// is working on.
-func (f *Filesystem) SyncAreas() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for _, area := range []pool.Area{pool.Area(meta.Active), pool.Area(meta.Committed), pool.Area(meta.View), pool.AreaRemoving} {
-		f.syncArea(area)
-	}
-}
-
 // SetInconsistent makes the quota inconsistent.
 func (f *Filesystem) SetInconsistent() {
 	f.mu.Lock()

@@ -28,9 +28,9 @@ var ErrCrash = errors.New("crashed")
 // Filesystem is a pool in memory. Set its exported fields before use.
 //
 // It models the trees of btrfs separately. A commit makes all of them durable. An fsync of a
-// slot, an area or the root of a subvolume is a commit only in the transaction in which a
+// slot or the root of a subvolume is a commit only in the transaction in which a
 // subvolume was made or destroyed there. In any other transaction it writes a log, which contains
-// that one inode and nothing of the other trees.
+// that one inode and nothing of the other trees. After Unlogged not even that.
 type Filesystem struct {
 	ID   string
 	Mode btrfs.QuotaMode
@@ -48,6 +48,7 @@ type Filesystem struct {
 	away             bool
 	readOnly         bool
 	inconsistent     bool
+	unlogged         bool
 	trace            []string
 	silent           map[string]chan struct{} // by method; closed by Answer
 	waiting          map[string]int           // number of waiting calls, by method
@@ -258,7 +259,7 @@ func (f *Filesystem) PowerCut() {
 
 func (f *Filesystem) restart(from *state) {
 	f.current = from.clone()
-	f.crashed, f.faults, f.trace = false, nil, nil
+	f.crashed, f.unlogged, f.faults, f.trace = false, false, nil, nil
 	clear(f.failing)
 }
 
@@ -270,11 +271,20 @@ func (f *Filesystem) Copy() *Filesystem {
 	return &Filesystem{ID: f.ID, Mode: f.Mode, Size: f.Size, failing: map[string]error{}, current: f.durable.clone(), durable: f.durable.clone()}
 }
 
-// Commit makes everything durable, as the kernel does every 30 s.
-func (f *Filesystem) Commit() {
+// PeriodicCommit makes everything durable, as the kernel does every 30 s.
+func (f *Filesystem) PeriodicCommit() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.commit()
+}
+
+// Unlogged makes every later fsync return early that would write a log, as Linux may (see
+// docs/reliability.md), until a restart. Others commit just before.
+func (f *Filesystem) Unlogged() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.commit()
+	f.unlogged = true
 }
 
 func (f *Filesystem) commit() {
@@ -333,7 +343,7 @@ func (f *Filesystem) step(method string, at pool.Slot, do func(*state) error) er
 		}
 		return wrap(method, at, p.err)
 	}
-	if f.readOnly && method != "Sync" { // Sync has nothing to do
+	if f.readOnly && method != "Sync" && method != "Commit" { // nothing to do
 		return wrap(method, at, unix.EROFS)
 	}
 	return wrap(method, at, do(f.current))
@@ -579,19 +589,12 @@ func (f *Filesystem) SetRecord(at pool.Slot, record []byte) error {
 	})
 }
 
-func (f *Filesystem) Sync(slots ...pool.Slot) (err error) {
-	for _, at := range slots {
-		err = errors.Join(err, f.sync(at))
-	}
-	return err
+func (f *Filesystem) Commit() error {
+	return f.step("Commit", pool.Slot{}, func(*state) error { f.commit(); return nil })
 }
 
-func (f *Filesystem) sync(at pool.Slot) error {
+func (f *Filesystem) Sync(at pool.Slot) error {
 	return f.step("Sync", at, func(s *state) error {
-		if at.Name == "" {
-			f.syncArea(at.Area)
-			return nil
-		}
 		found, err := s.at(at)
 		switch {
 		case err != nil:
@@ -605,28 +608,11 @@ func (f *Filesystem) sync(at pool.Slot) error {
 	})
 }
 
-// syncArea makes the list of slots in an area durable.
-func (f *Filesystem) syncArea(area pool.Area) {
-	for at, found := range f.current.slots {
-		if at.Area == area && found.changed == f.current.transid {
-			f.commit()
-			return
-		}
-	}
-	for at := range f.durable.slots {
-		if at.Area == area && f.current.slots[at] == nil {
-			delete(f.durable.slots, at)
-		}
-	}
-	for at, found := range f.current.slots {
-		if at.Area == area && f.durable.slots[at] == nil {
-			f.log(at, found)
-		}
-	}
-}
-
 // log makes a slot durable with its name and record, but without its subvolume or properties.
 func (f *Filesystem) log(at pool.Slot, found *slot) {
+	if f.unlogged {
+		return
+	}
 	logged := found.clone()
 	logged.subvolume = nil
 	for was, old := range f.durable.slots {
@@ -677,6 +663,9 @@ func (f *Filesystem) SyncRoot(at pool.Slot) error {
 		}
 		if sub.CreatedTransid == s.transid {
 			f.commit()
+			return nil
+		}
+		if f.unlogged {
 			return nil
 		}
 		for _, old := range f.durable.slots {

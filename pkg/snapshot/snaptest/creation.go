@@ -301,7 +301,7 @@ var creation = []testCase{
 	{"Usage counts the data of the volume", func(r *rig) {
 		entry := r.prepare(sized("pvc", 16*mib), meta.Ref{})
 		r.check(r.pool().Write(at(entry), strings.Repeat("x", 4*mib)))
-		r.pool().Commit()
+		r.pool().PeriodicCommit()
 		usage, err := r.e.Usage(r.Context(), entry.Ref())
 		if r.env.Mode() == btrfs.QuotaNone {
 			r.wants(err, pool.ErrNoQuota)

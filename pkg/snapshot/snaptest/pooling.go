@@ -174,7 +174,7 @@ var pooling = []testCase{
 	{"a read-only pool is served", func(r *rig) {
 		entry := r.volume("pvc", "data")
 		snap := r.commit("snap", "pvc")
-		r.pool().Commit()
+		r.pool().PeriodicCommit()
 		r.pool().SetReadOnly(true)
 		ctx := r.Context()
 		for range 2 {

@@ -87,7 +87,7 @@ var removal = []testCase{
 			r.wants(r.pool().Write(at(entry), strings.Repeat("x", 6*mib)), unix.EDQUOT)
 		}
 		_ = r.pool().Write(at(entry), strings.Repeat("x", 5*mib))
-		r.pool().Commit()
+		r.pool().PeriodicCommit()
 		r.remove(entry.Ref())
 	}},
 	{"a removal that was cut short is finished", func(r *rig) {

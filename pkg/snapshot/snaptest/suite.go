@@ -45,8 +45,8 @@ type Hands interface {
 	RemoveFile(at pool.Slot) error
 	SetWritable(at pool.Slot, writable bool) error
 	SetReadOnly(readOnly bool)
-	// Commit updates the usage.
-	Commit()
+	// PeriodicCommit updates the usage.
+	PeriodicCommit()
 }
 
 var _ Hands = (*pooltest.Filesystem)(nil)

@@ -43,7 +43,9 @@ func (l *Slot) complete(commit bool) error {
 	}
 	switch {
 	case configure:
-		return l.session.Sync(l.At) // writes the log of the record only; there is no commit to share
+		// This writes the log of the record only; there is no commit to share. If the log is lost,
+		// the next start completes the volume.
+		return l.session.Sync(l.At)
 	case commit:
 		return l.sync()
 	}

@@ -36,14 +36,14 @@
 //	  of a class  1, 2, snapshot, 4, 5,
 //	              fsync of the root, 6, 7            the snapshot, both fsyncs
 //	commit, view  1, 2, snapshot, 6                  the snapshot
-//	resize        5, record with the size, fsync     the fsync
+//	resize        5, record with the size, commit    the commit
 //	remove        1 rename the slot to removing      4
 //	              2 lift the limit
 //	              3 destroy the subvolume
 //	              4 fsync of the slot
 //	              5 rmdir
-//	remove, lost  1, 4, 5                            the fsync
-//	remove, full  2, 3, 4, 5, fsync of the areas     the fsyncs; metadata has no room for 1
+//	remove, lost  1, commit, 5                       the commit
+//	remove, full  2, 3, 4, 5, commit                 the commit; metadata has no room for 1
 //	undo          record: creating, 2, 3, 4, 5       the fsync
 //
 // "Of a class" means with properties: compression, or no copy on write.
@@ -69,26 +69,27 @@
 // may commit between two steps: another operation, the kernel every 30 s, an administrator. An
 // fsync is a commit only in the transaction in which a subvolume was made or destroyed in the
 // synced directory. In a later transaction it writes the log of that inode, and nothing of
-// another tree. So two facts in two trees have a fixed order, or one follows from the other:
+// another tree. Linux may leave that log unwritten (docs/reliability.md). So what is answered
+// rests on a commit, and two facts in two trees have a fixed order, or one follows from the other:
 //
 //	one fact, its tree            the other, its tree        what keeps them consistent
 //	record ready, the pool's      subvolume, roots           the fsync is a commit in the transaction that
 //	                                                         made it, and need not be one later
 //	record ready, the pool's      properties, subvolume's    fsync of the root before the record is written
-//	answer to a request of a      record ready, the pool's   fsync of the slot before the answer; a volume in
-//	class                                                    creating was never returned, and may be set again
+//	answer to a request of a      record ready, the pool's   fsync of the slot before the answer; if it is lost
+//	class                                                    the next start completes the volume
 //	record ready, the pool's      mode, the subvolume's      made with it, by the umask
 //	record, the pool's            limit, quota               set again from the record at the start
 //	record ready of a snapshot    subvolume, roots           written again: it is creating at worst
 //	slot in removing, the pool's  no subvolume, roots        the rename is before, and in a commit with it
-//	slot gone from its area       no subvolume, roots        its fsync is before the rmdir; fsync of the areas
+//	slot gone from its area       no subvolume, roots        its fsync is before the rmdir; the commit
 //	undo: record creating         no subvolume, roots        creating is before, and in a commit with it
 //	no subvolume, roots           its groups, quota          Sweep finds them
 //	pool.json, areas              volumes, roots             fsync before the pool is used, again at each start
 //	known/<ID>, state directory   pool.json, the pool's      fsync after that of pool.json, again at each start
 //	index, state directory        seal, beside it            the seal of an index in use is synced first
 //
-// A repeated request finds the slot by its name and compares itself with the record. It syncs
+// A repeated request finds the slot by its name and compares itself with the record. It commits
 // before it answers, because the process that made the slot may have died just before its fsync.
 //
 // The crash tests are in package snapshot.

@@ -20,8 +20,8 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
-// TestExpansionWaitsForNobody: a create is on its way to its commit. An expansion, which takes no
-// commit, does not wait for it.
+// TestExpansionWaitsForNobody: a create is on its way to its commit. An expansion, which commits
+// by itself, does not wait for it.
 func TestExpansionWaitsForNobody(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -46,7 +46,7 @@ var mutants = []mutant{
 	}
 	if from == nil {`},
 	{"a repeated request is answered without a commit", inSlot + "recover.go", `
-	if err := l.sync(); err != nil {
+	if err := l.session.Commit(); err != nil {
 		return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
 	}
 	return nil`, "\n\treturn nil"},
@@ -58,7 +58,7 @@ var mutants = []mutant{
 	{"a removal destroys the subvolume before it renames the slot", inSlot + "remove.go",
 		"err := l.session.Move(at, to)", "var err error = unix.ENOSPC"},
 	{"an expansion is acknowledged before its record is durable", inSlot + "recover.go", `
-		err = l.session.Sync(l.At) // writes the log of the record only; there is no commit to share`, ""},
+		err = l.session.Commit()`, ""},
 	{"a copy keeps the limit of its source", inSlot + "complete.go",
 		"if l.Record.Kind == meta.Active {\n\t\tif err := l.setLimit()", "if l.Record.Kind == meta.Active && commit {\n\t\tif err := l.setLimit()"},
 }

@@ -51,9 +51,10 @@ type Report struct {
 
 // Run starts writers on a btrfs, while others commit, and mounts every state that a power cut leaves.
 // Each writer has a directory. It writes the next number, and syncs the directory before it goes on.
-// The first writes an attribute of the directory, as the driver writes a record. The second makes a
-// subvolume in it, as the driver makes a volume. The directories of the others are subvolumes, in which
-// they rename a file over the last one, as pods do.
+// The first writes an attribute of the directory. The second makes a subvolume in it, as the driver
+// makes a volume. The third and the fourth write an attribute and commit, as the driver writes a
+// record. The others rename a file over the last one, as pods do. All directories but the second are
+// subvolumes, because the fsyncs of one subvolume wait for each other.
 func Run(ctx context.Context, o Options) (r Report, err error) {
 	f := &fsyncs{Options: o, mnt: filepath.Join(o.Dir, "mnt")}
 	r.Seed = o.Seed
@@ -93,10 +94,13 @@ func (w *numbered) make(i int, forget bool) error {
 		if forget {
 			w.write = forgetAttribute
 		}
-		return os.Mkdir(w.dir, 0o700)
+		return btrfs.Create(w.dir)
 	case 1:
 		w.write, w.read = writeSubvolume, readSubvolume
 		return os.Mkdir(w.dir, 0o700)
+	case 2, 3:
+		w.write, w.read = commitAttribute, readAttribute
+		return btrfs.Create(w.dir)
 	default:
 		w.write, w.read = writeRenamed, readRenamed
 		return btrfs.Create(w.dir)
@@ -114,6 +118,10 @@ func readAttribute(dir string) (string, error) {
 		return "0", nil
 	}
 	return string(data[:max(n, 0)]), err
+}
+
+func commitAttribute(dir, number string) error {
+	return errors.Join(unix.Setxattr(dir, "trusted.number", []byte(number), 0), btrfs.Commit(dir))
 }
 
 func forgetAttribute(dir, number string) error {

@@ -2,6 +2,7 @@ package load
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync/atomic"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/files"
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/model"
@@ -310,7 +312,9 @@ func (w *Worker) writeOne(ctx context.Context, o *model.Object) error {
 		o.Contents = append(o.Contents, next)
 		w.Mu.Unlock()
 		w.Ask(o, &next.Span, "write %s %d", c.Name, len(c.Data))
-		if err := c.Make(w.Node.TargetOf(o)); err != nil {
+		// The fsync of Make may return early (see docs/reliability.md), so a commit follows.
+		target := w.Node.TargetOf(o)
+		if err := errors.Join(c.Make(target), btrfs.Commit(target)); err != nil {
 			return fmt.Errorf("write to %s: %w", o.ID, err)
 		}
 		w.Answer(o, &next.Span, model.Written)

@@ -40,7 +40,7 @@ func TestCrashStatesFindFaults(t *testing.T) {
 		interference          interference
 	}{
 		{"Sync", "create", "is lost", interference{}},
-		{"Sync", "expand", "bytes, wanted is one of", interference{}},
+		{"Commit", "expand", "bytes, wanted is one of", interference{}},
 		{"Sync", "delete", "should not be there", interference{}},
 		{"SyncRoot", "create of a class", "has the properties", interference{committed, 4}}, // Apply is the fourth
 		{"SetLimit", "create", afterCalls, interference{}},

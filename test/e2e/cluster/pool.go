@@ -188,8 +188,8 @@ func driverFiles(nodes string) []string {
 }
 
 // cutPool gives a pool's disk the state after a power cut, without the data that the kernel has only in
-// memory. No process may use the pool any more. The filesystem is still mounted in the lab, because an unmount would have
-// written that data.
+// memory. No process may use the pool any more. The filesystem is still mounted in the lab, because an
+// unmount would have written that data.
 func (n *Node) cutPool(ctx context.Context, name string) error {
 	image := n.pools[name].disk.image
 	cut := image + ".cut"

@@ -9,9 +9,9 @@
 // # Versions
 //
 // Each directory here with a go.mod is a module of its own, because its programs need other dependencies than
-// the rest of the repository. For example csi-provisioner v6.3.0 does not build with the client-go of the others. Only
-// go.mod has the version of a program. It lists the programs under tool, so that `go mod tidy` keeps their
-// sums. To bump a version:
+// the rest of the repository. For example csi-provisioner v6.3.0 does not build with the client-go of the
+// others. Only go.mod has the version of a program. It lists the programs under tool, so that `go mod tidy`
+// keeps their sums. To bump a version:
 //
 //	cd etcd && go get go.etcd.io/etcd/server/v3@v3.7.4 && go mod tidy
 //

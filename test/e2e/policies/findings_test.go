@@ -143,8 +143,8 @@ func secretRef(field string) string {
 	return fmt.Sprintf(`{"spec":{"csi":{%q:{"namespace":"kube-system","name":"x"}}}}`, field)
 }
 
-// TestPoolsOfOthers checks that a driver that takes a Pool has to name the previous owner, so that this one can take
-// it back.
+// TestPoolsOfOthers checks that a driver that takes a Pool has to name the previous owner, so that this one
+// can take it back.
 func TestPoolsOfOthers(t *testing.T) {
 	w := newWorld(t)
 	const own, names = "may change nothing of what is on node", "has to name it in the annotation"

@@ -169,8 +169,8 @@ func TestReads(t *testing.T) {
 	}
 }
 
-// TestFlushesOfBtrfs checks the log of a commit: the new blocks, a flush, the superblock, and a flush. The last two are
-// a FUA write on a disk without FUA.
+// TestFlushesOfBtrfs checks the log of a commit: the new blocks, a flush, the superblock, and a flush. The
+// last two are a FUA write on a disk without FUA.
 func TestFlushesOfBtrfs(t *testing.T) {
 	btrfstest.RequireRoot(t)
 	image := filepath.Join(t.TempDir(), "image")

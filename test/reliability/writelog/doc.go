@@ -4,10 +4,10 @@
 // # States
 //
 // A disk with a volatile cache keeps all writes before the last flush that has ended. It keeps any part of
-// the later writes, in any order, and may tear a write. For each page of 4 KiB that was written since the last
-// flush, a State has one of these writes or the content before them. That covers every subset, every order and every
-// torn write. The disk has no FUA, so the block layer sends a write and a flush instead, and both are in the
-// log.
+// the later writes, in any order, and may tear a write. For each page of 4 KiB that was written since the
+// last flush, a State has one of these writes or the content before them. That covers every subset, every
+// order and every torn write. The disk has no FUA, so the block layer sends a write and a flush instead, and
+// both are in the log.
 //
 // # All states by a few runs
 //

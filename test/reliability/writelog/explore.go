@@ -62,8 +62,8 @@ type run[T any] struct {
 	pages map[int64]int
 }
 
-// Explore calls visit for all states that a power cut leaves at or after a length of the log. It takes states that are
-// equal to any reader as one.
+// Explore calls visit for all states that a power cut leaves at or after a length of the log. It takes states
+// that are equal to any reader as one.
 func (x *Explorer[T]) Explore(log []Entry, after int, visit func(Crash[T]) error) error {
 	x.log, x.versions, x.runs = log, versions{}, nil
 	for i, e := range log {
@@ -150,8 +150,8 @@ func (x *Explorer[T]) draw(left *[]State) State {
 	return s
 }
 
-// branches returns states with another version of a page that the run has read and that its state has not fixed. Each
-// also stands for states that differ in later pages.
+// branches returns states with another version of a page that the run has read and that its state has not
+// fixed. Each also stands for states that differ in later pages.
 func (x *Explorer[T]) branches(s State, pending versions, reads []int64) []State {
 	var all []State
 	decided := maps.Clone(s.Kept)

@@ -43,8 +43,8 @@ func randomLog(random *rand.Rand, pages, length int) []Entry {
 	return log
 }
 
-// everything returns the results of a program after every power cut, by brute force: for each length of the log, and
-// each choice of a version for each page that was written since the last flush.
+// everything returns the results of a program after every power cut, by brute force: for each length of the
+// log, and each choice of a version for each page that was written since the last flush.
 func everything(log []Entry, after int, run program) map[string]bool {
 	seen := map[string]bool{}
 	for length := after; length <= len(log); length++ {

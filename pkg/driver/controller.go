@@ -132,7 +132,36 @@ func (d *Driver) checkUnused(ctx context.Context, id string) (here bool, err err
 	if len(mounts) > 0 {
 		return false, precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, mounts[0].Point)
 	}
-	return true, nil
+	return true, checkDetached(id, source)
+}
+
+// checkDetached returns FAILED_PRECONDITION if the disk file of a volume has a device.
+func checkDetached(id string, source snapshot.Mount) error {
+	if !source.Content.IsDisk() {
+		return nil
+	}
+	place, err := mount.PlaceAt(source.Source)
+	if err != nil {
+		return err
+	}
+	d, err := openDisk(id, source.Source, place, false)
+	if errors.Is(err, snapshot.ErrLost) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	points, err := d.mounts(source.Content)
+	switch {
+	case err != nil:
+		return err
+	case len(points) > 0:
+		return precondition("volume %q is mounted at %s: delete the pods that use it, or unmount it, first", id, points[0])
+	case d.device != nil:
+		return precondition("volume %q is attached to %s: unstage it first, or run losetup -d %s", id, d.device.Path(), d.device.Path())
+	}
+	return nil
 }
 
 func (s *controller) ValidateVolumeCapabilities(ctx context.Context, request *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
@@ -160,6 +189,11 @@ func (s *controller) ValidateVolumeCapabilities(ctx context.Context, request *cs
 func confirm(request *csi.ValidateVolumeCapabilitiesRequest, entry meta.Entry) error {
 	if err := checkUses(request.GetVolumeCapabilities(), entry.Source); err != nil {
 		return err
+	}
+	for _, capability := range request.GetVolumeCapabilities() {
+		if err := wantedContent(capability).fits(entry); err != nil {
+			return err
+		}
 	}
 	if entry.Kind.ReadOnly() && !onlyReads(request.GetVolumeCapabilities()) {
 		return readOnlyView(entry)
@@ -246,6 +280,10 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 	if pools := slices.Sorted(maps.Keys(s.engine.PoolIDs())); err != nil && len(pools) > 0 {
 		options.pool = pools[0]
 	}
+	least := int64(snapshot.MinSize)
+	for _, capability := range request.GetVolumeCapabilities() {
+		least = max(least, wantedContent(capability).content.MinSize())
+	}
 	capacity, err := s.engine.Capacity(ctx, options.pool)
 	if errors.Is(err, snapshot.ErrNoPool) || errors.Is(err, pool.ErrSilent) { // the scheduler shall avoid this node
 		return &csi.GetCapacityResponse{}, nil
@@ -259,7 +297,7 @@ func (s *controller) GetCapacity(ctx context.Context, request *csi.GetCapacityRe
 	return &csi.GetCapacityResponse{
 		AvailableCapacity: steady(capacity.Available),
 		MaximumVolumeSize: wrapperspb.Int64(steady(capacity.MaximumSize)),
-		MinimumVolumeSize: wrapperspb.Int64(capacity.MinimumSize),
+		MinimumVolumeSize: wrapperspb.Int64(max(least, capacity.MinimumSize)),
 	}, nil
 }
 

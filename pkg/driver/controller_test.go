@@ -316,27 +316,26 @@ func TestTopologyOfCreate(t *testing.T) {
 func TestCapacity(t *testing.T) {
 	r := newRig(t, rigOptions{pools: []string{"fast"}})
 	here := topologyOf(r.engine.PoolIDs()["fast"])
-	block := &csi.VolumeCapability{
-		AccessMode: writer().GetAccessMode(), AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}},
-	}
 	for name, test := range map[string]struct {
 		request *csi.GetCapacityRequest
-		some    bool
+		least   int64 // 0 for no capacity
 	}{
-		"default":           {&csi.GetCapacityRequest{}, true},
-		"pool":              {&csi.GetCapacityRequest{Parameters: map[string]string{"pool": "fast"}}, true},
-		"pool and topology": {&csi.GetCapacityRequest{Parameters: map[string]string{"pool": "fast"}, AccessibleTopology: here}, true},
-		"capability":        {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{writer()}}, true},
-		"another topology":  {&csi.GetCapacityRequest{AccessibleTopology: here}, false},
-		"no such pool":      {&csi.GetCapacityRequest{Parameters: map[string]string{"pool": "absent"}}, false},
-		"wrong parameter":   {&csi.GetCapacityRequest{Parameters: map[string]string{"pol": "fast"}}, true}, // CreateVolume reports it
-		"block":             {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{block}}, false},
+		"default":           {&csi.GetCapacityRequest{}, mib},
+		"pool":              {&csi.GetCapacityRequest{Parameters: map[string]string{"pool": "fast"}}, mib},
+		"pool and topology": {&csi.GetCapacityRequest{Parameters: map[string]string{"pool": "fast"}, AccessibleTopology: here}, mib},
+		"capability":        {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{writer()}}, mib},
+		"another topology":  {&csi.GetCapacityRequest{AccessibleTopology: here}, 0},
+		"no such pool":      {&csi.GetCapacityRequest{Parameters: map[string]string{"pool": "absent"}}, 0},
+		"wrong parameter":   {&csi.GetCapacityRequest{Parameters: map[string]string{"pol": "fast"}}, mib}, // CreateVolume reports it
+		"block":             {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{device(nodeWriter)}}, mib},
+		"xfs":               {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{formatted("xfs")}}, 300 * mib},
+		"ext3":              {&csi.GetCapacityRequest{VolumeCapabilities: []*csi.VolumeCapability{formatted("ext3")}}, 0},
 	} {
 		response, err := r.GetCapacity(t.Context(), test.request)
-		if err != nil || (response.GetAvailableCapacity() > 1<<30) != test.some || (response.GetMaximumVolumeSize().GetValue() > 1<<30) != test.some {
+		if err != nil || (response.GetAvailableCapacity() > 1<<30) != (test.least > 0) || (response.GetMaximumVolumeSize().GetValue() > 1<<30) != (test.least > 0) {
 			t.Errorf("%s: got %v, %v", name, response, err)
 		}
-		if test.some && response.GetMinimumVolumeSize().GetValue() != mib {
+		if response.GetMinimumVolumeSize().GetValue() != test.least {
 			t.Errorf("%s: got %v", name, response)
 		}
 	}

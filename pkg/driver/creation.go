@@ -31,17 +31,35 @@ func newCreation(request *csi.CreateVolumeRequest) (c creation, err error) {
 	if names := request.GetMutableParameters(); len(names) > 0 {
 		return c, invalid("mutable_parameters %q: a volume's parameters cannot be changed; set them in the StorageClass", slices.Sorted(maps.Keys(names)))
 	}
+	content, err := contentOf(request.GetVolumeCapabilities())
+	if err != nil {
+		return c, err
+	}
 	options, err := volumeParameters(request.GetParameters())
 	if err != nil {
 		return c, err
 	}
+	if compression := options.parameters.Compression; content.IsDisk() && compression != "" && compression != "none" {
+		return c, invalid("parameter %s=%s has no effect on %s: its data is written by direct I/O, which btrfs does not compress; leave it out", paramCompression, compression, content)
+	}
 	size, err := sizeRange(request.GetCapacityRange())
 	c.spec = snapshot.Spec{
 		Name: request.GetName(), Pool: options.pool, Allowed: poolsOf(request.GetAccessibilityRequirements().GetRequisite()),
-		Size: size, Parameters: options.parameters, Labels: options.labels,
+		Content: content, Size: size, Parameters: options.parameters, Labels: options.labels,
 	}
 	c.view = !c.source.IsZero() && onlyReads(request.GetVolumeCapabilities())
 	return c, err
+}
+
+// contentOf returns the content of a volume with these capabilities.
+func contentOf(capabilities []*csi.VolumeCapability) (meta.Content, error) {
+	first := wantedContent(capabilities[0]).content
+	for _, c := range capabilities {
+		if other := wantedContent(c).content; other != first {
+			return first, invalid("volume capabilities contradict each other: one is for a volume that is %s, another for one that is %s", described(first), described(other))
+		}
+	}
+	return first, nil
 }
 
 // checkUses refuses capabilities that a volume with this source cannot have, and

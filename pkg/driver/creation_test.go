@@ -47,7 +47,6 @@ func TestCreationIsRefused(t *testing.T) {
 	name := func(name string) *csi.CreateVolumeRequest {
 		return changed(func(r *csi.CreateVolumeRequest) { r.Name = name })
 	}
-	block := &csi.VolumeCapability{AccessMode: writer().GetAccessMode(), AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}}
 	for what, test := range map[string]struct {
 		request *csi.CreateVolumeRequest
 		says    string
@@ -64,8 +63,16 @@ func TestCreationIsRefused(t *testing.T) {
 		"nil capability":     {used(nil, nil), "capability"},
 		"no access type":     {used(nil, &csi.VolumeCapability{AccessMode: writer().GetAccessMode()}), "mount"},
 		"no access mode":     {used(nil, capability(0)), "access mode"},
-		"block":              {used(nil, block), "Filesystem"},
-		"ext4":               {used(nil, mountCapability(&csi.VolumeCapability_MountVolume{FsType: "ext4"})), "ext4"},
+		"ext3":               {used(nil, formatted("ext3")), "ext4"},
+		"filesystem and URL": {used(nil, formatted("ext4:")), "ext4:"},
+		"case of the type":   {used(nil, formatted("XFS")), "XFS"},
+		"block and mount":    {used(nil, device(nodeWriter), writer()), "contradict"},
+		"ext4 and xfs":       {used(nil, formatted("ext4"), formatted("xfs")), "contradict"},
+		"ext4 and none":      {used(nil, formatted("ext4"), writer()), "contradict"},
+		"block of many":      {used(nil, device(manyWriters)), "MULTI_NODE_MULTI_WRITER"},
+		"compressed ext4": {changed(func(r *csi.CreateVolumeRequest) {
+			r.VolumeCapabilities, r.Parameters = []*csi.VolumeCapability{formatted("ext4")}, map[string]string{"compression": "zstd"}
+		}), "direct I/O"},
 		"mount group":        {used(nil, mountCapability(&csi.VolumeCapability_MountVolume{VolumeMountGroup: "7"})), "volume_mount_group"},
 		"many writers":       {used(nil, capability(manyWriters)), "MULTI_NODE_MULTI_WRITER"},
 		"one of many":        {used(nil, capability(oneOfMany)), "MULTI_NODE_SINGLE_WRITER"},
@@ -126,7 +133,10 @@ func TestCreationIsTranslated(t *testing.T) {
 		}),
 			creation{spec: snapshot.Spec{Size: snapshot.Range{Required: 1, Limit: 2}}}},
 		"secrets": {changed(func(r *csi.CreateVolumeRequest) { r.Secrets = map[string]string{"a": "b"} }), creation{}},
-		"btrfs":   {used(nil, mountCapability(&csi.VolumeCapability_MountVolume{FsType: "btrfs"})), creation{}},
+		"btrfs":   {used(nil, formatted("btrfs")), creation{}},
+		"ext4":    {used(nil, formatted("ext4")), creation{spec: snapshot.Spec{Content: meta.Ext4}}},
+		"xfs":     {used(nil, formatted("xfs"), formatted("xfs")), creation{spec: snapshot.Spec{Content: meta.XFS}}},
+		"block":   {used(nil, device(nodeWriter)), creation{spec: snapshot.Spec{Content: meta.Block}}},
 	} {
 		t.Run(what, func(t *testing.T) {
 			got, err := newCreation(test.request)
@@ -140,7 +150,7 @@ func TestCreationIsTranslated(t *testing.T) {
 }
 
 func equalSpecs(a, b snapshot.Spec) bool {
-	return a.Name == b.Name && a.Pool == b.Pool && a.Size == b.Size && a.Parameters == b.Parameters && maps.Equal(a.Labels, b.Labels)
+	return a.Name == b.Name && a.Pool == b.Pool && a.Content == b.Content && a.Size == b.Size && a.Parameters == b.Parameters && maps.Equal(a.Labels, b.Labels)
 }
 
 // A StorageClass defines compression for writes. A read-only PVC may use the class, too.

@@ -99,7 +99,7 @@ type Driver struct {
 	engine  Engine
 	cluster Cluster
 	options Options
-	attach  func(source string, flags mount.Flags, at mount.Target) error
+	attach  func(source mount.Source, flags mount.Flags, at mount.Target) error
 	detach  func(at mount.Target) error
 	targets *mount.Targets
 	locks   locks
@@ -132,12 +132,12 @@ func New(engine Engine, options Options) (*Driver, error) {
 		return nil, fmt.Errorf("kubelet directory %w: set it to the kubelet's --root-dir", err)
 	}
 	d := &Driver{
-		engine: engine, cluster: cmp.Or[Cluster](options.Cluster, noCluster{}), options: options, attach: mount.Bind, detach: mount.Unmount, targets: targets,
+		engine: engine, cluster: cmp.Or[Cluster](options.Cluster, noCluster{}), options: options, attach: mount.Attach, detach: mount.Unmount, targets: targets,
 		renew: make(chan struct{}, 1),
 	}
 	if around := options.AroundMounts; around != nil {
-		d.attach = func(source string, flags mount.Flags, at mount.Target) error {
-			return around(func() error { return mount.Bind(source, flags, at) })
+		d.attach = func(source mount.Source, flags mount.Flags, at mount.Target) error {
+			return around(func() error { return mount.Attach(source, flags, at) })
 		}
 		d.detach = func(at mount.Target) error { return around(func() error { return mount.Unmount(at) }) }
 	}

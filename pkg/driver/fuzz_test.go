@@ -424,7 +424,7 @@ func (r *fuzzRig) end() {
 func (r *fuzzRig) checkMounts() {
 	r.t.Helper()
 	for _, m := range mountTable(r.t) {
-		if _, is := volumeOfMount(m); strings.HasPrefix(m.Point, r.base+"/") && (!strings.HasPrefix(m.Point, r.kubelet+"/") || !is) {
+		if _, is := volumeOfMount(m, 0); strings.HasPrefix(m.Point, r.base+"/") && (!strings.HasPrefix(m.Point, r.kubelet+"/") || !is) {
 			r.t.Errorf("%s is mounted at %q", m, m.Point)
 		}
 	}

@@ -24,11 +24,11 @@ func TestVolumeOfAMount(t *testing.T) {
 		"/active/pvc-1/fs/sub":      "",
 		"/":                         "",
 	} {
-		if id, is := volumeOfMount(mount.Info{Root: root, Type: "btrfs"}); is != (want != "") || is && id != want {
+		if id, is := volumeOfMount(mount.Info{Root: root, Type: "btrfs"}, 0); is != (want != "") || is && id != want {
 			t.Errorf("%s: want %q, got %q, %v", root, want, id, is)
 		}
 	}
-	if id, is := volumeOfMount(mount.Info{Root: "/active/pvc-1/fs", Type: "ext4"}); is {
+	if id, is := volumeOfMount(mount.Info{Root: "/active/pvc-1/fs", Type: "ext4"}, 0); is {
 		t.Errorf("on ext4: got %q", id)
 	}
 }

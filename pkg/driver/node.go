@@ -71,22 +71,40 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 	if err != nil {
 		return nil, err
 	}
-	if there, err := b.isAt(at); there || err != nil {
-		return &csi.NodeStageVolumeResponse{}, err
-	}
-	if err := at.CheckEmptyDir(); err != nil {
+	defer b.disk.close()
+	if err := s.stage(ctx, &b, b.staged(at)); err != nil {
 		return nil, err
 	}
-	if err := s.bind(ctx, b, at); err != nil {
-		return nil, err
-	}
-	klog.FromContext(ctx).Info("Volume staged", "volumeID", b.volume, "path", at.Path(), "flags", b.flags)
 	return &csi.NodeStageVolumeResponse{}, nil
+}
+
+// stage mounts the volume at a target, unless it is there already.
+func (s *node) stage(ctx context.Context, b *binding, at mount.Target) error {
+	if err := s.dropStale(b, at); err != nil {
+		return err
+	}
+	there, err := b.isAt(at)
+	if err != nil {
+		return err
+	}
+	if !there {
+		if err := s.prepareStaging(b, at); err != nil {
+			return err
+		}
+		if err := b.attachDisk(); err != nil {
+			return err
+		}
+		if err := s.bind(ctx, *b, at); err != nil {
+			return err
+		}
+		klog.FromContext(ctx).Info("Volume staged", "volumeID", b.volume, "path", at.Path(), "flags", b.flags)
+	}
+	return b.keepDevice()
 }
 
 // NodeUnstageVolume keeps the directory, because the CO owns it.
 func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	at, err := s.unmount(request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), func(mount.Target) error { return nil })
+	at, err := s.unmount(request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), s.unstageDevice)
 	if err != nil {
 		return nil, err
 	}
@@ -94,7 +112,7 @@ func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVo
 	return &csi.NodeUnstageVolumeResponse{}, nil
 }
 
-// NodePublishVolume mounts from the pool, because somebody may have changed the mount at
+// NodePublishVolume mounts from the pool, or the device of its disk file, because somebody may have changed the mount at
 // the staging path. It only checks that the volume is staged, as CSI requires.
 func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVolumeRequest) (*csi.NodePublishVolumeResponse, error) {
 	u, at, staging, err := s.parsePublish(request)
@@ -110,7 +128,8 @@ func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVo
 	if err != nil {
 		return nil, err
 	}
-	if err := b.checkStaged(staging); err != nil {
+	defer b.disk.close()
+	if err := b.checkStaged(b.staged(staging)); err != nil {
 		return nil, err
 	}
 	if there, err := b.isAt(at); there || err != nil {
@@ -119,7 +138,7 @@ func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVo
 	if err := b.checkWritable(); err != nil {
 		return nil, err
 	}
-	if err := s.checkSingleTarget(b, u, staging); err != nil {
+	if err := s.checkSingleTarget(b, u, b.staged(staging)); err != nil {
 		return nil, err
 	}
 	if err := s.publish(ctx, b, at); err != nil {
@@ -146,21 +165,26 @@ func (s *node) parsePublish(request *csi.NodePublishVolumeRequest) (u use, at, s
 	return u, at, staging, err
 }
 
-// publish creates the target directory and mounts the volume. After a failure it removes
-// the directory that it has created.
+// publish creates the target and mounts the volume. After a failure it removes the target
+// that it has created.
 func (s *node) publish(ctx context.Context, b binding, at mount.Target) error {
-	made, err := at.EnsureDir()
+	ensure := at.EnsureDir
+	if b.content == meta.Block {
+		ensure = at.EnsureFile
+	}
+	made, err := ensure()
 	if err == nil {
 		err = s.bind(ctx, b, at)
 	}
 	if err != nil && made {
-		return undone(err, at.RemoveDir())
+		return undone(err, at.Remove())
 	}
 	return err
 }
 
 func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	at, err := s.unmount(request.GetVolumeId(), "target_path", request.GetTargetPath(), mount.Target.RemoveDir)
+	at, err := s.unmount(request.GetVolumeId(), "target_path", request.GetTargetPath(),
+		func(_ string, at mount.Target) error { return at.Remove() })
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +193,7 @@ func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpubli
 }
 
 // unmount unmounts a volume, even if the engine does not know it, and then calls then.
-func (s *node) unmount(volume, field, path string, then func(mount.Target) error) (mount.Target, error) {
+func (s *node) unmount(volume, field, path string, then func(volume string, at mount.Target) error) (mount.Target, error) {
 	if err := required("volume_id", volume); err != nil {
 		return mount.Target{}, err
 	}
@@ -188,7 +212,7 @@ func (s *node) unmount(volume, field, path string, then func(mount.Target) error
 	if err := s.unbind(volume, at); err != nil {
 		return at, err
 	}
-	return at, then(at)
+	return at, then(volume, at)
 }
 
 func (s *node) NodeGetVolumeStats(ctx context.Context, request *csi.NodeGetVolumeStatsRequest) (*csi.NodeGetVolumeStatsResponse, error) {
@@ -196,32 +220,40 @@ func (s *node) NodeGetVolumeStats(ctx context.Context, request *csi.NodeGetVolum
 	if err != nil {
 		return nil, err
 	}
-	usage, err := s.usage(ctx, entry)
+	var usage []*csi.VolumeUsage
+	switch {
+	case entry.Content == meta.Block:
+		usage, err = s.blockUsage(ctx, entry)
+	case entry.Content.IsDisk():
+		usage, err = s.diskUsage(request.GetVolumePath())
+	default:
+		usage, err = s.usage(ctx, entry)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &csi.NodeGetVolumeStatsResponse{Usage: []*csi.VolumeUsage{usage}}, nil
+	return &csi.NodeGetVolumeStatsResponse{Usage: usage}, nil
 }
 
 // usage returns the usage of the volume. Without quota it returns the usage of the pool.
 // btrfs has no limit of inodes, so the result contains none.
-func (s *node) usage(ctx context.Context, entry meta.Entry) (*csi.VolumeUsage, error) {
+func (s *node) usage(ctx context.Context, entry meta.Entry) ([]*csi.VolumeUsage, error) {
 	room, err := s.engine.Room(ctx, entry.Ref())
 	if err != nil {
 		return nil, err
 	}
 	usage, err := s.engine.Usage(ctx, entry.Ref())
 	if errors.Is(err, pool.ErrNoQuota) {
-		return &csi.VolumeUsage{
+		return []*csi.VolumeUsage{{
 			Unit: csi.VolumeUsage_BYTES, Total: room.Size, Used: max(0, room.Size-room.Available), Available: max(0, room.Available),
-		}, nil
+		}}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &csi.VolumeUsage{
+	return []*csi.VolumeUsage{{
 		Unit: csi.VolumeUsage_BYTES, Total: entry.Size, Used: usage.Used, Available: max(0, min(entry.Size-usage.Used, room.Available)),
-	}, nil
+	}}, nil
 }
 
 func (s *node) NodeExpandVolume(ctx context.Context, request *csi.NodeExpandVolumeRequest) (*csi.NodeExpandVolumeResponse, error) {
@@ -254,18 +286,19 @@ func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, e
 	if err != nil {
 		return entry, err
 	}
-	source, err := s.engine.Mounts(ctx, volume)
+	b, err := s.locate(ctx, entry)
 	if err != nil {
 		return entry, err
 	}
-	want, err := mount.PlaceAt(source.Source)
+	err = b.openDisk(false)
+	defer b.disk.close()
 	if err != nil {
 		return entry, err
 	}
 	at, err := s.target("volume_path", path)
 	if err == nil {
 		var have mount.Place
-		if have, err = at.Place(); err == nil && have.Same(want) {
+		if have, err = at.Place(); err == nil && b.is(have) {
 			return entry, nil
 		}
 	}
@@ -277,6 +310,7 @@ func (s *node) volumeAt(ctx context.Context, volume, path string) (meta.Entry, e
 
 // use describes how a volume is to be mounted.
 type use struct {
+	content      wanted
 	readOnlyMode bool // the access mode does not allow writes
 	singleTarget bool // only one target path at a time is allowed
 	flags        mount.Flags
@@ -290,8 +324,12 @@ func newUse(capability *csi.VolumeCapability, readOnly, readOnlyMany bool) (use,
 	if capability.GetMount().GetVolumeMountGroup() != "" {
 		return use{}, invalid("volume_mount_group is not supported; leave it out")
 	}
+	if capability.GetBlock() != nil && readOnly && !readOnlyMode(capability) {
+		return use{}, invalid("a block volume with access mode %s cannot be published read-only, since a mount keeps nobody from writing to a device: use a read-only access mode", capability.GetAccessMode().GetMode())
+	}
 	flags, err := mount.ParseFlags(mountOptions(capability, readOnly))
 	return use{
+		content:      wantedContent(capability),
 		readOnlyMode: readOnlyMode(capability),
 		singleTarget: capability.GetAccessMode().GetMode() == csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER,
 		flags:        flags,
@@ -300,17 +338,21 @@ func newUse(capability *csi.VolumeCapability, readOnly, readOnlyMany bool) (use,
 
 // binding is a volume and the properties of its mount.
 type binding struct {
-	volume string
-	source string
-	place  mount.Place
-	asked  mount.Flags // flags of the request
-	flags  mount.Flags // flags of the new mount
+	volume    string
+	subvolume string // path
+	content   meta.Content
+	size      int64
+	disk      *disk // nil for files
+	source    mount.Source
+	place     mount.Place // of what is mounted; zero for a disk without a device. Inode 0 stands for any
+	asked     mount.Flags // flags of the request
+	flags     mount.Flags // flags of the new mount
 	// madeReadOnly says how to make the volume writable again. It is empty for a writable
 	// volume.
 	madeReadOnly string
 }
 
-// bindingOf looks up a volume and determines the flags of its mount.
+// bindingOf looks up a volume and determines the flags of its mount. The caller closes b.disk.
 func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContext map[string]string) (binding, error) {
 	entry, err := s.engine.Stat(ctx, meta.Volume(volume))
 	if err != nil {
@@ -322,19 +364,39 @@ func (s *node) bindingOf(ctx context.Context, volume string, u use, volumeContex
 	if err := checkContext(volumeContext, entry); err != nil {
 		return binding{}, precondition("%s", plain(err))
 	}
-	source, err := s.engine.Mounts(ctx, volume)
-	if err != nil {
-		return binding{}, err
+	if err := u.content.fits(entry); err != nil {
+		return binding{}, precondition("%s", plain(err))
 	}
-	b := binding{volume: volume, source: source.Source, asked: u.flags, madeReadOnly: source.MadeReadOnly}
-	if b.place, err = mount.PlaceAt(source.Source); err != nil {
+	b, err := s.locate(ctx, entry)
+	if err != nil {
 		return b, err
 	}
+	b.asked = u.flags
 	if b.place.Flags.ReadOnly() && !u.flags.ReadOnly() {
 		return b, fmt.Errorf("volume %q is wanted read-write: pool %q: %w: remount it read-write, or mount the volume read-only", volume, entry.Pool, pool.ErrReadOnly)
 	}
 	b.flags = u.flags.Over(b.place.Flags)
+	if err := b.openDiskFor(u); err != nil {
+		b.disk.close()
+		return b, err
+	}
 	return b, nil
+}
+
+// locate returns a binding of a volume without flags, as if it contained files.
+func (s *node) locate(ctx context.Context, entry meta.Entry) (binding, error) {
+	source, err := s.engine.Mounts(ctx, entry.ID)
+	if err != nil {
+		return binding{}, err
+	}
+	b := binding{volume: entry.ID, subvolume: source.Source, content: entry.Content, size: entry.Size, source: mount.Path(source.Source), madeReadOnly: source.MadeReadOnly}
+	b.place, err = mount.PlaceAt(source.Source)
+	return b, err
+}
+
+// is reports whether a place is what the volume shows when it is mounted.
+func (b binding) is(p mount.Place) bool {
+	return b.place.Device != 0 && p.Device == b.place.Device && (b.place.Inode == 0 || p.Inode == b.place.Inode)
 }
 
 // isAt reports whether the volume is mounted at a target with the right flags. It returns
@@ -351,7 +413,7 @@ func (b binding) isAt(at mount.Target) (bool, error) {
 	switch {
 	case err != nil || !isMount:
 		return false, err
-	case !have.Same(b.place):
+	case !b.is(have):
 		return false, precondition("volume %q: something else is mounted at %q: %s: unmount it", b.volume, at.Path(), top)
 	case have.Flags&(b.asked|mount.ReadOnly) != b.asked: // other flags come from the pool at the time of the mount
 		return false, answer(codes.AlreadyExists, "volume %q is mounted at %q with %s, wanted %s: unpublish it first", b.volume, at.Path(), have.Flags, b.flags)
@@ -365,7 +427,7 @@ func (b binding) checkStaged(staging mount.Target) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err != nil || !have.Same(b.place) {
+	if err != nil || !b.is(have) {
 		return precondition("volume %q is not mounted at its staging path %q: stage it first", b.volume, staging.Path())
 	}
 	return nil
@@ -387,16 +449,30 @@ func (s *node) checkSingleTarget(b binding, u use, staging mount.Target) error {
 	if !u.singleTarget {
 		return nil
 	}
-	mounts, err := mount.Inside(b.source)
+	points, err := b.mounts()
 	if err != nil {
 		return err
 	}
-	for _, m := range mounts {
-		if m.Rel == "" && m.Point != staging.Path() && s.targets.Contain(m.Point) {
-			return precondition("volume %q has access mode SINGLE_NODE_SINGLE_WRITER and is published at %q: unpublish it there first", b.volume, m.Point)
+	for _, point := range points {
+		if point != staging.Path() && s.targets.Contain(point) {
+			return precondition("volume %q has access mode SINGLE_NODE_SINGLE_WRITER and is published at %q: unpublish it there first", b.volume, point)
 		}
 	}
 	return nil
+}
+
+// mounts returns where the volume is mounted.
+func (b binding) mounts() (points []string, err error) {
+	if b.disk != nil {
+		return b.disk.mounts(b.content)
+	}
+	inside, err := mount.Inside(b.subvolume)
+	for _, m := range inside {
+		if m.Rel == "" {
+			points = append(points, m.Point)
+		}
+	}
+	return points, err
 }
 
 // bind mounts a volume and verifies the result. If that fails it unmounts the volume.
@@ -420,7 +496,7 @@ func (b binding) prove(at mount.Target) error {
 	if err != nil {
 		return err
 	}
-	if !have.Same(b.place) {
+	if !b.is(have) {
 		return fmt.Errorf("something else is there after the mount: device %d, inode %d", have.Device, have.Inode)
 	}
 	if have.Flags != b.flags {
@@ -437,7 +513,7 @@ func (s *node) unbind(volume string, at mount.Target) error {
 		if err != nil || !isMount {
 			return err
 		}
-		if id, is := volumeOfMount(top); !is || id != volume {
+		if id, is := volumeMounted(top, at); !is || id != volume {
 			return precondition("volume %q: something else is mounted at %q: %s: unmount it by hand", volume, at.Path(), top)
 		}
 		if err := s.detach(at); err != nil {

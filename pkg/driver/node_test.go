@@ -30,11 +30,11 @@ const (
 
 // The functions below add faults to real mounts.
 
-type attacher = func(source string, flags mount.Flags, at mount.Target) error
+type attacher = func(source mount.Source, flags mount.Flags, at mount.Target) error
 
 // broken returns an error after the mount.
 func broken(real attacher) attacher {
-	return func(source string, flags mount.Flags, at mount.Target) error {
+	return func(source mount.Source, flags mount.Flags, at mount.Target) error {
 		if err := real(source, flags, at); err != nil {
 			return err
 		}
@@ -49,7 +49,9 @@ func lyingDetach(mount.Target) error { return nil }
 
 // attachOf mounts the directory other instead of the source.
 func attachOf(other string) attacher {
-	return func(_ string, flags mount.Flags, at mount.Target) error { return mount.Bind(other, flags, at) }
+	return func(_ mount.Source, flags mount.Flags, at mount.Target) error {
+		return mount.Attach(mount.Path(other), flags, at)
+	}
 }
 
 func TestLifeOfAMount(t *testing.T) {
@@ -129,8 +131,8 @@ func TestFlagsHold(t *testing.T) {
 func TestFlagsThatDoNotHoldAreAFailure(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume := r.create("pvc-1")
-	r.driver.attach = func(source string, flags mount.Flags, at mount.Target) error { // the pool turns read-only after the mount
-		return errors.Join(mount.Bind(source, flags, at), btrfstest.RemountReadOnly(r.state))
+	r.driver.attach = func(source mount.Source, flags mount.Flags, at mount.Target) error { // the pool turns read-only after the mount
+		return errors.Join(mount.Attach(source, flags, at), btrfstest.RemountReadOnly(r.state))
 	}
 	wantCode(t, r.stage(volume, writer()), codes.Aborted, "relatime,ro", "relatime,rw")
 	wantMounts(t, r.stagingPath(volume), 0)
@@ -332,10 +334,10 @@ func TestEmptyTargetDirectoryIsUsedAndKeptOnFailure(t *testing.T) {
 	target := r.targetPath("pod-1", volume)
 	mkdir(t, target)
 	must(t, r.stage(volume, writer()))
-	r.driver.attach = broken(mount.Bind)
+	r.driver.attach = broken(mount.Attach)
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount")
 	wantMounts(t, target, 0) // also fails if the directory is gone
-	r.driver.attach = mount.Bind
+	r.driver.attach = mount.Attach
 	must(t, r.publish(volume, target, writer(), false))
 }
 
@@ -344,7 +346,7 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 	volume, other := r.create("pvc-1"), r.create("pvc-2")
 	target := r.targetPath("pod-1", volume)
 	must(t, r.stage(volume, writer()))
-	r.driver.attach = broken(mount.Bind)
+	r.driver.attach = broken(mount.Attach)
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount")
 	wantGone(t, target)
 
@@ -353,9 +355,9 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 	wantMounts(t, target, 1) // the driver must not undo this mount, and reports it
 	must(t, btrfstest.Unmount(target))
 
-	r.driver.attach, r.driver.detach = broken(mount.Bind), brokenDetach
+	r.driver.attach, r.driver.detach = broken(mount.Attach), brokenDetach
 	wantCode(t, r.publish(volume, target, writer(), false), codes.Aborted, "broken mount", "broken unmount")
-	r.driver.attach, r.driver.detach = mount.Bind, mount.Unmount
+	r.driver.attach, r.driver.detach = mount.Attach, mount.Unmount
 	must(t, r.unpublish(volume, target))
 	wantGone(t, target)
 }

@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"fmt"
 	"maps"
 	"regexp"
 	"slices"
@@ -180,6 +181,47 @@ var singleNodeModes = []csi.VolumeCapability_AccessMode_Mode{
 	csi.VolumeCapability_AccessMode_SINGLE_NODE_MULTI_WRITER,
 }
 
+// fsTypes are the filesystems that pods get.
+var fsTypes = []string{meta.Files.Filesystem(), meta.Ext4.Filesystem(), meta.XFS.Filesystem()}
+
+// wanted is the content of a volume that a capability wants.
+type wanted struct {
+	content meta.Content
+	any     bool // any filesystem will do, since none is named
+}
+
+// wantedContent returns what a checked capability wants.
+func wantedContent(c *csi.VolumeCapability) wanted {
+	if c.GetBlock() != nil {
+		return wanted{content: meta.Block}
+	}
+	switch c.GetMount().GetFsType() {
+	case meta.Ext4.Filesystem():
+		return wanted{content: meta.Ext4}
+	case meta.XFS.Filesystem():
+		return wanted{content: meta.XFS}
+	case "":
+		return wanted{any: true}
+	}
+	return wanted{}
+}
+
+// fits returns an error if a volume does not have what is wanted.
+func (w wanted) fits(entry meta.Entry) error {
+	if w.content == entry.Content || w.any && entry.Content != meta.Block {
+		return nil
+	}
+	return fmt.Errorf("volume %q is %s, and %s is wanted: use the volume mode and the fsType with which it was made", entry.ID, described(entry.Content), described(w.content))
+}
+
+// described returns what a volume is, for messages.
+func described(content meta.Content) string {
+	if content == meta.Block {
+		return "a block volume (volume mode Block)"
+	}
+	return fmt.Sprintf("mounted as %s (volume mode Filesystem)", content.Filesystem())
+}
+
 // checkCapability refuses capabilities that no volume has. With readOnlyMany it allows
 // readers on many nodes, for a copy that nobody writes to. Its pods still run on its own
 // node only.
@@ -187,15 +229,12 @@ func checkCapability(c *csi.VolumeCapability, readOnlyMany bool) error {
 	if c == nil {
 		return invalid("volume capability is missing")
 	}
-	if c.GetBlock() != nil {
-		return invalid("volume mode Block is not supported; use Filesystem")
-	}
 	m := c.GetMount()
-	if m == nil {
-		return invalid("volume capability: access type mount is wanted")
+	if m == nil && c.GetBlock() == nil {
+		return invalid("volume capability: access type mount or block is wanted")
 	}
-	if t := m.GetFsType(); t != "" && t != "btrfs" {
-		return invalid("filesystem type %q is not supported; leave it out or use btrfs", t)
+	if t := m.GetFsType(); t != "" && !slices.Contains(fsTypes, t) {
+		return invalid("filesystem type %q is not supported; leave it out for btrfs, or use %s", t, strings.Join(fsTypes, ", "))
 	}
 	for _, flag := range m.GetMountFlags() {
 		if !slices.Contains(mount.FlagNames(), flag) {

@@ -169,6 +169,22 @@ func capability(mode csi.VolumeCapability_AccessMode_Mode, flags ...string) *csi
 	}
 }
 
+// formatted is a writer of a volume with a filesystem of this type.
+func formatted(fsType string) *csi.VolumeCapability {
+	return &csi.VolumeCapability{
+		AccessMode: writer().GetAccessMode(),
+		AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: fsType}},
+	}
+}
+
+// device is a capability of a block volume.
+func device(mode csi.VolumeCapability_AccessMode_Mode) *csi.VolumeCapability {
+	return &csi.VolumeCapability{
+		AccessMode: &csi.VolumeCapability_AccessMode{Mode: mode},
+		AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}},
+	}
+}
+
 func sized(bytes int64) *csi.CapacityRange { return &csi.CapacityRange{RequiredBytes: bytes} }
 
 func fromSnapshot(id string) *csi.VolumeContentSource { return sourceOf(meta.Snapshot(id)) }

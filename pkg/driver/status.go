@@ -44,6 +44,7 @@ var meanings = []struct {
 	{snapshot.ErrOutside, codes.FailedPrecondition},
 	{snapshot.ErrLost, codes.DataLoss},
 	{mount.ErrInvalid, codes.InvalidArgument},
+	{mount.ErrNoFilesystem, codes.FailedPrecondition},
 	{mount.ErrInTheWay, codes.FailedPrecondition},
 	{mount.ErrSilent, codes.Unavailable},
 }

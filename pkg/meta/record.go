@@ -20,9 +20,14 @@ const LedgerXattr = "trusted.btrfs-csi"
 // the smallest node size that mkfs.btrfs supports (4 KiB).
 const MaxRecordSize = 3500
 
-// recordVersion increases when older readers would misunderstand a record. A field that
-// readers may ignore does not increase it.
-const recordVersion = 1
+// Versions of the encoding. There is a new one when older readers would misunderstand a
+// record. Each record has the lowest version that describes it, so that an older driver
+// still reads the others.
+const (
+	firstVersion   = 1
+	contentVersion = 2 // the subvolume contains a disk file: an older reader would mount its directory
+	latestVersion  = contentVersion
+)
 
 // Errors of DecodeRecord and Record.Encode.
 var (
@@ -133,6 +138,7 @@ type Record struct {
 	ID         string            `json:"id"`
 	Name       string            `json:"name"` // from the CSI request
 	Kind       Kind              `json:"kind"`
+	Content    Content           `json:"content,omitempty"`
 	State      State             `json:"state"`
 	Size       int64             `json:"size"` // bytes; limit of a volume, and minimum size of its copies
 	Created    time.Time         `json:"created"`
@@ -157,7 +163,11 @@ func (r Record) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	data, err := json.Marshal(envelope{Version: recordVersion, Record: record})
+	version := firstVersion
+	if r.Content != Files {
+		version = contentVersion
+	}
+	data, err := json.Marshal(envelope{Version: version, Record: record})
 	if err != nil {
 		return nil, err
 	}
@@ -173,14 +183,14 @@ func DecodeRecord(data []byte) (Record, error) {
 	if err := json.Unmarshal(data, &e); err != nil {
 		return Record{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if e.Version > recordVersion {
-		return Record{}, fmt.Errorf("version %d, this driver reads up to %d: %w", e.Version, recordVersion, ErrNewer)
+	if e.Version > latestVersion {
+		return Record{}, fmt.Errorf("version %d, this driver reads up to %d: %w", e.Version, latestVersion, ErrNewer)
 	}
 	var r Record
 	if err := json.Unmarshal(e.Record, &r); err != nil {
 		return Record{}, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
-	if e.Version < 1 || !r.valid() {
+	if e.Version < firstVersion || !r.valid() {
 		return Record{}, fmt.Errorf("%w: a field is missing or senseless", ErrDamaged)
 	}
 	return r, nil
@@ -189,6 +199,7 @@ func DecodeRecord(data []byte) (Record, error) {
 func (r Record) valid() bool {
 	return ValidID(r.ID) && r.Name != "" && r.Size >= 0 &&
 		(r.Kind == Active || r.Kind == Committed || r.Kind == View) &&
+		r.Content.valid() &&
 		(r.State == Creating || r.State == Ready) &&
 		(r.Source.IsZero() || ValidID(r.Source.ID) && (r.Source.Class == Volumes || r.Source.Class == Snapshots))
 }

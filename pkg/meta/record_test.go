@@ -25,6 +25,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	for name, want := range map[string]Record{
 		"full":     full(),
 		"least":    {ID: "x", Name: "x", Kind: Committed, State: Creating},
+		"disk":     {ID: "x", Name: "x", Kind: Active, Content: XFS, State: Ready},
 		"hashed":   {ID: ID("a/b"), Name: "a/b", Kind: View, State: Ready, Source: Volume("x")},
 		"escaping": {ID: "x", Name: "<&>\"\\\x00\u2028", Kind: Active, State: Ready},
 	} {
@@ -58,6 +59,25 @@ func TestRecordFormat(t *testing.T) {
 	}
 }
 
+// A record of a disk file has a version that older readers refuse, since they would mount the
+// subvolume.
+func TestRecordOfDisk(t *testing.T) {
+	t.Parallel()
+	const onDisk = `{"version":2,"record":{"id":"x","name":"x","kind":"active","content":"ext4","state":"ready","size":1,` +
+		`"created":"0001-01-01T00:00:00Z"}}`
+	want := Record{ID: "x", Name: "x", Kind: Active, Content: Ext4, State: Ready, Size: 1}
+	data, err := want.Encode()
+	if err != nil || string(data) != onDisk {
+		t.Errorf("got  %s, %v\nwant %s", data, err, onDisk)
+	}
+	if got, err := DecodeRecord([]byte(onDisk)); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if _, err := DecodeRecord([]byte(strings.Replace(onDisk, "ext4", "ext3", 1))); !errors.Is(err, ErrDamaged) {
+		t.Errorf("unknown content: got %v, want %v", err, ErrDamaged)
+	}
+}
+
 func TestDecodeRecordRefuses(t *testing.T) {
 	t.Parallel()
 	good, err := full().Encode()
@@ -84,7 +104,7 @@ func TestDecodeRecordRefuses(t *testing.T) {
 		"more behind":      {string(good) + "x", ErrDamaged},
 		"version 0":        {change(`"version":1`, `"version":0`), ErrDamaged},
 		"negative version": {change(`"version":1`, `"version":-1`), ErrDamaged},
-		"version 2":        {change(`"version":1`, `"version":2`), ErrNewer},
+		"version 3":        {change(`"version":1`, `"version":3`), ErrNewer},
 		"newer, other":     {`{"version":7,"record":"opaque"}`, ErrNewer},
 		"no ID":            {change(`"id":"pvc-1"`, `"id":""`), ErrDamaged},
 		"path as ID":       {change(`"id":"pvc-1"`, `"id":"../x"`), ErrDamaged},

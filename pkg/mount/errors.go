@@ -13,6 +13,9 @@ var (
 	ErrOutside = fmt.Errorf("outside: %w", ErrInvalid)
 	// ErrInTheWay is the kind of errors for a target that a person must clear first.
 	ErrInTheWay = errors.New("in the way")
+	// ErrNoFilesystem means that the kernel refuses what is on a device: it is no filesystem of
+	// the wanted type, or a damaged one.
+	ErrNoFilesystem = errors.New("no whole filesystem of that type is on it")
 	// ErrSilent means that the kernel has not answered a question about mounts in time.
 	ErrSilent = fmt.Errorf("the kernel has not answered within %s what is mounted: a disk of this node may not answer; look for processes in state D, and for that disk in the kernel's log", patience)
 )

@@ -7,10 +7,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Floor is the oldest Linux with all that Bind needs.
+// Floor is the oldest Linux with all that Attach needs.
 const Floor = "5.12"
 
-// needed are the system calls of Bind. Every kernel refuses impossible flags with EINVAL,
+// needed are the system calls of Attach. Every kernel refuses impossible flags with EINVAL,
 // before it looks at anything else.
 var needed = []struct {
 	name  string
@@ -24,7 +24,7 @@ var needed = []struct {
 const impossible = 1 << 31
 
 // Supported returns an error if this process cannot mount any volume: the kernel is older
-// than Floor, or does not let the process use a system call of Bind.
+// than Floor, or does not let the process use a system call of Attach.
 func Supported() error {
 	for _, call := range needed {
 		switch err := call.probe(); {

@@ -13,13 +13,13 @@ const pathOnly = unix.O_PATH | unix.O_CLOEXEC
 // procPath returns a path to an open file that stays valid after a rename.
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// Place identifies a directory and contains the flags of its mount.
+// Place identifies a directory or a device file, and contains the flags of its mount.
 type Place struct {
 	Device, Inode uint64
 	Flags         Flags
 }
 
-// Same reports whether p and other are the same directory. Every btrfs subvolume has a
+// Same reports whether p and other are the same directory or device file. Every btrfs subvolume has a
 // device number of its own.
 func (p Place) Same(other Place) bool { return p.Device == other.Device && p.Inode == other.Inode }
 

@@ -102,7 +102,7 @@ func IsPoint(path string) (bool, error) {
 	return is, nil
 }
 
-// Inner is a mount of a directory, or of a file or directory below it.
+// Inner is a mount of a directory or file, or of one below it.
 type Inner struct {
 	Info
 	// Rel is the path from the directory to the mounted file. It is empty for the directory
@@ -110,7 +110,10 @@ type Inner struct {
 	Rel string
 }
 
-// Inside returns all mounts of a directory, and of files and directories below it. It
+// On returns all mounts of the filesystem with a device number. Errors: ErrSilent.
+func On(device uint64) ([]Info, error) { return named(system.on(device)) }
+
+// Inside returns all mounts of a file or directory, and of files and directories below it. It
 // compares their roots within the filesystem, so mount points do not matter, and a mount of
 // a parent does not count. Errors: ErrSilent.
 func Inside(path string) ([]Inner, error) { return named(system.inside(path)) }
@@ -136,7 +139,7 @@ func (t *table) inside(path string) ([]Inner, error) {
 	return nil, fmt.Errorf("directories above %s are being renamed: it is asked again later", path)
 }
 
-// directory identifies a directory by its path within its filesystem.
+// directory identifies a directory or file by its path within its filesystem.
 type directory struct {
 	device uint64
 	root   string
@@ -193,10 +196,11 @@ func (d directory) rel(mounts []Info, file string) (rel string, ok bool) {
 
 // locate returns the path of a directory within its filesystem.
 func (t *table) locate(at string) (directory, error) {
-	f, err := os.OpenFile(at, pathOnly|unix.O_NOFOLLOW|unix.O_DIRECTORY, 0)
+	fd, err := openNoLink(unix.AT_FDCWD, at)
 	if err != nil {
-		return directory{}, err
+		return directory{}, &os.PathError{Op: "open", Path: at, Err: err}
 	}
+	f := os.NewFile(uintptr(fd), at)
 	defer f.Close()
 	for range attempts {
 		before, err := os.Readlink(procPath(f))

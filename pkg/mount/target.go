@@ -15,6 +15,9 @@ import (
 // targetMode is the mode of a target directory. A mount hides it.
 const targetMode = 0o750
 
+// fileMode is the mode of a target file.
+const fileMode = 0o640
+
 // Targets is the set of paths below one directory without symbolic links. This process is
 // root: by a symbolic link, a pod could make it mount, unmount or remove directories
 // anywhere on the node.
@@ -79,6 +82,11 @@ func (t *Targets) Parse(path string) (Target, error) {
 // it. Errors: fs.ErrNotExist; ErrInvalid for a symbolic link below the directory of
 // targets; ErrInTheWay for a file instead of a directory.
 func (t Target) Open() (*os.File, error) { return t.openBelow(t.rel) }
+
+// Child returns the target called name in the directory at t.
+func (t Target) Child(name string) Target {
+	return Target{path: filepath.Join(t.path, name), rel: filepath.Join(t.rel, name), root: t.root}
+}
 
 // Check returns the error of Open. An absent target is no error.
 func (t Target) Check() error {
@@ -183,6 +191,43 @@ func (t Target) EnsureDir() (made bool, err error) {
 	return err == nil, t.CheckEmptyDir()
 }
 
+// EnsureFile creates the target as an empty file, over which a device can be mounted, and
+// reports whether it was absent. Errors: ErrInTheWay when the parent is absent or the target
+// is not an empty file.
+func (t Target) EnsureFile() (made bool, err error) {
+	parent, err := t.openParent()
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, inTheWay("directory %q is not there: create it first", filepath.Dir(t.path))
+	}
+	if err != nil {
+		return false, err
+	}
+	defer parent.Close()
+	fd, err := unix.Openat(int(parent.Fd()), filepath.Base(t.path), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, fileMode)
+	if err == nil {
+		return true, unix.Close(fd)
+	}
+	if !errors.Is(err, unix.EEXIST) {
+		return false, &fs.PathError{Op: "create", Path: t.path, Err: err}
+	}
+	is, err := t.isEmptyFile()
+	if err == nil && !is {
+		err = inTheWay("%q: an empty file is wanted there, found something else: move it away", t.path)
+	}
+	return false, err
+}
+
+// isEmptyFile reports whether the target is an empty regular file.
+func (t Target) isEmptyFile() (bool, error) {
+	f, err := t.Open()
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	is, err := f.Stat()
+	return err == nil && is.Mode().IsRegular() && is.Size() == 0, err
+}
+
 // CheckEmptyDir returns ErrInTheWay unless the target is an empty directory: a mount would
 // hide the user's files.
 func (t Target) CheckEmptyDir() error {
@@ -208,9 +253,9 @@ func (t Target) CheckEmptyDir() error {
 	return nil
 }
 
-// RemoveDir removes the target directory. An absent target is no error. A directory that is
-// not empty stays, with ErrInTheWay.
-func (t Target) RemoveDir() error {
+// Remove removes the target, an empty directory or an empty file. An absent target is no error.
+// Anything else stays, with ErrInTheWay.
+func (t Target) Remove() error {
 	parent, err := t.openParent()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -220,11 +265,14 @@ func (t Target) RemoveDir() error {
 	}
 	defer parent.Close()
 	err = unix.Unlinkat(int(parent.Fd()), filepath.Base(t.path), unix.AT_REMOVEDIR)
+	if is, failed := t.isEmptyFile(); errors.Is(err, unix.ENOTDIR) && is && failed == nil {
+		err = unix.Unlinkat(int(parent.Fd()), filepath.Base(t.path), 0)
+	}
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return nil
 	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.ENOTDIR):
-		return inTheWay("%q: an empty directory is wanted there: %v: it is kept; look what it is and move it away", t.path, err)
+		return inTheWay("%q: an empty directory or file is wanted there: %v: it is kept; look what it is and move it away", t.path, err)
 	case err != nil:
 		return &fs.PathError{Op: "rmdir", Path: t.path, Err: err}
 	}
@@ -239,6 +287,24 @@ func (t Target) Place() (Place, error) {
 	}
 	defer f.Close()
 	return placeOf(f)
+}
+
+// BlockDevice returns the device number of the target if it is a block device, else 0. Unlike
+// Place it asks no filesystem.
+func (t Target) BlockDevice() (uint64, error) {
+	f, err := t.Open()
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var st unix.Statx_t
+	if err := unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE, &st); err != nil {
+		return 0, &fs.PathError{Op: "statx", Path: t.path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return 0, nil
+	}
+	return unix.Mkdev(st.Rdev_major, st.Rdev_minor), nil
 }
 
 // Top returns the top mount at the target. The bool is true if the target is the root of

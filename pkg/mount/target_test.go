@@ -70,10 +70,10 @@ func TestDirectoriesAreMadeOneLevelDeepAndRemovedEmpty(t *testing.T) {
 		t.Errorf("mode %v", info.Mode())
 	}
 	must(t, os.WriteFile(filepath.Join(at.path, "file"), nil, 0o600))
-	wantInTheWay(t, at.RemoveDir(), at.path)
+	wantInTheWay(t, at.Remove(), at.path)
 	must(t, os.Remove(filepath.Join(at.path, "file")))
-	must(t, at.RemoveDir())
-	must(t, at.RemoveDir())
+	must(t, at.Remove())
+	must(t, at.Remove())
 	if _, err := os.Lstat(at.path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("want it gone, got %v", err)
 	}

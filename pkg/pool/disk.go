@@ -152,6 +152,8 @@ func (n *node) usual(poolID string) btrfs.QuotaMode {
 
 func (d *disk) PoolID() string { return d.id }
 
+func (d *disk) QuotaMode() btrfs.QuotaMode { return d.mode }
+
 func (d *disk) MountOptions() []string { return d.options }
 
 func (d *disk) SlotPath(s Slot) string {

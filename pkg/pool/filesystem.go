@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"path"
 	"slices"
 	"strings"
 
@@ -69,6 +70,14 @@ func VolumeAt(subvolume string) (id string, ok bool) {
 	return id, slices.Contains(meta.Volumes.Kinds(), meta.Kind(kind)) && meta.ValidID(id)
 }
 
+// Split splits the absolute path of a subvolume into the directory of its pool, and the path of
+// the subvolume below it.
+func Split(subvolume string) (dir, below string) {
+	slot := path.Dir(subvolume)
+	dir = path.Dir(path.Dir(slot))
+	return dir, strings.TrimPrefix(subvolume, strings.TrimSuffix(dir, "/")+"/")
+}
+
 // String returns the slot's path within its pool.
 func (s Slot) String() string { return string(s.Area) + "/" + s.Name }
 
@@ -85,6 +94,8 @@ type Filesystem interface {
 	// Open opens the directory of the pool for one operation. It fails with ErrAway if the pool
 	// is not there any more.
 	Open() (Directory, error)
+	// QuotaMode returns the mode of the quota as of Prepare. It does not access the disk.
+	QuotaMode() btrfs.QuotaMode
 	// MountOptions returns the mount options of the whole filesystem as of Prepare, nil if
 	// unknown. It does not access the disk.
 	MountOptions() []string
@@ -182,8 +193,16 @@ type Subvolumes interface {
 	// subvolume gets a larger ID than all others, so the cost depends on how many were made
 	// since.
 	NestedSince(from uint64) (Census, error)
-	// SyncRoot makes the properties durable that Apply has set.
+	// SyncRoot makes the properties durable that Apply has set, and the disk file.
 	SyncRoot(Slot) error
+	// MakeDisk makes the disk file of a new subvolume, size bytes large, with a filesystem as
+	// content says. It replaces a file that an earlier call left. The file inherits the
+	// properties of the subvolume's root directory.
+	MakeDisk(s Slot, content meta.Content, size int64) error
+	// GrowDisk makes the disk file at least size bytes large.
+	GrowDisk(s Slot, size int64) error
+	// DiskSize returns the size of the disk file in bytes; fs.ErrNotExist if there is none.
+	DiskSize(Slot) (int64, error)
 	// Apply sets the properties of the subvolume's root directory. New files inherit them.
 	Apply(Slot, meta.Parameters) error
 }

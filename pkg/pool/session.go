@@ -156,6 +156,10 @@ func (s *Session) Usage(subvolume uint64) (Usage, error) {
 	return look(s, "Usage", Slot{}, s.patience.Look, func() (Usage, error) { return s.directory.Usage(subvolume) })
 }
 
+func (s *Session) DiskSize(at Slot) (int64, error) {
+	return look(s, "DiskSize", at, s.patience.Look, func() (int64, error) { return s.directory.DiskSize(at) })
+}
+
 // Look-ups that read a whole tree, or the mount table of the node.
 
 func (s *Session) SwapFiles(at Slot) ([]string, error) {
@@ -220,6 +224,14 @@ func (s *Session) SyncRoot(at Slot) error {
 
 func (s *Session) Apply(at Slot, p meta.Parameters) error {
 	return s.step("Apply", at, func() error { return s.directory.Apply(at, p) })
+}
+
+func (s *Session) MakeDisk(at Slot, content meta.Content, size int64) error {
+	return s.step("MakeDisk", at, func() error { return s.directory.MakeDisk(at, content, size) })
+}
+
+func (s *Session) GrowDisk(at Slot, size int64) error {
+	return s.step("GrowDisk", at, func() error { return s.directory.GrowDisk(at, size) })
 }
 
 func (s *Session) Rescan() error {

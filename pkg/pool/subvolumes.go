@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/diskfile"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -180,7 +181,26 @@ func madeAfter(path string, subvolume, transid uint64) (bool, error) {
 	return made > transid, err
 }
 
-func (r *root) SyncRoot(s Slot) error { return btrfs.Sync(r.subvolume(s)) }
+// SyncRoot syncs the directory first: operations share its commit, which may cover the disk file.
+func (r *root) SyncRoot(s Slot) error {
+	path := r.subvolume(s)
+	if err := btrfs.Sync(path); err != nil {
+		return err
+	}
+	err := diskfile.Sync(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (r *root) MakeDisk(s Slot, content meta.Content, size int64) error {
+	return diskfile.Make(r.subvolume(s), content, size)
+}
+
+func (r *root) GrowDisk(s Slot, size int64) error { return diskfile.Grow(r.subvolume(s), size) }
+
+func (r *root) DiskSize(s Slot) (int64, error) { return diskfile.Size(r.subvolume(s)) }
 
 // Apply sets only properties that differ: a clone has those of its source, and each change is a
 // transaction. btrfs refuses compression and nodatacow on one inode, so Apply clears the one

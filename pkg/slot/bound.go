@@ -88,7 +88,7 @@ func (s *Session) boundIn(ctx context.Context, at pool.Slot, volume uint64, subv
 	found, err := s.LookUp(at)
 	for _, l := range found {
 		var inside pool.Usage
-		if inside, err = s.Bound(volume, l.Record.Size, subvolumes); err == nil && s.pool.nested.set(volume, inside, len(subvolumes) > 0) {
+		if inside, err = s.Bound(volume, l.limit(), subvolumes); err == nil && s.pool.nested.set(volume, inside, len(subvolumes) > 0) {
 			klog.FromContext(ctx).Info("Pods have begun to nest subvolumes in a volume, or ceased to", "pool", s.Name, "volumeID", at.Name, "subvolumes", len(subvolumes))
 		}
 	}

@@ -16,15 +16,16 @@ var ErrInvalid = errors.New("invalid request")
 // Every step may be repeated. commit says that the subvolume may not be durable yet; the ioctl
 // has already committed a snapshot.
 //
-// The properties lie in the tree of the subvolume, the record in that of the pool. An fsync
-// writes only one of them to its log, and anyone may commit between two steps. So the properties
-// are durable before the record says ready, and ready is durable before a request with properties
-// is answered. After a power cut, a record that says ready has its properties. A volume in
-// creating was never returned to a caller, so no pod has changed the properties set again.
+// The properties and the disk file lie in the tree of the subvolume, the record in that of the
+// pool. An fsync writes only one of them to its log, and anyone may commit between two steps. So
+// the former are durable before the record says ready, and ready is durable before a request with
+// them is answered. After a power cut, a record that says ready has its properties and its disk
+// file. A volume in creating was never returned to a caller, so no pod has changed what is set
+// and made again.
 func (l *Slot) complete(commit bool) error {
-	configure := l.Record.State != meta.Ready && l.hasProperties()
+	configure := l.Record.State != meta.Ready && (l.hasProperties() || l.hasDisk())
 	if configure {
-		if err := l.applyUnlimited(); err != nil {
+		if err := l.configure(); err != nil {
 			return err
 		}
 	}
@@ -58,6 +59,27 @@ func (l *Slot) hasProperties() bool {
 	return l.Record.Kind == meta.Active && (p.NoDataCow || p.Compression != "")
 }
 
+// hasDisk reports whether it is a volume with a disk file. The disk file of a snapshot or view is
+// part of the copy.
+func (l *Slot) hasDisk() bool { return l.Record.Kind == meta.Active && l.Record.Content.IsDisk() }
+
+// configure sets the properties, and makes the disk file, which inherits them. The disk file of a
+// copy comes with it, and may have to grow.
+func (l *Slot) configure() error {
+	if l.hasProperties() {
+		if err := l.applyUnlimited(); err != nil {
+			return err
+		}
+	}
+	switch {
+	case !l.hasDisk():
+		return nil
+	case l.Record.Source.IsZero():
+		return l.session.MakeDisk(l.At, l.Record.Content, l.Record.Size)
+	}
+	return l.session.GrowDisk(l.At, l.Record.Size)
+}
+
 // applyUnlimited sets the properties. Under full quota a copy has its source's limit until it
 // gets its own, and at that limit no property can be set. It may be lifted, because nobody uses
 // the copy yet.
@@ -72,7 +94,7 @@ func (l *Slot) applyUnlimited() error {
 	return l.session.Apply(l.At, l.Record.Parameters)
 }
 
-// syncProperties makes the properties durable: by a shared commit if the subvolume was made in
+// syncProperties makes the properties and the disk file durable: by a shared commit if the subvolume was made in
 // this transaction, else by the log of its tree.
 func (l *Slot) syncProperties(commit bool) error {
 	sync := func() error { return l.session.SyncRoot(l.At) }

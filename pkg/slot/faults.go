@@ -60,15 +60,34 @@ func (l *Slot) faultsOfReady(limit func(subvolume uint64) (int64, bool)) (all []
 		if !l.info.ReadOnly {
 			all = append(all, l.fault(Writable, "was made writable; its content may have changed", "", nil))
 		}
-		return all
+		return append(all, l.faultsOfDisk()...)
 	}
 	if have, limited := limit(l.info.ID); limited && l.limitWrong(have) {
-		all = append(all, l.fault(WrongLimit, fmt.Sprintf("the qgroup limit is %d bytes, the size is %d", have, l.Record.Size), "set", l.setLimit))
+		all = append(all, l.fault(WrongLimit, fmt.Sprintf("the qgroup limit is %d bytes, it should be %d", have, l.limit()), "set", l.setLimit))
 	}
 	if l.info.ReadOnly {
 		all = append(all, l.fault(ReadOnlyVolume, l.MadeReadOnly(), "", nil))
 	}
-	return all
+	return append(all, l.faultsOfDisk()...)
+}
+
+// faultsOfDisk returns the faults of the disk file.
+func (l *Slot) faultsOfDisk() []Action {
+	if !l.Record.Content.IsDisk() {
+		return nil
+	}
+	size, err := l.session.DiskSize(l.At)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return []Action{l.fault(DiskLost, "its disk file is gone; restore a snapshot, or delete it", "", nil)}
+	case err != nil:
+		return []Action{l.fault(DiskLost, fmt.Sprintf("its disk file cannot be opened (%v); restore a snapshot", err), "", nil)}
+	case size >= l.Record.Size:
+		return nil
+	case !l.hasDisk() || l.info.ReadOnly:
+		return []Action{l.fault(DiskCut, fmt.Sprintf("its disk file has %d bytes, its size is %d: somebody has cut it", size, l.Record.Size), "", nil)}
+	}
+	return []Action{l.fault(DiskCut, fmt.Sprintf("its disk file has %d bytes, its size is %d", size, l.Record.Size), "grow", l.growDisk)}
 }
 
 func (l *Slot) lostDetail() string {

@@ -33,6 +33,12 @@ const (
 	// Writable is a snapshot or view that somebody made writable. Kept: its content may have
 	// changed.
 	Writable pool.Problem = "Writable"
+	// DiskLost is a volume or snapshot whose disk file is gone, or is something else. Kept, and
+	// never replaced by an empty one.
+	DiskLost pool.Problem = "DiskLost"
+	// DiskCut is a disk file that is smaller than the size of its volume or snapshot, for example
+	// after a power cut during an expansion. Repair: grown, if it is that of a volume.
+	DiskCut pool.Problem = "DiskCut"
 	// ReadOnlyVolume is a volume whose subvolume somebody made read-only. Kept.
 	ReadOnlyVolume pool.Problem = "ReadOnlyVolume"
 )

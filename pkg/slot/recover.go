@@ -45,19 +45,32 @@ func (l *Slot) resume() error {
 	return unfinished(err)
 }
 
-// EnsureDurable corrects the limit and commits before a repeated request is answered. The process
-// of the first request may have died just before its commit, or its undo failed after it lifted
-// the limit.
+// EnsureDurable corrects the limit and the size of the disk file, and commits before a repeated
+// request is answered. The process of the first request may have died just before its commit, or
+// its undo failed after it lifted the limit.
 func (l *Slot) EnsureDurable() error {
 	if have, limited := l.session.limitOf(l.info.ID); limited && l.Record.Kind == meta.Active && l.limitWrong(have) {
 		if err := l.setLimit(); err != nil {
 			return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
 		}
 	}
-	if err := l.session.Commit(); err != nil {
+	err := l.growDisk()
+	if err == nil {
+		err = l.session.Commit()
+	}
+	if err != nil {
 		return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
 	}
 	return nil
+}
+
+// growDisk makes the disk file of a volume as large as its record says. A power cut may take that
+// away again, and each look at the slot finds it.
+func (l *Slot) growDisk() error {
+	if !l.hasDisk() {
+		return nil
+	}
+	return l.session.GrowDisk(l.At, l.Record.Size)
 }
 
 // Resize sets the size of a volume, durably, after Recover.
@@ -66,6 +79,9 @@ func (l *Slot) Resize(size int64) (meta.Entry, error) {
 	err := l.complete(false)
 	if err == nil {
 		err = l.session.Commit()
+	}
+	if err == nil {
+		err = l.growDisk() // its size follows from the record
 	}
 	if err != nil {
 		return meta.Entry{}, unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))

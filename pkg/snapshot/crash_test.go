@@ -40,6 +40,10 @@ var operations = []operation{
 		}, meta.Ref{})
 		return err
 	}},
+	{"create with a disk file", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Size: snapshot.Range{Required: 20 * mib}, Content: meta.Ext4}, meta.Ref{})
+		return err
+	}},
 	{"create from snapshot", func(ctx context.Context, e *snapshot.Engine) error {
 		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Size: snapshot.Range{Required: 9 * mib}}, meta.Snapshot("snap"))
 		return err

@@ -31,7 +31,7 @@ func (e *Engine) View(ctx context.Context, spec Spec, source meta.Ref) (meta.Ent
 
 // Commit makes a read-only snapshot of a volume, which lives on. Otherwise it is like Prepare.
 func (e *Engine) Commit(ctx context.Context, spec Spec, volume string) (meta.Entry, error) {
-	spec.Size = Range{} // a snapshot has its volume's size
+	spec.Size, spec.Content = Range{}, meta.Files // a snapshot has its volume's size and content
 	return e.create(ctx, meta.Committed, spec, meta.Volume(volume))
 }
 
@@ -70,7 +70,7 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		return meta.Entry{}, err
 	}
 	entry, err := e.make(ctx, to, from, meta.Record{
-		ID: ref.ID, Name: spec.Name, Kind: kind, Created: time.Now().UTC(),
+		ID: ref.ID, Name: spec.Name, Kind: kind, Content: spec.Content, Created: time.Now().UTC(),
 		Source: source, Parameters: spec.Parameters, Labels: spec.Labels,
 	}, spec.Size)
 	if err != nil {
@@ -88,6 +88,9 @@ func (e *Engine) make(ctx context.Context, to *slot.Session, from *slot.Slot, re
 	}
 	size, err := want.choose(least)
 	if err != nil {
+		return meta.Entry{}, err
+	}
+	if err := checkDisk(record.Content, size); err != nil {
 		return meta.Entry{}, err
 	}
 	if err := to.CheckRoom(size - least); err != nil {

@@ -45,6 +45,9 @@ func (e *Engine) origin(visits visits, spec Spec, source meta.Ref) (*slot.Sessio
 	if err := from.Copyable(spec.Parameters); err != nil {
 		return nil, nil, fmt.Errorf("source %w", err)
 	}
+	if err := checkContent(spec.Content, from); err != nil {
+		return nil, nil, fmt.Errorf("source %w", err)
+	}
 	to := from.Session()
 	if spec.Pool != "" && spec.Pool != to.Name {
 		return nil, nil, fmt.Errorf("source %s is in pool %q, pool %q is asked for: %w: a copy-on-write child lives beside its source; leave the pool out or name the source's",

@@ -3,6 +3,7 @@ package snapshot_test
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/diskfile"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
@@ -624,7 +626,7 @@ func TestPowerCut(t *testing.T) {
 			all := os.Getenv("RELIABILITY_CUTS") != ""
 			for i, o := range operations {
 				for foreign = 0; foreign == 0 || foreign <= steps; foreign++ { // 0: nobody else
-					configures := strings.HasSuffix(o.name, "class") && foreign == 4
+					configures := strings.HasSuffix(o.name, "class") && foreign == 4 || strings.Contains(o.name, "disk") && foreign >= 4
 					if !all && foreign != 0 && !configures && (mode != btrfs.QuotaFull || foreign != 1+i%steps) {
 						continue
 					}
@@ -697,14 +699,19 @@ func contents(t *testing.T, e *snapshot.Engine) string {
 		if item.Usage != nil {
 			limit = item.Usage.Limit
 		}
-		data, has := []byte("none"), meta.Parameters{}
+		data, has, disk := []byte("none"), meta.Parameters{}, ""
 		if item.Kind == meta.Active && item.Status == "Ready" {
 			mount, err := e.Mounts(t.Context(), item.ID)
 			must(t, err)
 			data, _ = os.ReadFile(filepath.Join(mount.Source, "data"))
 			has = properties(t, mount.Source)
+			if item.Content.IsDisk() {
+				file, err := os.ReadFile(filepath.Join(mount.Source, diskfile.Name))
+				must(t, err)
+				disk = fmt.Sprintf(", a disk file of %d bytes, %x", len(file), sha256.Sum256(file))
+			}
 		}
-		lines = append(lines, fmt.Sprintf("%s %s %d %d %s %q %+v", item.Path, item.Status, item.Size, limit, item.UUID, data, has))
+		lines = append(lines, fmt.Sprintf("%s %s %d %d %s %q %+v%s", item.Path, item.Status, item.Size, limit, item.UUID, data, has, disk))
 	}
 	return strings.Join(lines, "\n")
 }

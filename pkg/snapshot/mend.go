@@ -22,7 +22,7 @@ type compared struct {
 // known is what the index has for a slot.
 type known struct {
 	subvolume uint64 // 0: it cannot be read
-	size      int64
+	limit     int64
 }
 
 // mend compares the subvolumes in the slots of a pool, and their limits, with the index. They
@@ -48,7 +48,7 @@ func (e *Engine) mend(ctx context.Context, p *servedPool, s *slot.Session, limit
 
 // mendAll corrects the slots that look wrong, and reports whether none was wrong.
 func (e *Engine) mendAll(ctx context.Context, s *slot.Session, now compared) (right bool, err error) {
-	indexed, err := e.knownOf(s.ID)
+	indexed, err := e.knownOf(s.Pool())
 	if err != nil {
 		return false, err
 	}
@@ -68,15 +68,15 @@ func (e *Engine) mendAll(ctx context.Context, s *slot.Session, now compared) (ri
 
 // odd reports whether the limit of a volume may be wrong.
 func odd(s *slot.Session, at pool.Slot, k known, limits map[uint64]int64) bool {
-	return at.Area == pool.Area(meta.Active) && limits != nil && s.Pool().OddLimit(k.subvolume, k.size, limits[k.subvolume])
+	return at.Area == pool.Area(meta.Active) && limits != nil && s.Pool().OddLimit(k.subvolume, k.limit, limits[k.subvolume])
 }
 
 // knownOf returns what the index has for the slots of a pool.
-func (e *Engine) knownOf(poolID string) (map[pool.Slot]known, error) {
+func (e *Engine) knownOf(p *slot.Pool) (map[pool.Slot]known, error) {
 	all := map[pool.Slot]known{}
 	add := func(entry meta.Entry) bool {
-		if entry.PoolID == poolID {
-			all[pool.SlotOf(entry.Kind, entry.ID)] = known{entry.SubvolumeID, entry.Size}
+		if entry.PoolID == p.ID {
+			all[pool.SlotOf(entry.Kind, entry.ID)] = known{entry.SubvolumeID, p.Limit(entry.Content, entry.Size)}
 		}
 		return true
 	}

@@ -13,7 +13,8 @@ import (
 // Mount describes what to bind-mount for a volume.
 type Mount struct {
 	Source   string // absolute path of the subvolume
-	ReadOnly bool   // a view, which no mount option makes writable
+	Content  meta.Content
+	ReadOnly bool // a view, which no mount option makes writable
 	// MadeReadOnly says what to do about a read-write volume whose subvolume somebody made
 	// read-only; empty for any other.
 	MadeReadOnly string
@@ -50,7 +51,7 @@ func (e *Engine) Mounts(ctx context.Context, volume string) (Mount, error) {
 		return Mount{}, err
 	}
 	e.notice(ctx, l, entry)
-	return Mount{Source: l.Path(), ReadOnly: entry.Kind.ReadOnly(), MadeReadOnly: l.MadeReadOnly()}, nil
+	return Mount{Source: l.Path(), Content: entry.Content, ReadOnly: entry.Kind.ReadOnly(), MadeReadOnly: l.MadeReadOnly()}, nil
 }
 
 // Usage returns the usage of a volume or snapshot; pool.ErrNoQuota if its pool has no quota.

@@ -33,6 +33,9 @@ func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.En
 	if err != nil {
 		return meta.Entry{}, err
 	}
+	if entry.Content.IsDisk() {
+		return meta.Entry{}, fmt.Errorf("%s contains a disk file (%s): %w: it cannot be expanded yet", ref, entry.Content, ErrInvalid)
+	}
 	size, err := want.grow(entry.Size)
 	if err != nil {
 		return meta.Entry{}, fmt.Errorf("%s: %w", ref, err)

@@ -52,6 +52,7 @@ func newDuo(t *testing.T, options ...snapshot.Option) *duo {
 			second(d.e.Prepare(ctx, inSlow("copy"), meta.Snapshot("kept"))),
 			second(d.e.Prepare(ctx, inSlow("removed"), meta.Ref{})),
 			second(d.e.Prepare(ctx, inSlow("gone"), meta.Ref{})),
+			second(d.e.Prepare(ctx, diskInSlow("disk"), meta.Ref{})),
 			second(d.e.Prepare(ctx, inSlow("vanished"), meta.Ref{})),
 		) == nil
 	})
@@ -99,6 +100,10 @@ func inSlow(name string) snapshot.Spec {
 	return snapshot.Spec{Name: name, Pool: "slow", Size: snapshot.Range{Required: mib}, Parameters: meta.Parameters{Compression: "zstd"}}
 }
 
+func diskInSlow(name string) snapshot.Spec {
+	return snapshot.Spec{Name: name, Pool: "slow", Size: snapshot.Range{Required: mib}, Content: meta.Block}
+}
+
 func comes(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(hang); !is(); time.Sleep(time.Millisecond) {
@@ -112,7 +117,7 @@ func comes(t *testing.T, what string, is func() bool) {
 func methods() (names []string) {
 	for _, all := range []reflect.Type{reflect.TypeFor[pool.Filesystem](), reflect.TypeFor[pool.Directory]()} {
 		for i := range all.NumMethod() {
-			if name := all.Method(i).Name; !slices.Contains([]string{"PoolID", "SlotPath", "MountOptions", "Close", "Named"}, name) {
+			if name := all.Method(i).Name; !slices.Contains([]string{"PoolID", "SlotPath", "MountOptions", "QuotaMode", "Close", "Named"}, name) {
 				names = append(names, name)
 			}
 		}
@@ -179,6 +184,8 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 	for _, do := range []func(){
 		func() { _, _ = d.e.Prepare(ctx, inSlow("new"), meta.Ref{}) },
 		func() { _, _ = d.e.Prepare(ctx, inSlow("restored"), meta.Snapshot("kept")) },
+		func() { _, _ = d.e.Prepare(ctx, diskInSlow("new-disk"), meta.Ref{}) },
+		func() { _, _ = d.e.Prepare(ctx, diskInSlow("disk"), meta.Ref{}) },
 		func() { _, _ = d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there") },
 		func() { _, _ = d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib}) },
 		func() { _ = d.e.Remove(ctx, meta.Volume("removed")) },
@@ -239,6 +246,7 @@ func (d *duo) complete(t *testing.T) {
 		return errors.Join(
 			second(d.e.Prepare(ctx, inSlow("new"), meta.Ref{})),
 			second(d.e.Prepare(ctx, inSlow("restored"), meta.Snapshot("kept"))),
+			second(d.e.Prepare(ctx, diskInSlow("new-disk"), meta.Ref{})),
 			second(d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there")),
 			second(d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib})),
 			d.e.Remove(ctx, meta.Volume("removed")),

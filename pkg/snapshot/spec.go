@@ -16,6 +16,8 @@ type Spec struct {
 	Pool string
 	// Allowed are the IDs of the pools in which it may be made; nil for any.
 	Allowed []string
+	// Content is what a volume contains. Commit ignores it: a snapshot has its volume's content.
+	Content meta.Content
 	// Size is the wanted size of a volume. Commit ignores it: a snapshot has its volume's size.
 	Size       Range
 	Parameters meta.Parameters
@@ -37,6 +39,9 @@ func sameRequest(entry meta.Entry, kind meta.Kind, spec Spec, source meta.Ref) e
 	}
 	if have.Kind != kind {
 		add("kind %s, not %s", have.Kind, kind)
+	}
+	if kind != meta.Committed && have.Content != spec.Content {
+		add("%s in it, not %s", have.Content, spec.Content)
 	}
 	if have.Source != source {
 		add("source %v, not %v", have.Source, source)

@@ -103,6 +103,14 @@ func (p *aroundPool) Destroy(s pool.Slot) error {
 	return p.step("Destroy", s, func() error { return p.Directory.Destroy(s) })
 }
 
+func (p *aroundPool) MakeDisk(s pool.Slot, content meta.Content, size int64) error {
+	return p.step("MakeDisk", s, func() error { return p.Directory.MakeDisk(s, content, size) })
+}
+
+func (p *aroundPool) GrowDisk(s pool.Slot, size int64) error {
+	return p.step("GrowDisk", s, func() error { return p.Directory.GrowDisk(s, size) })
+}
+
 func (p *aroundPool) SyncRoot(s pool.Slot) error {
 	return p.step("SyncRoot", s, func() error { return p.Directory.SyncRoot(s) })
 }

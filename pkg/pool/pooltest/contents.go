@@ -64,6 +64,17 @@ func (f *Filesystem) Nest(at pool.Slot, name string) error {
 	})
 }
 
+// RemoveDisk removes the disk file of a subvolume.
+func (f *Filesystem) RemoveDisk(at pool.Slot) error {
+	return f.behind(at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil {
+			sub.disk = disk{}
+		}
+		return err
+	})
+}
+
 // Vanish destroys a subvolume and leaves its slot.
 func (f *Filesystem) Vanish(at pool.Slot) error {
 	return f.behind(at, func(s *state) error {
@@ -191,7 +202,7 @@ func (f *Filesystem) Dump() string {
 func (s *state) describe(found *slot) string {
 	text := "no record"
 	if record, err := meta.DecodeRecord(found.record); err == nil {
-		text = fmt.Sprintf("%s %s %d %v %+v %v", record.Name, record.Kind, record.Size, record.Source, record.Parameters, record.Labels)
+		text = fmt.Sprintf("%s %s %s %d %v %+v %v", record.Name, record.Kind, record.Content, record.Size, record.Source, record.Parameters, record.Labels)
 		if found.subvolume == nil { // with a subvolume, an older state is no fault
 			text += " " + string(record.State)
 		}
@@ -205,6 +216,9 @@ func (s *state) describe(found *slot) string {
 		text += ", stub"
 	}
 	if sub := found.subvolume; sub != nil {
+		if sub.disk != (disk{}) {
+			text += fmt.Sprintf(", disk of %d bytes with %s", sub.disk.size, sub.disk.content)
+		}
 		text += fmt.Sprintf(", subvolume %q readonly=%v limit=%d nested=%q %+v", sub.data, sub.ReadOnly, s.groups[sub.ID], sub.nested, sub.properties)
 	}
 	return text

@@ -102,6 +102,13 @@ type subvolume struct {
 	nested     []string
 	nestedAt   []uint64 // the transaction of each
 	properties meta.Parameters
+	disk       disk
+}
+
+// disk is the disk file of a subvolume.
+type disk struct {
+	content meta.Content // Files for no disk file
+	size    int64
 }
 
 // NewFilesystem returns an empty pool of 100 GiB.
@@ -550,6 +557,8 @@ func (f *Filesystem) SwapFiles(at pool.Slot) ([]string, error) {
 	return nil, f.look("SwapFiles", at, func(*state) error { return nil })
 }
 
+func (f *Filesystem) QuotaMode() btrfs.QuotaMode { return f.Mode }
+
 func (f *Filesystem) MountOptions() []string { return nil }
 
 func (f *Filesystem) Outside() (found []pool.OutsideSubvolume, err error) {
@@ -647,7 +656,7 @@ func (f *Filesystem) Snapshot(from, to pool.Slot, readOnly bool) (info btrfs.Sub
 		}
 		info = s.add(target, subvolume{
 			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
-			data:          source.data, properties: source.properties, // nested subvolumes are left out
+			data:          source.data, properties: source.properties, disk: source.disk, // nested subvolumes are left out
 		})
 		f.commit()
 		return nil
@@ -670,11 +679,48 @@ func (f *Filesystem) SyncRoot(at pool.Slot) error {
 		}
 		for _, old := range f.durable.slots {
 			if old.subvolume != nil && old.subvolume.ID == sub.ID {
-				old.subvolume.properties = sub.properties
+				old.subvolume.properties, old.subvolume.disk = sub.properties, sub.disk
 			}
 		}
 		return nil
 	})
+}
+
+func (f *Filesystem) MakeDisk(at pool.Slot, content meta.Content, size int64) error {
+	return f.step("MakeDisk", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil {
+			sub.disk = disk{content, size}
+		}
+		return err
+	})
+}
+
+func (f *Filesystem) GrowDisk(at pool.Slot, size int64) error {
+	return f.step("GrowDisk", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil && sub.disk.content == meta.Files {
+			err = fs.ErrNotExist
+		}
+		if err == nil {
+			sub.disk.size = max(sub.disk.size, size)
+		}
+		return err
+	})
+}
+
+func (f *Filesystem) DiskSize(at pool.Slot) (size int64, err error) {
+	err = f.look("DiskSize", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err == nil && sub.disk.content == meta.Files {
+			err = fs.ErrNotExist
+		}
+		if err == nil {
+			size = sub.disk.size
+		}
+		return err
+	})
+	return size, err
 }
 
 func (f *Filesystem) Destroy(at pool.Slot) error {

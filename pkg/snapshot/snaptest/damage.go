@@ -195,7 +195,7 @@ var damage = []testCase{
 			"noise": {"\x00\xff noise", meta.ErrDamaged},
 			"empty": {" ", meta.ErrDamaged},
 			"cut":   {string(good[:len(good)/2]), meta.ErrDamaged},
-			"newer": {strings.Replace(string(good), `"version":1`, `"version":2`, 1), meta.ErrNewer},
+			"newer": {strings.Replace(string(good), `"version":1`, `"version":3`, 1), meta.ErrNewer},
 			"moved": {string(good), snapshot.ErrUnreadable},
 			"large": {strings.Repeat("x", 3*meta.MaxRecordSize), meta.ErrDamaged},
 		} {

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bind mounts the directory source at a target, with flags. The mount gets its flags before
+// Attach mounts a source at a target, with flags. The mount gets its flags before
 // it is attached: if the directory of targets is shared, as in a container, pods see copies
 // of the mount, which a later remount (mount(8)) would not reach. The target is opened once
 // and used by its descriptor, so nobody can replace it meanwhile.
@@ -17,15 +17,15 @@ import (
 // everything mounted inside the target later, for example by a pod with mountPropagation
 // Bidirectional, would also appear in the source and at its other targets. Below a shared
 // directory the kernel puts the mount and its copies into a new peer group.
-func Bind(source string, flags Flags, at Target) error {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_SYMLINK_NOFOLLOW)
+func Attach(source Source, flags Flags, at Target) error {
+	tree, err := source()
 	if err != nil {
-		return &os.PathError{Op: "open_tree", Path: source, Err: err}
+		return err
 	}
-	defer unix.Close(fd) // also removes the mount if it was not attached
+	defer tree.Close() // also removes the mount if it was not attached
 	attr := flags.attributes()
 	attr.Propagation = unix.MS_PRIVATE
-	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil {
+	if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH, &attr); err != nil {
 		return fmt.Errorf("set flags %s: %w", flags, err)
 	}
 	place, err := at.Open()
@@ -33,7 +33,7 @@ func Bind(source string, flags Flags, at Target) error {
 		return err
 	}
 	defer place.Close()
-	if err := unix.MoveMount(fd, "", int(place.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(int(tree.Fd()), "", int(place.Fd()), "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH); err != nil {
 		return &os.PathError{Op: "move_mount", Path: at.path, Err: err}
 	}
 	return nil

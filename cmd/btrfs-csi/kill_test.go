@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/loop"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
@@ -263,6 +264,13 @@ func someVolume(v *victim, id string) {
 
 var operations = []operation{
 	{"create", nil, func(v *victim, id string) error { return v.ask(id, nil, testkit.Writer) }, &thing{"active", "", 16 * mebi}, 6},
+	{"create-ext4", nil, func(v *victim, id string) error { return v.ask(id, nil, testkit.Ext4) }, &thing{"active", "", 16 * mebi}, 8},
+	{"delete-block", func(v *victim, id string) {
+		v.make(id, nil, testkit.Block, thing{"active", "", 16 * mebi})
+	}, func(v *victim, id string) error {
+		_, err := v.driver.DeleteVolume(v.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
+		return err
+	}, nil, 4},
 	{"snapshot", nil, func(v *victim, id string) error { return v.take(id, "base") }, &thing{"committed", "new", 16 * mebi}, 4},
 	{"clone", nil, func(v *victim, id string) error { return v.ask(id, testkit.FromVolume("base"), testkit.Writer) }, &thing{"active", "new", 16 * mebi}, 5},
 	{"restore", nil, func(v *victim, id string) error { return v.ask(id, testkit.FromSnapshot("snap"), testkit.Writer) }, &thing{"active", "old", 16 * mebi}, 5},
@@ -371,38 +379,86 @@ func mounts(t *testing.T, path string) int {
 }
 
 // TestKilledAtEveryMount kills the driver before and after each change of the mount table.
-// A retry leaves one mount, or no mount and no directory. Data and earlier mounts stay.
+// A retry leaves one mount, or no mount and no directory. Data and earlier mounts stay. A disk
+// file has one loop device while it is staged, and none afterwards.
 func TestKilledAtEveryMount(t *testing.T) {
-	v, ctx := newVictim(t, "full"), t.Context()
+	v := newVictim(t, "full")
 	for step := 1; step <= 2; step++ {
-		id := fmt.Sprintf("mounted-%d", step)
-		someVolume(v, id)
-		for _, o := range []struct {
-			name            string
-			do              func() error
-			staged, present int // mounts afterwards
-		}{
-			{"stage", func() error { return v.driver.Stage(ctx, id, testkit.Writer) }, 1, 0},
-			{"publish", func() error { return v.driver.Publish(ctx, id, testkit.Writer) }, 1, 1},
-			{"unpublish", func() error { return v.driver.Unpublish(ctx, id) }, 1, 0},
-			{"unstage", func() error { return v.driver.Unstage(ctx, id) }, 0, 0},
-		} {
-			when := fmt.Sprintf("%s, killed at step %d", o.name, step)
-			if !v.killedAt(step, id+o.name, o.do) {
-				t.Fatalf("%s: it lives", when)
-			}
-			v.verify(when, "", false)
-			v.must(o.do())
-			if staged, present := mounts(t, v.Staging(id)), mounts(t, v.Target(id)); staged != o.staged || present != o.present {
-				t.Errorf("%s, asked again: mounted %d and %d times, want %d and %d", when, staged, present, o.staged, o.present)
-			}
-			if data, err := os.ReadFile(filepath.Join(v.Target(id), "data")); o.present == 1 && string(data) != "old" {
-				t.Errorf("%s, asked again: published with %q, %v", when, data, err)
-			}
-		}
-		if _, err := os.Lstat(v.Target(id)); !errors.Is(err, fs.ErrNotExist) {
-			t.Errorf("the target is left: %v", err)
+		for kind, capability := range map[string]*csi.VolumeCapability{"files": testkit.Writer, "ext4": testkit.Ext4, "block": testkit.Block} {
+			t.Run(fmt.Sprintf("%s, step %d", kind, step), func(t *testing.T) { v.killedAtMounts(t, kind, step, capability) })
 		}
 	}
 	v.driver.stop(t)
+}
+
+func (v *victim) killedAtMounts(t *testing.T, kind string, step int, capability *csi.VolumeCapability) {
+	ctx, id := t.Context(), fmt.Sprintf("mounted-%s-%d", kind, step)
+	data, staging := filepath.Join(v.Target(id), "data"), v.Staging(id)
+	switch kind {
+	case "files":
+		someVolume(v, id)
+	case "block":
+		data, staging = v.Target(id), filepath.Join(v.Staging(id), "device")
+		fallthrough
+	default:
+		v.make(id, nil, capability, thing{"active", "", 16 * mebi})
+		v.must(v.driver.Stage(ctx, id, capability))
+		v.must(v.driver.Publish(ctx, id, capability))
+		f, err := os.OpenFile(data, os.O_CREATE|os.O_WRONLY, 0o600)
+		v.must(err)
+		_, err = f.WriteString("old")
+		v.must(errors.Join(err, f.Sync(), f.Close()))
+		v.unmount(id)
+	}
+	for _, o := range []struct {
+		name            string
+		do              func() error
+		staged, present int // mounts afterwards
+	}{
+		{"stage", func() error { return v.driver.Stage(ctx, id, capability) }, 1, 0},
+		{"publish", func() error { return v.driver.Publish(ctx, id, capability) }, 1, 1},
+		{"unpublish", func() error { return v.driver.Unpublish(ctx, id) }, 1, 0},
+		{"unstage", func() error { return v.driver.Unstage(ctx, id) }, 0, 0},
+	} {
+		when := fmt.Sprintf("%s, killed at step %d", o.name, step)
+		if !v.killedAt(step, id+o.name, o.do) {
+			t.Fatalf("%s: it lives", when)
+		}
+		v.verify(when, "", false)
+		v.must(o.do())
+		if staged, present := mounts(t, staging), mounts(t, v.Target(id)); staged != o.staged || present != o.present {
+			t.Errorf("%s, asked again: mounted %d and %d times, want %d and %d", when, staged, present, o.staged, o.present)
+		}
+		if o.present == 1 {
+			got := make([]byte, len("old"))
+			f, err := os.Open(data)
+			v.must(err)
+			if _, err := f.ReadAt(got, 0); err != nil || string(got) != "old" {
+				t.Errorf("%s, asked again: published with %q, %v", when, got, err)
+			}
+			f.Close()
+		}
+		if kind != "files" {
+			v.wantDevice(id, o.staged == 1)
+		}
+	}
+	if _, err := os.Lstat(v.Target(id)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the target is left: %v", err)
+	}
+}
+
+// wantDevice fails the test unless the disk file of a volume has a loop device, or has none.
+func (v *victim) wantDevice(id string, want bool) {
+	v.t.Helper()
+	f, err := os.Open(filepath.Join(v.path(id, v.there[id]), "disk"))
+	v.must(err)
+	defer f.Close()
+	btrfstest.Eventually(v.t, fmt.Sprintf("device of %s: %v", id, want), func() bool { // others, such as udev, may have it open for a moment
+		d, err := loop.Find(f)
+		v.must(err)
+		if d != nil {
+			d.Close()
+		}
+		return (d != nil) == want
+	})
 }

@@ -552,3 +552,28 @@ func TestDeviceIsMountedElsewhere(t *testing.T) {
 	r.wantDevice(volume, false)
 	must(t, r.delete(volume))
 }
+
+// The health of a volume says when its disk file takes nearly all that it may.
+func TestDiskFileHoldsMore(t *testing.T) {
+	r := newDiskRig(t, rigOptions{})
+	c := device(nodeWriter)
+	volume := r.createAs(&csi.CreateVolumeRequest{Name: "pvc-1", CapacityRange: sized(64 * mib), VolumeCapabilities: []*csi.VolumeCapability{c}}).GetVolumeId()
+	target := r.targetPath("pod-1", volume)
+	must(t, r.stage(volume, c))
+	must(t, r.publish(volume, target, c, false))
+	r.healthOf(volume)
+	put(t, c, target, noise(64*mib))
+	r.sync()
+	r.healthOf(volume)
+	// A limit just above what is used stands for random writes.
+	limit := func(bytes int64) {
+		out, err := exec.Command("btrfs", "qgroup", "limit", fmt.Sprint(bytes), r.source(volume)).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	limit(70 * mib)
+	r.healthOf(volume, "DiskFileHoldsMore")
+	limit(2*64*mib + 64*mib)
+	r.healthOf(volume)
+}

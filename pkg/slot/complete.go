@@ -43,6 +43,10 @@ func (l *Slot) complete(commit bool) error {
 		return err
 	}
 	switch {
+	case configure && l.hasDisk():
+		// The next start makes the disk file of a volume in creating anew. So ready must not be lost
+		// with a log after a pod has written.
+		return l.session.Commit()
 	case configure:
 		// This writes the log of the record only; there is no commit to share. If the log is lost,
 		// the next start completes the volume.

@@ -34,10 +34,29 @@ func (l *Slot) Conditions() (all []VolumeCondition, err error) {
 	if len(files) > 0 {
 		all = append(all, VolumeCondition{"SwapFile", fmt.Sprintf("it contains active swap files, and can be neither copied nor deleted: swapoff %s", strings.Join(files, " "))})
 	}
+	for _, fault := range l.faultsOfDisk() {
+		all = append(all, VolumeCondition{string(fault.Problem), fault.Detail})
+	}
+	if why := l.nearLimit(); why != "" {
+		all = append(all, VolumeCondition{"DiskFileHoldsMore", why})
+	}
 	if why := overruled(l.Record.Parameters, l.session.MountOptions()); why != "" {
 		all = append(all, VolumeCondition{"CompressionOverruled", why})
 	}
 	return all, nil
+}
+
+// nearLimit returns why a disk file may soon get no more space from its limit, "" if it does.
+func (l *Slot) nearLimit() string {
+	if !l.Record.Content.IsDisk() {
+		return ""
+	}
+	usage, err := l.Usage()
+	if err != nil || usage.Limit == 0 || usage.Used < usage.Limit/10*9 {
+		return ""
+	}
+	return fmt.Sprintf("its disk file takes %d bytes, since extents that are overwritten in part take space as a whole; at %d bytes pods get I/O errors: "+
+		"run btrfs filesystem defragment %s/disk, which unshares it from its snapshots, or expand the volume", usage.Used, usage.Limit, l.Path())
 }
 
 // MadeReadOnly returns what to do about a read-write volume whose subvolume somebody made

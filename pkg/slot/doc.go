@@ -32,6 +32,8 @@
 //	              6 record: ready
 //	              7 fsync of the slot
 //	  of a class  1 to 5, fsync of the root, 6, 7    both fsyncs
+//	  of a disk   1 to 4, disk file, 5, fsync of
+//	              the root and the file, 6, commit   the commit
 //	clone         1, 2, snapshot, 5, 6               the snapshot
 //	  of a class  1, 2, snapshot, 4, 5,
 //	              fsync of the root, 6, 7            the snapshot, both fsyncs
@@ -46,7 +48,8 @@
 //	remove, full  2, 3, 4, 5, commit                 the commit; metadata has no room for 1
 //	undo          record: creating, 2, 3, 4, 5       the fsync
 //
-// "Of a class" means with properties: compression, or no copy on write.
+// "Of a class" means with properties: compression, or no copy on write. "Of a disk" means with a
+// disk file, which is made anew while the record says creating.
 //
 //	found at the next start                   reconcile
 //	slot without record or subvolume          rmdir
@@ -76,6 +79,11 @@
 //	record ready, the pool's      subvolume, roots           the fsync is a commit in the transaction that
 //	                                                         made it, and need not be one later
 //	record ready, the pool's      properties, subvolume's    fsync of the root before the record is written
+//	record ready, the pool's      disk file, subvolume's     fsync of the root and the file before the record
+//	                                                         is written
+//	answer to a request of a      record ready, the pool's   commit before the answer: the next start makes
+//	disk                                                     the file of a volume in creating anew
+//	record, the pool's            size of the disk file      set again from the record at the start
 //	answer to a request of a      record ready, the pool's   fsync of the slot before the answer; if it is lost
 //	class                                                    the next start completes the volume
 //	record ready, the pool's      mode, the subvolume's      made with it, by the umask

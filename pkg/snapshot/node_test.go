@@ -10,6 +10,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
+	"github.com/btrfs-csi/btrfs-csi/pkg/diskfile"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
@@ -165,6 +166,14 @@ func (h hands) PlantFile(at pool.Slot) error {
 
 func (h hands) RemoveFile(at pool.Slot) error {
 	return os.Remove(filepath.Join(h.slot(at), "file"))
+}
+
+func (h hands) CutDisk(at pool.Slot, size int64) error {
+	file := filepath.Join(h.fs(at), diskfile.Name)
+	if size == 0 {
+		return os.Remove(file)
+	}
+	return os.Truncate(file, size)
 }
 
 func (h hands) SetWritable(at pool.Slot, writable bool) error {

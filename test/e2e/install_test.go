@@ -297,7 +297,7 @@ func driverOf(t *testing.T, node *cluster.Node) *rest.Config {
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
-	t.Cleanup(func() { kubectl(t, "delete", "storageclass", "btrfs-compressed", "--ignore-not-found") })
+	t.Cleanup(func() { kubectl(t, "delete", "storageclass", "btrfs-compressed", "btrfs-ext4", "--ignore-not-found") })
 	for _, c := range []struct {
 		file  string
 		works func(*space)
@@ -332,6 +332,18 @@ func TestExamples(t *testing.T) {
 			if out := onNode(s.T, node, "btrfs property get /var/lib/btrfs-csi/pools/default/active/"+handle+"/fs compression"); out != "compression=zstd\n" {
 				s.Errorf("the volume has %q", out)
 			}
+		}},
+		{"block.yaml", func(s *space) {
+			s.running("device")
+			eventually(s.T, "the greeting is on the device", func() error {
+				_, err := s.try("device", "dd if=/dev/data bs=5 count=1 2>/dev/null | grep -x hello")
+				return err
+			})
+		}},
+		{"ext4.yaml", func(s *space) {
+			s.running("formatted")
+			s.sh("formatted", "grep ' /data ext4 ' /proc/mounts")
+			eventually(s.T, "df shows the volume", func() error { _, err := s.try("formatted", "grep ' /data$' /data/size"); return err })
 		}},
 		{"ephemeral.yaml", func(s *space) {
 			s.running("scratch")

@@ -36,8 +36,9 @@ const (
 	suiteTimeout   = "40m"
 )
 
-// leftOut are the tests that fail because this cluster lacks something.
-var leftOut = []string{`\[Disruptive\]`, `any volume data source`}
+// leftOut are the tests that fail because this cluster lacks something, and the one that wants a block
+// volume to be refused.
+var leftOut = []string{`\[Disruptive\]`, `any volume data source`, `should fail in binding dynamic provisioned PV to PVC`}
 
 // slow marks the tests that only a full run includes.
 const slow = "[Slow]"

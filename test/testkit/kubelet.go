@@ -22,6 +22,18 @@ var (
 	Reader = Capability(csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY)
 )
 
+// The capabilities of volumes with a disk file.
+var (
+	Ext4  = diskCapability(&csi.VolumeCapability{AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: "ext4"}}})
+	XFS   = diskCapability(&csi.VolumeCapability{AccessType: &csi.VolumeCapability_Mount{Mount: &csi.VolumeCapability_MountVolume{FsType: "xfs"}}})
+	Block = diskCapability(&csi.VolumeCapability{AccessType: &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}})
+)
+
+func diskCapability(c *csi.VolumeCapability) *csi.VolumeCapability {
+	c.AccessMode = &csi.VolumeCapability_AccessMode{Mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_WRITER}
+	return c
+}
+
 // FromSnapshot returns the content source of a restore.
 func FromSnapshot(id string) *csi.VolumeContentSource {
 	return &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: id}}}

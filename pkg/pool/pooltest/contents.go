@@ -64,11 +64,14 @@ func (f *Filesystem) Nest(at pool.Slot, name string) error {
 	})
 }
 
-// RemoveDisk removes the disk file of a subvolume.
-func (f *Filesystem) RemoveDisk(at pool.Slot) error {
+// CutDisk makes the disk file of a subvolume size bytes large, or removes it if size is 0.
+func (f *Filesystem) CutDisk(at pool.Slot, size int64) error {
 	return f.behind(at, func(s *state) error {
 		sub, err := s.in(at)
 		if err == nil {
+			sub.disk.size = size
+		}
+		if err == nil && size == 0 {
 			sub.disk = disk{}
 		}
 		return err

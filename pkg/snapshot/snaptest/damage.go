@@ -1,6 +1,7 @@
 package snaptest
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
@@ -246,6 +247,27 @@ var damage = []testCase{
 		r.check(r.pool().Write(at(clone), "written"))
 		r.remove(entry.Ref())
 	}},
+	{"a disk file that is gone is reported, one that was cut is grown", func(r *rig) {
+		spec := sized("pvc", 5*mib)
+		spec.Content = meta.Block
+		entry := r.prepare(spec, meta.Ref{})
+		r.planned()
+		r.check(r.pool().CutDisk(at(entry), mib))
+		r.planned("active/pvc: DiskCut")
+		r.has("pvc", "DiskCut")
+		r.reopen() // a start grows it
+		r.planned()
+		r.has("pvc")
+		r.check(r.pool().CutDisk(at(entry), mib))
+		r.equal(r.prepare(spec, meta.Ref{}), entry) // so does a repeated request
+		r.planned()
+		r.check(r.pool().CutDisk(at(entry), 0))
+		r.planned("active/pvc: DiskLost")
+		r.reopen()
+		r.planned("active/pvc: DiskLost") // nothing makes an empty one
+		r.has("pvc", "DiskLost")
+		r.remove(entry.Ref())
+	}},
 	{"a qgroup limit that somebody changed is set again", func(r *rig) {
 		entry := r.volume("pvc", "data")
 		if r.env.Mode() == btrfs.QuotaNone {
@@ -272,6 +294,20 @@ var damage = []testCase{
 		r.equal(r.list(meta.Volumes), []string{"pvc"})
 		r.equal(r.list(meta.Snapshots), []string{"snap"})
 	}},
+}
+
+// has fails the test unless a volume has exactly the conditions with these reasons.
+func (r *rig) has(volume string, reasons ...string) {
+	r.Helper()
+	all, err := r.e.VolumeConditions(r.Context(), volume)
+	r.check(err)
+	got := []string{}
+	for _, c := range all {
+		got = append(got, c.Reason)
+	}
+	if !slices.Equal(got, reasons) {
+		r.Errorf("%s has %q, want %q", volume, got, reasons)
+	}
 }
 
 // declared returns the record of a volume of 4 MiB.

@@ -43,6 +43,7 @@ type Hands interface {
 	PlantSubvolume(at pool.Slot, data string) error
 	PlantFile(at pool.Slot) error
 	RemoveFile(at pool.Slot) error
+	CutDisk(at pool.Slot, size int64) error
 	SetWritable(at pool.Slot, writable bool) error
 	SetReadOnly(readOnly bool)
 	// PeriodicCommit updates the usage.

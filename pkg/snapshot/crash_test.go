@@ -345,6 +345,9 @@ func TestForeign(t *testing.T) {
 						must(t, o.run(t.Context(), w.e))
 						w.close()
 						w.fs.PowerCut()
+						if strings.Contains(w.fs.Dump(), " ext4 ") && strings.Contains(w.fs.Dump(), string(meta.Creating)) {
+							t.Errorf("%s before step %d, then power cut: the next start makes a disk file anew that was handed out:\n%s", f.name, step, w.fs.Dump())
+						}
 						w.open()
 						if got := w.verify(); got != after {
 							t.Errorf("%s before step %d, then power cut:\n%s\nwanted:\n%s", f.name, step, got, after)

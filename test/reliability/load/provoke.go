@@ -127,10 +127,15 @@ var provokeCreation = []provocation{
 	{"CreateVolume with a long name", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) { r.Name = strings.Repeat("n", 129) })},
 	{"CreateVolume with a control character", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) { r.Name = "a\x00b" })},
 	{"CreateVolume without capabilities", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) { r.VolumeCapabilities = nil })},
-	{"CreateVolume for blocks", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) {
-		r.VolumeCapabilities[0].AccessType = &csi.VolumeCapability_Block{Block: &csi.VolumeCapability_BlockVolume{}}
+	{"CreateVolume for blocks and files", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) {
+		r.VolumeCapabilities = append(r.VolumeCapabilities, testkit.Block)
 	})},
-	{"CreateVolume with ext4", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) { r.VolumeCapabilities[0].GetMount().FsType = "ext4" })},
+	{"CreateVolume with ext3", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) {
+		r.VolumeCapabilities[0].GetMount().FsType = "ext3"
+	})},
+	{"CreateVolume with an xfs that is too small", codes.OutOfRange, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) {
+		r.VolumeCapabilities = []*csi.VolumeCapability{testkit.XFS}
+	})},
 	{"CreateVolume with a bad mount flag", codes.InvalidArgument, (*model.Object).IsMade, create(func(r *csi.CreateVolumeRequest, _ *model.Object) {
 		r.VolumeCapabilities[0].GetMount().MountFlags = []string{"bind"}
 	})},

@@ -53,7 +53,7 @@ func (w *Worker) copier(kind meta.Kind) func(context.Context, *model.Object) err
 }
 
 func (w *Worker) MakeVolume(ctx context.Context, o *model.Object, size *csi.CapacityRange) error {
-	return w.make(ctx, o, "CreateVolume", func(ctx context.Context, c *testkit.Driver) (offspring, error) {
+	return w.make(ctx, o, "CreateVolume", func(ctx context.Context, c *testkit.Driver) (creation, error) {
 		response, err := c.CreateVolume(ctx, createRequest(o, size))
 		return madeVolume(response.GetVolume()), err
 	})
@@ -67,7 +67,7 @@ func createRequest(o *model.Object, size *csi.CapacityRange) *csi.CreateVolumeRe
 }
 
 func (w *Worker) MakeSnapshot(ctx context.Context, o *model.Object) error {
-	return w.make(ctx, o, "CreateSnapshot", func(ctx context.Context, c *testkit.Driver) (offspring, error) {
+	return w.make(ctx, o, "CreateSnapshot", func(ctx context.Context, c *testkit.Driver) (creation, error) {
 		response, err := c.CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: o.Name, SourceVolumeId: o.Source.ID})
 		return madeSnapshot(response.GetSnapshot()), err
 	})
@@ -103,29 +103,29 @@ func (w *Worker) contend(ctx context.Context, _ *model.Object) error {
 	return w.settle(o, won.given[0])
 }
 
-// offspring is the driver's answer to a request for a volume or a snapshot.
-type offspring struct {
+// creation is the driver's answer to a request for a volume or a snapshot.
+type creation struct {
 	size int64
 	said proto.Message // the whole description
 	want func(o *model.Object, size int64, poolID string) proto.Message
 }
 
-func madeVolume(v *csi.Volume) offspring {
-	return offspring{v.GetCapacityBytes(), v, func(o *model.Object, size int64, poolID string) proto.Message { return volumeOf(o, size, poolID) }}
+func madeVolume(v *csi.Volume) creation {
+	return creation{v.GetCapacityBytes(), v, func(o *model.Object, size int64, poolID string) proto.Message { return volumeOf(o, size, poolID) }}
 }
 
-func madeSnapshot(s *csi.Snapshot) offspring {
-	return offspring{s.GetSizeBytes(), s, func(o *model.Object, size int64, _ string) proto.Message {
+func madeSnapshot(s *csi.Snapshot) creation {
+	return creation{s.GetSizeBytes(), s, func(o *model.Object, size int64, _ string) proto.Message {
 		return snapshotOf(o, size, s.GetCreationTime())
 	}}
 }
 
 // make requests an object, sometimes by several equal requests at once. The driver may refuse only
 // a copy whose source is being removed.
-func (w *Worker) make(ctx context.Context, o *model.Object, what string, send func(context.Context, *testkit.Driver) (offspring, error)) error {
-	var gotten rivals[offspring]
+func (w *Worker) make(ctx context.Context, o *model.Object, what string, send func(context.Context, *testkit.Driver) (creation, error)) error {
+	var gotten rivals[creation]
 	err := w.together(ctx, w.several(), func(ctx context.Context, w *Worker) error {
-		var m offspring
+		var m creation
 		err := w.Insist(ctx, what, o, func(ctx context.Context, c *testkit.Driver) (err error) {
 			m, err = send(ctx, c)
 			return err
@@ -224,23 +224,23 @@ func expandTo(ctx context.Context, c *testkit.Driver, o *model.Object, n *node.N
 
 // Mount stages and publishes a volume, and compares its content.
 func (w *Worker) Mount(ctx context.Context, o *model.Object) error {
-	err := w.place(ctx, "NodeStageVolume", o, &o.Staged, model.Present, func(ctx context.Context, c *testkit.Driver) error {
+	err := w.changeMount(ctx, "NodeStageVolume", o, &o.Staged, model.Present, func(ctx context.Context, c *testkit.Driver) error {
 		return c.Stage(ctx, o.ID, capabilityOf(o))
 	})
 	if err != nil {
 		return err
 	}
-	err = w.place(ctx, "NodePublishVolume", o, &o.Published, model.Present, func(ctx context.Context, c *testkit.Driver) error {
+	err = w.changeMount(ctx, "NodePublishVolume", o, &o.Published, model.Present, func(ctx context.Context, c *testkit.Driver) error {
 		return c.Publish(ctx, o.ID, capabilityOf(o))
 	})
 	if err != nil {
 		return err
 	}
-	return w.touch(ctx, func() error { return w.peruse(o, w.Node.TargetOf(o)) })
+	return w.touch(ctx, func() error { return w.verifyMounted(o, w.Node.TargetOf(o)) })
 }
 
-// peruse compares the content of a published volume with the model. A read-only one must refuse writes.
-func (w *Worker) peruse(o *model.Object, target string) error {
+// verifyMounted compares the content of a published volume with the model. A read-only one must refuse writes.
+func (w *Worker) verifyMounted(o *model.Object, target string) error {
 	now, err := files.Of(target)
 	if err != nil {
 		return err
@@ -258,13 +258,13 @@ func (w *Worker) peruse(o *model.Object, target string) error {
 }
 
 func (w *Worker) Unmount(ctx context.Context, o *model.Object) error {
-	err := w.place(ctx, "NodeUnpublishVolume", o, &o.Published, model.Absent, func(ctx context.Context, c *testkit.Driver) error {
+	err := w.changeMount(ctx, "NodeUnpublishVolume", o, &o.Published, model.Absent, func(ctx context.Context, c *testkit.Driver) error {
 		return c.Unpublish(ctx, o.ID)
 	})
 	if err != nil {
 		return err
 	}
-	err = w.place(ctx, "NodeUnstageVolume", o, &o.Staged, model.Absent, func(ctx context.Context, c *testkit.Driver) error {
+	err = w.changeMount(ctx, "NodeUnstageVolume", o, &o.Staged, model.Absent, func(ctx context.Context, c *testkit.Driver) error {
 		return c.Unstage(ctx, o.ID)
 	})
 	if err != nil {
@@ -273,8 +273,8 @@ func (w *Worker) Unmount(ctx context.Context, o *model.Object) error {
 	return os.Remove(w.Node.StagingOf(o))
 }
 
-// place sends a request that makes or removes a mount.
-func (w *Worker) place(ctx context.Context, what string, o *model.Object, p *model.Presence, then model.Presence, send func(context.Context, *testkit.Driver) error) error {
+// changeMount sends a request that makes or removes a mount.
+func (w *Worker) changeMount(ctx context.Context, what string, o *model.Object, p *model.Presence, then model.Presence, send func(context.Context, *testkit.Driver) error) error {
 	set := func(to model.Presence) {
 		w.Mu.Lock()
 		defer w.Mu.Unlock()

@@ -260,6 +260,11 @@ soak: deps build ## Kill a driver, cut its power and leave it alone, under load 
 	go -C test/reliability run ./cmd/soak --binary $(CURDIR)/bin/btrfs-csi --source $(CURDIR) --docs $(CURDIR)/docs \
 		--time $(SOAK) --kills $(KILLS) --cuts $(CUTS) --fuzz $(FUZZ) $(if $(SEED),--seed $(SEED)) $(if $(OUT),--output json > $(abspath $(OUT)))
 
+ROUNDS ?= 1000
+.PHONY: groups
+groups: deps ## Restore ROUNDS=1000 groups of snapshots taken of volumes that a counter is synced to in turn (as root)
+	$(GOTEST_ENV) go test ./pkg/snapshot -count=1 -timeout $(TEST_TIMEOUT) -v -run 'TestGroupsAreOrdered' -groups $(ROUNDS)
+
 # A whole run writes its figures into docs/reliability.md, and so does one of TRIPLES= histories.
 TRIPLES ?= -1
 INTERFERENCES ?= -1

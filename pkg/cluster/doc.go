@@ -10,6 +10,7 @@
 //	mirror/     publishes pools, volumes and snapshots; one way
 //	placement/  selects the node for a clone or a snapshot, and records Events where none can make it
 //	expansion/  expands a volume from any node
+//	groups/     takes and deletes groups of snapshots
 //	orphans/    finds volumes without a PersistentVolume, and the reverse
 //	prune/      deletes the objects of a removed node or a lost disk
 //

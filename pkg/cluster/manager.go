@@ -12,6 +12,7 @@ import (
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/client"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/expansion"
+	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/groups"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/mirror"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/orphans"
 	"github.com/btrfs-csi/btrfs-csi/pkg/cluster/ownership"
@@ -35,6 +36,7 @@ type Node interface {
 	ownership.Node
 	mirror.Node
 	expansion.Node
+	groups.Node
 	orphans.Node
 }
 
@@ -57,6 +59,7 @@ type Manager struct {
 	snapshots     *placement.Snapshots
 	unschedulable *placement.Unschedulable
 	expansion     *expansion.Controller
+	groups        *groups.Controller
 	orphans       *orphans.Controller
 
 	poke      chan struct{} // pools may have changed
@@ -80,6 +83,7 @@ func newManager(cluster *client.Cluster, node Node, options Options) *Manager {
 		snapshots:     placement.NewSnapshots(cluster, node, owner),
 		unschedulable: placement.NewUnschedulable(cluster, node, owner),
 		expansion:     expansion.New(cluster, node, owner),
+		groups:        groups.New(cluster, node, owner),
 		orphans:       orphans.New(cluster, node, owner, options.Orphans, options.OrphanGrace),
 		poke:          make(chan struct{}, 1),
 	}
@@ -95,7 +99,7 @@ func (m *Manager) Run(ctx context.Context) {
 		klog.FromContext(ctx).Info("Publishing into the cluster", "node", m.cluster.NodeName)
 	} // else ctx has ended, and each controller shuts its queue down
 	for _, run := range []func(context.Context){
-		m.followPools, m.subvolumes.Run, m.claims.Run, m.snapshots.Run, m.unschedulable.Run, m.expansion.Run, m.orphans.Run,
+		m.followPools, m.subvolumes.Run, m.claims.Run, m.snapshots.Run, m.unschedulable.Run, m.expansion.Run, m.groups.Run, m.orphans.Run,
 	} {
 		all.Go(func() { run(ctx) })
 	}
@@ -146,6 +150,7 @@ func (m *Manager) syncAll(ctx context.Context) {
 	m.claims.Resync()
 	m.snapshots.Resync()
 	m.expansion.Resync()
+	m.groups.Resync()
 }
 
 // Changed must be called after a volume or snapshot was created, changed or removed, and with a zero

@@ -345,6 +345,9 @@ func (s *controller) DeleteSnapshot(ctx context.Context, request *csi.DeleteSnap
 	if err := required("snapshot_id", request.GetSnapshotId()); err != nil {
 		return nil, err
 	}
+	if err := s.refuseMember(ctx, meta.Snapshot(request.GetSnapshotId())); err != nil {
+		return nil, err
+	}
 	if err := s.Delete(ctx, meta.Snapshot(request.GetSnapshotId())); err != nil {
 		return nil, err
 	}
@@ -419,6 +422,6 @@ func sourceOf(ref meta.Ref) *csi.VolumeContentSource {
 func snapshotOf(entry meta.Entry) *csi.Snapshot {
 	return &csi.Snapshot{
 		SnapshotId: entry.ID, SourceVolumeId: entry.Source.ID, SizeBytes: entry.Size,
-		CreationTime: timestamppb.New(entry.Created), ReadyToUse: true,
+		CreationTime: timestamppb.New(entry.Created), ReadyToUse: true, GroupSnapshotId: entry.Group.ID,
 	}
 }

@@ -590,7 +590,7 @@ func TestHealth(t *testing.T) {
 func TestCapabilities(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	plugin, err := r.GetPluginCapabilities(t.Context(), &csi.GetPluginCapabilitiesRequest{})
-	if err != nil || len(plugin.GetCapabilities()) != 3 {
+	if err != nil || len(plugin.GetCapabilities()) != 4 {
 		t.Errorf("got %v, %v", plugin, err)
 	}
 	info, err := r.GetPluginInfo(t.Context(), &csi.GetPluginInfoRequest{})

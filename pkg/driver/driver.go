@@ -44,6 +44,9 @@ type Engine interface {
 	Prepare(ctx context.Context, spec snapshot.Spec, source meta.Ref) (meta.Entry, error)
 	View(ctx context.Context, spec snapshot.Spec, source meta.Ref) (meta.Entry, error)
 	Commit(ctx context.Context, spec snapshot.Spec, volume string) (meta.Entry, error)
+	CommitGroup(ctx context.Context, spec snapshot.Spec, volumes []string) ([]meta.Entry, error)
+	Group(ctx context.Context, id string) ([]meta.Entry, error)
+	GroupMembers(ctx context.Context, id string) ([]meta.Ref, error)
 	Remove(ctx context.Context, ref meta.Ref) error
 	Resize(ctx context.Context, volume string, want snapshot.Range) (meta.Entry, error)
 
@@ -256,6 +259,7 @@ func (d *Driver) Server(logger klog.Logger) *grpc.Server {
 	server := grpc.NewServer(grpc.ChainUnaryInterceptor(d.observe(logger), translate, survive))
 	csi.RegisterIdentityServer(server, &identity{Driver: d})
 	csi.RegisterControllerServer(server, &controller{Driver: d})
+	csi.RegisterGroupControllerServer(server, &groupController{Driver: d})
 	csi.RegisterNodeServer(server, &node{Driver: d})
 	return server
 }

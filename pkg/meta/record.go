@@ -20,6 +20,9 @@ const LedgerXattr = "trusted.btrfs-csi"
 // the smallest node size that mkfs.btrfs supports (4 KiB).
 const MaxRecordSize = 3500
 
+// MaxMembers is the largest number of members of a group.
+const MaxMembers = 64
+
 // Versions of the encoding. There is a new one when older readers would misunderstand a
 // record. Each record has the lowest version that describes it, so that an older driver
 // still reads the others.
@@ -145,7 +148,29 @@ type Record struct {
 	Source     Ref               `json:"source,omitzero"` // volume or snapshot that was copied
 	Parameters Parameters        `json:"parameters,omitzero"`
 	Labels     map[string]string `json:"labels,omitempty"` // from the sidecars, for people: see Labels
+	Group      Group             `json:"group,omitzero"`   // of a snapshot; zero for none
 }
+
+// Group is the group of a snapshot. All members of a group show one instant.
+type Group struct {
+	ID      string `json:"id"`      // ID of the group's name
+	Member  int    `json:"member"`  // number of this member, from 0 on
+	Members int    `json:"members"` // how many there are
+}
+
+// Refs returns the references of all members, in order.
+func (g Group) Refs() []Ref {
+	refs := make([]Ref, g.Members)
+	for i := range refs {
+		refs[i] = Snapshot(ID(MemberName(g.ID, i)))
+	}
+	return refs
+}
+
+// MemberName returns the name of a member of a group. A repeated request, which has only the name
+// of the group, finds its members by it. Member 0 is made first and removed last, so that it is
+// there while any other is.
+func MemberName(group string, member int) string { return fmt.Sprintf("%s-%d", group, member) }
 
 // Ref returns the reference of r.
 func (r Record) Ref() Ref { return Ref{r.Kind.Class(), r.ID} }
@@ -201,7 +226,14 @@ func (r Record) valid() bool {
 		(r.Kind == Active || r.Kind == Committed || r.Kind == View) &&
 		r.Content.valid() &&
 		(r.State == Creating || r.State == Ready) &&
+		r.validGroup() &&
 		(r.Source.IsZero() || ValidID(r.Source.ID) && (r.Source.Class == Volumes || r.Source.Class == Snapshots))
+}
+
+func (r Record) validGroup() bool {
+	g := r.Group
+	return g == (Group{}) ||
+		r.Kind == Committed && ValidID(g.ID) && g.Member >= 0 && g.Member < g.Members && g.Members <= MaxMembers && r.Name == MemberName(g.ID, g.Member)
 }
 
 // Lineage is what btrfs stores about a subvolume (BTRFS_IOC_GET_SUBVOL_INFO). UUIDs have 36

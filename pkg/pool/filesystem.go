@@ -164,6 +164,9 @@ type Contents struct {
 	Beside []string
 }
 
+// Copy is a subvolume and the slot in which its snapshot is made.
+type Copy struct{ From, To Slot }
+
 // Subvolumes makes and removes the subvolume of a slot.
 type Subvolumes interface {
 	// Create makes an empty subvolume. Its root directory has the mode 0777 without the umask
@@ -172,6 +175,10 @@ type Subvolumes interface {
 	// Snapshot makes a snapshot, and returns its Info. The snapshot, and all changes before it,
 	// are durable when Snapshot returns. Concurrent snapshots share commits.
 	Snapshot(from, to Slot, readOnly bool) (btrfs.SubvolumeInfo, error)
+	// SnapshotTogether makes several read-only snapshots in one try to have them in one
+	// transaction. They show one instant if CreatedTransid is equal in all of their Infos. After an
+	// error some may have been made.
+	SnapshotTogether(...Copy) ([]btrfs.SubvolumeInfo, error)
 	// Destroy removes the subvolume and all subvolumes nested in it.
 	Destroy(Slot) error
 	// Info returns the properties and the lineage of the subvolume as btrfs has them;

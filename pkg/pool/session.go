@@ -214,6 +214,11 @@ func (s *Session) Snapshot(from, to Slot, readOnly bool) (info btrfs.SubvolumeIn
 	return info, err
 }
 
+func (s *Session) SnapshotTogether(copies ...Copy) (infos []btrfs.SubvolumeInfo, err error) {
+	err = s.step("SnapshotTogether", copies[0].To, func() error { infos, err = s.directory.SnapshotTogether(copies...); return err })
+	return infos, err
+}
+
 func (s *Session) Destroy(at Slot) error {
 	return s.step("Destroy", at, func() error { return s.directory.Destroy(at) })
 }

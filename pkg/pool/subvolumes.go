@@ -30,6 +30,25 @@ func (r *root) Snapshot(from, to Slot, readOnly bool) (btrfs.SubvolumeInfo, erro
 	return btrfs.Info(path)
 }
 
+func (r *root) SnapshotTogether(copies ...Copy) ([]btrfs.SubvolumeInfo, error) {
+	pairs := make([]btrfs.Pair, len(copies))
+	for i, c := range copies {
+		pairs[i] = btrfs.Pair{Dst: r.subvolume(c.To), Src: r.subvolume(c.From)}
+	}
+	if err := btrfs.SnapshotTogether(r.dir, pairs...); err != nil {
+		return nil, err
+	}
+	infos := make([]btrfs.SubvolumeInfo, len(copies))
+	for i, p := range pairs {
+		info, err := btrfs.Info(p.Dst)
+		if err != nil {
+			return nil, err
+		}
+		infos[i] = info
+	}
+	return infos, nil
+}
+
 // Destroy lifts the limits that block it (EDQUOT). Nested subvolumes cannot be destroyed at their
 // limit, and Bound may have set the volume's own limit again after LiftLimit. Under simple quota
 // the group 1/<id> stays while a snapshot contains data of the volume. Destroy closes this group,

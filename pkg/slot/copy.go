@@ -54,14 +54,33 @@ func (l *Slot) refuseNestedUpTo(transid uint64) error {
 		l.Record.Ref(), ErrNested, quoted(nested))
 }
 
-// verifyComplete does the check of copy after a snapshot again, which a crash may have prevented.
+// verifyComplete does the checks after a snapshot again, which a crash may have prevented. A member
+// of a group is complete only together with all others. So no order in which members are repaired
+// leaves some of them.
+func (l *Slot) verifyComplete() error {
+	members, err := l.members()
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		if m.Record.State == meta.Ready {
+			continue
+		}
+		if err := m.verifyCopy(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// verifyCopy does the check of copy after a snapshot again.
 // It returns ErrNested for a copy that lacks subvolumes that were nested in its source up to its
 // own transaction. An acknowledged copy passed this check before, so it never fails now, not even
 // if a power cut undid its state ready.
 //
 // If the source is gone, nobody can know. Such a copy is kept, neither erased nor acknowledged. A
 // copy of a snapshot needs no check, because nothing can be nested in a snapshot.
-func (l *Slot) verifyComplete() error {
+func (l *Slot) verifyCopy() error {
 	source := l.Record.Source
 	if source.Class != meta.Volumes || l.Record.Parameters.SkipNested {
 		return nil

@@ -10,6 +10,7 @@
 //	slot.go               reads slots, and determines their state
 //	make.go, complete.go  Make, and the steps that are repeated after a crash
 //	copy.go               what may be copied, and whether a copy is whole
+//	group.go              MakeGroup, and whether a group is whole
 //	recover.go            a repeated request; a new size
 //	remove.go, erase.go   Remove, and the undo of Make
 //	limit.go, nested.go   the limit of a volume, and of what pods nest in it
@@ -38,6 +39,10 @@
 //	  of a class  1, 2, snapshot, 4, 5,
 //	              fsync of the root, 6, 7            the snapshot, both fsyncs
 //	commit, view  1, 2, snapshot, 6                  the snapshot
+//	group         1 and 2 of each member; all        the snapshots
+//	              snapshots at once; if they are of
+//	              several transactions, destroys
+//	              them and retries; 6 of each
 //	resize        5, record with the size, commit    the commit
 //	remove        1 rename the slot to removing      4
 //	              2 lift the limit
@@ -45,6 +50,9 @@
 //	              4 fsync of the slot
 //	              5 rmdir
 //	remove, lost  1, commit, 5                       the commit
+//	undo, group   record of each: creating; 2 and    the commit
+//	              3 of each; commit; 5 of each, from
+//	              the last to the first
 //	remove, full  2, 3, 4, 5, commit                 the commit; metadata has no room for 1
 //	undo          record: creating, 2, 3, 4, 5       the fsync
 //
@@ -56,6 +64,8 @@
 //	record creating, no subvolume             rmdir
 //	record creating, subvolume                continues at step 4, and syncs; undoes a copy that
 //	                                          lacks nested subvolumes of its source
+//	  of a member of a group                  the same, if all members are there and of one
+//	                                          transaction; else undoes it
 //	record ready, subvolume, another limit    sets the limit of the record
 //	record ready, no subvolume                reports it as lost, and where its data is
 //	                                          if the filesystem was rolled back; keeps it
@@ -64,6 +74,25 @@
 //	anything beside a subvolume               reports it as foreign, keeps it, and does
 //	                                          not remove the slot
 //	record damaged or of a newer version      reports it, keeps it
+//
+// # Groups
+//
+// A group of snapshots is whole if all members exist and have the same CreatedTransid. So the disk
+// itself shows it, and no record has to. A power cut takes all snapshots of a transaction or none.
+// Before the group is whole the record of each member says creating, so that a crash leaves no
+// member alone:
+//
+//	cut after                  leaves                        then
+//	records of some members    slots without subvolumes      all are removed
+//	some snapshots of a try    these, and slots without      all are removed
+//	a try in several           all, of several transactions  all are removed
+//	transactions
+//	destroying them            some of these, or none        all are removed
+//	a try in one transaction   all, of one transaction       all are completed
+//	ready of some members      all, of one transaction       the others are completed
+//	undo: creating of all      some, or none                 all are removed
+//
+// Member 0 is made first and removed last, so that it is there while any other is.
 //
 // # What a power cut leaves
 //
@@ -91,6 +120,8 @@
 //	record ready of a snapshot    subvolume, roots           written again: it is creating at worst
 //	slot in removing, the pool's  no subvolume, roots        the rename is before, and in a commit with it
 //	slot gone from its area       no subvolume, roots        its fsync is before the rmdir; the commit
+//	member of a group             all other members          all are made in one transaction; or else each has
+//	                                                         a record that says creating, and is undone
 //	undo: record creating         no subvolume, roots        creating is before, and in a commit with it
 //	no subvolume, roots           its groups, quota          Sweep finds them
 //	pool.json, areas              volumes, roots             fsync before the pool is used, again at each start

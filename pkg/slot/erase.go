@@ -74,6 +74,14 @@ func (l *Slot) take(absent func() error) error {
 }
 
 func (l *Slot) eraseSubvolume() error {
+	if err := l.destroy(); err != nil {
+		return err
+	}
+	return l.sync()
+}
+
+// destroy destroys the subvolume. The next commit makes that durable.
+func (l *Slot) destroy() error {
 	// With metadata full the limit cannot be lifted. A subvolume without nested ones can still be
 	// destroyed.
 	if err := l.session.LiftLimit(l.info.ID); err != nil && !errors.Is(err, unix.ENOSPC) {
@@ -87,7 +95,7 @@ func (l *Slot) eraseSubvolume() error {
 		return err
 	}
 	l.session.pool.stale.add(l.info.ID)
-	return l.sync()
+	return nil
 }
 
 // removeSlot removes an empty slot. It fails for one that contains foreign files.

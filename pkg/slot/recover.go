@@ -35,7 +35,7 @@ func (l *Slot) resume() error {
 		if err = l.session.Rmdir(l.At); err == nil {
 			return fs.ErrNotExist
 		}
-	case errors.Is(err, ErrNested):
+	case errors.Is(err, ErrNested), errors.Is(err, errPartial):
 		if err = l.erase(func() error { return nil }); err == nil {
 			return fs.ErrNotExist
 		}

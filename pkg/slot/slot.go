@@ -206,9 +206,11 @@ func (l *Slot) IsDeclared() bool { return l.state == declared }
 func (l *Slot) Path() string { return l.session.SlotPath(l.At) }
 
 // Entry returns the record with the lineage of its subvolume. With ErrLost it returns the record
-// alone.
+// alone. It fails for a member of a group that is not complete.
 func (l *Slot) Entry() (meta.Entry, error) {
 	switch {
+	case l.infoErr == nil && l.Record.State == meta.Creating && l.Record.Group != (meta.Group{}):
+		return meta.Entry{}, unfinished(fmt.Errorf("%s: not all members of its group %q are there yet", l.Record.Ref(), l.Record.Group.ID))
 	case l.infoErr == nil:
 		return l.entry(), nil
 	case errors.Is(l.infoErr, fs.ErrNotExist):

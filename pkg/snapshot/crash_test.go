@@ -68,6 +68,10 @@ var operations = []operation{
 		_, err := e.Commit(ctx, snapshot.Spec{Name: "new"}, "base")
 		return err
 	}},
+	{"commit of a group", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.CommitGroup(ctx, snapshot.Spec{Name: "new"}, []string{"other", "base"})
+		return err
+	}},
 	{"resize", func(ctx context.Context, e *snapshot.Engine) error {
 		_, err := e.Resize(ctx, "base", snapshot.Range{Required: 8 * mib})
 		return err
@@ -115,6 +119,7 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 	must(t, w.fs.PlantSlot(active("damaged"), []byte("noise")))
 	must(t, w.fs.PlantSubvolume(active("damaged"), "still there"))
 	w.fs.PeriodicCommit()
+	w.fs.Part(1)
 	return w
 }
 

@@ -646,6 +646,7 @@ func (n *node) populate(t *testing.T, e *snapshot.Engine) {
 	t.Helper()
 	ctx := t.Context()
 	must(t, second(e.Prepare(ctx, sized("base", 5*mib), meta.Ref{})))
+	must(t, second(e.Prepare(ctx, sized("other", 5*mib), meta.Ref{})))
 	must(t, n.Pool("default").Write(active("base"), "data")) // not synced: the snapshot commits it
 	must(t, second(e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
 	must(t, second(e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
@@ -659,7 +660,7 @@ func (n *node) populate(t *testing.T, e *snapshot.Engine) {
 // clear removes what an operation made or changed.
 func (n *node) clear(t *testing.T, e *snapshot.Engine, o operation) {
 	t.Helper()
-	names := []string{"new"}
+	names := []string{"new", "new-1", "new-0"}
 	if o.name == "resize" || o.name == "remove volume" {
 		names = append(names, "base", "snap", "view")
 	}

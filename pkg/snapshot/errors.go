@@ -24,6 +24,16 @@ var (
 	ErrNested = slot.ErrNested
 )
 
+// Errors of groups.
+var (
+	// ErrPools: the volumes of a group are in more than one pool.
+	ErrPools = errors.New("the volumes of a group have to be in one pool")
+	// ErrApart: see slot.ErrApart.
+	ErrApart = slot.ErrApart
+	// ErrIncomplete: members of a group are missing.
+	ErrIncomplete = errors.New("not all members of the group are there")
+)
+
 // Errors of this node, which may be temporary.
 var (
 	// ErrBusy: another operation on the same volume or snapshot is running, or the pools have

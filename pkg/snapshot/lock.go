@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -17,35 +18,49 @@ type locks struct {
 }
 
 // acquire locks exclusive, and shares the lock of shared unless that is zero. If one of them is
-// busy it takes neither. release unlocks both.
+// busy acquire takes neither. release unlocks both.
 func (l *locks) acquire(exclusive, shared meta.Ref) (release func(), err error) {
+	if shared.IsZero() {
+		return l.acquireAll([]meta.Ref{exclusive}, nil)
+	}
+	return l.acquireAll([]meta.Ref{exclusive}, []meta.Ref{shared})
+}
+
+// acquireAll is acquire for several. None may occur twice.
+func (l *locks) acquireAll(exclusive, shared []meta.Ref) (release func(), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.users == nil {
 		l.users = map[meta.Ref]int{}
 	}
-	if l.users[exclusive] != 0 {
-		return nil, fmt.Errorf("%s: %w", exclusive, ErrBusy)
+	for _, ref := range exclusive {
+		if l.users[ref] != 0 {
+			return nil, fmt.Errorf("%s: %w", ref, ErrBusy)
+		}
 	}
-	shares := !shared.IsZero()
-	if shares && (l.users[shared] < 0 || shared == exclusive) {
-		return nil, fmt.Errorf("%s: %w", shared, ErrBusy)
+	for _, ref := range shared {
+		if l.users[ref] < 0 || slices.Contains(exclusive, ref) {
+			return nil, fmt.Errorf("%s: %w", ref, ErrBusy)
+		}
 	}
-	l.users[exclusive] = -1
-	if shares {
-		l.users[shared]++
+	for _, ref := range exclusive {
+		l.users[ref] = -1
 	}
-	return func() { l.release(exclusive, shared, shares) }, nil
+	for _, ref := range shared {
+		l.users[ref]++
+	}
+	return func() { l.release(exclusive, shared) }, nil
 }
 
-func (l *locks) release(exclusive, shared meta.Ref, shares bool) {
+func (l *locks) release(exclusive, shared []meta.Ref) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.users, exclusive)
-	if !shares {
-		return
+	for _, ref := range exclusive {
+		delete(l.users, ref)
 	}
-	if l.users[shared]--; l.users[shared] == 0 {
-		delete(l.users, shared)
+	for _, ref := range shared {
+		if l.users[ref]--; l.users[ref] == 0 {
+			delete(l.users, ref)
+		}
 	}
 }

@@ -94,6 +94,28 @@ func (n *localNode) Expand(ctx context.Context, volume string, size int64) (int6
 	return entry.Size, nil
 }
 
+func (n *localNode) CommitGroup(ctx context.Context, name string, volumes []string, parameters map[string]string) ([]meta.Entry, error) {
+	entries, err := n.driver.CommitGroup(ctx, name, volumes, parameters)
+	return entries, coded(err)
+}
+
+func (n *localNode) Group(ctx context.Context, id string, snapshots []string) ([]meta.Entry, error) {
+	entries, err := n.driver.Group(ctx, id, snapshots)
+	return entries, coded(err)
+}
+
+func (n *localNode) DeleteGroup(ctx context.Context, id string, snapshots []string) error {
+	return coded(n.driver.DeleteGroup(ctx, id, snapshots))
+}
+
+// coded adds the code of the driver to an error.
+func coded(err error) error {
+	if err == nil {
+		return nil
+	}
+	return status.Error(driver.Code(err), status.Convert(err).Message())
+}
+
 func (n *localNode) Exclude(reasons map[string]error) { n.engine.Exclude(reasons) }
 
 // Remove deletes like a CSI request, and so refuses a mounted volume.

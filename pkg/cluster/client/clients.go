@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -21,20 +22,22 @@ import (
 // gentype. The clientset of Kubernetes would link all APIs, which made the binary four times as
 // large and took half of its memory.
 type Clients struct {
-	core, storage, snapshot, ours rest.Interface
+	core, storage, snapshot, group, ours rest.Interface
 }
 
 // The typed clients, one for each resource.
 type (
-	nodesClient     = gentype.ClientWithList[*corev1.Node, *corev1.NodeList]
-	volumesClient   = gentype.ClientWithList[*corev1.PersistentVolume, *corev1.PersistentVolumeList]
-	claimsClient    = gentype.ClientWithList[*corev1.PersistentVolumeClaim, *corev1.PersistentVolumeClaimList]
-	eventsClient    = gentype.ClientWithList[*corev1.Event, *corev1.EventList]
-	classesClient   = gentype.ClientWithList[*storagev1.StorageClass, *storagev1.StorageClassList]
-	snapshotsClient = gentype.ClientWithList[*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotList]
-	contentsClient  = gentype.ClientWithList[*snapshotv1.VolumeSnapshotContent, *snapshotv1.VolumeSnapshotContentList]
-	subvolumeClient = gentype.ClientWithList[*v1alpha1.Subvolume, *v1alpha1.SubvolumeList]
-	poolsClient     = gentype.ClientWithList[*v1alpha1.Pool, *v1alpha1.PoolList]
+	nodesClient         = gentype.ClientWithList[*corev1.Node, *corev1.NodeList]
+	volumesClient       = gentype.ClientWithList[*corev1.PersistentVolume, *corev1.PersistentVolumeList]
+	claimsClient        = gentype.ClientWithList[*corev1.PersistentVolumeClaim, *corev1.PersistentVolumeClaimList]
+	eventsClient        = gentype.ClientWithList[*corev1.Event, *corev1.EventList]
+	classesClient       = gentype.ClientWithList[*storagev1.StorageClass, *storagev1.StorageClassList]
+	snapshotsClient     = gentype.ClientWithList[*snapshotv1.VolumeSnapshot, *snapshotv1.VolumeSnapshotList]
+	contentsClient      = gentype.ClientWithList[*snapshotv1.VolumeSnapshotContent, *snapshotv1.VolumeSnapshotContentList]
+	groupContentsClient = gentype.ClientWithList[*groupv1.VolumeGroupSnapshotContent, *groupv1.VolumeGroupSnapshotContentList]
+	groupClassesClient  = gentype.ClientWithList[*groupv1.VolumeGroupSnapshotClass, *groupv1.VolumeGroupSnapshotClassList]
+	subvolumeClient     = gentype.ClientWithList[*v1alpha1.Subvolume, *v1alpha1.SubvolumeList]
+	poolsClient         = gentype.ClientWithList[*v1alpha1.Pool, *v1alpha1.PoolList]
 )
 
 // Connect returns clients that share the rate limit of config. It does not contact the API
@@ -53,6 +56,7 @@ func Connect(config *rest.Config) (*Clients, error) {
 		{&c.core, corev1.SchemeGroupVersion, runtime.ContentTypeProtobuf},
 		{&c.storage, storagev1.SchemeGroupVersion, runtime.ContentTypeProtobuf},
 		{&c.snapshot, snapshotv1.SchemeGroupVersion, runtime.ContentTypeJSON}, // custom resources support only JSON
+		{&c.group, groupv1.SchemeGroupVersion, runtime.ContentTypeJSON},
 		{&c.ours, v1alpha1.GroupVersion, runtime.ContentTypeJSON},
 	} {
 		client, err := groupClient(config, group.version, group.contentType)
@@ -84,7 +88,7 @@ var (
 func newScheme() *runtime.Scheme {
 	s := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		corev1.AddToScheme, storagev1.AddToScheme, snapshotv1.AddToScheme, v1alpha1.AddToScheme,
+		corev1.AddToScheme, storagev1.AddToScheme, snapshotv1.AddToScheme, groupv1.AddToScheme, v1alpha1.AddToScheme,
 	} {
 		if err := add(s); err != nil {
 			panic(err) // two types have one name: a bug
@@ -122,6 +126,14 @@ func (c *Clients) Contents() *contentsClient {
 	return resourceClient[snapshotv1.VolumeSnapshotContent, snapshotv1.VolumeSnapshotContentList](c.snapshot, "volumesnapshotcontents", "")
 }
 
+func (c *Clients) GroupContents() *groupContentsClient {
+	return resourceClient[groupv1.VolumeGroupSnapshotContent, groupv1.VolumeGroupSnapshotContentList](c.group, "volumegroupsnapshotcontents", "")
+}
+
+func (c *Clients) GroupClasses() *groupClassesClient {
+	return resourceClient[groupv1.VolumeGroupSnapshotClass, groupv1.VolumeGroupSnapshotClassList](c.group, "volumegroupsnapshotclasses", "")
+}
+
 func (c *Clients) Subvolumes() *subvolumeClient {
 	return resourceClient[v1alpha1.Subvolume, v1alpha1.SubvolumeList](c.ours, "subvolumes", "")
 }
@@ -133,6 +145,11 @@ func (c *Clients) Pools() *poolsClient {
 // SnapshotsServed reports whether the cluster has the snapshot API. Kubernetes itself does not.
 func (c *Clients) SnapshotsServed(ctx context.Context) bool {
 	return c.snapshot.Get().AbsPath("/apis/"+snapshotv1.SchemeGroupVersion.String()).Do(ctx).Error() == nil
+}
+
+// GroupsServed reports whether the cluster has the API of groups of snapshots.
+func (c *Clients) GroupsServed(ctx context.Context) bool {
+	return c.group.Get().AbsPath("/apis/"+groupv1.SchemeGroupVersion.String()).Do(ctx).Error() == nil
 }
 
 // object is the constraint of gentype on a type.

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -15,7 +16,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/klog/v2"
 
 	"github.com/btrfs-csi/btrfs-csi/api/v1alpha1"
 )
@@ -33,10 +33,13 @@ type Cluster struct {
 	Classes           Informer[*storagev1.StorageClass]
 	Snapshots         Informer[*snapshotv1.VolumeSnapshot]
 	Contents          Informer[*snapshotv1.VolumeSnapshotContent]
+	GroupContents     Informer[*groupv1.VolumeGroupSnapshotContent]
 
 	// SnapshotsSynced is true once the caches of Snapshots and Contents are filled. In a cluster
 	// without the snapshot API it stays false.
 	SnapshotsSynced atomic.Bool
+	// GroupsSynced is the same for the cache of GroupContents.
+	GroupsSynced atomic.Bool
 
 	broadcaster record.EventBroadcaster
 }
@@ -47,7 +50,7 @@ const (
 	bySource = "source"
 )
 
-// retrySnapshots is the time between two checks whether somebody has installed the snapshot API.
+// retrySnapshots is the time between two checks whether somebody has installed an API of snapshots.
 const retrySnapshots = 30 * time.Second
 
 // New returns a Cluster whose caches are empty until Run.
@@ -64,6 +67,7 @@ func New(api *Clients, id Identity) *Cluster {
 		Classes:           newInformer(api.StorageClasses(), "", cache.Indexers{}),
 		Snapshots:         newInformer(api.Snapshots(), "", cache.Indexers{}),
 		Contents:          newInformer(api.Contents(), "", cache.Indexers{byHandle: indexer(id.SnapshotHandle)}),
+		GroupContents:     newInformer(api.GroupContents(), "", cache.Indexers{byHandle: indexer(id.GroupHandle)}),
 	}
 }
 
@@ -76,28 +80,33 @@ func (c *Cluster) Run(ctx context.Context) {
 	for _, informer := range []cache.SharedIndexInformer{c.Subvolumes, c.PersistentVolumes, c.Claims, c.Classes} {
 		all.Go(func() { informer.RunWithContext(ctx) })
 	}
-	all.Go(func() { c.runSnapshots(ctx) })
+	all.Go(func() {
+		follow(ctx, c.API.SnapshotsServed, &c.SnapshotsSynced, c.Snapshots, c.Contents)
+	})
+	all.Go(func() { follow(ctx, c.API.GroupsServed, &c.GroupsSynced, c.GroupContents) })
 	<-ctx.Done()
 }
 
 // Close ends the writing of Events.
 func (c *Cluster) Close() { c.broadcaster.Shutdown() }
 
-// runSnapshots waits until the cluster has the snapshot API, and then runs the caches of snapshots.
-func (c *Cluster) runSnapshots(ctx context.Context) {
+// follow waits until the cluster serves an API, and then runs its caches.
+func follow(ctx context.Context, served func(context.Context) bool, synced *atomic.Bool, informers ...cache.SharedIndexInformer) {
 	err := wait.PollUntilContextCancel(ctx, retrySnapshots, true, func(ctx context.Context) (bool, error) {
-		return c.API.SnapshotsServed(ctx), nil
+		return served(ctx), nil
 	})
 	if err != nil {
 		return // ctx has ended
 	}
 	var running sync.WaitGroup
 	defer running.Wait()
-	running.Go(func() { c.Snapshots.RunWithContext(ctx) })
-	running.Go(func() { c.Contents.RunWithContext(ctx) })
-	if cache.WaitForCacheSync(ctx.Done(), c.Snapshots.HasSynced, c.Contents.HasSynced) {
-		c.SnapshotsSynced.Store(true)
-		klog.FromContext(ctx).V(2).Info("Following VolumeSnapshots")
+	filled := make([]cache.InformerSynced, len(informers))
+	for i, informer := range informers {
+		running.Go(func() { informer.RunWithContext(ctx) })
+		filled[i] = informer.HasSynced
+	}
+	if cache.WaitForCacheSync(ctx.Done(), filled...) {
+		synced.Store(true)
 		<-ctx.Done()
 	}
 }

@@ -3,6 +3,7 @@ package client
 import (
 	"strings"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 )
@@ -54,4 +55,18 @@ func (i Identity) SnapshotHandle(content *snapshotv1.VolumeSnapshotContent) stri
 		return *content.Status.SnapshotHandle
 	}
 	return ""
+}
+
+// GroupHandle returns the handle of a VolumeGroupSnapshotContent; "" if it is of another driver or
+// not bound. A dynamic one has it before its group is taken, so that it can be deleted at any time.
+func (i Identity) GroupHandle(content *groupv1.VolumeGroupSnapshotContent) string {
+	switch handles := content.Spec.Source.GroupSnapshotHandles; {
+	case content.Spec.Driver != i.Driver:
+		return ""
+	case handles != nil:
+		return handles.VolumeGroupSnapshotHandle
+	case content.Spec.VolumeGroupSnapshotRef.UID == "":
+		return ""
+	}
+	return groupPrefix + string(content.Spec.VolumeGroupSnapshotRef.UID)
 }

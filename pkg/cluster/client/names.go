@@ -16,6 +16,18 @@ const (
 	AnnotationSelectedNode = "volume.kubernetes.io/selected-node"
 	// LabelManagedBy of a VolumeSnapshotContent names the node whose csi-snapshotter handles it.
 	LabelManagedBy = "snapshot.storage.kubernetes.io/managed-by"
+	// AnnotationGroupHandle of a VolumeSnapshotContent is the handle of the group that it was made
+	// for. The snapshot-controller writes it.
+	AnnotationGroupHandle = "groupsnapshot.storage.k8s.io/volumeGroupSnapshotHandle"
+	// AnnotationGroupBeingDeleted of a VolumeGroupSnapshotContent means that its VolumeGroupSnapshot
+	// is being deleted.
+	AnnotationGroupBeingDeleted = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-deleted"
+	// FinalizerGroup keeps a VolumeGroupSnapshotContent until its group is deleted.
+	FinalizerGroup = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshotcontent-bound-protection"
+
+	// groupPrefix and the UID of a VolumeGroupSnapshot are the name of its group, as csi-snapshotter
+	// has it.
+	groupPrefix = "groupsnapshot-"
 )
 
 // RefOf returns the volume or snapshot of a Subvolume.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,6 +21,11 @@ func (c *Cluster) VolumesOf(handle string) []*corev1.PersistentVolume {
 // ContentsOf returns the VolumeSnapshotContents with a handle.
 func (c *Cluster) ContentsOf(handle string) []*snapshotv1.VolumeSnapshotContent {
 	return c.Contents.ByIndex(byHandle, handle)
+}
+
+// GroupContentsOf returns the VolumeGroupSnapshotContents with a handle.
+func (c *Cluster) GroupContentsOf(handle string) []*groupv1.VolumeGroupSnapshotContent {
+	return c.GroupContents.ByIndex(byHandle, handle)
 }
 
 // ErrNotSynced means that the caches are not filled yet.
@@ -78,7 +84,8 @@ func goesWithVolume(v *corev1.PersistentVolume) bool {
 		v.Spec.PersistentVolumeReclaimPolicy == corev1.PersistentVolumeReclaimDelete
 }
 
-// goesWithSnapshot reports whether a VolumeSnapshotContent is deleted with its snapshot.
+// goesWithSnapshot reports whether a VolumeSnapshotContent is deleted with its snapshot. That of a
+// member of a group is deleted after the group, which alone deletes the snapshot.
 func goesWithSnapshot(content *snapshotv1.VolumeSnapshotContent) bool {
-	return content.DeletionTimestamp != nil && content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete
+	return content.Annotations[AnnotationGroupHandle] != "" || content.DeletionTimestamp != nil && content.Spec.DeletionPolicy == snapshotv1.VolumeSnapshotContentDelete
 }

@@ -35,6 +35,8 @@ const (
 	Classes           = "/apis/storage.k8s.io/v1/storageclasses"
 	Contents          = "/apis/snapshot.storage.k8s.io/v1/volumesnapshotcontents"
 	Snapshots         = "/apis/snapshot.storage.k8s.io/v1/volumesnapshots"
+	GroupContents     = "/apis/groupsnapshot.storage.k8s.io/v1/volumegroupsnapshotcontents"
+	GroupClasses      = "/apis/groupsnapshot.storage.k8s.io/v1/volumegroupsnapshotclasses"
 	Subvolumes        = "/apis/btrfs-csi.github.io/v1alpha1/subvolumes"
 	Pools             = "/apis/btrfs-csi.github.io/v1alpha1/pools"
 )
@@ -42,7 +44,8 @@ const (
 // kinds are the kinds of the objects in each path.
 var kinds = map[string]string{
 	PersistentVolumes: "PersistentVolume", everywhere(Claims): "PersistentVolumeClaim", Nodes: "Node", Classes: "StorageClass",
-	Contents: "VolumeSnapshotContent", Snapshots: "VolumeSnapshot", Subvolumes: "Subvolume", Pools: "Pool",
+	Contents: "VolumeSnapshotContent", Snapshots: "VolumeSnapshot",
+	GroupContents: "VolumeGroupSnapshotContent", GroupClasses: "VolumeGroupSnapshotClass", Subvolumes: "Subvolume", Pools: "Pool",
 }
 
 // everywhere returns the path of all namespaces.
@@ -217,7 +220,7 @@ func (a *API) get(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusOK, object)
 	case kinds[name] != "":
 		answer(w, http.StatusOK, map[string]any{"metadata": map[string]any{"resourceVersion": strconv.Itoa(a.version)}, "items": a.selected(name, r.URL.Query().Get("fieldSelector"))})
-	case name == path.Dir(Snapshots): // the discovery of the snapshot API
+	case name == path.Dir(Snapshots), name == path.Dir(GroupContents): // the discovery of an API of snapshots
 		answer(w, http.StatusOK, map[string]any{})
 	default:
 		w.WriteHeader(http.StatusNotFound)

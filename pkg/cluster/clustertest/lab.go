@@ -38,6 +38,7 @@ func NewOf(t *testing.T, name string, api *API, clients *client.Clients, node *N
 	events := record.NewFakeRecorder(100)
 	cluster.Events = events
 	cluster.SnapshotsSynced.Store(true)
+	cluster.GroupsSynced.Store(true)
 	return &Lab{T: t, API: api, Cluster: cluster, Node: node, Owner: &Owner{}, events: events}
 }
 
@@ -53,6 +54,9 @@ func (l *Lab) See() {
 	contents, err := l.Cluster.API.Contents().List(l.Context(), metav1.ListOptions{})
 	l.No(err)
 	fill(l, l.Cluster.Contents, contents.Items)
+	groups, err := l.Cluster.API.GroupContents().List(l.Context(), metav1.ListOptions{})
+	l.No(err)
+	fill(l, l.Cluster.GroupContents, groups.Items)
 }
 
 func fill[O any](l *Lab, informer cache.SharedIndexInformer, items []O) {

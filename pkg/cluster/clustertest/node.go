@@ -20,7 +20,9 @@ type Node struct {
 	Excluded map[string]error
 	Lost     map[meta.Ref]bool
 	Looked   func(meta.Ref)
-	Refuses  error // to expand
+	// Parameters are those of the last group.
+	Parameters map[string]string
+	Refuses    error // to expand, and to take, look up and delete a group
 }
 
 // NewNode returns a node that has entries.
@@ -108,6 +110,58 @@ func (n *Node) Expand(_ context.Context, volume string, size int64) (int64, erro
 	e.Size = size
 	n.Entries[e.Ref()] = e
 	return size, nil
+}
+
+// CommitGroup adds the members of a group.
+func (n *Node) CommitGroup(_ context.Context, name string, volumes []string, parameters map[string]string) ([]meta.Entry, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.Refuses != nil {
+		return nil, n.Refuses
+	}
+	n.Parameters = parameters
+	entries := make([]meta.Entry, len(volumes))
+	for i, volume := range volumes {
+		e := n.Entries[meta.Volume(volume)]
+		e.Source, e.Kind, e.Group = meta.Volume(volume), meta.Committed, meta.Group{ID: name, Member: i, Members: len(volumes)}
+		e.Name = meta.MemberName(name, i)
+		e.ID = meta.ID(e.Name)
+		n.Entries[e.Ref()], entries[i] = e, e
+	}
+	return entries, nil
+}
+
+// Group returns the members of a group.
+func (n *Node) Group(_ context.Context, id string, _ []string) ([]meta.Entry, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.Refuses != nil {
+		return nil, n.Refuses
+	}
+	return n.members(id), nil
+}
+
+func (n *Node) members(id string) (entries []meta.Entry) {
+	for _, e := range n.Entries {
+		if e.Group.ID == id {
+			entries = append(entries, e)
+		}
+	}
+	slices.SortFunc(entries, func(a, b meta.Entry) int { return a.Group.Member - b.Group.Member })
+	return entries
+}
+
+// DeleteGroup removes the members of a group.
+func (n *Node) DeleteGroup(_ context.Context, id string, _ []string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.Refuses != nil {
+		return n.Refuses
+	}
+	for _, e := range n.members(id) {
+		delete(n.Entries, e.Ref())
+	}
+	return nil
 }
 
 // Remove removes an entry.

@@ -228,8 +228,12 @@ func (c *Controller) unreferenced(ctx context.Context) (found []meta.Entry, tota
 	return found, total
 }
 
-// isReferenced reports whether a PersistentVolume or VolumeSnapshotContent refers to an entry.
+// isReferenced reports whether a PersistentVolume, VolumeSnapshotContent or
+// VolumeGroupSnapshotContent refers to an entry.
 func (c *Controller) isReferenced(e meta.Entry) bool {
+	if e.Group.ID != "" && (!c.cluster.GroupsSynced.Load() || len(c.cluster.GroupContentsOf(e.Group.ID)) > 0) {
+		return true // in a cluster without groups nobody knows
+	}
 	if e.Kind == meta.Committed {
 		return len(c.cluster.ContentsOf(e.ID)) > 0
 	}

@@ -99,6 +99,11 @@ func (p *aroundPool) Snapshot(from, to pool.Slot, readOnly bool) (info btrfs.Sub
 	return info, err
 }
 
+func (p *aroundPool) SnapshotTogether(copies ...pool.Copy) (infos []btrfs.SubvolumeInfo, err error) {
+	err = p.step("SnapshotTogether", copies[0].To, func() error { infos, err = p.Directory.SnapshotTogether(copies...); return err })
+	return infos, err
+}
+
 func (p *aroundPool) Destroy(s pool.Slot) error {
 	return p.step("Destroy", s, func() error { return p.Directory.Destroy(s) })
 }

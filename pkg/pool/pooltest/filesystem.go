@@ -50,6 +50,7 @@ type Filesystem struct {
 	inconsistent     bool
 	unlogged         bool
 	trace            []string
+	parts            int                      // tries of SnapshotTogether that will fail
 	silent           map[string]chan struct{} // by method; closed by Answer
 	waiting          map[string]int           // number of waiting calls, by method
 }
@@ -645,23 +646,59 @@ func (f *Filesystem) Create(at pool.Slot) (info btrfs.SubvolumeInfo, err error) 
 }
 
 func (f *Filesystem) Snapshot(from, to pool.Slot, readOnly bool) (info btrfs.SubvolumeInfo, err error) {
-	err = f.step("Snapshot", to, func(s *state) error {
-		source, err := s.in(from)
-		if err != nil {
-			return err
+	err = f.step("Snapshot", to, func(s *state) (err error) {
+		if info, err = s.snapshot(from, to, readOnly); err == nil {
+			f.commit()
 		}
-		target, err := s.room(to)
-		if err != nil {
-			return err
-		}
-		info = s.add(target, subvolume{
-			SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
-			data:          source.data, properties: source.properties, disk: source.disk, // nested subvolumes are left out
-		})
-		f.commit()
-		return nil
+		return err
 	})
 	return info, err
+}
+
+func (s *state) snapshot(from, to pool.Slot, readOnly bool) (info btrfs.SubvolumeInfo, err error) {
+	source, err := s.in(from)
+	if err != nil {
+		return info, err
+	}
+	target, err := s.room(to)
+	if err != nil {
+		return info, err
+	}
+	return s.add(target, subvolume{
+		SubvolumeInfo: btrfs.SubvolumeInfo{ParentUUID: source.UUID, ReadOnly: readOnly},
+		data:          source.data, properties: source.properties, disk: source.disk, // nested subvolumes are left out
+	}), nil
+}
+
+// SnapshotTogether takes a step for each snapshot. All are in one transaction, unless Part was
+// called.
+func (f *Filesystem) SnapshotTogether(copies ...pool.Copy) ([]btrfs.SubvolumeInfo, error) {
+	infos := make([]btrfs.SubvolumeInfo, len(copies))
+	for i, c := range copies {
+		err := f.step("SnapshotTogether", c.To, func(s *state) (err error) {
+			infos[i], err = s.snapshot(c.From, c.To, true)
+			switch {
+			case err != nil:
+			case i == len(copies)-1:
+				f.parts = max(0, f.parts-1)
+				f.commit()
+			case f.parts > 0:
+				f.commit()
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return infos, nil
+}
+
+// Part makes the next n tries of SnapshotTogether need a transaction for each snapshot.
+func (f *Filesystem) Part(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.parts = n
 }
 
 func (f *Filesystem) SyncRoot(at pool.Slot) error {

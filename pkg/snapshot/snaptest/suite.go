@@ -77,7 +77,7 @@ type testCase struct {
 // Run proves that the engine keeps its guarantees on the nodes that open returns, one for each
 // case.
 func Run(t *testing.T, open func(t testing.TB) Env) {
-	for _, c := range slices.Concat(creation, removal, damage, pooling) {
+	for _, c := range slices.Concat(creation, groups, removal, damage, pooling) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			r := &rig{T: t, env: open(t), index: filepath.Join(t.TempDir(), "index.db")}

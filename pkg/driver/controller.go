@@ -83,7 +83,7 @@ func (s *controller) DeleteVolume(ctx context.Context, request *csi.DeleteVolume
 func (d *Driver) Delete(ctx context.Context, ref meta.Ref) error {
 	here := false
 	if ref.Class == meta.Volumes {
-		release, err := d.locks.acquire(volumeLock(ref.ID))
+		release, err := d.lock(ctx, volumeLock(ref.ID))
 		if err != nil {
 			return err
 		}

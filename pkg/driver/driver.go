@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"k8s.io/klog/v2"
 
+	"github.com/btrfs-csi/btrfs-csi/internal/keylock"
 	"github.com/btrfs-csi/btrfs-csi/internal/unixsocket"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -105,7 +106,7 @@ type Driver struct {
 	attach  func(source mount.Source, flags mount.Flags, at mount.Target) error
 	detach  func(at mount.Target) error
 	targets *mount.Targets
-	locks   locks
+	locks   keylock.Set[lockKey]
 
 	requests atomic.Uint64 // number of the last request
 	serving  atomic.Bool

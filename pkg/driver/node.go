@@ -62,7 +62,7 @@ func (s *node) NodeStageVolume(ctx context.Context, request *csi.NodeStageVolume
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.Path()))
+	release, err := s.lock(ctx, volumeLock(request.GetVolumeId()), pathLock(at.Path()))
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (s *node) stage(ctx context.Context, b *binding, at mount.Target) error {
 
 // NodeUnstageVolume keeps the directory, because the CO owns it.
 func (s *node) NodeUnstageVolume(ctx context.Context, request *csi.NodeUnstageVolumeRequest) (*csi.NodeUnstageVolumeResponse, error) {
-	at, err := s.unmount(request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), s.unstageDevice)
+	at, err := s.unmount(ctx, request.GetVolumeId(), "staging_target_path", request.GetStagingTargetPath(), s.unstageDevice)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (s *node) NodePublishVolume(ctx context.Context, request *csi.NodePublishVo
 	if err != nil {
 		return nil, err
 	}
-	release, err := s.locks.acquire(volumeLock(request.GetVolumeId()), pathLock(at.Path()))
+	release, err := s.lock(ctx, volumeLock(request.GetVolumeId()), pathLock(at.Path()))
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +183,7 @@ func (s *node) publish(ctx context.Context, b binding, at mount.Target) error {
 }
 
 func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {
-	at, err := s.unmount(request.GetVolumeId(), "target_path", request.GetTargetPath(),
+	at, err := s.unmount(ctx, request.GetVolumeId(), "target_path", request.GetTargetPath(),
 		func(_ string, at mount.Target) error { return at.Remove() })
 	if err != nil {
 		return nil, err
@@ -193,7 +193,7 @@ func (s *node) NodeUnpublishVolume(ctx context.Context, request *csi.NodeUnpubli
 }
 
 // unmount unmounts a volume, even if the engine does not know it, and then calls then.
-func (s *node) unmount(volume, field, path string, then func(volume string, at mount.Target) error) (mount.Target, error) {
+func (s *node) unmount(ctx context.Context, volume, field, path string, then func(volume string, at mount.Target) error) (mount.Target, error) {
 	if err := required("volume_id", volume); err != nil {
 		return mount.Target{}, err
 	}
@@ -201,7 +201,7 @@ func (s *node) unmount(volume, field, path string, then func(volume string, at m
 	if err != nil {
 		return at, err
 	}
-	release, err := s.locks.acquire(volumeLock(volume), pathLock(at.Path()))
+	release, err := s.lock(ctx, volumeLock(volume), pathLock(at.Path()))
 	if err != nil {
 		return at, err
 	}

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -522,16 +523,23 @@ func TestDeleteAgainstPublish(t *testing.T) {
 func TestBusyVolumeIsAborted(t *testing.T) {
 	r := newRig(t, rigOptions{})
 	volume, target := r.published("pvc-1")
-	release, err := r.driver.locks.acquire(volumeLock(volume))
+	release, err := r.driver.lock(t.Context(), volumeLock(volume))
 	must(t, err)
-	for name, err := range map[string]error{
-		"stage": r.stage(volume, writer()), "unstage": r.unstage(volume), "delete": r.delete(volume),
-		"publish": r.publish(volume, target, writer(), false), "unpublish": r.unpublish(volume, target),
+	var all sync.WaitGroup
+	for name, request := range map[string]func() error{
+		"stage":     func() error { return r.stage(volume, writer()) },
+		"unstage":   func() error { return r.unstage(volume) },
+		"delete":    func() error { return r.delete(volume) },
+		"publish":   func() error { return r.publish(volume, target, writer(), false) },
+		"unpublish": func() error { return r.unpublish(volume, target) },
 	} {
-		if status.Code(err) != codes.Aborted {
-			t.Errorf("%s: want ABORTED, got %v", name, err)
-		}
+		all.Go(func() {
+			if err := request(); status.Code(err) != codes.Aborted {
+				t.Errorf("%s: want ABORTED, got %v", name, err)
+			}
+		})
 	}
+	all.Wait()
 	release()
 	must(t, r.unpublish(volume, target))
 }

@@ -40,7 +40,10 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		return meta.Entry{}, fmt.Errorf("name %q: %w: it must be UTF-8 and not empty", spec.Name, ErrInvalid)
 	}
 	ref := meta.Ref{Class: kind.Class(), ID: meta.ID(spec.Name)}
-	release, err := e.locks.acquire(ref, source)
+	if ref == source {
+		return meta.Entry{}, fmt.Errorf("%s: %w: it cannot be its own source", ref, ErrInvalid)
+	}
+	release, err := e.lock(ctx, ref, source)
 	if err != nil {
 		return meta.Entry{}, err
 	}

@@ -17,8 +17,8 @@
 // An operation opens all pools, and looks for its ID in them. The engine leaves out a pool whose
 // disk does not answer; see pool.Session.
 //
-// No operation waits for another. An operation locks the ID that it makes, changes or removes,
-// and shares the lock of a copy's source. A second operation gets ErrBusy. Queries take no lock:
+// An operation locks the ID that it makes, changes or removes, and shares the lock of a copy's
+// source. A second operation on that ID waits, for keylock.Patience. Queries take no lock:
 // they see a slot before or after a step. No lock is held across the I/O of another volume.
 // Reconcile skips locked IDs, and looks at a slot again under its lock before it changes the
 // slot.

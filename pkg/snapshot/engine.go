@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/btrfs-csi/btrfs-csi/internal/keylock"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
@@ -16,11 +17,11 @@ const defaultMaintenance = 30 * time.Second
 
 // Engine makes, changes and removes the volumes and snapshots of one node. It is safe for
 // concurrent use. Operations on different volumes never wait for each other. A second operation
-// on one volume fails with ErrBusy.
+// on one volume waits, and fails with ErrBusy if that takes too long.
 type Engine struct {
 	host  pool.Host
 	index *index.Index // nil for Inspect
-	locks locks
+	locks keylock.Set[meta.Ref]
 
 	// indexBehind is set if the index has to be rebuilt from the ledgers, because an access
 	// failed.

@@ -28,7 +28,7 @@ func (e *Engine) CommitGroup(ctx context.Context, spec Spec, volumes []string) (
 	if err != nil {
 		return nil, err
 	}
-	release, err := e.locks.acquireAll(r.group.Refs(), r.sources)
+	release, err := e.lockAll(ctx, r.group.Refs(), r.sources)
 	if err != nil {
 		return nil, err
 	}

@@ -95,8 +95,8 @@ func (e *Engine) mendSlot(ctx context.Context, s *slot.Session, at pool.Slot) (m
 	if !named {
 		return false, nil
 	}
-	release, err := e.locks.acquire(ref, meta.Ref{})
-	if err != nil {
+	release, ok := e.locks.TryAcquire(ref)
+	if !ok {
 		return true, nil
 	}
 	defer release()

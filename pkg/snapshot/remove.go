@@ -13,7 +13,7 @@ import (
 // Remove removes a volume or snapshot; its sources and copies stay. The removal is durable when
 // Remove returns. An absent one is no error. A foreign or unreadable one is not touched.
 func (e *Engine) Remove(ctx context.Context, ref meta.Ref) error {
-	release, err := e.locks.acquire(ref, meta.Ref{})
+	release, err := e.lock(ctx, ref, meta.Ref{})
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/slot"
 )
@@ -57,8 +56,8 @@ func (e *Engine) confirm(s *slot.Session, a slot.Action, fn func(slot.Action)) {
 		return
 	}
 	ref, _ := a.At.Ref()
-	release, err := e.locks.acquire(ref, meta.Ref{})
-	if err != nil {
+	release, ok := e.locks.TryAcquire(ref)
+	if !ok {
 		return
 	}
 	defer release()

@@ -14,7 +14,7 @@ import (
 // returns.
 func (e *Engine) Resize(ctx context.Context, volume string, want Range) (meta.Entry, error) {
 	ref := meta.Volume(volume)
-	release, err := e.locks.acquire(ref, meta.Ref{})
+	release, err := e.lock(ctx, ref, meta.Ref{})
 	if err != nil {
 		return meta.Entry{}, err
 	}

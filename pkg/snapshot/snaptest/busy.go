@@ -31,13 +31,15 @@ func busy(r *rig) {
 	}()
 	<-reached
 
-	_, err := r.e.Commit(ctx, snapshot.Spec{Name: "first"}, "source")
+	gone, leave := context.WithCancel(ctx) // of a caller that does not wait
+	leave()
+	_, err := r.e.Commit(gone, snapshot.Spec{Name: "first"}, "source")
 	r.wants(err, snapshot.ErrBusy, "first")
-	_, err = r.e.Resize(ctx, "source", snapshot.Range{Required: 9 * mib})
+	_, err = r.e.Resize(gone, "source", snapshot.Range{Required: 9 * mib})
 	r.wants(err, snapshot.ErrBusy, "source")
-	r.wants(r.e.Remove(ctx, meta.Volume("source")), snapshot.ErrBusy)
-	r.wants(r.e.Remove(ctx, meta.Snapshot("first")), snapshot.ErrBusy)
-	_, err = r.e.Prepare(ctx, snapshot.Spec{Name: "copy"}, meta.Snapshot("first"))
+	r.wants(r.e.Remove(gone, meta.Volume("source")), snapshot.ErrBusy)
+	r.wants(r.e.Remove(gone, meta.Snapshot("first")), snapshot.ErrBusy)
+	_, err = r.e.Prepare(gone, snapshot.Spec{Name: "copy"}, meta.Snapshot("first"))
 	r.wants(err, snapshot.ErrBusy)
 	r.wants(r.stat(meta.Snapshot("first")), snapshot.ErrNotFound)
 	r.planned() // a running operation is no problem

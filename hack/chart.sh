@@ -54,8 +54,11 @@ snapshot_crds() { # directory
 	mkdir -p "$1"
 	for name in volumesnapshotclasses volumesnapshotcontents volumesnapshots; do
 		cp "$module/config/crd/snapshot.storage.k8s.io_$name.yaml" "$1/$name.yaml"
-		chmod 644 "$1/$name.yaml" # those of the module cache are read-only
 	done
+	for name in volumegroupsnapshotclasses volumegroupsnapshotcontents volumegroupsnapshots; do
+		cp "$module/config/crd/groupsnapshot.storage.k8s.io_$name.yaml" "$1/$name.yaml"
+	done
+	chmod 644 "$1"/*.yaml # those of the module cache are read-only
 }
 
 manifests() { # directory

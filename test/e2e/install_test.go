@@ -297,7 +297,10 @@ func driverOf(t *testing.T, node *cluster.Node) *rest.Config {
 func TestExamples(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t)
-	t.Cleanup(func() { kubectl(t, "delete", "storageclass", "btrfs-compressed", "btrfs-ext4", "--ignore-not-found") })
+	t.Cleanup(func() {
+		kubectl(t, "delete", "storageclass", "btrfs-compressed", "btrfs-ext4", "--ignore-not-found")
+		kubectl(t, "delete", "volumegroupsnapshotclass", "btrfs", "--ignore-not-found")
+	})
 	for _, c := range []struct {
 		file  string
 		works func(*space)
@@ -344,6 +347,13 @@ func TestExamples(t *testing.T) {
 			s.running("formatted")
 			s.sh("formatted", "grep ' /data ext4 ' /proc/mounts")
 			eventually(s.T, "df shows the volume", func() error { _, err := s.try("formatted", "grep ' /data$' /data/size"); return err })
+		}},
+		{"group-snapshot.yaml", func(s *space) {
+			s.running("shop")
+			if members := s.members("shop"); members["orders"] == nil || members["stock"] == nil {
+				s.Errorf("the members are of %v", members)
+			}
+			kubectl(s.T, "delete", "--namespace", s.ns, "volumegroupsnapshot", "shop")
 		}},
 		{"ephemeral.yaml", func(s *space) {
 			s.running("scratch")

@@ -34,6 +34,8 @@ const (
 	volumeFinalizer     = "external-provisioner.volume.kubernetes.io/finalizer"
 	cloneFinalizer      = "provisioner.storage.kubernetes.io/cloning-protection"
 	sourceFinalizer     = "provisioner.storage.kubernetes.io/volumesnapshot-as-source-protection"
+	groupBeingDeleted   = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-deleted"
+	groupFinalizer      = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshotcontent-bound-protection"
 	contentFinalizer    = "snapshot.storage.kubernetes.io/volumesnapshotcontent-bound-protection"
 )
 
@@ -59,7 +61,7 @@ var lineage = []string{parentKey, uuidKey, parentUUIDKey, receivedUUIDKey, subvo
 var known = map[string]map[string]string{
 	"annotations": {
 		"e2e.example.org/x": "y", driver + "/x": "y",
-		selectedNode: mine, provisionedBy: driver, storageProvisioner: driver, expanded: "true", beingCreated: "yes", beingDeleted: "yes",
+		selectedNode: mine, provisionedBy: driver, storageProvisioner: driver, expanded: "true", beingCreated: "yes", beingDeleted: "yes", groupBeingDeleted: "yes",
 		"pv.kubernetes.io/migrated-to":                               "other.example.org",
 		"volume.kubernetes.io/provisioner-deletion-secret-name":      "cloud",
 		"volume.kubernetes.io/provisioner-deletion-secret-namespace": "kube-system",
@@ -77,7 +79,7 @@ var known = map[string]map[string]string{
 	},
 }
 
-var knownFinalizers = []string{"e2e.example.org/x", volumeFinalizer, cloneFinalizer, sourceFinalizer, contentFinalizer, "kubernetes.io/pv-protection", "kubernetes.io/pvc-protection", "foregroundDeletion"}
+var knownFinalizers = []string{"e2e.example.org/x", volumeFinalizer, cloneFinalizer, sourceFinalizer, contentFinalizer, groupFinalizer, "kubernetes.io/pv-protection", "kubernetes.io/pvc-protection", "foregroundDeletion"}
 
 // changes returns a change and a removal of every field of an object, and additions to it.
 func changes(object map[string]any) (all []change) {

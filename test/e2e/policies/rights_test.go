@@ -19,18 +19,20 @@ type right struct {
 
 // reads has the reason for each right to read.
 var reads = map[string]string{
-	"nodes":                  "whether another node is alive",
-	"persistentvolumes":      "which volumes the cluster knows of",
-	"persistentvolumeclaims": "which claims are made from a source",
-	"pods":                   "which DaemonSet the own pod is of; pods of the release's namespace only",
-	"storageclasses":         "which claims are for this driver",
-	"csistoragecapacities":   "the free space that was reported",
-	"volumesnapshots":        "which claims are made from one",
-	"volumesnapshotcontents": "which snapshots the cluster knows of",
-	"volumesnapshotclasses":  "the parameters of snapshots",
-	"leases":                 "who is elected",
-	"subvolumes":             "where a volume is, and what it shall become",
-	"pools":                  "which node has a pool",
+	"nodes":                       "whether another node is alive",
+	"persistentvolumes":           "which volumes the cluster knows of",
+	"persistentvolumeclaims":      "which claims are made from a source",
+	"pods":                        "which DaemonSet the own pod is of; pods of the release's namespace only",
+	"storageclasses":              "which claims are for this driver",
+	"csistoragecapacities":        "the free space that was reported",
+	"volumesnapshots":             "which claims are made from one",
+	"volumesnapshotcontents":      "which snapshots the cluster knows of",
+	"volumesnapshotclasses":       "the parameters of snapshots",
+	"volumegroupsnapshotcontents": "which groups of snapshots are to be taken or deleted",
+	"volumegroupsnapshotclasses":  "the parameters of groups",
+	"leases":                      "who is elected",
+	"subvolumes":                  "where a volume is, and what it shall become",
+	"pools":                       "which node has a pool",
 }
 
 // rights returns the rights of the driver's service account in the roles.

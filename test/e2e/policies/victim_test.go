@@ -42,6 +42,7 @@ var (
 	coreV1    = schema.GroupVersion{Version: "v1"}
 	storageV1 = schema.GroupVersion{Group: "storage.k8s.io", Version: "v1"}
 	snapshots = schema.GroupVersion{Group: "snapshot.storage.k8s.io", Version: "v1"}
+	groups    = schema.GroupVersion{Group: "groupsnapshot.storage.k8s.io", Version: "v1"}
 	elections = schema.GroupVersion{Group: "coordination.k8s.io", Version: "v1"}
 	ours      = schema.GroupVersion{Group: driver, Version: "v1alpha1"}
 )

@@ -53,6 +53,7 @@ func makeVictims(t *testing.T) []victim {
 	w.nodes()
 	w.claimsAndVolumes()
 	w.snapshots()
+	w.groups()
 	w.mirror()
 	w.capacities()
 	w.leases()
@@ -317,6 +318,58 @@ func (w *world) snapshots() {
 	no(w.T, contents.objects(admin, "").Delete(ctx, ending.GetName(), metav1.DeleteOptions{}))
 	w.attacked("the own content that is deleted", contents, ending, append([]string{pattern("remove metadata.finalizers." + contentFinalizer)}, may...)...)
 	w.attacked("the own content that is deleted", contentsStatus, ending, both(ready, []string{"remove status.snapshotHandle", "remove status.creationTime", "remove status.restoreSize", "remove status"})...)
+}
+
+const groupContentText = `
+apiVersion: groupsnapshot.storage.k8s.io/v1
+kind: VolumeGroupSnapshotContent
+metadata:
+  name: %[1]s
+  annotations: {e2e.example.org/have: x}
+  labels: {app: x%[2]s}
+  finalizers: [groupsnapshot.storage.kubernetes.io/volumegroupsnapshotcontent-bound-protection]
+spec:
+  deletionPolicy: Delete
+  driver: %[3]s
+  source: {volumeHandles: [pvc-1, pvc-2]}
+  volumeGroupSnapshotClassName: btrfs
+  volumeGroupSnapshotRef: {apiVersion: groupsnapshot.storage.k8s.io/v1, kind: VolumeGroupSnapshot, namespace: victims, name: group, uid: %[4]s}
+%[5]s`
+
+const readyGroupStatus = `
+status:
+  volumeGroupSnapshotHandle: groupsnapshot-` + snapUID + `
+  creationTime: "2026-01-01T00:00:00Z"
+  readyToUse: true
+  volumeSnapshotInfoList:
+    - {volumeHandle: pvc-1, snapshotHandle: groupsnapshot-` + snapUID + `-0, creationTime: 1700000000000000000, restoreSize: 67108864, readyToUse: true}
+`
+
+var (
+	groupContents       = kind{groups, "volumegroupsnapshotcontents"}
+	groupContentsStatus = kind{groups, "volumegroupsnapshotcontents/status"}
+)
+
+func (w *world) groups() {
+	ready := []string{"change status.readyToUse", "remove status.readyToUse"}
+	label := func(node string) string { return ", " + managedBy + ": " + node }
+	own := w.put(groupContents, "", groupContentText, "group-mine", label(mine), driver, snapUID, readyGroupStatus)
+	w.attacked("the own group", groupContents, own)
+	w.attacked("the own group", groupContentsStatus, own, ready...)
+	for name, object := range map[string]*unstructured.Unstructured{
+		"another node's group":   w.put(groupContents, "", groupContentText, "group-theirs", label(theirs), driver, snapUID, readyGroupStatus),
+		"another driver's group": w.put(groupContents, "", groupContentText, "group-foreign", label(mine), "other.example.org", snapUID, readyGroupStatus),
+	} {
+		w.attacked(name, groupContents, object)
+		w.attacked(name, groupContentsStatus, object)
+	}
+	nobodys := w.put(groupContents, "", groupContentText, "group-nobodys", "", driver, snapUID, readyGroupStatus)
+	w.attacked("nobody's group", groupContents, nobodys, pattern("add metadata.labels."+managedBy))
+	w.attacked("nobody's group", groupContentsStatus, nobodys)
+	ending := w.put(groupContents, "", groupContentText, "group-ending", label(mine), driver, snapUID, readyGroupStatus)
+	no(w.T, groupContents.objects(admin, "").Delete(ctx, ending.GetName(), metav1.DeleteOptions{}))
+	w.attacked("the own group that is deleted", groupContents, ending, pattern("remove metadata.finalizers."+groupFinalizer))
+	w.attacked("the own group that is deleted", groupContentsStatus, ending, ready...)
 }
 
 const (

@@ -1,6 +1,7 @@
 package crashstates
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -135,22 +136,30 @@ func TestPositions(t *testing.T) {
 
 // TestMutants checks that each fault can be put in, and that no two are equal.
 func TestMutants(t *testing.T) {
-	overlays := map[string]bool{}
+	seen := map[string]bool{}
 	for _, m := range mutants {
 		dir := t.TempDir()
 		overlay, err := m.write("../../..", dir)
 		nodetest.No(t, err)
-		if data, err := os.ReadFile(overlay); err != nil || !strings.Contains(string(data), m.file) {
-			t.Errorf("%s: %s, %v", m.name, data, err)
-		}
-		mutated, err := os.ReadFile(filepath.Join(dir, "mutated.go"))
+		replaced, err := os.ReadFile(overlay)
 		nodetest.No(t, err)
-		if original, err := os.ReadFile(filepath.Join("../../..", m.file)); err != nil || string(original) == string(mutated) || overlays[string(mutated)] {
-			t.Errorf("%s changes nothing, or what another changes: %v", m.name, err)
+		all := ""
+		for i, e := range m.edits {
+			original, err := os.ReadFile(filepath.Join("../../..", e.file))
+			nodetest.No(t, err)
+			mutated, err := os.ReadFile(filepath.Join(dir, fmt.Sprintf("mutated%d.go", i)))
+			nodetest.No(t, err)
+			if string(original) == string(mutated) || !strings.Contains(string(replaced), e.file) {
+				t.Errorf("%s changes nothing in %s: %s", m.name, e.file, replaced)
+			}
+			all += string(mutated)
 		}
-		overlays[string(mutated)] = true
+		if seen[all] {
+			t.Errorf("%s changes what another changes", m.name)
+		}
+		seen[all] = true
 	}
-	if _, err := (mutant{name: "old", file: "README.md", old: "what never was there"}).write("../../..", t.TempDir()); err == nil {
+	if _, err := (mutant{"old", []edit{{"README.md", "what never was there", ""}}}).write("../../..", t.TempDir()); err == nil {
 		t.Error("got no error for what cannot be put in")
 	}
 }

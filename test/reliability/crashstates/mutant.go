@@ -3,7 +3,6 @@ package crashstates
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -14,10 +13,15 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/test/reliability/writelog"
 )
 
-// mutant is a fault in a copy of the driver: some text of its source is replaced. It breaks a promise
+// mutant is a fault in a copy of the driver, by edits of its source. It breaks a promise
 // that only a power cut shows.
 type mutant struct {
-	name     string
+	name  string
+	edits []edit
+}
+
+// edit replaces text in one file. No two edits of a mutant have the same file.
+type edit struct {
 	file     string // in the driver's module
 	old, new string // old occurs once in the file
 }
@@ -25,16 +29,16 @@ type mutant struct {
 const inSlot = "pkg/slot/"
 
 var mutants = []mutant{
-	{"the properties of a volume are not durable before its record says ready", inSlot + "complete.go", `
+	{"the properties of a volume are not durable before its record says ready", []edit{{inSlot + "complete.go", `
 		if err := l.syncProperties(commit); err != nil {
 			return err
-		}`, ""},
-	{"a volume is acknowledged before its commit", inSlot + "complete.go", `
+		}`, ""}}},
+	{"a volume is acknowledged before its commit", []edit{{inSlot + "complete.go", `
 	case commit:
-		return l.sync()`, ""},
-	{"a record says ready before the subvolume is made", inSlot + "make.go",
-		"l.Record.State = meta.Creating", "l.Record.State = meta.Ready"},
-	{"the commit of a snapshot lacks its record", inSlot + "make.go", `
+		return l.sync()`, ""}}},
+	{"a record says ready before the subvolume is made", []edit{{inSlot + "make.go",
+		"l.Record.State = meta.Creating", "l.Record.State = meta.Ready"}}},
+	{"the commit of a snapshot lacks its record", []edit{{inSlot + "make.go", `
 	if err := l.write(); err != nil {
 		return err
 	}
@@ -44,46 +48,62 @@ var mutants = []mutant{
 			return err
 		}
 	}
-	if from == nil {`},
-	{"a repeated request is answered without a commit", inSlot + "recover.go", `
-	if err := l.session.Commit(); err != nil {
-		return unfinished(fmt.Errorf("%s: %w", l.Record.Ref(), err))
+	if from == nil {`}}},
+	{"neither a start nor a repeated request commits what a killed driver has left", []edit{
+		{inSlot + "erased.go", "err := s.commitErased(true)", "err := s.commitErased(false)"},
+		{inSlot + "recover.go", `
+	err := l.growDisk()
+	if err == nil {
+		err = l.session.Commit()
+	}`, `
+	err := l.growDisk()`},
+	}},
+	{"a removal is acknowledged before it is durable", []edit{{inSlot + "erase.go", `
+	if err := l.destroy(); err != nil {
+		return err
 	}
-	return nil`, "\n\treturn nil"},
-	{"a removal is acknowledged before it is durable", inSlot + "erase.go", `
-	l.session.pool.stale.add(l.info.ID)
 	return l.sync()`, `
-	l.session.pool.stale.add(l.info.ID)
-	return nil`},
-	{"a removal destroys the subvolume before it renames the slot", inSlot + "remove.go",
-		"err := l.session.Move(at, to)", "var err error = unix.ENOSPC"},
-	{"an expansion is acknowledged before its record is durable", inSlot + "recover.go", `
-		err = l.session.Commit()`, ""},
-	{"a copy keeps the limit of its source", inSlot + "complete.go",
-		"if l.Record.Kind == meta.Active {\n\t\tif err := l.setLimit()", "if l.Record.Kind == meta.Active && commit {\n\t\tif err := l.setLimit()"},
+	return l.destroy()`}}},
+	{"a removal destroys the subvolume before it renames the slot", []edit{{inSlot + "remove.go",
+		"err := l.session.Move(at, to)", "var err error = unix.ENOSPC"}}},
+	{"an expansion is acknowledged before its record is durable", []edit{{inSlot + "recover.go", `
+	err := l.complete(false)
+	if err == nil {
+		err = l.session.Commit()
+	}`, `
+	err := l.complete(false)`}}},
+	{"a copy keeps the limit of its source", []edit{{inSlot + "complete.go",
+		"if l.Record.Kind == meta.Active {\n\t\tif err := l.setLimit()", "if l.Record.Kind == meta.Active && commit {\n\t\tif err := l.setLimit()"}}},
 }
 
-// write writes the changed file into a directory, and returns the overlay by which go build takes it
-// instead of the original.
+// write writes the changed files into a directory, and returns the overlay by which go build takes them
+// instead of the originals.
 func (m mutant) write(source, dir string) (overlay string, err error) {
-	original, err := filepath.Abs(filepath.Join(source, m.file))
-	if err != nil {
-		return "", err
+	replace := map[string]string{}
+	for i, e := range m.edits {
+		original, err := filepath.Abs(filepath.Join(source, e.file))
+		if err != nil {
+			return "", err
+		}
+		text, err := os.ReadFile(original)
+		if err != nil {
+			return "", err
+		}
+		if n := strings.Count(string(text), e.old); n != 1 {
+			return "", fmt.Errorf("mutant %q: %s has %d times, wanted is once:\n%s", m.name, original, n, e.old)
+		}
+		mutated := filepath.Join(dir, fmt.Sprintf("mutated%d.go", i))
+		if err := os.WriteFile(mutated, []byte(strings.Replace(string(text), e.old, e.new, 1)), 0o600); err != nil {
+			return "", err
+		}
+		replace[original] = mutated
 	}
-	text, err := os.ReadFile(original)
-	if err != nil {
-		return "", err
-	}
-	if n := strings.Count(string(text), m.old); n != 1 {
-		return "", fmt.Errorf("mutant %q: %s has %d times, wanted is once:\n%s", m.name, original, n, m.old)
-	}
-	mutated := filepath.Join(dir, "mutated.go")
-	replace, err := json.Marshal(map[string]map[string]string{"Replace": {original: mutated}})
+	data, err := json.Marshal(map[string]map[string]string{"Replace": replace})
 	if err != nil {
 		return "", err
 	}
 	overlay = filepath.Join(dir, "overlay.json")
-	return overlay, errors.Join(os.WriteFile(mutated, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o600), os.WriteFile(overlay, replace, 0o600))
+	return overlay, os.WriteFile(overlay, data, 0o600)
 }
 
 // Found is a mutant that was found, and the work that it took.

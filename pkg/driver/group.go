@@ -54,8 +54,7 @@ func (d *Driver) CommitGroup(ctx context.Context, name string, volumes []string,
 	if err != nil {
 		return nil, d.orApart(ctx, volumes, err)
 	}
-	klog.FromContext(ctx).Info("Group of snapshots created", "groupID", entries[0].Group.ID, "members", len(entries), "pool", entries[0].Pool)
-	return entries, nil
+	return entries, nil // the engine has logged it, with the number of tries
 }
 
 // orApart replaces err, the error of a group, by FAILED_PRECONDITION if another node has one of its

@@ -63,6 +63,7 @@ func quickParts() []part {
 		commits(btrfs.QuotaNone, 2),
 		volumesGrow(btrfs.QuotaNone, 64, 5, alone, wants(0.7, opSnapshot), []string{opCreate, opSnapshot}, 10, 10_000),
 		volumesGrow(btrfs.QuotaFull, 1, 3, alone, wants(0.9, opStats), []string{opCreate, opStats}, 10, 10_000),
+		groupsGrow(btrfs.QuotaFull, 15, 2, 4, 8, 16, 32),
 		removal(200_000, 3, 100),
 		copying(1000, 64<<10, 3),
 		dataPath{
@@ -96,6 +97,7 @@ func fullParts() (parts []part) {
 		parts = append(parts, volumesGrow(quota, 64, 3, besideRaw, wants(0.7, opSnapshot), []string{opCreate, opSnapshot, opClone, opDelete}, 10, 1_000, 10_000))
 		parts = append(parts, volumesGrow(quota, 1, 3, besideRaw, wants(0.9, opStats), []string{opCreate, opStats, opList, opSnapshot, opClone, opDelete}, 10, 100, 1_000, 10_000))
 		parts = append(parts, processGrows(quota, 3, 10, 100, 1_000, 10_000))
+		parts = append(parts, groupsGrow(quota, 25, 2, 4, 8, 16, 32))
 		parts = append(parts, snapshotsGrow(quota, 10, 30, 100, 200, 400, 1000), lineageGrows(quota, 10, 30, 100, 300, 1000))
 	}
 	for _, files := range []int{1_000, 10_000, 100_000, 200_000, 1_000_000} {

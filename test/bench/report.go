@@ -412,6 +412,8 @@ func why(r row, more float64, rows []row) string {
 		return "flat"
 	case r.OursName == sideRawSeparate:
 		return "the filesystem itself"
+	case r.Operation == opGroup, r.Operation == opGroupTries:
+		return "each member is a slot, a record and a snapshot, and all have to meet in one transaction"
 	case r.Operation == opList:
 		return "all are listed"
 	case r.Operation == "start-up":

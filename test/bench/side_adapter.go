@@ -15,7 +15,7 @@ type adapter struct {
 }
 
 func openAdapter(ctx context.Context, r *rig) (side, error) {
-	e, err := newEngine(ctx, r)
+	e, err := newEngine(ctx, r, nil)
 	if err != nil {
 		return nil, err
 	}

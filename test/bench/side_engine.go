@@ -9,6 +9,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta/index"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
+	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
@@ -19,17 +20,21 @@ type engine struct {
 }
 
 func openEngine(ctx context.Context, r *rig) (side, error) {
-	e, err := newEngine(ctx, r)
+	e, err := newEngine(ctx, r, nil)
 	if err != nil {
 		return nil, err // a nil *engine would be a non-nil side
 	}
 	return e, nil
 }
 
-func newEngine(ctx context.Context, r *rig) (*engine, error) {
+// newEngine opens an engine that calls around, unless that is nil, instead of each step.
+func newEngine(ctx context.Context, r *rig, around func(pooltest.Step, func() error) error) (*engine, error) {
 	host, err := pool.NewHost(r.State, r.quota)
 	if err != nil {
 		return nil, err
+	}
+	if around != nil {
+		host = pooltest.Around(host, around)
 	}
 	index, _, err := index.Open(filepath.Join(r.State, "index.db"))
 	if err != nil {

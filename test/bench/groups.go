@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
@@ -57,6 +59,7 @@ func (b *bench) groupsOf(ctx context.Context, n int, quota btrfs.QuotaMode, roun
 		return err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
+	ctx = klog.NewContext(ctx, klog.Logger{}) // silent
 	var taken atomic.Int64
 	e, err := newEngine(ctx, r, func(s pooltest.Step, do func() error) error {
 		if s.Method == "SnapshotTogether" {

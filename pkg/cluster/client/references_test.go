@@ -96,15 +96,20 @@ func TestSnapshotIsKept(t *testing.T) {
 	for name, c := range map[string]struct {
 		deleted bool
 		policy  snapshotv1.DeletionPolicy
+		group   string
 		kept    bool
 	}{
-		"deleted":               {true, snapshotv1.VolumeSnapshotContentDelete, false},
-		"deleted, but retained": {true, snapshotv1.VolumeSnapshotContentRetain, true},
-		"in use":                {false, snapshotv1.VolumeSnapshotContentDelete, true},
+		"deleted":               {true, snapshotv1.VolumeSnapshotContentDelete, "", false},
+		"deleted, but retained": {true, snapshotv1.VolumeSnapshotContentRetain, "", true},
+		"in use":                {false, snapshotv1.VolumeSnapshotContentDelete, "", true},
+		"member of a group":     {false, snapshotv1.VolumeSnapshotContentDelete, "group", false}, // it goes after the group
 	} {
 		l := clustertest.New(t, clustertest.NewNode())
 		content := clustertest.Content("snapshot-1", l.Cluster.Driver)
 		content.Spec.DeletionPolicy = c.policy
+		if c.group != "" {
+			content.Annotations = map[string]string{client.AnnotationGroupHandle: c.group}
+		}
 		if c.deleted {
 			content.DeletionTimestamp = &metav1.Time{Time: time.Now()}
 		}

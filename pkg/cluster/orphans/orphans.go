@@ -197,7 +197,27 @@ func (c *Controller) referencedNow(ctx context.Context) (map[meta.Ref]bool, erro
 	for i := range contents.Items {
 		referenced[meta.Snapshot(c.cluster.SnapshotHandle(&contents.Items[i]))] = true
 	}
-	return referenced, nil
+	return referenced, c.addMembersNow(ctx, referenced)
+}
+
+// addMembersNow adds the members of all groups.
+func (c *Controller) addMembersNow(ctx context.Context, referenced map[meta.Ref]bool) error {
+	if !c.cluster.GroupsSynced.Load() {
+		return nil // then unreferenced returns no members
+	}
+	groups, err := c.cluster.API.GroupContents().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, group := range groups.Items {
+		if group.Spec.Driver != c.cluster.Driver || group.Status == nil {
+			continue
+		}
+		for _, member := range group.Status.VolumeSnapshotInfoList {
+			referenced[meta.Snapshot(member.SnapshotHandle)] = true
+		}
+	}
+	return nil
 }
 
 // unreferenced returns the volumes and snapshots of this node that no object refers to, and the

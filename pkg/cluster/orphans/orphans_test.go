@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	groupv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumegroupsnapshot/v1"
 	snapshotv1 "github.com/kubernetes-csi/external-snapshotter/client/v8/apis/volumesnapshot/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -37,6 +38,18 @@ func newLab(t *testing.T, node *clustertest.Node) *lab {
 	t.Helper()
 	l := clustertest.New(t, node)
 	return &lab{l, New(l.Cluster, l.Node, l.Owner, Delete, grace)}
+}
+
+// groupContent returns the content of a group with the member "snapshot-1".
+func groupContent(l *lab) *groupv1.VolumeGroupSnapshotContent {
+	return &groupv1.VolumeGroupSnapshotContent{
+		ObjectMeta: metav1.ObjectMeta{Name: "group"},
+		Spec: groupv1.VolumeGroupSnapshotContentSpec{
+			Driver: l.Cluster.Driver, VolumeGroupSnapshotRef: corev1.ObjectReference{UID: "uid"},
+			Source: groupv1.VolumeGroupSnapshotContentSource{VolumeHandles: []string{"pvc-1"}},
+		},
+		Status: &groupv1.VolumeGroupSnapshotContentStatus{VolumeSnapshotInfoList: []groupv1.VolumeSnapshotInfo{{SnapshotHandle: "snapshot-1"}}},
+	}
 }
 
 // TestOrphans: one volume or snapshot without an object in the caches, and each reason not to delete
@@ -100,6 +113,22 @@ func TestOrphans(t *testing.T) {
 		{name: "its content is there, without a handle", ref: snapshot, annotations: over, noOrphan: true, setup: func(l *lab, e *meta.Entry) {
 			e.Name = "snapshot-uid"
 			l.No(l.Cluster.Contents.GetStore().Add(&snapshotv1.VolumeSnapshotContent{ObjectMeta: metav1.ObjectMeta{Name: "snapcontent-uid"}}))
+		}},
+		{name: "its group is gone", ref: snapshot, annotations: over, removed: true, setup: func(_ *lab, e *meta.Entry) { e.Group.ID = "groupsnapshot-uid" }},
+		{name: "its group is there", ref: snapshot, annotations: over, noOrphan: true, setup: func(l *lab, e *meta.Entry) {
+			e.Group.ID = "groupsnapshot-uid"
+			l.No(l.Cluster.GroupContents.GetStore().Add(groupContent(l)))
+		}},
+		{name: "the API server has its group, the cache misses it", ref: snapshot, annotations: over, setup: func(l *lab, e *meta.Entry) {
+			e.Group.ID = "groupsnapshot-uid"
+			l.API.Put(clustertest.GroupContents, groupContent(l))
+		}},
+		{name: "the API server does not list groups", ref: snapshot, annotations: over, setup: func(l *lab, _ *meta.Entry) {
+			l.API.Refuse(clustertest.GroupContents, true)
+		}},
+		{name: "the cluster knows no groups", ref: snapshot, annotations: over, noOrphan: true, setup: func(l *lab, e *meta.Entry) {
+			e.Group.ID = "groupsnapshot-uid"
+			l.Cluster.GroupsSynced.Store(false)
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -115,6 +115,8 @@ refuses 'storageClasses[0].mountOptions: noatime and relatime' --set 'storageCla
 refuses 'volumeSnapshotClasses[1].default' --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[0].default=true,volumeSnapshotClasses[1].name=b,volumeSnapshotClasses[1].default=true'
 refuses 'volumeSnapshotClasses[1].name' --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[1].name=a'
 refuses /volumeSnapshotClasses/0/deletionPolicy --set 'volumeSnapshotClasses[0].name=a,volumeSnapshotClasses[0].deletionPolicy=Keep'
+refuses 'volumeGroupSnapshotClasses[1].name' --set 'volumeGroupSnapshotClasses[0].name=a,volumeGroupSnapshotClasses[1].name=a'
+refuses /volumeGroupSnapshotClasses/0/parameters --set 'volumeGroupSnapshotClasses[0].name=a,volumeGroupSnapshotClasses[0].parameters.pool=fast'
 refuses 'storageClasses[1].name: there is another class "btrfs"' --set 'storageClasses[0].default=true,storageClasses[1].reclaimPolicy=Retain'
 refuses /storageClasses/0/allowedTopologies/0/matchLabelExpressions/0/key --set 'storageClasses[0].allowedTopologies[0].matchLabelExpressions[0].key=kubernetes.io/hostname,storageClasses[0].allowedTopologies[0].matchLabelExpressions[0].values={a}'
 refuses snapshotController.enabled --set snapshotController.enabled=true --is-upgrade
@@ -184,6 +186,8 @@ default=$(render "${with_snapshots[@]}" --show-only templates/classes.yaml --set
 retain=$(render "${with_snapshots[@]}" --show-only templates/classes.yaml --set 'volumeSnapshotClasses[0].deletionPolicy=Retain')
 [ "$(sed 's|deletionPolicy: Delete|deletionPolicy: Retain|' <<< "$classes")" = "$retain" ] || fail "volumeSnapshotClasses[0].deletionPolicy=Retain changes more than that"
 has '^kind: VolumeSnapshotClass$' --set snapshotController.enabled=true
+has '^kind: VolumeGroupSnapshotClass$' --set 'volumeGroupSnapshotClasses[0].name=a' --api-versions groupsnapshot.storage.k8s.io/v1
+hasnt '^kind: VolumeGroupSnapshotClass$' --set 'volumeGroupSnapshotClasses[0].name=a' "${with_snapshots[@]}"
 hasnt 'priorityClassName: (""|system-node-critical)?$' --set priorityClassName=
 hasnt 'kind: (Role|ClusterRole)$' --set rbac.create=false
 hasnt 'kind: ServiceAccount$' --set serviceAccount.create=false,serviceAccount.name=mine

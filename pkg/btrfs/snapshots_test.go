@@ -76,6 +76,7 @@ func descriptors(t *testing.T) int {
 // TestSnapshotTogether takes groups until the snapshots of one share a transaction. What fails is
 // named, and no descriptor stays open.
 func TestSnapshotTogether(t *testing.T) {
+	btrfstest.SnapshotsShare.Need(t)
 	mount := btrfstest.Mount(t)
 	var pairs []Pair
 	for i := range 8 {

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool"
 	"github.com/btrfs-csi/btrfs-csi/pkg/pool/pooltest"
@@ -54,6 +55,7 @@ func TestGroupApart(t *testing.T) {
 // they were written: the largest one, and of each other volume the last one before it.
 func TestGroupsAreOrdered(t *testing.T) {
 	t.Parallel()
+	btrfstest.SnapshotsShare.Need(t)
 	const members = 4
 	n := newNode(t, btrfs.QuotaFull)
 	e := n.start(t)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -508,20 +509,172 @@ func TestForeignDiskFile(t *testing.T) {
 	}
 }
 
-// What is not there yet says so, and leaves nothing behind.
-func TestDisksAreNotCopiedYet(t *testing.T) {
+// A snapshot is of a clean filesystem, and contains what was written before, also what was not
+// synced. Its copies are used beside their source on one node.
+func TestCopiesOfADisk(t *testing.T) {
 	eachKind(t, func(t *testing.T, r *rig, c *csi.VolumeCapability) {
 		volume := r.createDisk("pvc-1", c)
-		_, err := r.CreateSnapshot(t.Context(), &csi.CreateSnapshotRequest{Name: "snap", SourceVolumeId: volume})
-		wantCode(t, err, codes.InvalidArgument, "not there yet")
-		_, err = r.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: "clone", VolumeContentSource: fromVolume(volume), VolumeCapabilities: []*csi.VolumeCapability{c}})
-		wantCode(t, err, codes.InvalidArgument, "not there yet")
+		target := r.targetPath("pod-1", volume)
+		must(t, r.stage(volume, c))
+		must(t, r.publish(volume, target, c, false))
+		old, fresh := noise(mib), noise(mib)
+		put(t, c, target, old)
+		if c.GetBlock() == nil {
+			must(t, os.WriteFile(filepath.Join(target, "unsynced"), old, 0o600))
+		}
+		snap := r.snapshot("snap", volume)
+		put(t, c, target, fresh) // it is thawed
+		restored := r.createAs(&csi.CreateVolumeRequest{Name: "restored", VolumeContentSource: fromSnapshot(snap), VolumeCapabilities: []*csi.VolumeCapability{c}})
+		cloned := r.createAs(&csi.CreateVolumeRequest{Name: "cloned", VolumeContentSource: fromVolume(volume), VolumeCapabilities: []*csi.VolumeCapability{c}})
+		for _, copied := range []struct {
+			volume *csi.Volume
+			data   []byte
+		}{{restored, old}, {cloned, fresh}} {
+			id := copied.volume.GetVolumeId()
+			if copied.volume.GetCapacityBytes() != diskSize {
+				t.Errorf("%s has %d bytes", id, copied.volume.GetCapacityBytes())
+			}
+			if fsType := c.GetMount().GetFsType(); fsType != "" {
+				wantClean(t, fsType, r.diskFile(id))
+			}
+			at := r.targetPath("pod-2", id)
+			must(t, r.stage(id, c))
+			must(t, r.publish(id, at, c, false))
+			wantData(t, c, at, copied.data)
+			if c.GetBlock() == nil {
+				unsynced, err := os.ReadFile(filepath.Join(at, "unsynced"))
+				if err != nil || !bytes.Equal(unsynced, old) {
+					t.Errorf("%s: what was not synced: %d bytes, %v", id, len(unsynced), err)
+				}
+			}
+			put(t, c, at, noise(mib))
+			must(t, r.unpublish(id, at))
+			must(t, r.unstage(id))
+		}
+		wantData(t, c, target, fresh)
+		must(t, r.unpublish(volume, target))
+		must(t, r.unstage(volume))
+		must(t, r.delete(volume))
+		must(t, r.delete("restored"))
+		must(t, r.delete("cloned"))
+	})
+}
+
+// wantClean fails unless the filesystem in a disk file is one without faults. That of ext4 has
+// an empty journal. Of xfs the log is replayed at the first mount.
+func wantClean(t *testing.T, fsType, file string) {
+	t.Helper()
+	args := []string{"e2fsck", "-n", "-f", file}
+	if fsType == "xfs" {
+		at := filepath.Join(t.TempDir(), "mnt")
+		mkdir(t, at)
+		copied := filepath.Join(t.TempDir(), "copy")
+		run(t, "cp", "--sparse=always", file, copied)
+		run(t, "mount", "-t", "xfs", "-o", "loop,nouuid", copied, at)
+		btrfstest.UnmountAll(t, at)
+		args = []string{"xfs_repair", "-n", "-f", copied}
+	} else {
+		out, err := exec.Command("dumpe2fs", "-h", file).Output()
+		if err != nil || strings.Contains(string(out), "needs_recovery") {
+			t.Errorf("its journal is not empty: %v", err)
+		}
+	}
+	run(t, args[0], args[1:]...)
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Errorf("%s %q: %v: %s", name, args, err, out)
+	}
+}
+
+// A snapshot of one kind may be restored as another, but not as what it cannot be.
+func TestCopyOfAnotherKind(t *testing.T) {
+	r := newDiskRig(t, rigOptions{})
+	all := map[string]*csi.VolumeCapability{"btrfs": formatted("btrfs"), "ext4": formatted("ext4"), "xfs": formatted("xfs"), "block": device(nodeWriter)}
+	for made, c := range all {
+		snap := r.snapshot("snap-"+made, r.createDisk("pvc-"+made, c))
+		for asked, other := range all {
+			request := &csi.CreateVolumeRequest{Name: made + "-as-" + asked, VolumeContentSource: fromSnapshot(snap), VolumeCapabilities: []*csi.VolumeCapability{other}}
+			if made != asked && (made == "btrfs" || asked == "btrfs" || made != "block" && asked != "block") {
+				_, err := r.CreateVolume(t.Context(), request)
+				wantCode(t, err, codes.InvalidArgument, "volume mode and the fsType of the source")
+				continue
+			}
+			volume := r.createAs(request).GetVolumeId()
+			err := r.stage(volume, other)
+			if made == "block" && asked != "block" { // an empty device has no filesystem, and gets none
+				wantCode(t, err, codes.FailedPrecondition, "no whole filesystem")
+				continue
+			}
+			must(t, err)
+			must(t, r.unstage(volume))
+		}
+		_, err := r.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: "view-" + made, VolumeContentSource: fromSnapshot(snap), VolumeCapabilities: []*csi.VolumeCapability{readerOf(c)}})
+		if made == "btrfs" {
+			must(t, err)
+		} else {
+			wantCode(t, err, codes.InvalidArgument, "not there yet")
+		}
+	}
+}
+
+// readerOf returns a capability of the same kind for readers.
+func readerOf(c *csi.VolumeCapability) *csi.VolumeCapability {
+	return &csi.VolumeCapability{AccessMode: reader().GetAccessMode(), AccessType: c.GetAccessType()}
+}
+
+// What is not there yet says so, and leaves nothing behind.
+func TestDisksDoNotGrowYet(t *testing.T) {
+	eachKind(t, func(t *testing.T, r *rig, c *csi.VolumeCapability) {
+		volume := r.createDisk("pvc-1", c)
+		_, err := r.CreateVolume(t.Context(), &csi.CreateVolumeRequest{
+			Name: "clone", CapacityRange: sized(2 * diskSize), VolumeContentSource: fromVolume(volume), VolumeCapabilities: []*csi.VolumeCapability{c},
+		})
+		wantCode(t, err, codes.OutOfRange, "not there yet")
+		wantGone(t, filepath.Join(r.state, "pools", "default", "active", "clone"))
 		_, err = r.ControllerExpandVolume(t.Context(), &csi.ControllerExpandVolumeRequest{VolumeId: volume, CapacityRange: sized(2 * diskSize)})
 		wantCode(t, err, codes.InvalidArgument, "cannot be expanded yet")
-		files := r.create("files")
-		_, err = r.CreateVolume(t.Context(), &csi.CreateVolumeRequest{Name: "clone", VolumeContentSource: fromVolume(files), VolumeCapabilities: []*csi.VolumeCapability{c}})
-		wantCode(t, err, codes.InvalidArgument, "contains files")
 	})
+}
+
+// Who froze the filesystem before, such as a backup hook, thaws it.
+func TestFrozenByAHook(t *testing.T) {
+	r := newDiskRig(t, rigOptions{})
+	c := formatted("ext4")
+	volume := r.createDisk("pvc-1", c)
+	target := r.targetPath("pod-1", volume)
+	must(t, r.stage(volume, c))
+	must(t, r.publish(volume, target, c, false))
+	run(t, "fsfreeze", "--freeze", target)
+	thaw := sync.OnceFunc(func() { run(t, "fsfreeze", "--unfreeze", target) })
+	defer thaw()
+	r.snapshot("snap", volume)
+	thaw() // fails if it is not frozen
+	put(t, c, target, []byte("data"))
+}
+
+// A driver that was killed while it took a snapshot has left the filesystem frozen. The next one
+// thaws it before it serves.
+func TestThawedAtTheStart(t *testing.T) {
+	for _, c := range []*csi.VolumeCapability{formatted("ext4"), formatted("xfs")} {
+		r := newDiskRig(t, rigOptions{})
+		volume := r.createDisk("pvc-1", c)
+		target := r.targetPath("pod-1", volume)
+		must(t, r.stage(volume, c))
+		must(t, r.publish(volume, target, c, false))
+		slot := filepath.Join(r.state, "pools", "default", "committed", "snap")
+		must(t, os.Mkdir(slot, 0o700))
+		record, err := meta.Record{ID: "snap", Name: "snap", Kind: meta.Committed, Content: meta.Content(c.GetMount().GetFsType()), State: meta.Creating, Size: diskSize, Source: meta.Volume(volume)}.Encode()
+		must(t, err)
+		must(t, unix.Setxattr(slot, meta.LedgerXattr, record, 0))
+		run(t, "fsfreeze", "--freeze", target)
+		_, err = r.engine.Reconcile(t.Context())
+		must(t, err)
+		put(t, c, target, []byte("data"))
+		wantGone(t, slot)
+	}
 }
 
 // The disks of one name in two pools of two drivers are two.

@@ -33,6 +33,8 @@ type disk struct {
 	quotaOff bool
 	options  []string // mount options when the pool was prepared; nil: unknown
 
+	freezes freezes
+
 	mu     sync.Mutex // protects shared
 	shared *root      // by new operations; nil: none
 }

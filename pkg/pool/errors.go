@@ -17,6 +17,8 @@ var (
 	ErrSilent = fmt.Errorf("%w: its disk does not answer", ErrAway)
 	// ErrFrozen: the filesystem of the pool is frozen. Writers wait until the thaw.
 	ErrFrozen = errors.New("filesystem is frozen")
+	// ErrThawed: the filesystem in a disk file is not frozen, or no longer.
+	ErrThawed = errors.New("the filesystem is not frozen")
 	// ErrReadOnly: the filesystem of the pool is, or has become, read-only (EROFS).
 	ErrReadOnly = errors.New("pool is read-only")
 	// ErrSwapFile: the kernel does not snapshot a subvolume with an active swap file (ETXTBSY).

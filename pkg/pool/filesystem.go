@@ -208,6 +208,13 @@ type Subvolumes interface {
 	MakeDisk(s Slot, content meta.Content, size int64) error
 	// GrowDisk makes the disk file at least size bytes large.
 	GrowDisk(s Slot, size int64) error
+	// Freeze freezes the filesystem in the disk file for a snapshot, until Thaw, but only for
+	// seconds. It reports false if there is nothing to thaw: the filesystem is not mounted, or
+	// somebody else has frozen it.
+	Freeze(Slot) (frozen bool, err error)
+	// Thaw undoes Freeze, also that of a process that died. ErrThawed means that the filesystem is
+	// not frozen: it may have changed since Freeze.
+	Thaw(Slot) error
 	// DiskSize returns the size of the disk file in bytes; fs.ErrNotExist if there is none.
 	DiskSize(Slot) (int64, error)
 	// Apply sets the properties of the subvolume's root directory. New files inherit them.

@@ -239,6 +239,15 @@ func (s *Session) GrowDisk(at Slot, size int64) error {
 	return s.step("GrowDisk", at, func() error { return s.directory.GrowDisk(at, size) })
 }
 
+func (s *Session) Freeze(at Slot) (frozen bool, err error) {
+	err = s.step("Freeze", at, func() error { frozen, err = s.directory.Freeze(at); return err })
+	return frozen, err
+}
+
+func (s *Session) Thaw(at Slot) error {
+	return s.step("Thaw", at, func() error { return s.directory.Thaw(at) })
+}
+
 func (s *Session) Rescan() error {
 	return s.step("Rescan", Slot{}, s.directory.Rescan)
 }

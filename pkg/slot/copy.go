@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
+	"sync"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
@@ -26,13 +27,51 @@ func (l *Slot) Copyable(parameters meta.Parameters) error {
 
 // copy makes the subvolume as a snapshot of from.
 func (l *Slot) copy(from *Slot) error {
-	var err error
-	if l.info, err = l.session.Snapshot(from.At, l.At, l.Record.Kind.ReadOnly()); err != nil {
+	err := from.frozen(func() (err error) {
+		l.info, err = l.session.Snapshot(from.At, l.At, l.Record.Kind.ReadOnly())
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	// Check again: a pod may have nested a subvolume since the first check, and the snapshot
 	// would lack it silently.
 	return from.refuseNested(l.Record.Parameters)
+}
+
+// frozen runs a step while the filesystem in the disk file of a volume is frozen, if it is mounted.
+// Copies of one volume take turns. It fails if the filesystem was thawed meanwhile. The record of
+// the copy says creating until the thaw: by it a start finds what a killed driver has left frozen.
+func (l *Slot) frozen(do func() error) error {
+	if content := l.Record.Content; l.Record.Kind != meta.Active || content != meta.Ext4 && content != meta.XFS {
+		return do()
+	}
+	turn, _ := l.session.pool.freezes.LoadOrStore(l.info.ID, &sync.Mutex{})
+	turn.(*sync.Mutex).Lock()
+	defer turn.(*sync.Mutex).Unlock()
+	frozen, err := l.session.Freeze(l.At)
+	if err != nil {
+		return err
+	}
+	if !frozen {
+		return do()
+	}
+	err = do()
+	if thawed := l.session.Thaw(l.At); thawed != nil {
+		err = errors.Join(err, unfinished(fmt.Errorf("%s: the snapshot took too long, and may not be consistent: %w", l.Record.Ref(), thawed)))
+	}
+	return err
+}
+
+// thawSource thaws what a driver has left frozen that was killed while it made this copy.
+func (l *Slot) thawSource() error {
+	if source := l.Record.Source; source.Class == meta.Volumes && l.Record.Content.IsDisk() {
+		err := l.session.Thaw(pool.SlotOf(meta.Active, source.ID))
+		if !errors.Is(err, pool.ErrThawed) && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // refuseNested returns ErrNested with the paths of the nested subvolumes, unless the class of the

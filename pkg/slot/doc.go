@@ -38,7 +38,12 @@
 //	clone         1, 2, snapshot, 5, 6               the snapshot
 //	  of a class  1, 2, snapshot, 4, 5,
 //	              fsync of the root, 6, 7            the snapshot, both fsyncs
+//	  of a disk   1, 2, freeze the source,
+//	              snapshot, thaw, 4, grow the disk
+//	              file, 5, fsync of the root and
+//	              the file, 6, commit                the snapshot, the commit
 //	commit, view  1, 2, snapshot, 6                  the snapshot
+//	  of a disk   1, 2, freeze, snapshot, thaw, 6    the snapshot
 //	group         1 and 2 of each member; all        the snapshots
 //	              snapshots at once; if they are of
 //	              several transactions, destroys
@@ -74,6 +79,9 @@
 //	anything beside a subvolume               reports it as foreign, keeps it, and does
 //	                                          not remove the slot
 //	record damaged or of a newer version      reports it, keeps it
+//
+// While a record says creating, a killed driver may have left the filesystem in the disk file of
+// its source frozen. So a reconcile thaws that first.
 //
 // # Groups
 //

@@ -95,6 +95,7 @@ func (l *Slot) destroy() error {
 		return err
 	}
 	l.session.pool.stale.add(l.info.ID)
+	l.session.pool.freezes.Delete(l.info.ID)
 	return nil
 }
 

@@ -37,7 +37,7 @@ func (l *Slot) faultsOfState(limit func(subvolume uint64) (int64, bool)) []Actio
 	case ready:
 		return l.faultsOfReady(limit)
 	case declared:
-		return []Action{l.fault(UnfinishedCreate, "declared, but no subvolume was made", "undo", l.removeSlot)}
+		return []Action{l.fault(UnfinishedCreate, "declared, but no subvolume was made", "undo", l.withdraw)}
 	case half:
 		return []Action{l.fault(UnfinishedCreate, "subvolume was made, but not completed", "complete", l.finish)}
 	case removing:
@@ -106,6 +106,14 @@ func (l *Slot) foreignDetail() string {
 		return fmt.Sprintf("was not made by btrfs-csi (%v); it is kept", l.err)
 	}
 	return "was not made by btrfs-csi; it is kept"
+}
+
+// withdraw removes a slot without a subvolume.
+func (l *Slot) withdraw() error {
+	if err := l.thawSource(); err != nil {
+		return err
+	}
+	return l.removeSlot()
 }
 
 // finish completes a slot, or undoes a copy that lacks part of its source.

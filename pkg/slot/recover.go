@@ -24,6 +24,9 @@ func (l *Slot) Recover() (meta.Entry, error) {
 
 // resume completes a create that a crash interrupted, or undoes it and returns fs.ErrNotExist.
 func (l *Slot) resume() error {
+	if err := l.thawSource(); err != nil {
+		return unfinished(err)
+	}
 	err := l.infoErr
 	if err == nil {
 		err = l.verifyComplete()

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs"
@@ -18,6 +19,7 @@ type Pool struct {
 	stale   subvolumes // destroyed ones whose qgroups Sweep has to remove
 	erased  erased
 	nested  nested
+	freezes sync.Map      // of *sync.Mutex, by subvolume ID: held while a volume's filesystem is frozen
 	rescans atomic.Uint64 // started since the pool is in use
 }
 

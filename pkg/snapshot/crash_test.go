@@ -44,6 +44,14 @@ var operations = []operation{
 		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Size: snapshot.Range{Required: 20 * mib}, Content: meta.Ext4}, meta.Ref{})
 		return err
 	}},
+	{"clone of a disk file", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Content: meta.Ext4}, meta.Volume("disk"))
+		return err
+	}},
+	{"commit of a disk file", func(ctx context.Context, e *snapshot.Engine) error {
+		_, err := e.Commit(ctx, snapshot.Spec{Name: "new"}, "disk")
+		return err
+	}},
 	{"create from snapshot", func(ctx context.Context, e *snapshot.Engine) error {
 		_, err := e.Prepare(ctx, snapshot.Spec{Name: "new", Size: snapshot.Range{Required: 9 * mib}}, meta.Snapshot("snap"))
 		return err
@@ -109,6 +117,7 @@ func newWorld(t *testing.T, mode btrfs.QuotaMode) *world {
 		must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: name, Size: snapshot.Range{Required: 5 * mib}}, meta.Ref{})))
 		must(t, w.fs.Write(active(name), "data of "+name))
 	}
+	must(t, second(w.e.Prepare(ctx, snapshot.Spec{Name: "disk", Size: snapshot.Range{Required: 16 * mib}, Content: meta.Ext4}, meta.Ref{})))
 	must(t, second(w.e.Commit(ctx, snapshot.Spec{Name: "snap"}, "base")))
 	must(t, w.fs.Write(active("base"), "newer data of base"))
 	must(t, second(w.e.View(ctx, snapshot.Spec{Name: "view"}, meta.Snapshot("snap"))))
@@ -224,6 +233,9 @@ func (w *world) verify() string {
 		if f.Repair != "" {
 			w.t.Errorf("planned after reconcile: %v", f)
 		}
+	}
+	if n := w.fs.Frozen(); n > 0 {
+		w.t.Errorf("%d filesystems stay frozen", n)
 	}
 	w.compareIndex()
 	return w.fs.Dump()

@@ -68,7 +68,7 @@ func (e *Engine) create(ctx context.Context, kind meta.Kind, spec Spec, source m
 		}
 		there = presence{unknown: e.inPoolAway(ref)} // the earlier create was undone
 	}
-	to, from, err := e.destination(visits, ref, there, spec, source)
+	to, from, err := e.destination(visits, ref, kind, there, spec, source)
 	if err != nil {
 		return meta.Entry{}, err
 	}
@@ -88,12 +88,15 @@ func (e *Engine) make(ctx context.Context, to *slot.Session, from *slot.Slot, re
 	var least int64
 	if from != nil {
 		least = from.Record.Size
+		if record.Kind == meta.Committed {
+			record.Content = from.Record.Content
+		}
 	}
 	size, err := want.choose(least)
 	if err != nil {
 		return meta.Entry{}, err
 	}
-	if err := checkDisk(record.Content, size); err != nil {
+	if err := checkDisk(record.Content, size, least); err != nil {
 		return meta.Entry{}, err
 	}
 	if err := to.CheckRoom(size - least); err != nil {

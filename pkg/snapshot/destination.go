@@ -10,11 +10,11 @@ import (
 // destination picks the pool for a new volume or snapshot, and finds its source. It fails with
 // there.unknown if it may already be in a pool that cannot be asked. It also prefers
 // there.unknown to other errors, after which the caller would try another pool or node.
-func (e *Engine) destination(visits visits, ref meta.Ref, there presence, spec Spec, source meta.Ref) (*slot.Session, *slot.Slot, error) {
+func (e *Engine) destination(visits visits, ref meta.Ref, kind meta.Kind, there presence, spec Spec, source meta.Ref) (*slot.Session, *slot.Slot, error) {
 	if there.unknown != nil && there.unasked == nil {
 		return nil, nil, there.unknown
 	}
-	to, from, err := e.origin(visits, spec, source)
+	to, from, err := e.origin(visits, kind, spec, source)
 	if there.unknown != nil && (err != nil || !spec.allows(to.ID) || e.mayBeIn(there, ref, to.ID)) {
 		return nil, nil, there.unknown
 	}
@@ -29,7 +29,7 @@ func (e *Engine) destination(visits visits, ref meta.Ref, there presence, spec S
 }
 
 // origin returns the pool to make a volume or snapshot in, and its source there, if any.
-func (e *Engine) origin(visits visits, spec Spec, source meta.Ref) (*slot.Session, *slot.Slot, error) {
+func (e *Engine) origin(visits visits, kind meta.Kind, spec Spec, source meta.Ref) (*slot.Session, *slot.Slot, error) {
 	if source.IsZero() {
 		p, err := e.pool(spec.Pool)
 		if err != nil {
@@ -45,7 +45,7 @@ func (e *Engine) origin(visits visits, spec Spec, source meta.Ref) (*slot.Sessio
 	if err := from.Copyable(spec.Parameters); err != nil {
 		return nil, nil, fmt.Errorf("source %w", err)
 	}
-	if err := checkContent(spec.Content, from); err != nil {
+	if err := checkContent(kind, spec.Content, from); err != nil {
 		return nil, nil, fmt.Errorf("source %w", err)
 	}
 	to := from.Session()

@@ -62,7 +62,6 @@ func newGroupRequest(spec Spec, volumes []string) (r groupRequest, err error) {
 		return r, fmt.Errorf("name %q: %w: it must be UTF-8 and not empty", spec.Name, ErrInvalid)
 	}
 	r.spec = spec
-	r.spec.Content = meta.Files // a group of disk volumes is refused, as a snapshot of one
 	r.group = meta.Group{ID: meta.ID(spec.Name), Members: len(volumes)}
 	if len(volumes) == 0 || len(volumes) > meta.MaxMembers {
 		return r, fmt.Errorf("group %q: %w: it has %d volumes, and must have 1 to %d", r.group.ID, ErrInvalid, len(volumes), meta.MaxMembers)
@@ -146,9 +145,12 @@ func (e *Engine) destinationOfGroup(visits visits, r groupRequest, there []prese
 	apart := false
 	where := make([]string, len(r.sources))
 	for i, ref := range r.group.Refs() {
-		in, source, err := e.destination(visits, ref, there[i], r.spec, r.sources[i])
+		in, source, err := e.destination(visits, ref, meta.Committed, there[i], r.spec, r.sources[i])
 		if err != nil {
 			return nil, nil, err
+		}
+		if content := source.Record.Content; content.IsDisk() {
+			return nil, nil, fmt.Errorf("group %q: %w: %s contains a disk file (%s), and group snapshots of such volumes are not there yet", r.group.ID, ErrInvalid, r.sources[i], content)
 		}
 		if to == nil {
 			to = in

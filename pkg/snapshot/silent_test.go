@@ -53,7 +53,8 @@ func newDuo(t *testing.T, options ...snapshot.Option) *duo {
 			second(d.e.Prepare(ctx, inSlow("removed"), meta.Ref{})),
 			second(d.e.Prepare(ctx, inSlow("grouped"), meta.Ref{})),
 			second(d.e.Prepare(ctx, inSlow("gone"), meta.Ref{})),
-			second(d.e.Prepare(ctx, diskInSlow("disk"), meta.Ref{})),
+			second(d.e.Prepare(ctx, diskInSlow("slow-disk"), meta.Ref{})),
+			second(d.e.Prepare(ctx, diskInSlow("source-disk"), meta.Ref{})),
 			second(d.e.Prepare(ctx, inSlow("vanished"), meta.Ref{})),
 		) == nil
 	})
@@ -102,7 +103,7 @@ func inSlow(name string) snapshot.Spec {
 }
 
 func diskInSlow(name string) snapshot.Spec {
-	return snapshot.Spec{Name: name, Pool: "slow", Size: snapshot.Range{Required: mib}, Content: meta.Block}
+	return snapshot.Spec{Name: name, Pool: "slow", Size: snapshot.Range{Required: 16 * mib}, Content: meta.Ext4}
 }
 
 func comes(t *testing.T, what string, is func() bool) {
@@ -186,7 +187,8 @@ func (d *duo) disturb(ctx context.Context) (ended *sync.WaitGroup) {
 		func() { _, _ = d.e.Prepare(ctx, inSlow("new"), meta.Ref{}) },
 		func() { _, _ = d.e.Prepare(ctx, inSlow("restored"), meta.Snapshot("kept")) },
 		func() { _, _ = d.e.Prepare(ctx, diskInSlow("new-disk"), meta.Ref{}) },
-		func() { _, _ = d.e.Prepare(ctx, diskInSlow("disk"), meta.Ref{}) },
+		func() { _, _ = d.e.Prepare(ctx, diskInSlow("slow-disk"), meta.Ref{}) },
+		func() { _, _ = d.e.Commit(ctx, snapshot.Spec{Name: "taken-disk"}, "source-disk") },
 		func() { _, _ = d.e.Commit(ctx, snapshot.Spec{Name: "taken"}, "there") },
 		func() { _, _ = d.e.CommitGroup(ctx, snapshot.Spec{Name: "group"}, []string{"grouped"}) },
 		func() { _, _ = d.e.Resize(ctx, "there", snapshot.Range{Required: 3 * mib}) },

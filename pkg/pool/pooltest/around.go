@@ -116,6 +116,15 @@ func (p *aroundPool) GrowDisk(s pool.Slot, size int64) error {
 	return p.step("GrowDisk", s, func() error { return p.Directory.GrowDisk(s, size) })
 }
 
+func (p *aroundPool) Freeze(s pool.Slot) (frozen bool, err error) {
+	err = p.step("Freeze", s, func() error { frozen, err = p.Directory.Freeze(s); return err })
+	return frozen, err
+}
+
+func (p *aroundPool) Thaw(s pool.Slot) error {
+	return p.step("Thaw", s, func() error { return p.Directory.Thaw(s) })
+}
+
 func (p *aroundPool) SyncRoot(s pool.Slot) error {
 	return p.step("SyncRoot", s, func() error { return p.Directory.SyncRoot(s) })
 }

@@ -206,7 +206,7 @@ func (s *state) describe(found *slot) string {
 	text := "no record"
 	if record, err := meta.DecodeRecord(found.record); err == nil {
 		text = fmt.Sprintf("%s %s %s %d %v %+v %v", record.Name, record.Kind, record.Content, record.Size, record.Source, record.Parameters, record.Labels)
-		if found.subvolume == nil || record.Content.IsDisk() { // with a subvolume of files, an older state is no fault
+		if found.subvolume == nil || record.Content.IsDisk() && record.Source.IsZero() { // else an older state is no fault
 			text += " " + string(record.State)
 		}
 	} else if found.record != nil {

@@ -49,6 +49,7 @@ type Filesystem struct {
 	readOnly         bool
 	inconsistent     bool
 	unlogged         bool
+	frozen           map[pool.Slot]bool // filesystems in disk files, all of which are mounted
 	trace            []string
 	parts            int                      // tries of SnapshotTogether that will fail
 	silent           map[string]chan struct{} // by method; closed by Answer
@@ -114,7 +115,7 @@ type disk struct {
 
 // NewFilesystem returns an empty pool of 100 GiB.
 func NewFilesystem(mode btrfs.QuotaMode) *Filesystem {
-	f := &Filesystem{ID: uuid.NewString(), Mode: mode, Size: 100 << 30, failing: map[string]error{}}
+	f := &Filesystem{ID: uuid.NewString(), Mode: mode, Size: 100 << 30, failing: map[string]error{}, frozen: map[pool.Slot]bool{}}
 	f.current = &state{
 		slots: map[pool.Slot]*slot{}, groups: map[uint64]int64{}, dropped: map[uint64]bool{},
 		last: 255, transid: 7, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC),
@@ -262,6 +263,7 @@ func (f *Filesystem) Kill() {
 func (f *Filesystem) PowerCut() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	clear(f.frozen)
 	f.restart(f.durable)
 }
 
@@ -276,7 +278,7 @@ func (f *Filesystem) restart(from *state) {
 func (f *Filesystem) Copy() *Filesystem {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return &Filesystem{ID: f.ID, Mode: f.Mode, Size: f.Size, failing: map[string]error{}, current: f.durable.clone(), durable: f.durable.clone()}
+	return &Filesystem{ID: f.ID, Mode: f.Mode, Size: f.Size, failing: map[string]error{}, frozen: map[pool.Slot]bool{}, current: f.durable.clone(), durable: f.durable.clone()}
 }
 
 // PeriodicCommit makes everything durable, as the kernel does every 30 s.
@@ -744,6 +746,37 @@ func (f *Filesystem) GrowDisk(at pool.Slot, size int64) error {
 		}
 		return err
 	})
+}
+
+func (f *Filesystem) Freeze(at pool.Slot) (frozen bool, err error) {
+	err = f.step("Freeze", at, func(s *state) error {
+		sub, err := s.in(at)
+		if err != nil || sub.disk.content == meta.Files {
+			return cmp.Or(err, fs.ErrNotExist)
+		}
+		if frozen = !f.frozen[at]; frozen {
+			f.frozen[at] = true
+		}
+		return nil
+	})
+	return frozen, err
+}
+
+func (f *Filesystem) Thaw(at pool.Slot) error {
+	return f.step("Thaw", at, func(*state) error {
+		if !f.frozen[at] {
+			return pool.ErrThawed
+		}
+		delete(f.frozen, at)
+		return nil
+	})
+}
+
+// Frozen returns how many filesystems in disk files are frozen.
+func (f *Filesystem) Frozen() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.frozen)
 }
 
 func (f *Filesystem) DiskSize(at pool.Slot) (size int64, err error) {

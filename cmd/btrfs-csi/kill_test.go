@@ -262,6 +262,17 @@ func someVolume(v *victim, id string) {
 	v.make(id, testkit.FromSnapshot("snap"), testkit.Writer, thing{"active", "old", 16 * mebi})
 }
 
+// mountedDisk makes a volume with an ext4, once, and writes to it: that waits for ever if a
+// killed driver has left it frozen.
+func mountedDisk(v *victim, _ string) {
+	if _, is := v.there["disk"]; !is {
+		v.make("disk", nil, testkit.Ext4, thing{"active", "", 16 * mebi})
+		_, err := v.driver.Mount(v.t.Context(), "disk", testkit.Ext4)
+		v.must(err)
+	}
+	v.must(os.WriteFile(filepath.Join(v.Target("disk"), "file"), []byte("data"), 0o600))
+}
+
 var operations = []operation{
 	{"create", nil, func(v *victim, id string) error { return v.ask(id, nil, testkit.Writer) }, &thing{"active", "", 16 * mebi}, 6},
 	{"create-ext4", nil, func(v *victim, id string) error { return v.ask(id, nil, testkit.Ext4) }, &thing{"active", "", 16 * mebi}, 8},
@@ -271,6 +282,9 @@ var operations = []operation{
 		_, err := v.driver.DeleteVolume(v.t.Context(), &csi.DeleteVolumeRequest{VolumeId: id})
 		return err
 	}, nil, 4},
+	{"snapshot-of-mounted-ext4", mountedDisk, func(v *victim, id string) error { return v.take(id, "disk") }, &thing{"committed", "", 16 * mebi}, 6},
+	{"clone-of-mounted-ext4", mountedDisk, func(v *victim, id string) error { return v.ask(id, testkit.FromVolume("disk"), testkit.Ext4) },
+		&thing{"active", "", 16 * mebi}, 9},
 	{"snapshot", nil, func(v *victim, id string) error { return v.take(id, "base") }, &thing{"committed", "new", 16 * mebi}, 4},
 	{"clone", nil, func(v *victim, id string) error { return v.ask(id, testkit.FromVolume("base"), testkit.Writer) }, &thing{"active", "new", 16 * mebi}, 5},
 	{"restore", nil, func(v *victim, id string) error { return v.ask(id, testkit.FromSnapshot("snap"), testkit.Writer) }, &thing{"active", "old", 16 * mebi}, 5},

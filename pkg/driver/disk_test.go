@@ -19,6 +19,7 @@ import (
 	"github.com/btrfs-csi/btrfs-csi/pkg/loop"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 	"github.com/btrfs-csi/btrfs-csi/pkg/mount"
+	"github.com/btrfs-csi/btrfs-csi/pkg/snapshot"
 )
 
 // diskSize is a size that every kind of disk can have.
@@ -729,4 +730,14 @@ func TestDiskFileHoldsMore(t *testing.T) {
 	r.healthOf(volume, "DiskFileHoldsMore")
 	limit(2*64*mib + 64*mib)
 	r.healthOf(volume)
+}
+
+func TestGroupOfDisksIsRefused(t *testing.T) {
+	r := newDiskRig(t, rigOptions{})
+	files, disk := r.create("files"), r.createDisk("disk", formatted("ext4"))
+	_, err := r.engine.CommitGroup(t.Context(), snapshot.Spec{Name: "group"}, []string{files, disk})
+	wantCode(t, statusOf(err), codes.InvalidArgument, "disk", "not there yet")
+	if names, err := os.ReadDir(filepath.Join(r.state, "pools", "default", "committed")); err != nil || len(names) > 0 {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
 }

@@ -77,6 +77,7 @@ func descriptors(t *testing.T) int {
 // named, and no descriptor stays open.
 func TestSnapshotTogether(t *testing.T) {
 	btrfstest.SnapshotsShare.Need(t)
+	btrfstest.SnapshotsShare.Need(t)
 	mount := btrfstest.Mount(t)
 	var pairs []Pair
 	for i := range 8 {

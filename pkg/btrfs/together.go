@@ -38,7 +38,13 @@ const mostLead = 50
 //
 // An ioctl writes the buffered data of its source first, which may last longer than the commit. So
 // that is done before.
+//
+// Before Linux 6.6 each ioctl commits a transaction of its own, and SnapshotTogether of several
+// fails with ErrUnsupported.
 func SnapshotTogether(dir *os.File, pairs ...Pair) error {
+	if len(pairs) > 1 && !SnapshotsShare() {
+		return fmt.Errorf("several snapshots of one instant are %w: Linux 6.6 or later is wanted, found %s", ErrUnsupported, release())
+	}
 	flushAll(pairs)
 	all := newCalls(len(pairs))
 	defer all.close()

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 	"github.com/btrfs-csi/btrfs-csi/pkg/meta"
 )
 
@@ -22,6 +23,7 @@ func (apart) Owner(context.Context, meta.Ref) (node, poolID string, err error) {
 
 // TestGroup makes, looks up and deletes a group, each again.
 func TestGroup(t *testing.T) {
+	btrfstest.SnapshotsShare.Need(t)
 	r := newRig(t, rigOptions{})
 	group := csi.NewGroupControllerClient(dial(t, r.socket))
 	volumes := []string{r.create("b"), r.create("a")}

@@ -23,6 +23,10 @@ func (forgetful) Mounts(context.Context, string) (snapshot.Mount, error) {
 	return snapshot.Mount{}, snapshot.ErrForgotten
 }
 
+func (forgetful) GroupMembers(context.Context, string) ([]meta.Ref, error) {
+	return nil, snapshot.ErrForgotten
+}
+
 func (forgetful) Remove(context.Context, meta.Ref) error { return snapshot.ErrForgotten }
 func (forgetful) PoolIDs() map[string]string             { return map[string]string{"default": "here"} }
 
@@ -57,6 +61,11 @@ func TestDeleteOfTheForgotten(t *testing.T) {
 		for _, ref := range []meta.Ref{meta.Volume("pvc"), meta.Snapshot("snap")} {
 			if err := d.Delete(t.Context(), ref); Code(err) != c.want {
 				t.Errorf("%s: %s: got %v, want %v", name, ref, err, c.want)
+			}
+		}
+		for _, members := range [][]string{nil, {"group-0", "group-1"}} {
+			if err := d.DeleteGroup(t.Context(), "group", members); Code(err) != c.want {
+				t.Errorf("%s: group with members %q: got %v, want %v", name, members, err, c.want)
 			}
 		}
 	}

@@ -98,7 +98,7 @@ func (s *groupController) DeleteVolumeGroupSnapshot(ctx context.Context, request
 // them. It removes member 0 last, which shows that there is a group.
 func (d *Driver) DeleteGroup(ctx context.Context, id string, snapshots []string) error {
 	members, err := d.engine.GroupMembers(ctx, id)
-	if err != nil {
+	if err != nil && !errors.Is(err, snapshot.ErrForgotten) { // Delete asks the cluster about what is forgotten
 		return err
 	}
 	if len(members) == 0 {
@@ -117,15 +117,19 @@ func (d *Driver) DeleteGroup(ctx context.Context, id string, snapshots []string)
 	return nil
 }
 
-// remains returns what a removal of a group has to look for if its member 0 is gone: the members
-// that the caller knows, whose removal may have been cut short.
+// remains returns what a removal of a group has to look for if its member 0 is not here: that
+// member, which may be on another node, and those that the caller knows, whose removal may have been
+// cut short.
 func (d *Driver) remains(ctx context.Context, id string, snapshots []string) ([]meta.Ref, error) {
-	members := make([]meta.Ref, len(snapshots))
-	for i, member := range snapshots {
-		members[i] = meta.Snapshot(member)
-		entry, err := d.engine.Stat(ctx, members[i])
+	members := meta.Group{ID: id, Members: 1}.Refs()
+	for _, member := range snapshots {
+		ref := meta.Snapshot(member)
+		entry, err := d.engine.Stat(ctx, ref)
 		if err == nil && entry.Group.ID != id {
-			return nil, invalid("snapshot_ids: %s is not in group %q", members[i], id)
+			return nil, invalid("snapshot_ids: %s is not in group %q", ref, id)
+		}
+		if ref != members[0] {
+			members = append(members, ref)
 		}
 	}
 	return members, nil

@@ -20,7 +20,7 @@ DOCKER ?= docker
 
 # The driver's module and those of the tests, which have dependencies of their own.
 # The components of the tests' Kubernetes are others' code.
-MODULES := $(patsubst %/,%,$(dir $(shell find . -name go.mod -not -path './bin/*' -not -path './test/e2e/components/*' | sort)))
+MODULES := $(patsubst %/,%,$(dir $(shell find . -name go.mod -not -path './bin/*' -not -path './dist/*' -not -path './test/e2e/components/*' | sort)))
 
 # A static binary: cgo for the btrfs headers, names and users by Go alone.
 GOTAGS := netgo osusergo

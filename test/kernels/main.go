@@ -131,7 +131,7 @@ func (r *run) all(ctx context.Context, names []string) (all []*result, err error
 
 // makeJob makes the directory that guests have at /job, but for the job itself.
 func (r *run) makeJob(ctx context.Context) (string, error) {
-	dir := filepath.Join(r.work, "job-"+r.arch)
+	dir := filepath.Join(r.work, "_job-"+r.arch) // Go leaves out a directory of that name
 	if err := errors.Join(os.RemoveAll(dir), os.MkdirAll(filepath.Join(dir, "bin"), 0o755)); err != nil {
 		return "", err
 	}

@@ -8,5 +8,5 @@ while IFS= read -r file; do
 	module=$(dirname "$file")
 	echo "== $module: $*"
 	(cd "$module" && "$@") || failed=1
-done < <(find . -name go.mod -not -path './bin/*' | sort)
+done < <(find . -name go.mod -not -path './bin/*' -not -path './dist/*' | sort)
 exit $failed

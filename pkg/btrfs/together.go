@@ -14,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/internal/kernel"
 )
 
 // Pair is a subvolume and the snapshot that is to be made of it.
@@ -43,7 +45,7 @@ const mostLead = 50
 // fails with ErrUnsupported.
 func SnapshotTogether(dir *os.File, pairs ...Pair) error {
 	if len(pairs) > 1 && !SnapshotsShare() {
-		return fmt.Errorf("several snapshots of one instant are %w: Linux 6.6 or later is wanted, found %s", ErrUnsupported, release())
+		return fmt.Errorf("several snapshots of one instant are %w: Linux 6.6 or later is wanted, found %s", ErrUnsupported, kernel.Release())
 	}
 	flushAll(pairs)
 	all := newCalls(len(pairs))

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/btrfs-csi/btrfs-csi/internal/kernel"
 )
 
 // Floor is the oldest Linux with all that Attach needs.
@@ -29,19 +31,10 @@ func Supported() error {
 	for _, call := range needed {
 		switch err := call.probe(); {
 		case errors.Is(err, unix.ENOSYS):
-			return fmt.Errorf("volumes cannot be mounted, because the kernel lacks the system call %s (%w): Linux %s or later is wanted, found %s; on a later one, a seccomp profile withholds it", call.name, err, Floor, release())
+			return fmt.Errorf("volumes cannot be mounted, because the kernel lacks the system call %s (%w): Linux %s or later is wanted, found %s; on a later one, a seccomp profile withholds it", call.name, err, Floor, kernel.Release())
 		case errors.Is(err, unix.EPERM):
 			return fmt.Errorf("volumes cannot be mounted, because the system call %s is forbidden (%w): run btrfs-csi as root with CAP_SYS_ADMIN, and a seccomp profile that allows the call", call.name, err)
 		}
 	}
 	return nil
-}
-
-// release returns the version of the running kernel, as uname -r prints it.
-func release() string {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		return err.Error()
-	}
-	return unix.ByteSliceToString(name.Release[:])
 }

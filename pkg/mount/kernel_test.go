@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/btrfs-csi/btrfs-csi/internal/kernel"
 	"github.com/btrfs-csi/btrfs-csi/pkg/btrfs/btrfstest"
 )
 
@@ -18,7 +19,7 @@ func TestSupported(t *testing.T) {
 		unix.SYS_OPEN_TREE: "open_tree", unix.SYS_MOUNT_SETATTR: "mount_setattr", unix.SYS_MOVE_MOUNT: "move_mount",
 	} {
 		for errno, want := range map[unix.Errno]string{
-			unix.ENOSYS: "Linux " + Floor + " or later is wanted, found " + release(),
+			unix.ENOSYS: "Linux " + Floor + " or later is wanted, found " + kernel.Release(),
 			unix.EPERM:  "seccomp profile that allows the call",
 		} {
 			var err error

@@ -1,10 +1,9 @@
 package btrfstest
 
 import (
-	"fmt"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/btrfs-csi/btrfs-csi/internal/kernel"
 )
 
 // Fact is something that the kernel does from one version on.
@@ -25,32 +24,12 @@ var (
 )
 
 // Holds reports whether the running kernel does it.
-func (f Fact) Holds() bool {
-	major, minor := version(release())
-	return major > f.major || major == f.major && minor >= f.minor
-}
+func (f Fact) Holds() bool { return kernel.AtLeast(f.major, f.minor) }
 
 // Need skips the test on a kernel that does not do it.
 func (f Fact) Need(t testing.TB) {
 	t.Helper()
 	if !f.Holds() {
-		t.Skipf("needs Linux %d.%d, found %s: %s", f.major, f.minor, release(), f.what)
+		t.Skipf("needs Linux %d.%d, found %s: %s", f.major, f.minor, kernel.Release(), f.what)
 	}
-}
-
-// release returns what uname -r prints.
-func release() string {
-	var name unix.Utsname
-	if err := unix.Uname(&name); err != nil {
-		panic(err) // not with a valid pointer
-	}
-	return unix.ByteSliceToString(name.Release[:])
-}
-
-// version returns the first two numbers of a release.
-func version(release string) (major, minor int) {
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		panic(fmt.Sprintf("the kernel has the release %q: %v", release, err))
-	}
-	return major, minor
 }
